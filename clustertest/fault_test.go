@@ -1,0 +1,249 @@
+package clustertest_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net/http"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/mimiktech/cluster/clustertest"
+)
+
+func TestFaults(t *testing.T) {
+	long := strings.Repeat("x", 100<<10)
+	tests := []struct {
+		name    string
+		fault   clustertest.Fault
+		url     string // else http://a
+		body    string
+		err     error
+		took    time.Duration
+		handled bool
+	}{
+		{name: "none", body: "from a", handled: true},
+		{name: "refuse", fault: clustertest.Refuse, err: syscall.ECONNREFUSED},
+		{name: "hang", fault: clustertest.Hang, err: context.DeadlineExceeded, took: timeout},
+		{name: "reset", fault: clustertest.Reset, err: syscall.ECONNRESET, handled: true},
+		{name: "reset of a long answer", fault: clustertest.Reset, url: "http://long", err: syscall.ECONNRESET, handled: true},
+		{name: "slow", fault: clustertest.Slow(time.Second), body: "from a", took: time.Second, handled: true},
+		{name: "too slow", fault: clustertest.Slow(time.Minute), err: context.DeadlineExceeded, took: timeout},
+		{name: "answer", fault: clustertest.Answer(answering("garbage")), body: "garbage"},
+		{name: "answer for an unknown host", fault: clustertest.Answer(answering("garbage")), url: "http://x", body: "garbage"},
+		{name: "instead", fault: clustertest.Instead("b"), body: "from b"},
+		{name: "instead a removed host", fault: clustertest.Instead("gone"), err: syscall.ECONNREFUSED},
+		{name: "truncate", fault: clustertest.Truncate(4), body: "from", err: io.ErrUnexpectedEOF, handled: true},
+		{name: "truncate to nothing", fault: clustertest.Truncate(0), err: io.ErrUnexpectedEOF, handled: true},
+		{name: "truncate to all", fault: clustertest.Truncate(6), body: "from a", handled: true},
+		{name: "truncate to more", fault: clustertest.Truncate(60), body: "from a", handled: true},
+		{name: "truncate a long answer", fault: clustertest.Truncate(99 << 10), url: "http://long", body: long[:99<<10], err: io.ErrUnexpectedEOF, handled: true},
+		{name: "stall", fault: clustertest.Stall(4), body: "from", err: context.DeadlineExceeded, took: timeout, handled: true},
+		{name: "stall after the headers", fault: clustertest.Stall(0), err: context.DeadlineExceeded, took: timeout, handled: true},
+		{name: "stall at the end", fault: clustertest.Stall(6), body: "from a", handled: true},
+		{name: "stall a long answer", fault: clustertest.Stall(99 << 10), url: "http://long", body: long[:99<<10], err: context.DeadlineExceeded, took: timeout, handled: true},
+		{
+			name:  "chain",
+			fault: clustertest.Chain(clustertest.Slow(time.Second), clustertest.Slow(time.Second), clustertest.Refuse, clustertest.Slow(time.Second)),
+			err:   syscall.ECONNREFUSED, took: 2 * time.Second,
+		},
+		{name: "empty chain", fault: clustertest.Chain(), body: "from a", handled: true},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var n clustertest.Network
+				handled := false
+				handle := func(host, word string) {
+					n.Handle(host, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+						handled = true
+						fmt.Fprint(w, word)
+					}))
+				}
+				handle("a", "from a")
+				handle("long", long)
+				n.Handle("b", answering("from b"))
+				n.Remove("gone")
+				n.Fault("c", clustertest.Any, tt.fault)
+				url := tt.url
+				if url == "" {
+					url = "http://a"
+				}
+				fetch(t, &n, "c", url).want(t, tt.body, tt.err, tt.took)
+				synctest.Wait()
+				if handled != tt.handled {
+					t.Errorf("handled: %v, want %v", handled, tt.handled)
+				}
+				fetch(t, &n, "elsewhere", "http://a").want(t, "from a", nil, 0)
+			})
+		})
+	}
+}
+
+func TestStatus(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var n clustertest.Network
+		n.Fault(clustertest.Any, "a", clustertest.Status(http.StatusServiceUnavailable))
+		o := fetch(t, &n, "b", "http://a")
+		if o.status != 503 || o.header.Get("Content-Type") != "application/json" {
+			t.Errorf("got %d %s", o.status, o.header)
+		}
+		var envelope map[string]any
+		if err := json.Unmarshal([]byte(o.body), &envelope); err != nil {
+			t.Fatal(err)
+		}
+		if envelope["statusCode"] != 503.0 || envelope["title"] != "Service Unavailable" || envelope["message"] == "" {
+			t.Errorf("got %s", o.body)
+		}
+	})
+}
+
+func TestInsteadKeepsTheRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var n clustertest.Network
+		n.Handle("b", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			body, _ := io.ReadAll(r.Body)
+			fmt.Fprint(w, strings.Join([]string{r.Host, r.RequestURI, r.RemoteAddr, string(body)}, " "))
+		}))
+		n.Fault("c:1", "a:1", clustertest.Instead("b"))
+		fetch(t, &n, "c:1", "http://a:1/p?q").want(t, "a:1 /p?q c:49152 ping", nil, 0)
+
+		n.Cut("c:1", "a:1") // not the way it takes
+		fetch(t, &n, "c:1", "http://a:1/p?q").want(t, "a:1 /p?q c:49152 ping", nil, 0)
+		n.Cut("c:1", "b")
+		fetch(t, &n, "c:1", "http://a:1/p?q").want(t, "", context.DeadlineExceeded, timeout)
+	})
+}
+
+// Closing a stalled answer lets its reader go, even if nothing else would.
+func TestStallClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var n clustertest.Network
+		n.Handle("a", answering("answer"))
+		n.Fault("b", "a", clustertest.Stall(2))
+		req, _ := http.NewRequestWithContext(context.Background(), http.MethodGet, "http://a", nil)
+		resp, err := n.Client("b").Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.AfterFunc(time.Second, func() { resp.Body.Close() })
+		if got, err := io.ReadAll(resp.Body); string(got) != "an" || err == nil {
+			t.Errorf("got %q, %v", got, err)
+		}
+	})
+}
+
+func TestTimes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var n clustertest.Network
+		n.Handle("a", answering("a"))
+		n.Handle("b", answering("b"))
+		twice := clustertest.Times(2, clustertest.Refuse)
+		n.Fault("c", "a", twice)
+		n.Fault("c", "b", twice) // counts for itself
+		for _, host := range []string{"a", "b"} {
+			for i := range 4 {
+				o := fetch(t, &n, "c", "http://"+host)
+				if refused := errors.Is(o.err, syscall.ECONNREFUSED); refused != (i < 2) {
+					t.Errorf("request %d to %s: got %v", i, host, o.err)
+				}
+			}
+		}
+	})
+}
+
+func TestWhen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var n clustertest.Network
+		n.Handle("a", answering("a"))
+		bad := func(req *http.Request) bool { return req.URL.Path == "/bad" }
+		n.Fault("b", "a", clustertest.When(bad, clustertest.Times(1, clustertest.Refuse)))
+		fetch(t, &n, "b", "http://a/good").want(t, "a", nil, 0)
+		fetch(t, &n, "b", "http://a/bad").want(t, "", syscall.ECONNREFUSED, 0)
+		fetch(t, &n, "b", "http://a/bad").want(t, "a", nil, 0)
+	})
+}
+
+func TestSometimes(t *testing.T) {
+	const requests = 400
+	// Which of the requests of two clients are refused; they take turns, or one goes first.
+	refused := func(t *testing.T, p float64, seed uint64, turns bool) (pattern [2][]bool) {
+		t.Helper()
+		var n clustertest.Network
+		n.Handle("a", answering("a"))
+		n.Fault(clustertest.Any, clustertest.Any, clustertest.Sometimes(p, seed, clustertest.Refuse))
+		send := func(i int) {
+			o := fetch(t, &n, []string{"b", "c"}[i], "http://a")
+			pattern[i] = append(pattern[i], o.err != nil)
+		}
+		if !turns {
+			for i := range pattern {
+				for range requests {
+					send(i)
+				}
+			}
+			return pattern
+		}
+		for range requests {
+			for i := range pattern {
+				send(i)
+			}
+		}
+		return pattern
+	}
+	share := func(pattern []bool) float64 {
+		count := 0
+		for _, refused := range pattern {
+			if refused {
+				count++
+			}
+		}
+		return float64(count) / requests
+	}
+	synctest.Test(t, func(t *testing.T) {
+		for _, p := range []float64{0, .01, .3, 1} {
+			one, again, other := refused(t, p, 7, true), refused(t, p, 7, false), refused(t, p, 8, true)
+			for i := range one {
+				if got := share(one[i]); math.Abs(got-p) > 4*math.Sqrt(p*(1-p)/requests) {
+					t.Errorf("p=%v: refused %v", p, got)
+				}
+				if !slices.Equal(one[i], again[i]) {
+					t.Errorf("p=%v: the same seed refused others", p)
+				}
+			}
+			if p > 0 && p < 1 && (slices.Equal(one[0], other[0]) || slices.Equal(one[0], one[1])) {
+				t.Errorf("p=%v: other seeds or clients, the same pattern", p)
+			}
+		}
+	})
+}
+
+// Faults are plain middleware: they need no Network around them.
+func TestFaultOutsideNetwork(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var passed atomic.Int64
+		next := clustertest.RoundTripperFunc(func(*http.Request) (*http.Response, error) {
+			passed.Add(1)
+			return nil, syscall.EHOSTUNREACH
+		})
+		f := clustertest.Chain(clustertest.Sometimes(0, 1, clustertest.Hang), clustertest.Times(1, clustertest.Answer(answering("a"))))
+		client := &http.Client{Transport: f(next)}
+		req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://a", nil)
+		resp, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if _, err := client.Do(req); !errors.Is(err, syscall.EHOSTUNREACH) || passed.Load() != 1 { //nolint:bodyclose // there is none
+			t.Errorf("got %v, passed %d", err, passed.Load())
+		}
+	})
+}

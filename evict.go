@@ -1,0 +1,237 @@
+package cluster
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/mimiktech/cluster/internal/roster"
+	"github.com/mimiktech/cluster/internal/wire"
+)
+
+// An Eviction says when a peer that fails is evicted: taken out of mIT, out of this node's view,
+// and, by telling them, out of the other peers'.
+//
+// Only a peer that gave no answer is suspect; whoever answers is alive. If of three peers or more
+// that a call asked over half are suspect, the fault is likely on this side, and nobody is
+// evicted. Otherwise mIT is asked to delete each suspect unless its entry is newer than the one
+// known here. If it is, the peer came back: the newer entry is taken over, and the peer asked
+// again. No answer from mIT, no eviction.
+type Eviction struct {
+	// Off evicts nobody.
+	Off bool
+	// ServerErrors makes also a peer suspect that answered with a 5xx, as the npm module has it.
+	ServerErrors bool
+	// MaxShare is the share of suspects above which this node suspects itself; 0.5 by default,
+	// 1 never.
+	MaxShare float64
+	// Wait bounds how long a call waits for what mIT says of all its suspects; 2 s by default.
+	Wait time.Duration
+}
+
+const (
+	// Of fewer peers than these, more than half say little about this node.
+	fewPeers = 3
+	// How many entries of one peer are tried, each newer than the last.
+	maxEntries = 3
+	// How many dated deletes one call has under way at mIT.
+	maxRemovals = 8
+)
+
+// A suspect is a peer that may be gone, and what came of asking it.
+type suspect struct {
+	i int
+	p *roster.Peer
+	o Outcome
+}
+
+// suspicious tells whether an outcome leaves open that the peer is gone.
+func (c *Cluster) suspicious(o Outcome, call *call) bool {
+	if o.Err == nil || o.Kind == KindCancelled || call.spare {
+		return false
+	}
+	if se, ok := errors.AsType[*StatusError](o.Err); ok {
+		return c.eviction.ServerErrors && se.Code >= 500
+	}
+	if o.Kind == KindTimeout && call.timeout > 0 && call.timeout < c.cfg.RequestTimeout {
+		return false // it was given less time than any peer may take
+	}
+	return unreachable(o.Err)
+}
+
+// judge decides on the suspects among the peers asked, and puts it into their outcomes.
+func (c *Cluster) judge(a *asking, suspects []suspect, asked int) {
+	if len(suspects) == 0 {
+		return
+	}
+	if why := c.pardon(len(suspects), asked); why != nil {
+		for i := range suspects {
+			c.spare(a.ctx, &suspects[i].o, why)
+		}
+		return
+	}
+	ctx, cancel := context.WithTimeoutCause(a.ctx, cmp.Or(c.eviction.Wait, 2*time.Second), errors.New("mIT took too long"))
+	defer cancel()
+	var wg sync.WaitGroup
+	places := semaphore.NewWeighted(maxRemovals)
+	for i := range suspects {
+		wg.Go(func() {
+			s := &suspects[i]
+			if err := places.Acquire(ctx, 1); err != nil {
+				c.spare(ctx, &s.o, context.Cause(ctx))
+				return
+			}
+			defer places.Release(1)
+			c.decide(ctx, a, s.p, &s.o)
+		})
+	}
+	wg.Wait()
+	c.spread(a.ctx, suspects)
+}
+
+// spread tells the peers that are left who is gone, beside the call.
+func (c *Cluster) spread(ctx context.Context, suspects []suspect) {
+	var gone []string
+	for _, s := range suspects {
+		if s.o.Evicted {
+			gone = append(gone, s.p.ServerID)
+		}
+	}
+	if gone == nil {
+		return
+	}
+	view := c.roster()
+	c.background(ctx, func(ctx context.Context) {
+		for _, id := range gone {
+			c.tell(ctx, view, id)
+		}
+	})
+}
+
+// pardon is why no suspect at all is evicted, nil if each is to be decided on.
+func (c *Cluster) pardon(suspects, asked int) error {
+	switch share := cmp.Or(c.eviction.MaxShare, 0.5); {
+	case c.eviction.Off:
+		return errors.New("eviction is off")
+	case c.stay.Err() != nil:
+		return fmt.Errorf("this node is leaving: %w", context.Cause(c.stay))
+	case asked >= fewPeers && float64(suspects) > share*float64(asked):
+		return fmt.Errorf("%d of %d peers cannot be reached: the fault is likely on this side", suspects, asked)
+	}
+	return nil
+}
+
+func (c *Cluster) spare(ctx context.Context, o *Outcome, why error) {
+	o.Spared = why
+	c.log.Warn("peer spared", zap.String("peer", o.Server.ServerID), zap.NamedError("failure", o.Err), zap.NamedError("why", why), correlation(ctx))
+	c.trace.spared(o.Server, why)
+}
+
+// decide asks mIT about one suspect. While there are newer entries of it, they are tried.
+func (c *Cluster) decide(ctx context.Context, a *asking, p *roster.Peer, o *Outcome) {
+	for range maxEntries {
+		known, ok := c.roster().Get(p.ServerID)
+		if !ok { // somebody else was faster
+			o.Evicted = true
+			return
+		}
+		if !known.Seen().After(p.Seen()) {
+			newer, err := c.remove(ctx, known)
+			switch {
+			case err != nil:
+				c.spare(ctx, o, fmt.Errorf("mIT did not agree: %w", err))
+				return
+			case newer == nil:
+				c.evict(ctx, known)
+				o.Evicted = true
+				return
+			}
+			c.learn(*newer)
+			if known, ok = c.roster().Get(p.ServerID); !ok {
+				o.Evicted = true
+				return
+			}
+		}
+		p = known // it came back: ask again
+		attempts := o.Attempts
+		*o = c.ask(a, p)
+		o.Attempts += attempts
+		if !c.suspicious(*o, a.call) {
+			return
+		}
+	}
+	c.spare(ctx, o, fmt.Errorf("mIT had %d newer entries of it in a row", maxEntries))
+}
+
+// remove has mIT delete a server unless it knows a newer entry, which is then returned. Calls
+// that suspect the same server at the same moment share one request.
+func (c *Cluster) remove(ctx context.Context, p *roster.Peer) (newer *wire.Server, err error) {
+	date := p.Date()
+	if date == "" {
+		return nil, errors.New("its entry has no date, so that it cannot be deleted on condition")
+	}
+	path := "/itResources/" + url.PathEscape(c.roster().ID()) + "/servers/" + url.PathEscape(p.ServerID) + "@" + url.PathEscape(date)
+	done := c.removing.DoChan(path, func() (any, error) {
+		ctx, cancel := within(context.WithoutCancel(ctx), c.life)
+		defer cancel()
+		body, err := c.askRegistry(ctx, http.MethodDelete, path, nil)
+		if err != nil {
+			return nil, err
+		}
+		var answer wire.Removed
+		err = json.Unmarshal(body, &answer)
+		switch {
+		case err != nil:
+		case answer.Server != nil && answer.Server.ServerID == p.ServerID:
+			return answer.Server, nil
+		case answer.Server != nil:
+			err = fmt.Errorf("it is about server %.80q", answer.Server.ServerID)
+		case answer.Data == nil || string(answer.Data) == "null":
+			err = errors.New("neither data nor server in it")
+		default:
+			return (*wire.Server)(nil), nil
+		}
+		return nil, &AnswerError{"mIT", http.MethodDelete, c.cfg.RegistryURL + path, err}
+	})
+	select {
+	case r := <-done:
+		if r.Err != nil {
+			return nil, r.Err
+		}
+		return r.Val.(*wire.Server), nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// learn takes over mIT's entry of a server, whatever its date here.
+func (c *Cluster) learn(s wire.Server) {
+	entry := roster.New(wire.ItResource{Servers: []wire.Server{s}}, c.policy.check, c.roster())
+	c.change(func(view *roster.Roster, status *Status) {
+		*view = view.Without(s.ServerID).Union(entry)
+		status.UpdatedAt = time.Now()
+	})
+}
+
+// evict forgets a server that mIT deleted, unless it came back meanwhile.
+func (c *Cluster) evict(ctx context.Context, p *roster.Peer) {
+	servers := 0
+	c.change(func(v *roster.Roster, s *Status) {
+		if now, ok := v.Get(p.ServerID); ok && !now.Seen().After(p.Seen()) {
+			*v = v.Without(p.ServerID)
+			s.UpdatedAt = time.Now()
+		}
+		servers = v.Len()
+	})
+	c.log.Info("peer evicted", zap.String("peer", p.ServerID), zap.Int("servers", servers), correlation(ctx))
+	c.trace.evicted(Server(p.Server))
+}

@@ -1,0 +1,191 @@
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"go.uber.org/zap"
+
+	"github.com/mimiktech/cluster/internal/token"
+	"github.com/mimiktech/cluster/internal/wire"
+)
+
+// An error answer is read this far: its message is for a person.
+const maxErrorAnswer = 64 << 10
+
+type correlationKey struct{}
+
+// WithCorrelationID makes id the correlation id of all that is done under the context: it is
+// on every request to mST, mIT and peers, and in every log line. The handlers of this package
+// put the incoming one, with its step counted up, into the request's context.
+func WithCorrelationID(ctx context.Context, id string) context.Context {
+	return context.WithValue(ctx, correlationKey{}, id)
+}
+
+// CorrelationID is the correlation id of ctx, "" if it has none.
+func CorrelationID(ctx context.Context) string {
+	id, _ := ctx.Value(correlationKey{}).(string)
+	return id
+}
+
+// correlated is ctx with a correlation id: its own, or a new one.
+func correlated(ctx context.Context) context.Context {
+	if CorrelationID(ctx) != "" {
+		return ctx
+	}
+	return WithCorrelationID(ctx, wire.NewCorrelationID())
+}
+
+func correlation(ctx context.Context) zap.Field {
+	return zap.String("correlationId", CorrelationID(ctx))
+}
+
+// within is ctx, ended also when life ends, with its cause.
+func within(ctx, life context.Context) (context.Context, context.CancelFunc) {
+	ctx, end := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(life, func() { end(context.Cause(life)) })
+	return ctx, func() { stop(); end(nil) }
+}
+
+// send is the one place that speaks HTTP. It returns the body of a 2xx answer; its errors are
+// *UnreachableError, *StatusError and *AnswerError, and name the party.
+func (c *Cluster) send(hc *http.Client, party string, req *http.Request) ([]byte, error) {
+	resp, err := hc.Do(req)
+	if err != nil {
+		if ue, ok := errors.AsType[*url.Error](err); ok {
+			err = ue.Err // the URL is in our error already, and there without its query
+		}
+		return nil, &UnreachableError{party, req.Method, bare(req.URL), err}
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode < 200 || resp.StatusCode > 299 {
+		return nil, c.statusError(party, req, resp)
+	}
+	unusable := func(err error) ([]byte, error) {
+		return nil, &AnswerError{party, req.Method, bare(req.URL), err}
+	}
+	limit := c.cfg.MaxAnswer
+	if resp.ContentLength > limit {
+		return unusable(fmt.Errorf("%w: %d bytes, %d allowed", ErrTooLarge, resp.ContentLength, limit))
+	}
+	body, err := readAll(resp, limit+1)
+	if err != nil {
+		return unusable(fmt.Errorf("it broke off: %w", err))
+	}
+	if int64(len(body)) > limit {
+		return unusable(fmt.Errorf("%w: more than %d bytes", ErrTooLarge, limit))
+	}
+	return body, nil
+}
+
+func readAll(resp *http.Response, limit int64) ([]byte, error) {
+	var buf bytes.Buffer
+	if resp.ContentLength > 0 {
+		buf.Grow(int(min(resp.ContentLength, limit)) + bytes.MinRead)
+	}
+	_, err := buf.ReadFrom(io.LimitReader(resp.Body, limit))
+	return buf.Bytes(), err
+}
+
+func (c *Cluster) statusError(party string, req *http.Request, resp *http.Response) error {
+	e := &StatusError{Party: party, Method: req.Method, URL: bare(req.URL), Code: resp.StatusCode}
+	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorAnswer)) // what came of it will do
+	var envelope wire.Error
+	if json.Unmarshal(body, &envelope) == nil {
+		e.Message = c.scrub(envelope.Message, req)
+		if info := c.scrub(string(envelope.Info), req); json.Valid([]byte(info)) {
+			e.Info = json.RawMessage(info)
+		}
+	}
+	return e
+}
+
+// scrub takes out of what another party said whatever secret of ours it repeats.
+func (c *Cluster) scrub(text string, req *http.Request) string {
+	bearer := strings.TrimPrefix(req.Header.Get("Authorization"), "Bearer ")
+	for _, secret := range []string{
+		bearer, string(c.cfg.ClientSecret), string(c.cfg.ClientAccessKey),
+		string(c.cfg.GenericKey), string(c.cfg.GenericPreviousKey),
+	} {
+		if secret != "" {
+			text = strings.ReplaceAll(text, secret, redacted)
+		}
+	}
+	return text
+}
+
+// bare is a URL without what may be private in it.
+func bare(u *url.URL) string {
+	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path, RawPath: u.RawPath}).String()
+}
+
+// header is what every request carries.
+func (c *Cluster) header(ctx context.Context, bearer string) http.Header {
+	h := http.Header{
+		"User-Agent":           {c.userAgent},
+		"Accept":               {"application/json"},
+		wire.CorrelationHeader: {CorrelationID(ctx)},
+	}
+	if bearer != "" {
+		h.Set("Authorization", "Bearer "+bearer)
+	}
+	return h
+}
+
+// post sends body as JSON, without a token.
+func (c *Cluster) post(ctx context.Context, party, address string, body any) ([]byte, error) {
+	return c.sendJSON(ctx, party, http.MethodPost, address, "", body)
+}
+
+func (c *Cluster) sendJSON(ctx context.Context, party, method, address, bearer string, body any) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.RequestTimeout)
+	defer cancel()
+	var content io.Reader
+	if body != nil {
+		b, err := json.Marshal(body)
+		if err != nil {
+			return nil, fmt.Errorf("encoding the request to %s: %w", party, err)
+		}
+		content = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, address, content)
+	if err != nil {
+		return nil, fmt.Errorf("request to %s: %w", party, err)
+	}
+	req.Header = c.header(ctx, bearer)
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	return c.send(c.backend, party, req)
+}
+
+// askRegistry sends one authorized request to mIT. If it refuses the token, the request is
+// repeated once with a new one.
+func (c *Cluster) askRegistry(ctx context.Context, method, path string, body any) ([]byte, error) {
+	key := token.Key{Audience: c.cfg.RegistryAudience}
+	for attempt := 1; ; attempt++ {
+		bearer, err := c.tokens.Token(ctx, key)
+		if err != nil {
+			return nil, err
+		}
+		answer, err := c.sendJSON(ctx, "mIT", method, c.cfg.RegistryURL+path, bearer, body)
+		if !tokenRefused(err) || attempt > 1 {
+			return answer, err
+		}
+		c.tokens.Drop(key, bearer)
+	}
+}
+
+// tokenRefused tells whether an answer says that the token was not good enough. mimik's parties
+// say it with a 403, others, and those whose key has changed, with a 401.
+func tokenRefused(err error) bool {
+	se, ok := errors.AsType[*StatusError](err)
+	return ok && (se.Code == http.StatusForbidden || se.Code == http.StatusUnauthorized)
+}

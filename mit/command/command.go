@@ -1,0 +1,334 @@
+// Package command is the mIT program: a registry and a token service on one address, with
+// whatever store it is given. A main package is a call of [Main]:
+//
+//	func main() { command.Main(command.Command{Name: "mit"}) }
+package command
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/signal"
+	"regexp"
+	"strings"
+	"syscall"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+
+	"github.com/mimiktech/cluster/mit"
+)
+
+const (
+	registryPath = "/mIT/v1"
+	issuerPath   = "/mST/v1/oauth/token"
+
+	// These hold what must not stand on a command line, where all users of the machine see it.
+	keyVariable    = "MIT_SIGNING_KEY"
+	secretVariable = "MIT_CLIENT_SECRET"
+
+	drain = 10 * time.Second // for the requests in flight when the program is told to end
+)
+
+// A Command is one such program. Its zero value is the one that keeps everything in memory.
+type Command struct {
+	// Name is what the program calls itself; "mit" by default.
+	Name string
+	// About, if set, is what the help says after its first line.
+	About string
+	// Flags, if set, adds flags to those that every such program has.
+	Flags func(*flag.FlagSet)
+	// Open makes the store, once the flags are read; nil: in memory. The function it returns
+	// beside the store is called when the last request is answered. ctx ends when the
+	// program is told to end.
+	Open func(ctx context.Context, log *zap.Logger) (mit.Store, func() error, error)
+}
+
+// Main runs the program with the command line of the process until SIGINT or SIGTERM, and
+// exits: with 0 if it was told to end, with 1 after an error, which it prints.
+func Main(c Command) {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := c.Run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", c.name(), err)
+		os.Exit(1)
+	}
+}
+
+// Run runs the program until ctx ends, then answers what is in flight and returns nil. What a
+// node needs to know goes to stdout, the log to stderr.
+func (c Command) Run(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
+	var s settings
+	fs := c.flags(&s)
+	fs.SetOutput(io.Discard) // what is wrong is said once, by the caller
+	if err := fs.Parse(args); errors.Is(err, flag.ErrHelp) {
+		c.help(fs, stdout)
+		return nil
+	} else if err != nil {
+		return fmt.Errorf("%w (%s --help lists the flags)", err, c.name())
+	}
+	if fs.NArg() > 0 {
+		return fmt.Errorf("unexpected argument %q (%s --help lists the flags)", fs.Arg(0), c.name())
+	}
+	if err := s.complete(); err != nil {
+		return err
+	}
+	log := logger(s.level, stderr)
+
+	store, closeStore, err := c.open(ctx, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closeStore()) }()
+
+	var listen net.ListenConfig
+	ln, err := listen.Listen(ctx, "tcp", s.listen)
+	if err != nil {
+		return err
+	}
+	defer ln.Close() // again, after the server: for the errors in between
+	base := cmp.Or(strings.TrimSuffix(s.url, "/"), reachable(ln.Addr()))
+	handler, err := s.handler(base, store, log)
+	if err != nil {
+		return err
+	}
+	s.announce(stdout, base, ln.Addr())
+	return serve(ctx, ln, handler, log)
+}
+
+func (c Command) name() string { return cmp.Or(c.Name, "mit") }
+
+func (c Command) open(ctx context.Context, log *zap.Logger) (mit.Store, func() error, error) {
+	if c.Open != nil {
+		return c.Open(ctx, log)
+	}
+	return &mit.Memory{Logger: log}, func() error { return nil }, nil
+}
+
+// settings are the flags, and what follows from them.
+type settings struct {
+	listen, url, audience string
+	typ, id, secret       string
+	clientsFile, key      string
+	lease, grace, access  time.Duration
+	maxServers            int
+	level                 string
+	clients               []mit.Client
+	development           *mit.Client // the client whose environment is printed; nil: none
+}
+
+func (c Command) flags(s *settings) *flag.FlagSet {
+	fs := flag.NewFlagSet(c.name(), flag.ContinueOnError)
+	fs.StringVar(&s.listen, "listen", "127.0.0.1:4000", "`address` to listen on; port 0 takes a free one")
+	fs.StringVar(&s.url, "url", "", "`URL` under which nodes reach this program, if not that of the listen address")
+	fs.StringVar(&s.audience, "audience", "", "`audience` of the tokens for the registry (default: the registry's URL)")
+	fs.StringVar(&s.typ, "type", "", "`type` of service to make a client for, and to print the environment of (default \"example\" without --clients)")
+	fs.StringVar(&s.id, "client-id", "", "`id` of that client (default: its type)")
+	fs.StringVar(&s.secret, "client-secret", "", "`secret` of that client (default: that of the variable "+secretVariable+", else a random one)")
+	fs.StringVar(&s.clientsFile, "clients", "", "`file` with clients: a JSON array of {\"id\", \"secret\", \"type\", \"scope\"}")
+	fs.StringVar(&s.key, "key", "", "`key` to sign tokens with (default: that of the variable "+keyVariable+", else a random one)")
+	fs.DurationVar(&s.lease, "lease", 2*time.Hour, "time that nodes are told to renew within")
+	fs.DurationVar(&s.grace, "grace", 0, "time beyond its lease that a silent server is kept (default: half the lease)")
+	fs.DurationVar(&s.access, "token-life", 24*time.Hour, "time that access tokens are good for")
+	fs.IntVar(&s.maxServers, "max-servers", 10_000, "most servers of one type")
+	fs.StringVar(&s.level, "log", "info", "`level` of the log on stderr: debug, info, warn, error or off")
+	if c.Flags != nil {
+		c.Flags(fs)
+	}
+	return fs
+}
+
+func (c Command) help(fs *flag.FlagSet, w io.Writer) {
+	fmt.Fprintf(w, `%s serves an mIT (the registry of clusters) and an mST (its token service).
+%s
+It prints the environment that a node needs, ready to paste into a shell, and runs
+until it gets SIGINT or SIGTERM.
+
+Usage: %[1]s [flags]
+
+`, c.name(), cmp.Or(c.About, "It keeps the servers in memory: they are back as soon as they renew after a restart.\n"))
+	fs.SetOutput(w)
+	fs.PrintDefaults()
+	fmt.Fprintf(w, `
+The key and the secret change with every start unless they are given. Prefer the
+variables %s and %s to the flags: the arguments of a program
+are no secret.
+`, keyVariable, secretVariable)
+}
+
+// envType is a type whose {TYPE}_AUDIENCE is a name that a shell takes.
+var envType = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+
+// complete fills in what was not given, or says all that is wrong.
+func (s *settings) complete() error {
+	var errs []error
+	s.key = cmp.Or(s.key, os.Getenv(keyVariable), rand.Text()+rand.Text())
+	if s.clientsFile == "" {
+		s.typ = cmp.Or(s.typ, "example")
+	} else {
+		b, err := os.ReadFile(s.clientsFile)
+		if err == nil && json.Unmarshal(b, &s.clients) != nil { // its error could quote a secret
+			err = fmt.Errorf("%s is not a JSON array of clients", s.clientsFile)
+		}
+		errs = append(errs, err)
+	}
+	if s.typ != "" {
+		if !envType.MatchString(s.typ) {
+			errs = append(errs, fmt.Errorf("invalid --type %q: letters, digits and _ only, so that it can be part of a variable", s.typ))
+		}
+		s.development = &mit.Client{
+			ID:     cmp.Or(s.id, s.typ),
+			Secret: cmp.Or(s.secret, os.Getenv(secretVariable), rand.Text()),
+			Type:   s.typ,
+		}
+		s.clients = append(s.clients, *s.development)
+	}
+	if u, err := url.Parse(s.url); s.url != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "") {
+		errs = append(errs, errors.New("invalid --url: not an absolute http or https URL without credentials"))
+	}
+	if _, err := zapcore.ParseLevel(s.level); err != nil && s.level != "off" {
+		errs = append(errs, fmt.Errorf("invalid --log %q: not debug, info, warn, error or off", s.level))
+	}
+	return errors.Join(errs...)
+}
+
+func logger(level string, w io.Writer) *zap.Logger {
+	parsed, err := zapcore.ParseLevel(level)
+	if err != nil { // off
+		return zap.NewNop()
+	}
+	cfg := zap.NewProductionEncoderConfig()
+	cfg.EncodeTime = zapcore.ISO8601TimeEncoder
+	return zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(cfg), zapcore.Lock(zapcore.AddSync(w)), parsed))
+}
+
+// reachable is the base URL of an address we listen on, as this machine sees it.
+func reachable(addr net.Addr) string {
+	host, port, err := net.SplitHostPort(addr.String())
+	if err != nil {
+		return "http://" + addr.String()
+	}
+	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	return "http://" + net.JoinHostPort(host, port)
+}
+
+func (s *settings) registryAudience(base string) string { return cmp.Or(s.audience, base+registryPath) }
+
+// handler is the registry and the token service, for nodes that know them under base.
+func (s *settings) handler(base string, store mit.Store, log *zap.Logger) (http.Handler, error) {
+	issuer := base + issuerPath
+	tokens, err := mit.NewTokenService(mit.TokenConfig{
+		Issuer:     issuer,
+		Key:        s.key,
+		Clients:    s.clients,
+		AccessLife: s.access,
+		Logger:     log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	registry, err := mit.NewRegistry(store, mit.RegistryConfig{
+		Lease:      s.lease,
+		Grace:      s.grace,
+		MaxServers: s.maxServers,
+		BasePath:   registryPath,
+		Issuer:     issuer,
+		Audience:   s.registryAudience(base),
+		Keys:       []string{s.key},
+		// The key may be another after a restart: nodes must then fetch new tokens.
+		BadTokenStatus: http.StatusForbidden,
+		Logger:         log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == issuerPath {
+			tokens.ServeHTTP(w, r)
+			return
+		}
+		registry.ServeHTTP(w, r) // it has the words for what is not there
+	}), nil
+}
+
+// announce tells where the program is and, with a development client, what a node must have
+// in its environment to join.
+func (s *settings) announce(w io.Writer, base string, addr net.Addr) {
+	fmt.Fprintf(w, "# mIT on %s\n", base)
+	if s.development == nil {
+		return
+	}
+	audience := s.typ
+	vars := [][2]string{
+		{"MIT_URL", base + registryPath},
+		{"MIT_AUDIENCE", s.registryAudience(base)},
+		{"OAUTH_ISSUER", base + issuerPath},
+		{"OAUTH_CLIENT_ID", s.development.ID},
+		{"OAUTH_CLIENT_SECRET", s.development.Secret},
+		{"OAUTH_CLIENT_ACCESS_KEY", s.key},
+		{"OAUTH_CLIENT_AUDIENCE", audience},
+		{strings.ToUpper(s.typ) + "_AUDIENCE", audience},
+		{"CLUSTER_MANAGEMENT", "on"},
+		{"SERVER_TYPE", s.typ},
+	}
+	if tcp, ok := addr.(*net.TCPAddr); ok && tcp.IP.IsLoopback() {
+		vars = append(vars, [2]string{"SERVER_LOCAL_IPV4", "127.0.0.1"})
+	}
+	vars = append(vars, [2]string{"SERVER_PORT", "8080"})
+	fmt.Fprintf(w, "# the environment of a node of type %s; each further one on a machine needs a SERVER_PORT of its own\n", s.typ)
+	for _, v := range vars {
+		fmt.Fprintf(w, "export %s=%s\n", v[0], quote(v[1]))
+	}
+}
+
+// quote writes a value so that a shell takes it to the letter.
+func quote(value string) string {
+	return "'" + strings.ReplaceAll(value, "'", `'\''`) + "'"
+}
+
+// serve answers requests until ctx ends, and then those that are in flight.
+func serve(ctx context.Context, ln net.Listener, handler http.Handler, log *zap.Logger) error {
+	errorLog, err := zap.NewStdLogAt(log, zap.WarnLevel)
+	if err != nil {
+		return err
+	}
+	srv := &http.Server{
+		Handler:           handler,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       30 * time.Second,
+		WriteTimeout:      30 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    64 << 10,
+		ErrorLog:          errorLog,
+	}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(ln) }()
+	log.Info("listening", zap.Stringer("address", ln.Addr()))
+	select {
+	case err := <-served:
+		return err
+	case <-ctx.Done():
+	}
+	log.Info("ending")
+	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain)
+	defer cancel()
+	if err := srv.Shutdown(ending); err != nil {
+		log.Warn("requests cut off", zap.Error(err))
+		_ = srv.Close() // the listener is closed; what is left are the requests we give up
+	}
+	<-served
+	return nil
+}

@@ -1,0 +1,759 @@
+package mit_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
+	"github.com/mimiktech/cluster/mit"
+)
+
+const (
+	issuer   = "http://mst.example.com/oauth/token"
+	audience = "https://mit.example.com"
+	key      = "the key that signs the tokens"
+	secret   = "the secret of a client"
+)
+
+// A party is a registry and a token service that trust each other.
+type party struct {
+	*testing.T
+	registry *mit.Registry
+	tokens   *mit.TokenService
+	store    mit.Store
+}
+
+func newParty(t *testing.T, change func(*mit.RegistryConfig)) *party {
+	t.Helper()
+	cfg := mit.RegistryConfig{Issuer: issuer, Audience: audience, Keys: []string{key}}
+	if change != nil {
+		change(&cfg)
+	}
+	p := &party{T: t, store: mit.NewMemory(), tokens: newTokens(t, nil)}
+	var err error
+	if p.registry, err = mit.NewRegistry(p.store, cfg); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func newTokens(t testing.TB, change func(*mit.TokenConfig)) *mit.TokenService {
+	t.Helper()
+	cfg := mit.TokenConfig{Issuer: issuer, Key: key, Clients: []mit.Client{
+		{ID: "mds-client", Secret: secret, Type: "mds"},
+		{ID: "mfs-client", Secret: secret, Type: "mfs", Scope: "read:file"},
+	}}
+	if change != nil {
+		change(&cfg)
+	}
+	s, err := mit.NewTokenService(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// token is an access token of a client for an audience.
+func (p *party) token(client, audience string) string {
+	p.Helper()
+	return askTokens(p, p.tokens, map[string]string{
+		"grant_type": "client_credentials", "client_id": client, "client_secret": secret, "audience": audience,
+	}).AccessToken
+}
+
+type answer struct {
+	status int
+	header http.Header
+	body   string
+}
+
+func send(h http.Handler, method, target, token, body string) answer {
+	r := httptest.NewRequest(method, target, strings.NewReader(body))
+	r.Header.Set("Content-Type", "application/json")
+	if token != "" {
+		r.Header.Set("Authorization", "Bearer "+token)
+	}
+	return exchange(h, r)
+}
+
+func exchange(h http.Handler, r *http.Request) answer {
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	res := w.Result()
+	defer res.Body.Close()
+	body, _ := io.ReadAll(res.Body)
+	return answer{res.StatusCode, res.Header, string(body)}
+}
+
+func decode[T any](t testing.TB, a answer) (v T) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(a.body), &v); err != nil {
+		t.Fatalf("%d %s: %v", a.status, a.body, err)
+	}
+	return v
+}
+
+type entry struct {
+	ServerID       string          `json:"serverId"`
+	ClusterBaseURL string          `json:"clusterBaseUrl"`
+	Location       json.RawMessage `json:"location"`
+	CreatedAt      string          `json:"createdAt"`
+	UpdatedAt      string          `json:"updatedAt"`
+}
+
+type registered struct {
+	ItResource struct {
+		ID            string  `json:"id"`
+		Type          string  `json:"type"`
+		PublicBaseURL string  `json:"publicBaseUrl"`
+		Servers       []entry `json:"servers"`
+	} `json:"itResource"`
+	LeaseTime *float64 `json:"leaseTime"`
+}
+
+type removed struct {
+	Data   json.RawMessage `json:"data"`
+	Server *entry          `json:"server"`
+}
+
+// checkError fails unless a is an error of that status, in the envelope, that says all of
+// parts.
+func checkError(t testing.TB, a answer, status int, parts ...string) {
+	t.Helper()
+	var e struct {
+		StatusCode int
+		Title      string
+		Message    string
+	}
+	if err := json.Unmarshal([]byte(a.body), &e); err != nil {
+		t.Fatalf("%d %q is no envelope: %v", a.status, a.body, err)
+	}
+	if a.status != status || e.StatusCode != status || e.Title != http.StatusText(status) || e.Message == "" {
+		t.Errorf("%d %s, want a %d", a.status, a.body, status)
+	}
+	if ct := a.header.Get("Content-Type"); ct != "application/json" {
+		t.Errorf("content-type %q", ct)
+	}
+	for _, part := range parts {
+		if !strings.Contains(e.Message, part) {
+			t.Errorf("message %q does not say %q", e.Message, part)
+		}
+	}
+}
+
+func body(typ, serverID string) string {
+	return fmt.Sprintf(`{"type":%q,"serverId":%q,"location":{"type":"Point","coordinates":[1,2]},`+
+		`"publicBaseUrl":"https://example.com/v1","clusterBaseUrl":"http://10.0.0.1:80/v1"}`, typ, serverID)
+}
+
+// join registers a server of type mds.
+func (p *party) join(serverID string) registered {
+	p.Helper()
+	a := send(p.registry, http.MethodPost, "/itResources", p.token("mds-client", audience), body("mds", serverID))
+	if a.status != http.StatusOK {
+		p.Fatalf("register %s: %d %s", serverID, a.status, a.body)
+	}
+	return decode[registered](p, a)
+}
+
+func (p *party) servers() []string {
+	p.Helper()
+	res, err := p.store.Get(p.Context(), mit.ResourceID("mds"))
+	if err != nil {
+		p.Fatal(err)
+	}
+	var ids []string
+	for _, s := range res.Servers {
+		ids = append(ids, s.ServerID)
+	}
+	return ids
+}
+
+func serverPath(serverID string) string {
+	return "/itResources/" + mit.ResourceID("mds") + "/servers/" + serverID
+}
+
+func TestRegister(t *testing.T) {
+	p := newParty(t, nil)
+	r := httptest.NewRequest(http.MethodPost, "/itResources?managedCluster=off", strings.NewReader(body("mds", "a")))
+	r.Header.Set("Authorization", "bearer "+p.token("mds-client", audience))
+	r.Header.Set("X-Correlation-Id", "abc@3/2026-01-02T03:04:05.678Z")
+	a := exchange(p.registry, r)
+	if a.status != http.StatusOK || a.header.Get("Content-Type") != "application/json" {
+		t.Fatalf("%d %v %s", a.status, a.header, a.body)
+	}
+	if got := a.header.Get("X-Correlation-Id"); got != "abc@4/2026-01-02T03:04:05.678Z" {
+		t.Errorf("correlation id %q", got)
+	}
+	got := decode[registered](t, a)
+	if got.LeaseTime == nil || *got.LeaseTime != 7_200_000 {
+		t.Errorf("leaseTime in %s, want 2 hours", a.body)
+	}
+	if got.ItResource.ID != mit.ResourceID("mds") || got.ItResource.Type != "mds" || got.ItResource.PublicBaseURL != "https://example.com/v1" {
+		t.Errorf("itResource = %+v", got.ItResource)
+	}
+	e := got.ItResource.Servers[0]
+	if len(got.ItResource.Servers) != 1 || e.ServerID != "a" || e.ClusterBaseURL != "http://10.0.0.1:80/v1" ||
+		string(e.Location) != `{"type":"Point","coordinates":[1,2]}` || e.CreatedAt != e.UpdatedAt {
+		t.Errorf("servers = %+v", got.ItResource.Servers)
+	}
+	if !regexp.MustCompile(`^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$`).MatchString(e.UpdatedAt) {
+		t.Errorf("updatedAt %q", e.UpdatedAt)
+	}
+
+	second := p.join("b")
+	again := p.join("a")
+	if n := len(second.ItResource.Servers); n != 2 || len(again.ItResource.Servers) != 2 || again.ItResource.ID != got.ItResource.ID {
+		t.Errorf("second %+v, renewed %+v", second, again)
+	}
+	if f := again.ItResource.Servers[0]; f.CreatedAt != e.CreatedAt || f.UpdatedAt <= e.UpdatedAt {
+		t.Errorf("%+v renewed is %+v", e, f)
+	}
+
+	a = send(p.registry, http.MethodGet, "/itResources/"+again.ItResource.ID, p.token("mds-client", audience), "")
+	if a.status != http.StatusOK || len(decode[registered](t, a).ItResource.Servers) != 2 || strings.Contains(a.body, "leaseTime") {
+		t.Errorf("GET: %d %s", a.status, a.body)
+	}
+}
+
+func TestRegisterRefuses(t *testing.T) {
+	p := newParty(t, nil)
+	with := func(change func(map[string]any)) string {
+		m := map[string]any{}
+		if err := json.Unmarshal([]byte(body("mds", "a")), &m); err != nil {
+			t.Fatal(err)
+		}
+		change(m)
+		b, err := json.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	set := func(name string, value any) string { return with(func(m map[string]any) { m[name] = value }) }
+	for name, test := range map[string]struct {
+		body   string
+		status int
+		says   []string
+	}{
+		"empty":              {"", 400, nil},
+		"no JSON":            {"{", 400, nil},
+		"two values":         {body("mds", "a") + "{}", 400, nil},
+		"an array":           {"[]", 400, nil},
+		"null":               {"null", 400, []string{"type is missing", "serverId is missing", "clusterBaseUrl is missing"}},
+		"nothing":            {"{}", 400, []string{"type is missing", "serverId is missing", "clusterBaseUrl is missing"}},
+		"wrong kind":         {set("serverId", 7), 400, nil},
+		"serverId with @":    {set("serverId", "a@b"), 400, []string{"serverId", "@"}},
+		"serverId with /":    {set("serverId", "a/b"), 400, []string{"serverId", "/"}},
+		"serverId with ?":    {set("serverId", "a?"), 400, []string{"serverId"}},
+		"serverId with NUL":  {set("serverId", "a\x00"), 400, []string{"serverId"}},
+		"serverId dots":      {set("serverId", ".."), 400, []string{"serverId"}},
+		"serverId long":      {set("serverId", strings.Repeat("a", 257)), 400, []string{"serverId", "256"}},
+		"URL relative":       {set("clusterBaseUrl", "/v1"), 400, []string{"clusterBaseUrl"}},
+		"URL without host":   {set("clusterBaseUrl", "http://:80/v1"), 400, []string{"clusterBaseUrl"}},
+		"URL of a file":      {set("clusterBaseUrl", "file:///etc/passwd"), 400, []string{"clusterBaseUrl"}},
+		"URL with password":  {set("clusterBaseUrl", "http://u:hunter2@h/v1"), 400, []string{"clusterBaseUrl", "credentials"}},
+		"URL that breaks":    {set("clusterBaseUrl", "http://u:hunter2@h:x/"), 400, []string{"clusterBaseUrl"}},
+		"URL with query":     {set("clusterBaseUrl", "http://h/v1?a"), 400, []string{"clusterBaseUrl", "query"}},
+		"URL with fragment":  {set("clusterBaseUrl", "http://h/v1#a"), 400, []string{"clusterBaseUrl"}},
+		"long location":      {set("location", strings.Repeat("a", 5000)), 400, []string{"location"}},
+		"long publicBaseUrl": {set("publicBaseUrl", strings.Repeat("a", 5000)), 400, []string{"publicBaseUrl"}},
+		"too large":          {set("location", strings.Repeat("a", 1<<20)), 413, nil},
+		"another type":       {body("mfs", "a"), 403, []string{"mds", "mfs"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := send(p.registry, http.MethodPost, "/itResources", p.token("mds-client", audience), test.body)
+			checkError(t, a, test.status, test.says...)
+			if strings.Contains(a.body, "hunter2") {
+				t.Errorf("the answer tells a password: %s", a.body)
+			}
+		})
+	}
+	if _, err := p.store.Get(t.Context(), mit.ResourceID("mds")); !errors.Is(err, mit.ErrNotFound) {
+		t.Errorf("something was registered: %v", err)
+	}
+	for _, location := range []any{nil, map[string]any{}} {
+		if a := send(p.registry, http.MethodPost, "/itResources", p.token("mds-client", audience), set("location", location)); a.status != http.StatusOK {
+			t.Errorf("location %v: %d %s", location, a.status, a.body)
+		}
+	}
+}
+
+func TestDelete(t *testing.T) {
+	p := newParty(t, nil)
+	mds := p.token("mds-client", audience)
+	first := p.join("a").ItResource.Servers[0]
+	second := p.join("a").ItResource.Servers[0]
+	p.join("b")
+	p.join("c")
+
+	a := send(p.registry, http.MethodDelete, serverPath("a@"+first.UpdatedAt), mds, "")
+	if got := decode[removed](t, a); a.status != http.StatusOK || got.Data != nil || got.Server == nil || got.Server.UpdatedAt != second.UpdatedAt {
+		t.Errorf("dated, too early: %d %s", a.status, a.body)
+	}
+	if !slices.Equal(p.servers(), []string{"a", "b", "c"}) {
+		t.Errorf("servers %v", p.servers())
+	}
+	for _, path := range []string{
+		"a@" + second.UpdatedAt,
+		"a@" + second.UpdatedAt, // again
+		"b%402099-01-01T00%3A00%3A00+02:00",
+		"c",
+		"c",
+		"nobody",
+	} {
+		a := send(p.registry, http.MethodDelete, serverPath(path), mds, "")
+		if got := decode[removed](t, a); a.status != http.StatusOK || got.Server != nil || !strings.Contains(string(got.Data), "serverId") {
+			t.Errorf("%s: %d %s", path, a.status, a.body)
+		}
+	}
+	if len(p.servers()) != 0 {
+		t.Errorf("servers %v", p.servers())
+	}
+}
+
+func TestDeleteRefuses(t *testing.T) {
+	p := newParty(t, nil)
+	p.join("a")
+	for _, test := range []struct {
+		path, client string
+		status       int
+		says         string
+	}{
+		{serverPath("a@"), "mds-client", 400, `""`},
+		{serverPath("a@undefined"), "mds-client", 400, `"undefined"`},
+		{serverPath("a@2026-01-01"), "mds-client", 400, `"2026-01-01"`},
+		{serverPath("a@2026-01-01T00:00:00Z@x"), "mds-client", 400, `"x"`},
+		{serverPath("@2026-01-01T00:00:00Z"), "mds-client", 400, "serverId"},
+		{serverPath("a"), "mfs-client", 403, "mfs"},
+		{serverPath("a@2099-01-01T00:00:00Z"), "mfs-client", 403, "mfs"},
+		{"/itResources/another/servers/a", "mds-client", 403, "mds"},
+	} {
+		t.Run(test.path+" by "+test.client, func(t *testing.T) {
+			a := send(p.registry, http.MethodDelete, test.path, p.token(test.client, audience), "")
+			checkError(t, a, test.status, test.says)
+		})
+	}
+	if !slices.Equal(p.servers(), []string{"a"}) {
+		t.Errorf("servers %v", p.servers())
+	}
+}
+
+func TestRoutes(t *testing.T) {
+	for _, base := range []string{"", "/mIT/v1", "/"} {
+		p := newParty(t, func(c *mit.RegistryConfig) { c.BasePath = base })
+		at := strings.TrimSuffix(base, "/")
+		for _, test := range []struct {
+			method, path string
+			status       int
+		}{
+			{"POST", at + "/itResources", 200},
+			{"GET", at + "/itResources/" + mit.ResourceID("mds"), 200},
+			{"DELETE", at + serverPath("a"), 200},
+			{"GET", at + "/itResources/" + mit.ResourceID("mfs"), 403},
+			{"PUT", at + "/itResources", 405},
+			{"GET", at + "/itResources", 405},
+			{"POST", at + "/itResources/x", 405},
+			{"GET", at + serverPath("a"), 405},
+			{"PATCH", at + serverPath("a"), 405},
+			{"POST", at + "/itResources/", 404},
+			{"POST", at + "//itResources", 404},
+			{"POST", at + "/x/../itResources", 404},
+			{"POST", at + "/itresources", 404},
+			{"DELETE", at + serverPath(""), 404},
+			{"DELETE", at + serverPath("a/b"), 404},
+			{"GET", "/elsewhere", 404},
+			{"OPTIONS", at + "/", 404},
+			{"CONNECT", at + "/itResources", 405},
+		} {
+			t.Run(fmt.Sprintf("%s %s", test.method, test.path), func(t *testing.T) {
+				a := send(p.registry, test.method, test.path, p.token("mds-client", audience), body("mds", "a"))
+				if test.status == http.StatusOK {
+					if a.status != http.StatusOK {
+						t.Errorf("%d %s", a.status, a.body)
+					}
+					return
+				}
+				checkError(t, a, test.status)
+				if test.status == http.StatusMethodNotAllowed && a.header.Get("Allow") == "" {
+					t.Error("a 405 without Allow")
+				}
+				if a.header.Get("X-Correlation-Id") == "" {
+					t.Error("no correlation id")
+				}
+			})
+		}
+	}
+	p := newParty(t, nil)
+	checkError(t, send(p.registry, "GET", "/itResources/"+mit.ResourceID("mds"), p.token("mds-client", audience), ""), 404)
+}
+
+func TestTokenCheck(t *testing.T) {
+	p := newParty(t, nil)
+	other := newTokens(t, func(c *mit.TokenConfig) { c.Key = "another key" })
+	foreign := newTokens(t, func(c *mit.TokenConfig) { c.Issuer = "http://elsewhere" })
+	old := newTokens(t, func(c *mit.TokenConfig) { c.AccessLife = time.Second })
+	ask := map[string]string{"grant_type": "client_credentials", "client_id": "mds-client", "client_secret": secret, "audience": audience}
+	good := askTokens(t, p.tokens, ask)
+	for name, test := range map[string]struct {
+		header []string
+		status int
+	}{
+		"good":               {[]string{"Bearer " + good.AccessToken}, 200},
+		"missing":            {nil, 401},
+		"empty":              {[]string{""}, 401},
+		"no token":           {[]string{"Bearer "}, 401},
+		"basic":              {[]string{"Basic " + good.AccessToken}, 401},
+		"twice":              {[]string{"Bearer " + good.AccessToken, "Bearer " + good.AccessToken}, 401},
+		"no JWT":             {[]string{"Bearer x"}, 401},
+		"a refresh token":    {[]string{"Bearer " + good.RefreshToken}, 401},
+		"another key":        {[]string{"Bearer " + askTokens(t, other, ask).AccessToken}, 401},
+		"another issuer":     {[]string{"Bearer " + askTokens(t, foreign, ask).AccessToken}, 401},
+		"another audience":   {[]string{"Bearer " + p.token("mds-client", "peers")}, 401},
+		"another type":       {[]string{"Bearer " + p.token("mfs-client", audience)}, 403},
+		"without signature":  {[]string{"Bearer " + good.AccessToken[:strings.LastIndexByte(good.AccessToken, '.')+1]}, 401},
+		"two spaces, a good": {[]string{"Bearer  " + good.AccessToken}, 401},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := httptest.NewRequest("POST", "/itResources", strings.NewReader(body("mds", "a")))
+			r.Header["Authorization"] = test.header
+			a := exchange(p.registry, r)
+			if test.status == http.StatusOK {
+				if a.status != http.StatusOK {
+					t.Errorf("%d %s", a.status, a.body)
+				}
+				return
+			}
+			checkError(t, a, test.status)
+			if (test.status == http.StatusUnauthorized) != (a.header.Get("WWW-Authenticate") != "") {
+				t.Errorf("%d with WWW-Authenticate %q", test.status, a.header.Get("WWW-Authenticate"))
+			}
+		})
+	}
+	synctest.Test(t, func(t *testing.T) {
+		expired := askTokens(t, old, ask).AccessToken
+		time.Sleep(2 * time.Second)
+		checkError(t, send(p.registry, "POST", "/itResources", expired, body("mds", "a")), 401)
+	})
+}
+
+// A registry that npm nodes use says 403, after which they fetch a new token.
+func TestBadTokenStatus(t *testing.T) {
+	p := newParty(t, func(c *mit.RegistryConfig) { c.BadTokenStatus = http.StatusForbidden })
+	checkError(t, send(p.registry, "POST", "/itResources", "x", body("mds", "a")), 403)
+	checkError(t, send(p.registry, "POST", "/itResources", "", body("mds", "a")), 401)
+}
+
+func TestRegistryKeys(t *testing.T) {
+	p := newParty(t, nil)
+	before := p.token("mds-client", audience)
+	if err := p.tokens.SetKey("a new key"); err != nil {
+		t.Fatal(err)
+	}
+	after := p.token("mds-client", audience)
+	status := func(token string) int {
+		return send(p.registry, "POST", "/itResources", token, body("mds", "a")).status
+	}
+	for _, test := range []struct {
+		keys          []string
+		before, after int
+	}{
+		{[]string{key}, 200, 401},
+		{[]string{"a new key", key}, 200, 200},
+		{[]string{"a new key"}, 401, 200},
+		{nil, 401, 401},
+	} {
+		p.registry.SetKeys(test.keys...)
+		if b, a := status(before), status(after); b != test.before || a != test.after {
+			t.Errorf("with keys %q the old token is answered %d, the new %d", test.keys, b, a)
+		}
+	}
+}
+
+func TestVerifyHook(t *testing.T) {
+	g, err := mit.NewRegistry(mit.NewMemory(), mit.RegistryConfig{Verify: func(token string) (string, error) {
+		if token == "no" {
+			return "mds", errors.New("refused")
+		}
+		return token, nil
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a := send(g, "POST", "/itResources", "mds", body("mds", "a")); a.status != http.StatusOK {
+		t.Errorf("%d %s", a.status, a.body)
+	}
+	checkError(t, send(g, "POST", "/itResources", "mfs", body("mds", "a")), 403)
+	checkError(t, send(g, "POST", "/itResources", "no", body("mds", "a")), 401)
+}
+
+func TestLease(t *testing.T) {
+	for name, test := range map[string]struct {
+		change func(*mit.RegistryConfig)
+		set    func(*mit.Registry)
+		named  float64 // 0: none
+		life   time.Duration
+	}{
+		"default":     {nil, nil, 7_200_000, 3 * time.Hour},
+		"configured":  {func(c *mit.RegistryConfig) { c.Lease = time.Minute }, nil, 60_000, 90 * time.Second},
+		"grace":       {func(c *mit.RegistryConfig) { c.Lease, c.Grace = time.Minute, time.Second }, nil, 60_000, 61 * time.Second},
+		"none":        {func(c *mit.RegistryConfig) { c.Lease = mit.NoLease }, nil, 0, 3 * time.Hour},
+		"set":         {nil, func(g *mit.Registry) { g.SetLease(time.Second) }, 1000, 1500 * time.Millisecond},
+		"set none":    {func(c *mit.RegistryConfig) { c.Lease = time.Minute }, func(g *mit.Registry) { g.SetLease(mit.NoLease) }, 0, 3 * time.Hour},
+		"set default": {func(c *mit.RegistryConfig) { c.Lease = time.Minute }, func(g *mit.Registry) { g.SetLease(0) }, 7_200_000, 3 * time.Hour},
+		"cut":         {nil, func(g *mit.Registry) { g.SetLease(1 << 62) }, 1<<31 - 1, (1<<31 - 1) * time.Millisecond * 3 / 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newParty(t, test.change)
+				if test.set != nil {
+					test.set(p.registry)
+				}
+				got := p.join("a").LeaseTime
+				if test.named == 0 && got != nil || test.named != 0 && (got == nil || *got != test.named) {
+					t.Errorf("leaseTime %v, want %v", got, test.named)
+				}
+				time.Sleep(test.life - time.Millisecond)
+				if !slices.Equal(p.servers(), []string{"a"}) {
+					t.Error("expired too early")
+				}
+				time.Sleep(time.Millisecond)
+				if len(p.servers()) != 0 {
+					t.Error("not expired")
+				}
+			})
+		})
+	}
+}
+
+// A server that renews as it was told to stays, and one that stays silent goes.
+func TestRenewals(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newParty(t, nil)
+		p.join("silent")
+		first := p.join("a").ItResource.Servers[0]
+		var last registered
+		for range 100 {
+			time.Sleep(2 * time.Hour)
+			last = p.join("a")
+		}
+		if servers := last.ItResource.Servers; len(servers) != 1 || servers[0].CreatedAt != first.CreatedAt {
+			t.Errorf("after 100 leases: %+v", servers)
+		}
+	})
+}
+
+func TestMaxServers(t *testing.T) {
+	p := newParty(t, func(c *mit.RegistryConfig) { c.MaxServers = 2 })
+	p.join("a")
+	p.join("b")
+	mds := p.token("mds-client", audience)
+	checkError(t, send(p.registry, "POST", "/itResources", mds, body("mds", "c")), 409, "2")
+	p.join("a")
+	if !slices.Equal(p.servers(), []string{"a", "b"}) {
+		t.Errorf("servers %v", p.servers())
+	}
+	send(p.registry, "DELETE", serverPath("a"), mds, "")
+	p.join("c")
+}
+
+// A brokenStore fails every call.
+type brokenStore struct{ mit.Store }
+
+var errStore = errors.New("no route to 10.1.2.3")
+
+func (brokenStore) Put(context.Context, mit.Registration, time.Duration) (mit.Resource, error) {
+	return mit.Resource{}, errStore
+}
+
+func (brokenStore) Get(context.Context, string) (mit.Resource, error) {
+	return mit.Resource{}, errStore
+}
+
+func TestStoreFails(t *testing.T) {
+	core, logs := observer.New(zap.DebugLevel)
+	g, err := mit.NewRegistry(brokenStore{}, mit.RegistryConfig{
+		Verify: func(token string) (string, error) { return token, nil },
+		Logger: zap.New(core),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range []answer{
+		send(g, "POST", "/itResources", "mds", body("mds", "a")),
+		send(g, "GET", "/itResources/"+mit.ResourceID("mds"), "mds", ""),
+	} {
+		checkError(t, a, 503)
+		if strings.Contains(a.body, "10.1.2.3") {
+			t.Errorf("the answer tells about the inside: %s", a.body)
+		}
+	}
+	if logs.FilterMessage("store failed").Len() != 2 {
+		t.Errorf("logged %v", logs.All())
+	}
+}
+
+func TestRegistryLog(t *testing.T) {
+	core, logs := observer.New(zap.DebugLevel)
+	p := newParty(t, func(c *mit.RegistryConfig) { c.Logger = zap.New(core) })
+	mds := p.token("mds-client", audience)
+	p.join("a")
+	p.join("a")
+	send(p.registry, "DELETE", serverPath("a@2000-01-01T00:00:00Z"), mds, "")
+	send(p.registry, "DELETE", serverPath("a"), mds, "")
+	send(p.registry, "DELETE", serverPath("a"), mds+"x", "")
+	var messages []string
+	for _, e := range logs.All() {
+		fields := e.ContextMap()
+		if fields["correlationId"] == nil {
+			t.Errorf("no correlation id with %q", e.Message)
+		}
+		messages = append(messages, e.Level.String()+" "+e.Message)
+		if line := fmt.Sprint(e.Message, fields); strings.Contains(line, mds) || strings.Contains(line, key) || strings.Contains(line, secret) {
+			t.Errorf("a secret in the log: %s", line)
+		}
+	}
+	want := []string{
+		"info server registered",
+		"debug server renewed",
+		"info server not deleted: it has renewed since",
+		"info server deleted",
+		"warn token refused",
+		"debug request refused",
+	}
+	if !slices.Equal(messages, want) {
+		t.Errorf("logged %q, want %q", messages, want)
+	}
+}
+
+func TestNewRegistryRefuses(t *testing.T) {
+	good := mit.RegistryConfig{Issuer: issuer, Audience: audience, Keys: []string{key}}
+	for name, test := range map[string]struct {
+		store  mit.Store
+		change func(*mit.RegistryConfig)
+		says   []string
+	}{
+		"nothing": {nil, func(c *mit.RegistryConfig) { *c = mit.RegistryConfig{} }, []string{"store", "Issuer", "Audience", "Keys"}},
+		"values": {mit.NewMemory(), func(c *mit.RegistryConfig) {
+			c.Lease, c.Grace, c.MaxServers, c.BasePath, c.BadTokenStatus, c.Keys = -2, -1, -1, "mIT/", 400, []string{""}
+		}, []string{"Lease", "Grace", "MaxServers", "BasePath", "BadTokenStatus", "Keys"}},
+		"long lease": {mit.NewMemory(), func(c *mit.RegistryConfig) { c.Lease = 25 * 24 * time.Hour }, []string{"Lease"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := good
+			test.change(&cfg)
+			_, err := mit.NewRegistry(test.store, cfg)
+			if err == nil {
+				t.Fatal("no error")
+			}
+			for _, part := range test.says {
+				if !strings.Contains(err.Error(), part) {
+					t.Errorf("%q does not say %s", err, part)
+				}
+			}
+		})
+	}
+}
+
+func TestRegistryConcurrently(t *testing.T) {
+	p := newParty(t, nil)
+	mds := p.token("mds-client", audience)
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			id := fmt.Sprint(i)
+			for j := range 20 {
+				p.registry.SetLease(time.Duration(j) * time.Second)
+				p.registry.SetKeys(key, id)
+				send(p.registry, "POST", "/itResources", mds, body("mds", id))
+				send(p.registry, "DELETE", serverPath(id), mds, "")
+				send(p.registry, "POST", "/itResources", mds, body("mds", id))
+			}
+		})
+	}
+	wg.Wait()
+	if n := len(p.servers()); n != 8 {
+		t.Errorf("%d servers, want 8", n)
+	}
+}
+
+func FuzzRegistry(f *testing.F) {
+	f.Add("POST", "/itResources", "managedCluster=off", body("mds", "a"))
+	f.Add("DELETE", serverPath("a@2026-01-01T00:00:00.000Z"), "", "")
+	f.Add("DELETE", serverPath("a"), "", "")
+	f.Add("GET", "/itResources/x", "", "{}")
+	f.Add("POST", "itResources", "", "{}")
+	f.Add("OPTIONS", "*", "", "")
+	f.Add("", "", "", "")
+	f.Add("POST", "/itResources", "%", `{"type":"mds","serverId":"\u0000","clusterBaseUrl":"http://[::1","location":null}`)
+	f.Fuzz(func(t *testing.T, method, path, query, body string) {
+		store := mit.NewMemory()
+		g, err := mit.NewRegistry(store, mit.RegistryConfig{Verify: func(token string) (string, error) { return token, nil }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := httptest.NewRequest("GET", "/", strings.NewReader(body))
+		r.Method, r.URL.Path, r.URL.RawQuery = method, path, query
+		r.Header.Set("Authorization", "Bearer mds")
+		a := exchange(g, r)
+		if a.status != http.StatusOK {
+			checkError(t, a, a.status)
+			if a.status >= 500 {
+				t.Errorf("%d %s", a.status, a.body)
+			}
+			return
+		}
+		if method != "POST" {
+			return
+		}
+		// Whatever was let in can be put out by the path that a node writes.
+		for _, s := range decode[registered](t, a).ItResource.Servers {
+			for _, id := range []string{s.ServerID + "@" + s.UpdatedAt, s.ServerID} {
+				u, err := url.Parse(serverPath(id))
+				if err != nil {
+					t.Fatalf("%q cannot stand in a path: %v", id, err)
+				}
+				r := httptest.NewRequest("DELETE", "/", nil)
+				r.URL = u
+				r.Header.Set("Authorization", "Bearer mds")
+				if a := exchange(g, r); a.status != http.StatusOK {
+					t.Errorf("delete %q: %d %s", id, a.status, a.body)
+				}
+			}
+		}
+		if res, err := store.Get(t.Context(), mit.ResourceID("mds")); err != nil || len(res.Servers) != 0 {
+			t.Errorf("left over: %+v, %v", res, err)
+		}
+	})
+}
+
+func BenchmarkRegistryRenew(b *testing.B) {
+	store := mit.NewMemory()
+	g, err := mit.NewRegistry(store, mit.RegistryConfig{Verify: func(token string) (string, error) { return token, nil }})
+	if err != nil {
+		b.Fatal(err)
+	}
+	for i := range 1000 {
+		if _, err := store.Put(b.Context(), mit.Registration{Type: "mds", ServerID: fmt.Sprint(i), ClusterBaseURL: "http://10.0.0.1:80/v1"}, time.Hour); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for b.Loop() {
+		send(g, "POST", "/itResources", "mds", body("mds", "7"))
+	}
+}

@@ -1,0 +1,406 @@
+package mit_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/golang-jwt/jwt/v5"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+	"golang.org/x/oauth2"
+	"golang.org/x/oauth2/clientcredentials"
+
+	"github.com/mimiktech/cluster/internal/token"
+	"github.com/mimiktech/cluster/mit"
+)
+
+type tokens struct {
+	AccessToken  string `json:"access_token"`
+	RefreshToken string `json:"refresh_token"`
+	TokenType    string `json:"token_type"`
+	ExpiresIn    int    `json:"expires_in"`
+}
+
+func askJSON(t testing.TB, s *mit.TokenService, req any) answer {
+	t.Helper()
+	b, err := json.Marshal(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return send(s, http.MethodPost, issuer, "", string(b))
+}
+
+// askTokens is the pair of tokens that a good request is answered with.
+func askTokens(t testing.TB, s *mit.TokenService, req map[string]string) tokens {
+	t.Helper()
+	a := askJSON(t, s, req)
+	if a.status != http.StatusOK {
+		t.Fatalf("%d %s", a.status, a.body)
+	}
+	return decode[struct{ Data tokens }](t, a).Data
+}
+
+func credentials(more ...string) map[string]string {
+	req := map[string]string{
+		"grant_type": "client_credentials", "client_id": "mds-client", "client_secret": secret, "audience": "peers",
+	}
+	for pair := range slices.Chunk(more, 2) {
+		req[pair[0]] = pair[1]
+	}
+	return req
+}
+
+func claimsOf(t testing.TB, raw string) jwt.MapClaims {
+	t.Helper()
+	claims := jwt.MapClaims{}
+	if _, _, err := jwt.NewParser().ParseUnverified(raw, claims); err != nil {
+		t.Fatal(err)
+	}
+	return claims
+}
+
+func TestTokens(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTokens(t, nil)
+		now := time.Now()
+		for name, test := range map[string]struct {
+			req  map[string]string
+			want map[string]any
+		}{
+			"plain":    {credentials(), map[string]any{"subType": "mds", "scope": mit.DefaultScope, "type": nil, "cust": nil}},
+			"cluster":  {credentials("type", "cluster"), map[string]any{"subType": "mds", "type": "cluster"}},
+			"customer": {credentials("customer_name", "acme"), map[string]any{"cust": "acme", "type": nil}},
+			"scope": {credentials("client_id", "mfs-client"), map[string]any{
+				"sub": "mfs-client@clients", "subType": "mfs", "scope": "read:file",
+			}},
+		} {
+			got := askTokens(t, s, test.req)
+			if got.TokenType != "Bearer" || got.ExpiresIn != 24*60*60 {
+				t.Errorf("%s: %+v", name, got)
+			}
+			refreshed := askTokens(t, s, map[string]string{"grant_type": "refresh_token", "refresh_token": got.RefreshToken})
+			for _, pair := range []tokens{got, refreshed} {
+				claims := claimsOf(t, pair.AccessToken)
+				want := map[string]any{
+					"iss": issuer, "aud": "peers", "sub": "mds-client@clients",
+					"iat": float64(now.Unix()), "exp": float64(now.Add(24 * time.Hour).Unix()),
+				}
+				for k, v := range test.want {
+					want[k] = v
+				}
+				for k, v := range want {
+					if claims[k] != v {
+						t.Errorf("%s: %s = %v, want %v", name, k, claims[k], v)
+					}
+				}
+				if exp := claimsOf(t, pair.RefreshToken)["exp"]; exp != float64(now.Add(30*24*time.Hour).Unix()) {
+					t.Errorf("%s: refresh token has exp %v", name, exp)
+				}
+			}
+			if claimsOf(t, got.AccessToken)["jti"] == claimsOf(t, refreshed.AccessToken)["jti"] {
+				t.Errorf("%s: two tokens with one jti", name)
+			}
+		}
+	})
+}
+
+func TestTokensRefused(t *testing.T) {
+	s := newTokens(t, nil)
+	access := askTokens(t, s, credentials("audience", issuer)).AccessToken
+	foreign := askTokens(t, newTokens(t, func(c *mit.TokenConfig) { c.Key = "another" }), credentials()).RefreshToken
+	elsewhere := askTokens(t, newTokens(t, func(c *mit.TokenConfig) { c.Issuer = "http://elsewhere" }), credentials()).RefreshToken
+	stranger := newTokens(t, func(c *mit.TokenConfig) { c.Clients[0].ID = "stranger" })
+	unknown := askTokens(t, stranger, credentials("client_id", "stranger")).RefreshToken
+	none, err := jwt.NewWithClaims(jwt.SigningMethodNone, jwt.MapClaims{
+		"iss": issuer, "aud": issuer, "sub": "mds-client@clients", "exp": time.Now().Add(time.Hour).Unix(),
+	}).SignedString(jwt.UnsafeAllowNoneSignatureType)
+	if err != nil {
+		t.Fatal(err)
+	}
+	refresh := func(token string) map[string]string {
+		return map[string]string{"grant_type": "refresh_token", "refresh_token": token}
+	}
+	for name, test := range map[string]struct {
+		req    map[string]string
+		status int
+		oauth  string
+	}{
+		"unknown client":        {credentials("client_id", "nobody"), 401, "invalid_client"},
+		"no client":             {credentials("client_id", ""), 401, "invalid_client"},
+		"wrong secret":          {credentials("client_secret", secret+"x"), 401, "invalid_client"},
+		"no secret":             {credentials("client_secret", ""), 401, "invalid_client"},
+		"stranger's no secret":  {credentials("client_id", "nobody", "client_secret", ""), 401, "invalid_client"},
+		"no audience":           {credentials("audience", ""), 400, "invalid_request"},
+		"unknown type":          {credentials("type", "admin"), 400, "invalid_request"},
+		"no grant":              {credentials("grant_type", ""), 400, "unsupported_grant_type"},
+		"unsupported grant":     {credentials("grant_type", "password"), 400, "unsupported_grant_type"},
+		"no refresh token":      {refresh(""), 400, "invalid_grant"},
+		"no JWT":                {refresh("x.y.z"), 400, "invalid_grant"},
+		"access token":          {refresh(access), 400, "invalid_grant"},
+		"another key":           {refresh(foreign), 400, "invalid_grant"},
+		"another issuer":        {refresh(elsewhere), 400, "invalid_grant"},
+		"client is gone":        {refresh(unknown), 400, "invalid_grant"},
+		"unsigned":              {refresh(none), 400, "invalid_grant"},
+		"secret in wrong field": {map[string]string{"grant_type": secret}, 400, "unsupported_grant_type"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := askJSON(t, s, test.req)
+			checkError(t, a, test.status)
+			form := url.Values{}
+			for k, v := range test.req {
+				form.Set(k, v)
+			}
+			b := askForm(s, form, nil)
+			checkError(t, b, test.status)
+			if got := decode[struct{ Error string }](t, b).Error; got != test.oauth {
+				t.Errorf("error %q, want %q", got, test.oauth)
+			}
+			for _, a := range []answer{a, b} {
+				for _, s := range []string{secret, key, access, foreign, none} {
+					if strings.Contains(a.body, s) {
+						t.Errorf("the answer tells a secret: %s", a.body)
+					}
+				}
+			}
+		})
+	}
+}
+
+func TestTokenBodies(t *testing.T) {
+	s := newTokens(t, nil)
+	for name, test := range map[string]struct {
+		method, contentType, body string
+		status                    int
+	}{
+		"empty":           {"POST", "application/json", "", 400},
+		"no JSON":         {"POST", "application/json", "{", 400},
+		"wrong kind":      {"POST", "application/json", `{"client_secret":7}`, 400},
+		"null":            {"POST", "application/json", "null", 400},
+		"no form":         {"POST", "application/x-www-form-urlencoded", "%", 400},
+		"empty form":      {"POST", "application/x-www-form-urlencoded; charset=utf-8", "", 400},
+		"odd type":        {"POST", ";", "{}", 400},
+		"too large":       {"POST", "application/json", `"` + strings.Repeat("a", 1<<20), 413},
+		"too large form":  {"POST", "application/x-www-form-urlencoded", "a=" + strings.Repeat("a", 1<<20), 413},
+		"GET":             {"GET", "application/json", "", 405},
+		"form by GET":     {"GET", "application/x-www-form-urlencoded", "", 405},
+		"good, no header": {"POST", "", `{"grant_type":"client_credentials","client_id":"mds-client","client_secret":"` + secret + `","audience":"x","new":{}}`, 200},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := httptest.NewRequest(test.method, issuer, strings.NewReader(test.body))
+			r.Header.Set("Content-Type", test.contentType)
+			r.Header.Set("X-Correlation-Id", "abc@0/2026-01-02T03:04:05.678Z")
+			a := exchange(s, r)
+			if test.status == http.StatusOK {
+				if a.status != http.StatusOK {
+					t.Errorf("%d %s", a.status, a.body)
+				}
+			} else {
+				checkError(t, a, test.status)
+			}
+			if got := a.header.Get("X-Correlation-Id"); got != "abc@1/2026-01-02T03:04:05.678Z" {
+				t.Errorf("correlation id %q", got)
+			}
+			if a.header.Get("Cache-Control") != "no-store" {
+				t.Error("the answer may be cached")
+			}
+		})
+	}
+}
+
+func askForm(s *mit.TokenService, form url.Values, change func(*http.Request)) answer {
+	r := httptest.NewRequest(http.MethodPost, issuer, strings.NewReader(form.Encode()))
+	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	if change != nil {
+		change(r)
+	}
+	return exchange(s, r)
+}
+
+// handlerTransport is an http.RoundTripper that asks the handler itself.
+type handlerTransport struct{ http.Handler }
+
+func (h handlerTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	return w.Result(), nil
+}
+
+// A client of the standard kind gets its tokens by a form.
+func TestPlainOAuth2(t *testing.T) {
+	odd := "a+b c&d=%é:"
+	s := newTokens(t, func(c *mit.TokenConfig) {
+		c.Clients = append(c.Clients, mit.Client{ID: odd, Secret: odd, Type: "mds"})
+	})
+	ctx := context.WithValue(t.Context(), oauth2.HTTPClient, &http.Client{Transport: handlerTransport{s}})
+	for _, style := range []oauth2.AuthStyle{oauth2.AuthStyleAutoDetect, oauth2.AuthStyleInHeader, oauth2.AuthStyleInParams} {
+		cfg := clientcredentials.Config{
+			ClientID: odd, ClientSecret: odd, TokenURL: issuer, AuthStyle: style,
+			EndpointParams: url.Values{"audience": {"peers"}, "type": {"cluster"}},
+		}
+		got, err := cfg.Token(ctx)
+		if err != nil {
+			t.Fatalf("style %d: %v", style, err)
+		}
+		claims, err := token.NewVerifier(issuer, "peers", key).Verify(got.AccessToken)
+		if err != nil || claims.Type != "cluster" || claims.SubType != "mds" || got.RefreshToken == "" || got.Type() != "Bearer" {
+			t.Errorf("style %d: %+v, %v", style, claims, err)
+		}
+	}
+	cfg := clientcredentials.Config{ClientID: odd, ClientSecret: "wrong", TokenURL: issuer, AuthStyle: oauth2.AuthStyleInHeader}
+	if _, err := cfg.Token(ctx); err == nil || !strings.Contains(err.Error(), "invalid_client") {
+		t.Errorf("wrong secret: %v", err)
+	}
+	a := askForm(s, url.Values{"grant_type": {"client_credentials"}, "audience": {"peers"}}, func(r *http.Request) { r.SetBasicAuth("%", "%") })
+	checkError(t, a, 401)
+	if a.header.Get("WWW-Authenticate") == "" {
+		t.Error("a 401 without WWW-Authenticate")
+	}
+}
+
+// A refresh token is never good as an access token, even where a deployment gives all parties
+// one audience.
+func TestTokenKindsApart(t *testing.T) {
+	s := newTokens(t, nil)
+	pair := askTokens(t, s, credentials("audience", issuer))
+	v := token.NewVerifier(issuer, issuer, key)
+	if _, err := v.Verify(pair.AccessToken); err != nil {
+		t.Errorf("access token: %v", err)
+	}
+	if _, err := v.Verify(pair.RefreshToken); err == nil {
+		t.Error("a refresh token was taken for an access token")
+	}
+	a := askJSON(t, s, map[string]string{"grant_type": "refresh_token", "refresh_token": pair.AccessToken})
+	checkError(t, a, 400)
+}
+
+func TestTokenLives(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTokens(t, func(c *mit.TokenConfig) { c.AccessLife, c.RefreshLife = time.Minute, time.Hour })
+		pair := askTokens(t, s, credentials())
+		if pair.ExpiresIn != 60 {
+			t.Errorf("expires_in %d", pair.ExpiresIn)
+		}
+		v := token.NewVerifier(issuer, "peers", key)
+		refresh := map[string]string{"grant_type": "refresh_token", "refresh_token": pair.RefreshToken}
+		time.Sleep(time.Minute - time.Second)
+		if _, err := v.Verify(pair.AccessToken); err != nil {
+			t.Errorf("before its time: %v", err)
+		}
+		time.Sleep(time.Second)
+		if _, err := v.Verify(pair.AccessToken); err == nil {
+			t.Error("the access token outlived its time")
+		}
+		time.Sleep(58 * time.Minute)
+		askTokens(t, s, refresh)
+		time.Sleep(time.Minute)
+		checkError(t, askJSON(t, s, refresh), 400)
+	})
+}
+
+func TestSetKey(t *testing.T) {
+	s := newTokens(t, nil)
+	first := askTokens(t, s, credentials())
+	refresh := map[string]string{"grant_type": "refresh_token", "refresh_token": first.RefreshToken}
+	if err := s.SetKey(""); err == nil {
+		t.Error("an empty key was taken")
+	}
+	if err := s.SetKey("second"); err != nil {
+		t.Fatal(err)
+	}
+	second := askTokens(t, s, refresh)
+	if _, err := token.NewVerifier(issuer, "peers", "second").Verify(second.AccessToken); err != nil {
+		t.Errorf("signed with the new key: %v", err)
+	}
+	if err := s.SetKey("third"); err != nil {
+		t.Fatal(err)
+	}
+	checkError(t, askJSON(t, s, refresh), 400)
+}
+
+func TestSetClient(t *testing.T) {
+	s := newTokens(t, nil)
+	if err := s.SetClient(mit.Client{ID: "new"}); err == nil {
+		t.Error("a client without secret and type was taken")
+	}
+	if err := s.SetClient(mit.Client{ID: "mds-client", Secret: "changed", Type: "mds"}); err != nil {
+		t.Fatal(err)
+	}
+	checkError(t, askJSON(t, s, credentials()), 401)
+	pair := askTokens(t, s, credentials("client_secret", "changed"))
+	s.RemoveClient("mds-client")
+	checkError(t, askJSON(t, s, credentials("client_secret", "changed")), 401)
+	checkError(t, askJSON(t, s, map[string]string{"grant_type": "refresh_token", "refresh_token": pair.RefreshToken}), 400)
+}
+
+func TestTokenLog(t *testing.T) {
+	core, logs := observer.New(zap.DebugLevel)
+	s := newTokens(t, func(c *mit.TokenConfig) { c.Logger = zap.New(core) })
+	pair := askTokens(t, s, credentials())
+	askTokens(t, s, map[string]string{"grant_type": "refresh_token", "refresh_token": pair.RefreshToken})
+	askJSON(t, s, credentials("client_id", secret))
+	askJSON(t, s, map[string]string{"grant_type": "refresh_token", "refresh_token": pair.AccessToken})
+	askJSON(t, s, map[string]any{"client_secret": []string{secret}})
+	if logs.FilterMessage("token given").Len() != 2 || logs.FilterMessage("token refused").Len() != 3 {
+		t.Errorf("logged %v", logs.All())
+	}
+	for _, e := range logs.All() {
+		line := fmt.Sprint(e.Message, e.ContextMap())
+		for _, s := range []string{secret, key, pair.AccessToken, pair.RefreshToken} {
+			if strings.Contains(line, s) {
+				t.Errorf("a secret in the log: %s", line)
+			}
+		}
+		if e.ContextMap()["correlationId"] == nil {
+			t.Errorf("no correlation id with %q", e.Message)
+		}
+	}
+}
+
+func TestNewTokenServiceRefuses(t *testing.T) {
+	_, err := mit.NewTokenService(mit.TokenConfig{
+		AccessLife: time.Millisecond, RefreshLife: -1,
+		Clients: []mit.Client{{ID: "twice", Type: "x", Secret: secret}, {ID: "twice"}},
+	})
+	if err == nil {
+		t.Fatal("no error")
+	}
+	for _, part := range []string{"Issuer", "Key", "AccessLife", "RefreshLife", `"twice"`, "client Secret", "client Type"} {
+		if !strings.Contains(err.Error(), part) {
+			t.Errorf("%q does not say %s", err, part)
+		}
+	}
+	if strings.Contains(err.Error(), secret) {
+		t.Errorf("the error tells a secret: %v", err)
+	}
+}
+
+func FuzzTokenService(f *testing.F) {
+	s := newTokens(f, nil)
+	other := askTokens(f, newTokens(f, func(c *mit.TokenConfig) { c.Key = "another" }), credentials())
+	f.Add("application/json", "", `{"grant_type":"client_credentials","client_id":"mds-client","audience":"x"}`)
+	f.Add("application/json", "", `{"grant_type":"refresh_token","refresh_token":"`+other.RefreshToken+`"}`)
+	f.Add("application/json", "", `{"grant_type":"refresh_token","refresh_token":"`+other.AccessToken+`"}`)
+	f.Add("application/x-www-form-urlencoded", "Basic OjoK", "grant_type=client_credentials&audience=%20")
+	f.Fuzz(func(t *testing.T, contentType, authorization, body string) {
+		r := httptest.NewRequest(http.MethodPost, issuer, strings.NewReader(body))
+		r.Header.Set("Content-Type", contentType)
+		r.Header.Set("Authorization", authorization)
+		a := exchange(s, r)
+		if a.status == http.StatusOK { // no input so far holds a secret
+			t.Fatalf("tokens for nothing: %s", body)
+		}
+		checkError(t, a, a.status)
+		if a.status >= 500 {
+			t.Errorf("%d %s", a.status, a.body)
+		}
+	})
+}

@@ -1,0 +1,242 @@
+package cluster
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"net/url"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/mimiktech/cluster/internal/roster"
+	"github.com/mimiktech/cluster/internal/wire"
+)
+
+// Register joins the cluster. It registers with mIT, trying again every
+// Config.RegistrationRetry until it succeeds or ctx ends, and starts the lease; with
+// Config.Management it then announces the node to all peers, and returns what they answered.
+// With management off the Response is nil.
+//
+// ctx bounds this call only: the lease lasts until [Cluster.UnRegister] or [Cluster.Close],
+// which also end a Register under way. Registering again while registered renews and
+// announces once more.
+func (c *Cluster) Register(ctx context.Context) (*Response, error) {
+	ctx, cancel := within(correlated(ctx), c.stay)
+	defer cancel()
+	wait, err := c.join(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.startLease(ctx, wait); err != nil {
+		return nil, err
+	}
+	if !c.cfg.Management {
+		return nil, nil
+	}
+	return c.announce(ctx), nil
+}
+
+// join registers until mIT accepts, and says when to renew.
+func (c *Cluster) join(ctx context.Context) (time.Duration, error) {
+	c.change(func(*roster.Roster, *Status) {}) // so that the environment shows the orphan
+	var last error
+	for {
+		r, err := c.renew(ctx)
+		if err == nil {
+			return r.renewIn, nil
+		}
+		if cause := context.Cause(ctx); cause != nil {
+			if last == nil || errors.Is(last, cause) {
+				return 0, fmt.Errorf("cluster: registering: %w", cause)
+			}
+			return 0, fmt.Errorf("cluster: registering: %w, after: %w", cause, last)
+		}
+		last = err
+		wait := jitter(c.cfg.RegistrationRetry, 1.0/3)
+		c.missed(ctx, err, wait)
+		_ = c.pause(ctx, wait) // the end of ctx is found above
+	}
+}
+
+// renewal is what came of a renewal that succeeded.
+type renewal struct {
+	renewIn time.Duration // until the next is due
+	strange bool          // peers may not know us: our lease had run out, or our entry is a new one
+}
+
+// renew registers or renews; it is the same call. What mIT answers becomes the view. One is
+// under way at a time.
+func (c *Cluster) renew(ctx context.Context) (renewal, error) {
+	select {
+	case c.posting <- struct{}{}:
+		defer func() { <-c.posting }()
+	case <-ctx.Done():
+		return renewal{}, context.Cause(ctx)
+	}
+	if err := context.Cause(c.stay); err != nil {
+		return renewal{}, err
+	}
+	before, sent := c.roster(), time.Now()
+	path := "/itResources"
+	if !c.cfg.Management {
+		path += "?managedCluster=off"
+	}
+	body, err := c.askRegistry(ctx, http.MethodPost, path, c.self)
+	if err != nil {
+		return renewal{}, err
+	}
+	it, lease, err := c.readRegistered(body)
+	if err != nil {
+		return renewal{}, &AnswerError{"mIT", http.MethodPost, c.cfg.RegistryURL + "/itResources", err}
+	}
+	answered := roster.New(it, c.policy.check, before)
+	r := renewal{renewIn: jitter(time.Duration(c.cfg.RenewalShare*float64(lease)), 0.1)}
+	c.change(func(view *roster.Roster, s *Status) {
+		r.strange = s.State == Lost || c.forgotten || reborn(before, it, c.cfg.ID)
+		c.forgotten = false
+		*view = answered.Since(before, *view)
+		if s.State != Left {
+			s.State, s.Reason = Registered, nil
+		}
+		s.ResourceID, s.LeaseTime, s.RenewedAt, s.UpdatedAt = view.ID(), lease, sent, time.Now()
+	})
+	c.trace.renewed(lease, r.renewIn)
+	return r, nil
+}
+
+// reborn tells whether mIT's entry of this node is another than it was: somebody had it
+// deleted, or mIT lost it, so peers may have been told that we are gone.
+func reborn(before roster.Roster, it wire.ItResource, id string) bool {
+	was, known := before.Get(id)
+	if !known {
+		return false
+	}
+	for _, s := range it.Servers {
+		if s.ServerID == id {
+			return !s.CreatedAt.Equal(was.CreatedAt)
+		}
+	}
+	return false
+}
+
+// readRegistered reads what mIT answers to a registration. An answer that does not name this
+// node is no view of the cluster: taking it over would make a node forget its peers because
+// the registry had a bad moment.
+func (c *Cluster) readRegistered(body []byte) (wire.ItResource, time.Duration, error) {
+	var answer wire.Registered
+	if err := json.Unmarshal(body, &answer); err != nil {
+		return wire.ItResource{}, 0, err
+	}
+	if answer.ItResource == nil {
+		return wire.ItResource{}, 0, errors.New("no itResource in it")
+	}
+	for _, s := range answer.ItResource.Servers {
+		if s.ServerID == c.cfg.ID {
+			return *answer.ItResource, leaseOf(answer.LeaseTime), nil
+		}
+	}
+	return wire.ItResource{}, 0, fmt.Errorf("this node is not among its %d servers", len(answer.ItResource.Servers))
+}
+
+// announce tells all peers who is in the cluster.
+func (c *Cluster) announce(ctx context.Context) *Response {
+	view := c.roster()
+	body, err := json.Marshal(view.Resource())
+	if err != nil { // it was JSON when it came
+		c.log.Error("cannot announce", zap.Error(err), correlation(ctx))
+		return newResponse(nil)
+	}
+	return c.gather(ctx, &call{method: http.MethodPost, path: "/itResources", body: body}, view)
+}
+
+// A Departure is how leaving went.
+type Departure struct {
+	// NbServers is how many servers the cluster had, this one included; 0 if it never registered.
+	NbServers int
+	ServerID  string
+	// Errors are why mIT may still list this node, until its lease runs out.
+	Errors []error
+}
+
+// MarshalJSON gives what the npm module's unRegister gives, errors as their messages.
+func (d Departure) MarshalJSON() ([]byte, error) {
+	out := struct {
+		NbServers int      `json:"nbServers"`
+		ServerID  string   `json:"serverId"`
+		Errors    []string `json:"errors,omitempty"`
+	}{NbServers: d.NbServers, ServerID: d.ServerID}
+	for _, err := range d.Errors {
+		out.Errors = append(out.Errors, err.Error())
+	}
+	return json.Marshal(out)
+}
+
+// UnRegister leaves the cluster politely: it stops the lease, has mIT delete the node, and
+// with Config.Management tells all peers. Peers that do not answer are not waited for beyond
+// Config.RequestTimeout, are not evicted, and are no error: they learn it at their next renewal.
+//
+// It blocks until all that is done or ctx ends, and never fails as a whole: what went wrong is
+// in the Departure. It may be called at any time, also before or during Register, which it
+// ends, and again: a second call tries once more what failed and else does nothing.
+func (c *Cluster) UnRegister(ctx context.Context) Departure {
+	left := fmt.Errorf("%w: it has left", ErrNotRegistered)
+	c.leave(left)
+	d := Departure{ServerID: c.cfg.ID}
+
+	ctx, cancel := within(correlated(ctx), c.life)
+	defer cancel()
+	select { // a registration under way must not come after the delete
+	case c.posting <- struct{}{}:
+		defer func() { <-c.posting }()
+	case <-ctx.Done():
+		d.Errors = append(d.Errors, context.Cause(ctx))
+	}
+	var (
+		view     roster.Roster
+		departed bool
+	)
+	c.change(func(v *roster.Roster, s *Status) {
+		view, departed = *v, c.departed
+		if s.RenewedAt.IsZero() { // it never registered, whatever peers announced to it
+			view, departed = roster.Roster{}, true
+		}
+		if s.State != Left {
+			s.State, s.Reason = Left, left
+		}
+	})
+	d.NbServers = view.Len()
+	if departed || d.Errors != nil {
+		return d
+	}
+	path := "/itResources/" + url.PathEscape(view.ID()) + "/servers/" + url.PathEscape(c.cfg.ID)
+	if _, err := c.askRegistry(ctx, http.MethodDelete, path, nil); err != nil {
+		d.Errors = append(d.Errors, err)
+		c.log.Warn("mIT was not told that we leave", zap.Error(err), correlation(ctx))
+	}
+	if c.cfg.Management {
+		c.tell(ctx, view, c.cfg.ID)
+	}
+	c.mu.Lock()
+	c.departed = d.Errors == nil
+	c.mu.Unlock()
+	return d
+}
+
+// tell has the peers of a view forget one server. Who does not listen learns it from mIT.
+func (c *Cluster) tell(ctx context.Context, view roster.Roster, gone string) {
+	path := "/itResources/" + url.PathEscape(view.ID()) + "/servers/" + url.PathEscape(gone)
+	for _, o := range c.each(ctx, &call{method: http.MethodDelete, path: path, spare: true}, view) {
+		if o.Err != nil {
+			c.log.Debug("peer not told that a server is gone", zap.String("peer", o.Server.ServerID), zap.Error(o.Err), correlation(ctx))
+		}
+	}
+}
+
+// jitter is d, give or take a share of it: a fleet must not act in step.
+func jitter(d time.Duration, share float64) time.Duration {
+	return time.Duration(float64(d) * (1 + share*(2*rand.Float64()-1)))
+}
