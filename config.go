@@ -380,7 +380,7 @@ func (cfg Config) problems(o options, known map[string]bool) []error {
 // is left out on purpose: a dated delete would take what follows it for the date.
 func plainName(s string) bool {
 	return s != "." && s != ".." && len(s) <= 256 && !strings.ContainsFunc(s, func(r rune) bool {
-		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_.:", r))
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("-_.:", r)
 	})
 }
 

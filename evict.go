@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"sync"
 	"time"
 
@@ -69,50 +70,47 @@ func (c *Cluster) suspicious(o Outcome, call *call) bool {
 }
 
 // judge decides on the suspects among the peers asked, and puts it into their outcomes.
-func (c *Cluster) judge(a *asking, suspects []suspect, asked int) {
+func (c *Cluster) judge(ctx context.Context, a *asking, suspects []suspect, asked int) {
 	if len(suspects) == 0 {
 		return
 	}
 	if why := c.pardon(len(suspects), asked); why != nil {
 		for i := range suspects {
-			c.spare(a.ctx, &suspects[i].o, why)
+			c.spare(ctx, &suspects[i].o, why)
 		}
 		return
 	}
-	ctx, cancel := context.WithTimeoutCause(a.ctx, cmp.Or(c.eviction.Wait, 2*time.Second), errors.New("mIT took too long"))
+	patience, cancel := context.WithTimeoutCause(ctx, cmp.Or(c.eviction.Wait, 2*time.Second), errors.New("mIT took too long"))
 	defer cancel()
-	var wg sync.WaitGroup
+	gone := make([]bool, len(suspects))
 	places := semaphore.NewWeighted(maxRemovals)
+	var wg sync.WaitGroup
 	for i := range suspects {
 		wg.Go(func() {
 			s := &suspects[i]
-			if err := places.Acquire(ctx, 1); err != nil {
-				c.spare(ctx, &s.o, context.Cause(ctx))
+			if places.Acquire(patience, 1) != nil {
+				c.spare(ctx, &s.o, context.Cause(patience))
 				return
 			}
 			defer places.Release(1)
-			c.decide(ctx, a, s.p, &s.o)
+			gone[i] = c.decide(ctx, patience, a, s.p, &s.o)
 		})
 	}
 	wg.Wait()
-	c.spread(a.ctx, suspects)
+	c.spread(ctx, suspects, gone)
 }
 
-// spread tells the peers that are left who is gone, beside the call.
-func (c *Cluster) spread(ctx context.Context, suspects []suspect) {
-	var gone []string
-	for _, s := range suspects {
-		if s.o.Evicted {
-			gone = append(gone, s.p.ServerID)
-		}
-	}
-	if gone == nil {
+// spread tells the peers that are left who is gone by this node's doing, beside the call.
+func (c *Cluster) spread(ctx context.Context, suspects []suspect, gone []bool) {
+	if !slices.Contains(gone, true) {
 		return
 	}
 	view := c.roster()
 	c.background(ctx, func(ctx context.Context) {
-		for _, id := range gone {
-			c.tell(ctx, view, id)
+		for i, s := range suspects {
+			if gone[i] {
+				c.tell(ctx, view, s.p.ServerID)
+			}
 		}
 	})
 }
@@ -136,40 +134,38 @@ func (c *Cluster) spare(ctx context.Context, o *Outcome, why error) {
 	c.trace.spared(o.Server, why)
 }
 
-// decide asks mIT about one suspect. While there are newer entries of it, they are tried.
-func (c *Cluster) decide(ctx context.Context, a *asking, p *roster.Peer, o *Outcome) {
+// decide asks mIT about one suspect, while patience lasts. While there are newer entries of it,
+// they are tried. It tells whether it was this call that evicted it.
+func (c *Cluster) decide(ctx, patience context.Context, a *asking, p *roster.Peer, o *Outcome) bool {
 	for range maxEntries {
 		known, ok := c.roster().Get(p.ServerID)
-		if !ok { // somebody else was faster
-			o.Evicted = true
-			return
-		}
-		if !known.Seen().After(p.Seen()) {
-			newer, err := c.remove(ctx, known)
+		if ok && !known.Seen().After(p.Seen()) {
+			newer, err := c.remove(patience, known)
 			switch {
 			case err != nil:
 				c.spare(ctx, o, fmt.Errorf("mIT did not agree: %w", err))
-				return
+				return false
 			case newer == nil:
-				c.evict(ctx, known)
 				o.Evicted = true
-				return
+				return c.evict(ctx, known)
 			}
 			c.learn(*newer)
-			if known, ok = c.roster().Get(p.ServerID); !ok {
-				o.Evicted = true
-				return
-			}
+			known, ok = c.roster().Get(p.ServerID)
+		}
+		if !ok { // somebody else was faster
+			o.Evicted = true
+			return false
 		}
 		p = known // it came back: ask again
 		attempts := o.Attempts
-		*o = c.ask(a, p)
+		*o = c.ask(ctx, a, p)
 		o.Attempts += attempts
 		if !c.suspicious(*o, a.call) {
-			return
+			return false
 		}
 	}
 	c.spare(ctx, o, fmt.Errorf("mIT had %d newer entries of it in a row", maxEntries))
+	return false
 }
 
 // remove has mIT delete a server unless it knows a newer entry, which is then returned. Calls
@@ -222,16 +218,18 @@ func (c *Cluster) learn(s wire.Server) {
 	})
 }
 
-// evict forgets a server that mIT deleted, unless it came back meanwhile.
-func (c *Cluster) evict(ctx context.Context, p *roster.Peer) {
-	servers := 0
+// evict forgets a server that mIT deleted, unless it came back meanwhile or is forgotten
+// already. It tells whether it did.
+func (c *Cluster) evict(ctx context.Context, p *roster.Peer) bool {
+	evicted := false
 	c.change(func(v *roster.Roster, s *Status) {
 		if now, ok := v.Get(p.ServerID); ok && !now.Seen().After(p.Seen()) {
-			*v = v.Without(p.ServerID)
-			s.UpdatedAt = time.Now()
+			*v, s.UpdatedAt, evicted = v.Without(p.ServerID), time.Now(), true
 		}
-		servers = v.Len()
 	})
-	c.log.Info("peer evicted", zap.String("peer", p.ServerID), zap.Int("servers", servers), correlation(ctx))
-	c.trace.evicted(Server(p.Server))
+	if evicted {
+		c.log.Info("peer evicted", zap.String("peer", p.ServerID), correlation(ctx))
+		c.trace.evicted(Server(p.Server))
+	}
+	return evicted
 }

@@ -65,25 +65,17 @@ type Outcome struct {
 	Duration time.Duration
 }
 
-// A Response is what came of asking all peers: each is exactly once in Results or in Failures,
-// both in the order of the servers' ids.
-type Response struct {
-	// Data is the data of all results, in the same order: the elements of an array one by one,
-	// any other value as it is.
-	Data     []json.RawMessage
-	Results  []Outcome
-	Failures []Outcome
-}
-
-// MarshalJSON gives what the npm module's rpCluster gives: {"data", "results": [{"result",
-// "server"}], "failures": [{"error", "server"}]}. An error says in "kind", "attempts", "evicted"
-// and "spared" what else is known of it.
-func (r Response) MarshalJSON() ([]byte, error) {
-	type result struct {
-		Result json.RawMessage `json:"result"`
-		Server Server          `json:"server"`
+// MarshalJSON gives what the npm module's rpCluster has for one server: {"result", "server"}, or
+// {"error", "server"}, where the error says in "kind", "attempts", "evicted" and "spared" what
+// else is known of it.
+func (o Outcome) MarshalJSON() ([]byte, error) {
+	if o.Err == nil {
+		return json.Marshal(struct {
+			Result json.RawMessage `json:"result"`
+			Server Server          `json:"server"`
+		}{o.Body, o.Server})
 	}
-	type failed struct {
+	type failure struct {
 		StatusCode int             `json:"statusCode,omitempty"`
 		Title      string          `json:"title,omitempty"`
 		Message    string          `json:"message"`
@@ -93,38 +85,33 @@ func (r Response) MarshalJSON() ([]byte, error) {
 		Evicted    bool            `json:"evicted"`
 		Spared     string          `json:"spared,omitempty"`
 	}
-	type failure struct {
-		Error  failed `json:"error"`
-		Server Server `json:"server"`
+	f := failure{Message: o.Err.Error(), Kind: o.Kind, Attempts: o.Attempts, Evicted: o.Evicted}
+	if se, ok := errors.AsType[*StatusError](o.Err); ok {
+		f.StatusCode, f.Title, f.Info = se.Code, http.StatusText(se.Code), se.Info
+		f.Message = cmp.Or(se.Message, f.Message)
 	}
-	out := struct {
-		Data     []json.RawMessage `json:"data"`
-		Results  []result          `json:"results"`
-		Failures []failure         `json:"failures"`
-	}{append([]json.RawMessage{}, r.Data...), []result{}, []failure{}}
-	for _, o := range r.Results {
-		out.Results = append(out.Results, result{o.Body, o.Server})
+	if o.Spared != nil {
+		f.Spared = o.Spared.Error()
 	}
-	for _, o := range r.Failures {
-		f := failed{Kind: o.Kind, Attempts: o.Attempts, Evicted: o.Evicted}
-		if o.Err != nil {
-			f.Message = o.Err.Error()
-		}
-		if se, ok := errors.AsType[*StatusError](o.Err); ok {
-			f.StatusCode, f.Title, f.Info = se.Code, http.StatusText(se.Code), se.Info
-			f.Message = cmp.Or(se.Message, f.Message)
-		}
-		if o.Spared != nil {
-			f.Spared = o.Spared.Error()
-		}
-		out.Failures = append(out.Failures, failure{f, o.Server})
-	}
-	return json.Marshal(out)
+	return json.Marshal(struct {
+		Error  failure `json:"error"`
+		Server Server  `json:"server"`
+	}{f, o.Server})
+}
+
+// A Response is what came of asking all peers: each is exactly once in Results or in Failures,
+// both in the order of the servers' ids. It marshals to what the npm module's rpCluster gives.
+type Response struct {
+	// Data is the data of all results, in the same order: the elements of an array one by one,
+	// any other value as it is.
+	Data     []json.RawMessage `json:"data"`
+	Results  []Outcome         `json:"results"`
+	Failures []Outcome         `json:"failures"`
 }
 
 // newResponse sorts outcomes into results and failures, in their order.
 func newResponse(outcomes []Outcome) *Response {
-	r := &Response{}
+	r := &Response{Data: []json.RawMessage{}, Results: []Outcome{}, Failures: []Outcome{}} // none is null in JSON
 	for _, o := range outcomes {
 		if o.Err != nil {
 			r.Failures = append(r.Failures, o)
@@ -316,8 +303,8 @@ func (c *Cluster) each(ctx context.Context, call *call, view roster.Roster) iter
 		if peers == 0 {
 			return
 		}
-		a := &asking{call: call, ctx: ctx}
-		if err := a.authorize(c, ""); err != nil {
+		a := &asking{call: call}
+		if err := a.authorize(ctx, c, ""); err != nil {
 			for i, p := range view.Peers() {
 				if i != self || !listed {
 					if !yield(i, Outcome{Server: Server(p.Server), Err: err, Kind: failedBefore(ctx)}) {
@@ -338,7 +325,7 @@ func (c *Cluster) each(ctx context.Context, call *call, view roster.Roster) iter
 			wg.Go(func() {
 				for i := int(next.Add(1)) - 1; i < view.Len(); i = int(next.Add(1)) - 1 {
 					if i != self || !listed {
-						answers <- answer{i, c.ask(a, view.Peers()[i])}
+						answers <- answer{i, c.ask(ctx, a, view.Peers()[i])}
 					}
 				}
 			})
@@ -353,7 +340,7 @@ func (c *Cluster) each(ctx context.Context, call *call, view roster.Roster) iter
 				return
 			}
 		}
-		c.judge(a, suspects, peers)
+		c.judge(ctx, a, suspects, peers)
 		for _, s := range suspects {
 			if !yield(s.i, s.o) {
 				return
@@ -374,7 +361,6 @@ func failedBefore(ctx context.Context) Kind {
 // and replaced as a whole when a peer refuses the token.
 type asking struct {
 	*call
-	ctx context.Context
 
 	mu     sync.Mutex // guards the fields below
 	bearer string
@@ -382,17 +368,17 @@ type asking struct {
 }
 
 // authorize makes the header, with a token other than the refused one.
-func (a *asking) authorize(c *Cluster, refused string) error {
+func (a *asking) authorize(ctx context.Context, c *Cluster, refused string) error {
 	key := a.key
 	key.Audience, key.Cluster = c.cfg.PeerAudience, true
 	if refused != "" {
 		c.tokens.Drop(key, refused)
 	}
-	bearer, err := c.tokens.Token(a.ctx, key)
+	bearer, err := c.tokens.Token(ctx, key)
 	if err != nil {
 		return err
 	}
-	full := c.header(a.ctx, bearer)
+	full := c.header(ctx, bearer)
 	if a.body != nil {
 		full["Content-Type"] = []string{"application/json"}
 	}
@@ -416,21 +402,21 @@ func (a *asking) headers() (http.Header, string) {
 }
 
 // ask asks one peer, repeating as the policy says.
-func (c *Cluster) ask(a *asking, p *roster.Peer) Outcome {
+func (c *Cluster) ask(ctx context.Context, a *asking, p *roster.Peer) Outcome {
 	start := time.Now()
 	o := Outcome{Server: Server(p.Server)}
 	finish := func(err error) Outcome {
 		o.Err, o.Kind, o.Duration = err, kindOf(err), time.Since(start)
-		if err != nil && a.ctx.Err() != nil {
+		if err != nil && ctx.Err() != nil {
 			o.Kind = KindCancelled
-			o.Err = fmt.Errorf("peer %q: cancelled: %w", p.ServerID, context.Cause(a.ctx))
+			o.Err = fmt.Errorf("peer %q: cancelled: %w", p.ServerID, context.Cause(ctx))
 		}
 		return o
 	}
 	if p.Err != nil {
 		return finish(p.Err)
 	}
-	if err := c.inFlight.Acquire(a.ctx, 1); err != nil {
+	if err := c.inFlight.Acquire(ctx, 1); err != nil {
 		return finish(err)
 	}
 	defer c.inFlight.Release(1)
@@ -442,8 +428,8 @@ func (c *Cluster) ask(a *asking, p *roster.Peer) Outcome {
 	hc := c.peers
 	for {
 		o.Attempts++
-		err := c.askOnce(a, p, hc, &o)
-		if err == nil || !retry.again(a.method, err, o.Attempts, time.Since(start)) || c.pause(a.ctx, retry.delay()) != nil {
+		err := c.askOnce(ctx, a, p, hc, &o)
+		if err == nil || !retry.again(a.method, err, o.Attempts, time.Since(start)) || c.pause(ctx, retry.delay()) != nil {
 			return finish(err)
 		}
 		hc = c.fresh // the pooled connection may be what was wrong
@@ -451,15 +437,15 @@ func (c *Cluster) ask(a *asking, p *roster.Peer) Outcome {
 }
 
 // askOnce makes one attempt, or two if the first one's token is refused.
-func (c *Cluster) askOnce(a *asking, p *roster.Peer, hc *http.Client, o *Outcome) error {
+func (c *Cluster) askOnce(ctx context.Context, a *asking, p *roster.Peer, hc *http.Client, o *Outcome) error {
 	header, bearer := a.headers()
-	body, err := c.sendPeer(a, p, hc, header)
+	body, err := c.sendPeer(ctx, a, p, hc, header)
 	if tokenRefused(err) {
-		if tokenErr := a.authorize(c, bearer); tokenErr != nil {
-			return fmt.Errorf("%w (and no other token: %v)", err, tokenErr) // the peer answered, whatever mST does
+		if tokenErr := a.authorize(ctx, c, bearer); tokenErr != nil {
+			return fmt.Errorf("%w (and no other token: %s)", err, tokenErr.Error()) // not wrapped: the peer did answer
 		}
 		header, _ = a.headers()
-		body, err = c.sendPeer(a, p, hc, header)
+		body, err = c.sendPeer(ctx, a, p, hc, header)
 	}
 	if err != nil {
 		return err
@@ -468,8 +454,8 @@ func (c *Cluster) askOnce(a *asking, p *roster.Peer, hc *http.Client, o *Outcome
 	return err
 }
 
-func (c *Cluster) sendPeer(a *asking, p *roster.Peer, hc *http.Client, header http.Header) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(a.ctx, cmp.Or(a.timeout, c.cfg.RequestTimeout))
+func (c *Cluster) sendPeer(ctx context.Context, a *asking, p *roster.Peer, hc *http.Client, header http.Header) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, cmp.Or(a.timeout, c.cfg.RequestTimeout))
 	defer cancel()
 	u := *p.Base
 	u.RawQuery = a.query

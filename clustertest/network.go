@@ -250,7 +250,7 @@ func (n *Network) Client(from string) *http.Client {
 // Answers are handed over in memory: up to 64 kB of a body wait for the client while the handler
 // goes on, longer or flushed ones stream at the pace at which the client reads. http and https
 // are the same wire; the handler of an https request finds a TLS state without certificates.
-// There are no redirects, compression, trailers, upgrades, or informational answers in it.
+// There is no compression, and there are no trailers, upgrades or informational answers.
 func (n *Network) Transport(from string) http.RoundTripper {
 	return RoundTripperFunc(func(req *http.Request) (*http.Response, error) { return n.roundTrip(from, req) })
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"sync"
@@ -152,7 +153,7 @@ func (w *World) ForgetAll() {
 func (w *World) Listed() []cluster.Server {
 	w.t.Helper()
 	r, err := w.store().Get(w.t.Context(), mit.ResourceID(w.opts.typ))
-	if err != nil && err != mit.ErrNotFound {
+	if err != nil && !errors.Is(err, mit.ErrNotFound) {
 		w.t.Fatal(err)
 	}
 	return r.Servers

@@ -20,8 +20,8 @@ import (
 // next touched, by whatever call. A resource stays, so it holds at most the servers that
 // registered and one small entry for every type that ever did.
 //
-// After a restart it is empty, and its nodes fill it again as they renew: the ids are the
-// same, and a node that finds the others missing announces itself to them anyway.
+// After a restart it is empty, and fills again as its nodes renew: for up to a lease it names
+// only those that have.
 type Memory struct {
 	// Logger gets a line for every server that goes because it stayed silent; nil: none.
 	// Set it before the first use.

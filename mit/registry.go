@@ -82,7 +82,8 @@ type RegistryConfig struct {
 	Issuer, Audience string
 	Keys             []string
 	// Verify, if set, checks tokens instead, and returns the type that a good one was given
-	// to. It may be called from any goroutine. The caller is not told its error, the log is.
+	// to. It may be called from any goroutine. Its error goes to the log, not to the caller,
+	// and must not quote the token.
 	Verify func(token string) (typ string, err error)
 	// BadTokenStatus answers a token that is not, or no longer, good; 401 by default. npm
 	// nodes keep a token until it nears its end unless they are answered 403: choose that
@@ -98,6 +99,7 @@ func (c RegistryConfig) maxServers() int { return cmp.Or(c.MaxServers, 10_000) }
 func (c RegistryConfig) badTokenStatus() int {
 	return cmp.Or(c.BadTokenStatus, http.StatusUnauthorized)
 }
+
 func (c RegistryConfig) grace(lease time.Duration) time.Duration {
 	return cmp.Or(c.Grace, lease/2)
 }

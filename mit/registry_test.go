@@ -52,8 +52,8 @@ func newParty(t *testing.T, change func(*mit.RegistryConfig)) *party {
 	return p
 }
 
-func newTokens(t testing.TB, change func(*mit.TokenConfig)) *mit.TokenService {
-	t.Helper()
+func newTokens(tb testing.TB, change func(*mit.TokenConfig)) *mit.TokenService {
+	tb.Helper()
 	cfg := mit.TokenConfig{Issuer: issuer, Key: key, Clients: []mit.Client{
 		{ID: "mds-client", Secret: secret, Type: "mds"},
 		{ID: "mfs-client", Secret: secret, Type: "mfs", Scope: "read:file"},
@@ -63,7 +63,7 @@ func newTokens(t testing.TB, change func(*mit.TokenConfig)) *mit.TokenService {
 	}
 	s, err := mit.NewTokenService(cfg)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return s
 }
@@ -100,10 +100,10 @@ func exchange(h http.Handler, r *http.Request) answer {
 	return answer{res.StatusCode, res.Header, string(body)}
 }
 
-func decode[T any](t testing.TB, a answer) (v T) {
-	t.Helper()
+func decode[T any](tb testing.TB, a answer) (v T) {
+	tb.Helper()
 	if err := json.Unmarshal([]byte(a.body), &v); err != nil {
-		t.Fatalf("%d %s: %v", a.status, a.body, err)
+		tb.Fatalf("%d %s: %v", a.status, a.body, err)
 	}
 	return v
 }
@@ -133,25 +133,25 @@ type removed struct {
 
 // checkError fails unless a is an error of that status, in the envelope, that says all of
 // parts.
-func checkError(t testing.TB, a answer, status int, parts ...string) {
-	t.Helper()
+func checkError(tb testing.TB, a answer, status int, parts ...string) {
+	tb.Helper()
 	var e struct {
 		StatusCode int
 		Title      string
 		Message    string
 	}
 	if err := json.Unmarshal([]byte(a.body), &e); err != nil {
-		t.Fatalf("%d %q is no envelope: %v", a.status, a.body, err)
+		tb.Fatalf("%d %q is no envelope: %v", a.status, a.body, err)
 	}
 	if a.status != status || e.StatusCode != status || e.Title != http.StatusText(status) || e.Message == "" {
-		t.Errorf("%d %s, want a %d", a.status, a.body, status)
+		tb.Errorf("%d %s, want a %d", a.status, a.body, status)
 	}
 	if ct := a.header.Get("Content-Type"); ct != "application/json" {
-		t.Errorf("content-type %q", ct)
+		tb.Errorf("content-type %q", ct)
 	}
 	for _, part := range parts {
 		if !strings.Contains(e.Message, part) {
-			t.Errorf("message %q does not say %q", e.Message, part)
+			tb.Errorf("message %q does not say %q", e.Message, part)
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -30,23 +31,23 @@ type tokens struct {
 	ExpiresIn    int    `json:"expires_in"`
 }
 
-func askJSON(t testing.TB, s *mit.TokenService, req any) answer {
-	t.Helper()
+func askJSON(tb testing.TB, s *mit.TokenService, req any) answer {
+	tb.Helper()
 	b, err := json.Marshal(req)
 	if err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return send(s, http.MethodPost, issuer, "", string(b))
 }
 
 // askTokens is the pair of tokens that a good request is answered with.
-func askTokens(t testing.TB, s *mit.TokenService, req map[string]string) tokens {
-	t.Helper()
-	a := askJSON(t, s, req)
+func askTokens(tb testing.TB, s *mit.TokenService, req map[string]string) tokens {
+	tb.Helper()
+	a := askJSON(tb, s, req)
 	if a.status != http.StatusOK {
-		t.Fatalf("%d %s", a.status, a.body)
+		tb.Fatalf("%d %s", a.status, a.body)
 	}
-	return decode[struct{ Data tokens }](t, a).Data
+	return decode[struct{ Data tokens }](tb, a).Data
 }
 
 func credentials(more ...string) map[string]string {
@@ -59,11 +60,11 @@ func credentials(more ...string) map[string]string {
 	return req
 }
 
-func claimsOf(t testing.TB, raw string) jwt.MapClaims {
-	t.Helper()
+func claimsOf(tb testing.TB, raw string) jwt.MapClaims {
+	tb.Helper()
 	claims := jwt.MapClaims{}
 	if _, _, err := jwt.NewParser().ParseUnverified(raw, claims); err != nil {
-		t.Fatal(err)
+		tb.Fatal(err)
 	}
 	return claims
 }
@@ -94,9 +95,7 @@ func TestTokens(t *testing.T) {
 					"iss": issuer, "aud": "peers", "sub": "mds-client@clients",
 					"iat": float64(now.Unix()), "exp": float64(now.Add(24 * time.Hour).Unix()),
 				}
-				for k, v := range test.want {
-					want[k] = v
-				}
+				maps.Copy(want, test.want)
 				for k, v := range want {
 					if claims[k] != v {
 						t.Errorf("%s: %s = %v, want %v", name, k, claims[k], v)

@@ -58,8 +58,8 @@ type Command struct {
 // exits: with 0 if it was told to end, with 1 after an error, which it prints.
 func Main(c Command) {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // so that a second signal ends the program at once
 	err := c.Run(ctx, os.Args[1:], os.Stdout, os.Stderr)
-	stop()
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", c.name(), err)
 		os.Exit(1)
@@ -329,6 +329,6 @@ func serve(ctx context.Context, ln net.Listener, handler http.Handler, log *zap.
 		log.Warn("requests cut off", zap.Error(err))
 		_ = srv.Close() // the listener is closed; what is left are the requests we give up
 	}
-	<-served
+	_ = <-served // that the server is closed
 	return nil
 }

@@ -31,6 +31,7 @@ type Clock struct {
 // Run runs all tests, each with a store of its own that new makes empty. They use types and
 // ids that look alike in every test.
 func Run(t *testing.T, newStore func(t *testing.T) mit.Store, clock Clock) {
+	t.Helper()
 	if clock.Life == 0 {
 		clock.Life = 4 * time.Second
 	}
@@ -63,6 +64,7 @@ func Run(t *testing.T, newStore func(t *testing.T) mit.Store, clock Clock) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			clock.In(t, func(t *testing.T) {
+				t.Helper()
 				test.run(&suite{T: t, Store: newStore(t), clock: clock})
 			})
 		})

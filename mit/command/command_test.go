@@ -1,0 +1,300 @@
+package command
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/mimiktech/cluster/mit"
+)
+
+// start runs the program on a free port until the test ends, and returns the environment that
+// it prints. The test fails if the program does not end well.
+func start(t *testing.T, c Command, args ...string) map[string]string {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	r, w := io.Pipe()
+	ended := make(chan error, 1)
+	go func() {
+		err := c.Run(ctx, append([]string{"--listen", "127.0.0.1:0", "--log", "off"}, args...), w, io.Discard)
+		_ = w.CloseWithError(err)
+		ended <- err
+	}()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("ended with %v", err)
+		}
+	})
+	env := map[string]string{}
+	for lines := bufio.NewScanner(r); lines.Scan(); {
+		line := lines.Text()
+		if base, ok := strings.CutPrefix(line, "# mIT on "); ok {
+			env["base"] = base
+			if len(args) > 0 && args[0] == "--clients" {
+				break // there is no more to come
+			}
+		}
+		if m := regexp.MustCompile(`^export (\w+)='(.*)'$`).FindStringSubmatch(line); m != nil {
+			env[m[1]] = m[2]
+		}
+		if env["SERVER_PORT"] != "" {
+			break
+		}
+	}
+	if env["base"] == "" {
+		t.Fatalf("the program did not start: %v", env)
+	}
+	return env
+}
+
+func post(t *testing.T, url, token string, body any) (status int, answer map[string]any) {
+	t.Helper()
+	b, err := json.Marshal(body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, strings.NewReader(string(b)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Content-Type", "application/json")
+	r.Header.Set("Authorization", "Bearer "+token)
+	res, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	if err := json.NewDecoder(res.Body).Decode(&answer); err != nil {
+		t.Fatalf("%d: %v", res.StatusCode, err)
+	}
+	return res.StatusCode, answer
+}
+
+// join registers a server with what the environment says, and returns the answer.
+func join(t *testing.T, env map[string]string) map[string]any {
+	t.Helper()
+	status, answer := post(t, env["OAUTH_ISSUER"], "", map[string]string{
+		"grant_type":    "client_credentials",
+		"client_id":     env["OAUTH_CLIENT_ID"],
+		"client_secret": env["OAUTH_CLIENT_SECRET"],
+		"audience":      env["MIT_AUDIENCE"],
+	})
+	if status != http.StatusOK {
+		t.Fatalf("token: %d %v", status, answer)
+	}
+	token := answer["data"].(map[string]any)["access_token"].(string)
+	status, answer = post(t, env["MIT_URL"]+"/itResources", token, map[string]string{
+		"type": env["SERVER_TYPE"], "serverId": "a", "clusterBaseUrl": "http://127.0.0.1:8080/v1",
+	})
+	if status != http.StatusOK {
+		t.Fatalf("register: %d %v", status, answer)
+	}
+	return answer
+}
+
+func TestJoin(t *testing.T) {
+	env := start(t, Command{})
+	for name, want := range map[string]string{
+		"SERVER_TYPE":           "example",
+		"SERVER_LOCAL_IPV4":     "127.0.0.1",
+		"SERVER_PORT":           "8080",
+		"CLUSTER_MANAGEMENT":    "on",
+		"OAUTH_CLIENT_ID":       "example",
+		"OAUTH_CLIENT_AUDIENCE": "example",
+		"EXAMPLE_AUDIENCE":      "example",
+		"MIT_URL":               env["base"] + "/mIT/v1",
+		"MIT_AUDIENCE":          env["base"] + "/mIT/v1",
+		"OAUTH_ISSUER":          env["base"] + "/mST/v1/oauth/token",
+	} {
+		if env[name] != want {
+			t.Errorf("%s = %q, want %q", name, env[name], want)
+		}
+	}
+	if len(env["OAUTH_CLIENT_SECRET"]) < 20 || len(env["OAUTH_CLIENT_ACCESS_KEY"]) < 40 {
+		t.Errorf("weak secrets: %v", env)
+	}
+	if answer := join(t, env); answer["leaseTime"] != 7_200_000.0 {
+		t.Errorf("registered: %v", answer)
+	}
+	if status, _ := post(t, env["MIT_URL"]+"/itResources", "no token", nil); status != http.StatusForbidden {
+		t.Errorf("a bad token is answered %d", status)
+	}
+	if status, answer := post(t, env["base"]+"/", "", nil); status != http.StatusNotFound || answer["statusCode"] != 404.0 {
+		t.Errorf("elsewhere: %d %v", status, answer)
+	}
+	other := start(t, Command{})
+	if env["OAUTH_CLIENT_SECRET"] == other["OAUTH_CLIENT_SECRET"] || env["OAUTH_CLIENT_ACCESS_KEY"] == other["OAUTH_CLIENT_ACCESS_KEY"] {
+		t.Error("two starts with one secret")
+	}
+}
+
+func TestFlags(t *testing.T) {
+	t.Setenv("MIT_CLIENT_SECRET", "from 'the' environment")
+	t.Setenv("MIT_SIGNING_KEY", "not this one")
+	var opened, closed bool
+	zone := "?"
+	c := Command{
+		Name:  "mit-test",
+		Flags: func(fs *flag.FlagSet) { fs.StringVar(&zone, "zone", "", "") },
+		Open: func(context.Context, *zap.Logger) (mit.Store, func() error, error) {
+			opened = zone == "north"
+			return mit.NewMemory(), func() error { closed = true; return nil }, nil
+		},
+	}
+	t.Run("run", func(t *testing.T) {
+		env := start(t, c, "--zone", "north", "--type", "mds", "--client-id", "it's", "--key", "k",
+			"--lease", "3s", "--audience", "here", "--url", "http://localhost:1/")
+		for name, want := range map[string]string{
+			"base":                    "http://localhost:1",
+			"SERVER_TYPE":             "mds",
+			"OAUTH_CLIENT_ID":         `it'\''s`,
+			"OAUTH_CLIENT_SECRET":     `from '\''the'\'' environment`,
+			"OAUTH_CLIENT_ACCESS_KEY": "k",
+			"MIT_AUDIENCE":            "here",
+			"MDS_AUDIENCE":            "mds",
+		} {
+			if env[name] != want {
+				t.Errorf("%s = %q, want %q", name, env[name], want)
+			}
+		}
+	})
+	if !opened || !closed {
+		t.Errorf("store opened after the flags: %v, closed: %v", opened, closed)
+	}
+}
+
+func TestClientsFile(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "clients.json")
+	if err := os.WriteFile(file, []byte(`[{"id":"m","secret":"s","type":"mds"}]`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	env := start(t, Command{}, "--clients", file, "--audience", "here")
+	env["OAUTH_ISSUER"] = env["base"] + issuerPath
+	env["MIT_URL"] = env["base"] + registryPath
+	env["OAUTH_CLIENT_ID"], env["OAUTH_CLIENT_SECRET"], env["MIT_AUDIENCE"], env["SERVER_TYPE"] = "m", "s", "here", "mds"
+	join(t, env)
+
+	if err := os.WriteFile(file, []byte(`{"secret":"hunter2"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	err := Command{}.Run(t.Context(), []string{"--clients", file}, io.Discard, io.Discard)
+	if err == nil || !strings.Contains(err.Error(), file) || strings.Contains(err.Error(), "hunter2") {
+		t.Errorf("a bad file: %v", err)
+	}
+}
+
+func TestHelp(t *testing.T) {
+	for _, arg := range []string{"--help", "-h"} {
+		var out strings.Builder
+		if err := (Command{Name: "mit-test"}).Run(t.Context(), []string{arg}, &out, io.Discard); err != nil {
+			t.Error(err)
+		}
+		for _, part := range []string{"mit-test", "-listen", "127.0.0.1:4000", "-lease", "MIT_SIGNING_KEY", "MIT_CLIENT_SECRET"} {
+			if !strings.Contains(out.String(), part) {
+				t.Errorf("%s does not say %s:\n%s", arg, part, out.String())
+			}
+		}
+	}
+}
+
+func TestRefuses(t *testing.T) {
+	ln, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	errStore := errors.New("no store today")
+	for name, test := range map[string]struct {
+		c    Command
+		args []string
+		says string
+	}{
+		"unknown flag":   {Command{}, []string{"--nonsense"}, "nonsense"},
+		"argument":       {Command{}, []string{"serve"}, `"serve"`},
+		"bad duration":   {Command{}, []string{"--lease", "soon"}, "lease"},
+		"negative lease": {Command{}, []string{"--lease", "-5s"}, "Lease"},
+		"bad type":       {Command{}, []string{"--type", "a-b"}, "--type"},
+		"bad url":        {Command{}, []string{"--url", "localhost"}, "--url"},
+		"bad level":      {Command{}, []string{"--log", "loud"}, "--log"},
+		"two at once":    {Command{}, []string{"--log", "loud", "--url", "x"}, "--url"},
+		"no file":        {Command{}, []string{"--clients", "/nowhere"}, "/nowhere"},
+		"address in use": {Command{}, []string{"--listen", ln.Addr().String()}, "address already in use"},
+		"store": {Command{Open: func(context.Context, *zap.Logger) (mit.Store, func() error, error) {
+			return nil, nil, errStore
+		}}, nil, errStore.Error()},
+	} {
+		t.Run(name, func(t *testing.T) {
+			args := append([]string{"--listen", "127.0.0.1:0", "--log", "off"}, test.args...)
+			err := test.c.Run(t.Context(), args, io.Discard, io.Discard)
+			if err == nil || !strings.Contains(err.Error(), test.says) {
+				t.Errorf("error %v, want one that says %s", err, test.says)
+			}
+		})
+	}
+}
+
+// What is in flight when the program is told to end is still answered.
+func TestDrain(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		cancel()
+		// The server refuses new connections once it is ending.
+		for {
+			conn, err := new(net.Dialer).DialContext(r.Context(), "tcp", ln.Addr().String())
+			if err != nil {
+				break
+			}
+			_ = conn.Close()
+		}
+		_, _ = io.WriteString(w, "{}")
+	})
+	ended := make(chan error, 1)
+	go func() { ended <- serve(ctx, ln, handler, zap.NewNop()) }()
+	if status, _ := post(t, "http://"+ln.Addr().String(), "", nil); status != http.StatusOK {
+		t.Errorf("status %d", status)
+	}
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("still serving")
+	}
+}
+
+func TestReachable(t *testing.T) {
+	for addr, want := range map[string]string{
+		"127.0.0.1:4000": "http://127.0.0.1:4000",
+		"0.0.0.0:4000":   "http://127.0.0.1:4000",
+		"[::]:4000":      "http://127.0.0.1:4000",
+		"[::1]:4000":     "http://[::1]:4000",
+		"10.0.0.1:80":    "http://10.0.0.1:80",
+	} {
+		tcp, err := net.ResolveTCPAddr("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := reachable(tcp); got != want {
+			t.Errorf("reachable(%s) = %s, want %s", addr, got, want)
+		}
+	}
+}
