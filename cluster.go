@@ -75,9 +75,7 @@ type Cluster struct {
 	noEnv     bool
 	verifier  Verifier
 	tokens    *token.Cache
-	backend   *http.Client // towards mST and mIT
-	peers     *http.Client
-	fresh     *http.Client // towards peers, on a new connection for each request
+	roads     roads
 	inFlight  *semaphore.Weighted
 	removing  singleflight.Group // the dated deletes under way, by server id
 
@@ -115,6 +113,7 @@ func New(cfg Config, opts ...Option) (*Cluster, error) {
 		policy:    o.policy,
 		noEnv:     o.noEnv,
 		verifier:  o.verifier,
+		roads:     newRoads(o.client, o.policy, cfg.MaxInFlight),
 		inFlight:  semaphore.NewWeighted(int64(cfg.MaxInFlight)),
 		wake:      make(chan struct{}, 1),
 		posting:   make(chan struct{}, 1),
@@ -135,35 +134,11 @@ func New(cfg Config, opts ...Option) (*Cluster, error) {
 	}
 	c.life, c.end = context.WithCancelCause(context.Background())
 	c.stay, c.leave = context.WithCancelCause(c.life)
-	c.dress(o.client)
 	if c.verifier == nil {
 		c.verifier = newKeyVerifier(cfg)
 	}
 	c.tokens = token.NewCache(c.life, c.fetcher(o.tokens))
 	return c, nil
-}
-
-// dress gives the node its HTTP clients: hc for everything, or ones of its own.
-func (c *Cluster) dress(hc *http.Client) {
-	unredirected := func(hc http.Client) *http.Client {
-		hc.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-		return &hc
-	}
-	if hc != nil {
-		c.backend = unredirected(*hc)
-		c.peers, c.fresh = c.backend, c.backend
-		return
-	}
-	c.backend = unredirected(http.Client{Transport: &http.Transport{
-		Proxy:               http.ProxyFromEnvironment,
-		MaxIdleConnsPerHost: 4,
-		ForceAttemptHTTP2:   true,
-	}})
-	c.peers = unredirected(*c.policy.peerClient(c.cfg.MaxInFlight))
-	c.fresh = unredirected(*c.policy.peerClient(c.cfg.MaxInFlight))
-	if t, ok := c.fresh.Transport.(*http.Transport); ok {
-		t.DisableKeepAlives = true
-	}
 }
 
 // fetcher is how tokens are had: from mST, or from the caller's sources.
@@ -211,9 +186,7 @@ func (c *Cluster) Close() error {
 			s.State, s.Reason = Left, ErrClosed
 		}
 	})
-	for _, hc := range []*http.Client{c.backend, c.peers, c.fresh} {
-		hc.CloseIdleConnections()
-	}
+	c.roads.close()
 	return nil
 }
 

@@ -56,12 +56,9 @@ func within(ctx, life context.Context) (context.Context, context.CancelFunc) {
 
 // send is the one place that speaks HTTP. It returns the body of a 2xx answer; its errors are
 // *UnreachableError, *StatusError and *AnswerError, and name the party.
-func (c *Cluster) send(hc *http.Client, party string, req *http.Request) ([]byte, error) {
-	resp, err := hc.Do(req)
+func (c *Cluster) send(road http.RoundTripper, party string, req *http.Request) ([]byte, error) {
+	resp, err := road.RoundTrip(req)
 	if err != nil {
-		if ue, ok := errors.AsType[*url.Error](err); ok {
-			err = ue.Err // the URL is in our error already, and there without its query
-		}
 		return nil, &UnreachableError{party, req.Method, bare(req.URL), err}
 	}
 	defer resp.Body.Close()
@@ -163,7 +160,7 @@ func (c *Cluster) sendJSON(ctx context.Context, party, method, address, bearer s
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	return c.send(c.backend, party, req)
+	return c.send(c.roads.backend, party, req)
 }
 
 // askRegistry sends one authorized request to mIT. If it refuses the token, the request is

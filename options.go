@@ -46,10 +46,10 @@ func WithLogger(l *zap.Logger) Option {
 	return optionFunc(func(o *options) { o.log = l })
 }
 
-// WithHTTPClient makes every request go through hc, which is copied, not changed. Its redirect
-// policy is not used: no redirect is ever followed. What the default client does when it
-// dials (no proxy towards peers, [PeerPolicy.Networks] checked on the resolved address) is then
-// up to hc.
+// WithHTTPClient sends every request through the Transport of hc; nothing else of hc is used,
+// for no redirect is ever followed, and Config.RequestTimeout bounds each request. What the
+// default transports do when they dial (no proxy towards peers, [PeerPolicy.Networks] checked on
+// the resolved address) is then up to hc.
 func WithHTTPClient(hc *http.Client) Option {
 	return optionFunc(func(o *options) { o.client = hc })
 }

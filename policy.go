@@ -3,14 +3,11 @@ package cluster
 import (
 	"errors"
 	"fmt"
-	"net"
-	"net/http"
 	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/mimiktech/cluster/internal/wire"
 )
@@ -97,25 +94,11 @@ func parseBase(text string) (*url.URL, error) {
 	return u, nil
 }
 
-// peerClient is the client for peers: its dialler asks the policy.
-func (p PeerPolicy) peerClient(inFlight int) *http.Client {
-	dialer := &net.Dialer{
-		Timeout:   10 * time.Second,
-		KeepAlive: 30 * time.Second,
-		Control: func(_, address string, _ syscall.RawConn) error {
-			ap, err := netip.ParseAddrPort(address)
-			if err != nil {
-				return fmt.Errorf("%w: %s", ErrNotAllowed, address)
-			}
-			return p.allowed(ap.Addr())
-		},
+// control is for a dialler: it has the policy look at the address that a name resolved to.
+func (p PeerPolicy) control(_, address string, _ syscall.RawConn) error {
+	ap, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return fmt.Errorf("%w: %s", ErrNotAllowed, address)
 	}
-	return &http.Client{Transport: &http.Transport{
-		DialContext:         dialer.DialContext,
-		MaxIdleConns:        0, // as many as there are peers
-		MaxIdleConnsPerHost: max(2, inFlight/16),
-		IdleConnTimeout:     90 * time.Second,
-		TLSHandshakeTimeout: 10 * time.Second,
-		ForceAttemptHTTP2:   true,
-	}}
+	return p.allowed(ap.Addr())
 }

@@ -425,27 +425,27 @@ func (c *Cluster) ask(ctx context.Context, a *asking, p *roster.Peer) Outcome {
 	if a.retry != nil {
 		retry = *a.retry
 	}
-	hc := c.peers
+	road := c.roads.peers
 	for {
 		o.Attempts++
-		err := c.askOnce(ctx, a, p, hc, &o)
+		err := c.askOnce(ctx, a, p, road, &o)
 		if err == nil || !retry.again(a.method, err, o.Attempts, time.Since(start)) || c.pause(ctx, retry.delay()) != nil {
 			return finish(err)
 		}
-		hc = c.fresh // the pooled connection may be what was wrong
+		road = c.roads.fresh // the pooled connection may be what was wrong
 	}
 }
 
 // askOnce makes one attempt, or two if the first one's token is refused.
-func (c *Cluster) askOnce(ctx context.Context, a *asking, p *roster.Peer, hc *http.Client, o *Outcome) error {
+func (c *Cluster) askOnce(ctx context.Context, a *asking, p *roster.Peer, road http.RoundTripper, o *Outcome) error {
 	header, bearer := a.headers()
-	body, err := c.sendPeer(ctx, a, p, hc, header)
+	body, err := c.sendPeer(ctx, a, p, road, header)
 	if tokenRefused(err) {
 		if tokenErr := a.authorize(ctx, c, bearer); tokenErr != nil {
 			return fmt.Errorf("%w (and no other token: %s)", err, tokenErr.Error()) // not wrapped: the peer did answer
 		}
 		header, _ = a.headers()
-		body, err = c.sendPeer(ctx, a, p, hc, header)
+		body, err = c.sendPeer(ctx, a, p, road, header)
 	}
 	if err != nil {
 		return err
@@ -454,7 +454,7 @@ func (c *Cluster) askOnce(ctx context.Context, a *asking, p *roster.Peer, hc *ht
 	return err
 }
 
-func (c *Cluster) sendPeer(ctx context.Context, a *asking, p *roster.Peer, hc *http.Client, header http.Header) ([]byte, error) {
+func (c *Cluster) sendPeer(ctx context.Context, a *asking, p *roster.Peer, road http.RoundTripper, header http.Header) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, cmp.Or(a.timeout, c.cfg.RequestTimeout))
 	defer cancel()
 	u := *p.Base
@@ -467,7 +467,7 @@ func (c *Cluster) sendPeer(ctx context.Context, a *asking, p *roster.Peer, hc *h
 		req.Body = io.NopCloser(bytes.NewReader(a.body))
 		req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(a.body)), nil }
 	}
-	return c.send(hc, "peer "+p.ServerID, req.WithContext(ctx))
+	return c.send(road, "peer "+p.ServerID, req.WithContext(ctx))
 }
 
 // readEnvelope reads what a peer answers. An answer by anybody else is none.

@@ -2,6 +2,7 @@ package clustertest
 
 import (
 	"net/http"
+	"slices"
 
 	"github.com/mimiktech/cluster"
 )
@@ -14,6 +15,7 @@ type Node struct {
 	ID, Host string
 
 	world *World
+	opts  []cluster.Option // its own
 }
 
 // make makes the membership, and puts the node on the network.
@@ -31,7 +33,11 @@ func (n *Node) make() {
 	if w.opts.configure != nil {
 		w.opts.configure(&cfg)
 	}
-	opts := append([]cluster.Option{cluster.WithHTTPClient(w.Network.Client(n.Host)), cluster.WithoutEnv()}, w.opts.cluster...)
+	opts := []cluster.Option{cluster.WithHTTPClient(w.Network.Client(n.Host))}
+	if n.ID != w.opts.mirrored {
+		opts = append(opts, cluster.WithoutEnv())
+	}
+	opts = slices.Concat(opts, w.opts.cluster, n.opts)
 	c, err := cluster.New(cfg, opts...)
 	if err != nil {
 		w.t.Fatal(err)

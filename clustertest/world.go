@@ -54,6 +54,7 @@ type options struct {
 	configure func(*cluster.Config)
 	cluster   []cluster.Option
 	handler   func(*Node) http.Handler
+	mirrored  string
 }
 
 type optionFunc func(*options)
@@ -74,8 +75,12 @@ func WithConfig(edit func(*cluster.Config)) Option {
 	return optionFunc(func(o *options) { o.configure = edit })
 }
 
-// WithOptions gives opts to each node. Nodes have a client of the network, and leave the
-// environment alone, unless opts say otherwise.
+// WithEnvOf has the node of that id mirror its status into the environment of the process, as
+// a node in a process of its own does. All others leave the environment alone.
+func WithEnvOf(id string) Option { return optionFunc(func(o *options) { o.mirrored = id }) }
+
+// WithOptions gives opts to each node. Nodes have a client of the network unless opts say
+// otherwise.
 func WithOptions(opts ...cluster.Option) Option {
 	return optionFunc(func(o *options) { o.cluster = append(o.cluster, opts...) })
 }
@@ -123,20 +128,21 @@ func Start(t testing.TB, nodes int, opts ...Option) *World {
 }
 
 // Join adds a node and registers it.
-func (w *World) Join() *Node {
+func (w *World) Join(opts ...cluster.Option) *Node {
 	w.t.Helper()
-	n := w.Add()
+	n := w.Add(opts...)
 	if _, err := n.Register(w.t.Context()); err != nil {
 		w.t.Fatalf("registering %s: %v", n.ID, err)
 	}
 	return n
 }
 
-// Add adds a node, which serves but has yet to register.
-func (w *World) Add() *Node {
+// Add adds a node, which serves but has yet to register. It has opts beside those of
+// [WithOptions].
+func (w *World) Add(opts ...cluster.Option) *Node {
 	w.t.Helper()
 	id := fmt.Sprintf("node-%d", len(w.Nodes)+1)
-	n := &Node{ID: id, Host: id + ":8080", world: w}
+	n := &Node{ID: id, Host: id + ":8080", world: w, opts: opts}
 	n.make()
 	w.Nodes = append(w.Nodes, n)
 	return n

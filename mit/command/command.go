@@ -329,6 +329,8 @@ func serve(ctx context.Context, ln net.Listener, handler http.Handler, log *zap.
 		log.Warn("requests cut off", zap.Error(err))
 		_ = srv.Close() // the listener is closed; what is left are the requests we give up
 	}
-	_ = <-served // that the server is closed
+	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
 	return nil
 }
