@@ -48,6 +48,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"sync"
 
@@ -190,6 +191,10 @@ func (c *Cluster) Close() error {
 	return nil
 }
 
+// Config returns the node's configuration with its defaults filled in: its ID and BasePath, for
+// instance. It does not block. Secrets in it do not print.
+func (c *Cluster) Config() Config { return c.cfg }
+
 // Servers returns the servers of the cluster as last heard of, this one included, sorted by
 // id. It does not block; the slice is the caller's to keep.
 func (c *Cluster) Servers() []Server {
@@ -207,6 +212,10 @@ func (c *Cluster) Status() Status {
 	defer c.mu.Unlock()
 	return c.status
 }
+
+// Format prints the type and the id of the node, under any verb: fmt would show secrets that it
+// finds inside.
+func (c *Cluster) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "%s/%s", c.cfg.Type, c.cfg.ID) }
 
 func (c *Cluster) roster() roster.Roster {
 	c.mu.Lock()

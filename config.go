@@ -5,13 +5,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net"
-	"net/url"
+	"net/netip"
 	"os"
 	"path"
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/uuid"
 )
@@ -127,8 +129,8 @@ func (s Secret) String() string {
 	return redacted
 }
 
-// GoString is String.
-func (s Secret) GoString() string { return strconv.Quote(s.String()) }
+// Format is String under any verb: of one that does not fit, fmt would show the text itself.
+func (s Secret) Format(f fmt.State, verb rune) { fmt.Fprintf(f, fmt.FormatString(f, verb), s.String()) }
 
 // MarshalText is String, for encoding/json and loggers.
 func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
@@ -300,10 +302,10 @@ func (cfg Config) problems(o options, known map[string]bool) []error {
 	if cfg.Type == "" {
 		report("SERVER_TYPE", "is missing")
 	} else if !plainName(cfg.Type) {
-		report("SERVER_TYPE", "is %.40q: letters, digits, '-', '_' and '.' are what it may hold", cfg.Type)
+		report("SERVER_TYPE", "is %.40q: letters, digits, '-', '_', '.' and ':' are what it may hold", cfg.Type)
 	}
 	if cfg.ID != "" && !plainName(cfg.ID) {
-		report("SERVER_ID", "is %.40q: letters, digits, '-', '_' and '.' are what it may hold", cfg.ID)
+		report("SERVER_ID", "is %.40q: letters, digits, '-', '_', '.' and ':' are what it may hold", cfg.ID)
 	}
 	if strings.ContainsFunc(cfg.Version, func(r rune) bool { return r < ' ' || r > '~' }) {
 		report("SERVER_VERSION", "is %.40q: it must fit a header", cfg.Version)
@@ -313,7 +315,7 @@ func (cfg Config) problems(o options, known map[string]bool) []error {
 	} else if cfg.Port < 0 || cfg.Port > 65535 {
 		report("SERVER_PORT", "is %d, not a port", cfg.Port)
 	}
-	if p := cfg.BasePath; p != "" && (p[0] != '/' || path.Clean(p) != p || strings.ContainsAny(p, "{}?#% \t\r\n")) {
+	if p := cfg.BasePath; p != "" && (p[0] != '/' || path.Clean(p) != p || !plainPath(p)) {
 		report("SERVER_BASE_PATH", "is %.40q, not a clean path from / on", p)
 	}
 	if cfg.LocalIPv4 != "" && !isIPv4(cfg.LocalIPv4) {
@@ -329,26 +331,28 @@ func (cfg Config) problems(o options, known map[string]bool) []error {
 		needURL("SERVER_CLUSTER_BASE_URL", cfg.ClusterBaseURL)
 	}
 	switch cfg.PublicProtocol {
-	case "", "http:", "https:":
+	case "", "http:", "https:", "http", "https":
 	default:
 		report("SERVER_PUBLIC_PROTOCOL", `is %.40q, neither "http:" nor "https:"`, cfg.PublicProtocol)
 	}
 	if d := cfg.PublicDomainName; d != "" {
-		if u, err := url.Parse("http://" + d); err != nil || u.Host != d {
+		if u, err := parseBase("http://" + d); err != nil || u.Host != d || strings.ContainsAny(d, "<>\"") {
 			report("SERVER_PUBLIC_DOMAIN_NAME", "is %.40q, not a domain name", d)
 		}
 	}
 	if l := cfg.Location; l != nil && !(l.Lon >= -180 && l.Lon <= 180 && l.Lat >= -90 && l.Lat <= 90) {
 		report("SERVER_LOCATION_LON", "and SERVER_LOCATION_LAT are no place on earth")
 	}
-	if cfg.RenewalShare < 0 || cfg.RenewalShare > maxRenewalShare {
+	if !(cfg.RenewalShare >= 0 && cfg.RenewalShare <= maxRenewalShare) {
 		report("RenewalShare", "is %g, not between 0 and %g", cfg.RenewalShare, maxRenewalShare)
 	}
-	for name, d := range map[string]time.Duration{"REQUEST_TIMEOUT": cfg.RequestTimeout, "REGISTRATION_RETRY": cfg.RegistrationRetry} {
-		if d < 0 {
-			report(name, "is %v: it cannot be negative", d)
+	needDuration := func(name string, d time.Duration) {
+		if d < 0 || d > maxLease {
+			report(name, "is %v, not from 0 to %v", d, maxLease)
 		}
 	}
+	needDuration("REQUEST_TIMEOUT", cfg.RequestTimeout)
+	needDuration("REGISTRATION_RETRY", cfg.RegistrationRetry)
 	if cfg.MaxAnswer < 0 || cfg.MaxBody < 0 || cfg.MaxInFlight < 0 {
 		report("MaxAnswer, MaxBody or MaxInFlight", "is negative")
 	}
@@ -357,7 +361,7 @@ func (cfg Config) problems(o options, known map[string]bool) []error {
 	need("MIT_AUDIENCE", cfg.RegistryAudience)
 	if cfg.Management {
 		name := "{TYPE}_AUDIENCE"
-		if cfg.Type != "" {
+		if cfg.Type != "" && plainName(cfg.Type) {
 			name = audienceVariable(cfg.Type)
 		}
 		need(name, cfg.PeerAudience)
@@ -384,9 +388,17 @@ func plainName(s string) bool {
 	})
 }
 
+// plainPath tells whether p can stand in a URL and in the pattern of a mux as it is.
+func plainPath(p string) bool {
+	return utf8.ValidString(p) && !strings.ContainsFunc(p, func(r rune) bool {
+		return r <= ' ' || r == 0x7f || strings.ContainsRune("{}?#%", r)
+	})
+}
+
+// isIPv4 tells whether s is an address that somebody can be reached at.
 func isIPv4(s string) bool {
-	ip := net.ParseIP(s)
-	return ip != nil && ip.To4() != nil
+	ip, err := netip.ParseAddr(s)
+	return err == nil && ip.Is4() && !ip.IsUnspecified()
 }
 
 // localIPv4 is the machine's first IPv4 address that is no loopback, "" if it has none.
@@ -411,12 +423,12 @@ func (cfg Config) withDefaults() Config {
 	if cfg.ClusterBaseURL == "" {
 		cfg.ClusterBaseURL = fmt.Sprintf("http://%s:%d%s", cmp.Or(cfg.LocalIPv4, localIPv4()), cfg.Port, cfg.BasePath)
 	}
-	cfg.ClusterBaseURL = strings.TrimSuffix(cfg.ClusterBaseURL, "/")
-	cfg.RegistryURL = strings.TrimSuffix(cfg.RegistryURL, "/")
+	cfg.ClusterBaseURL = strings.TrimRight(cfg.ClusterBaseURL, "/")
+	cfg.RegistryURL = strings.TrimRight(cfg.RegistryURL, "/")
 	cfg.RegistrationRetry = cmp.Or(cfg.RegistrationRetry, 3*time.Second)
 	cfg.RenewalShare = cmp.Or(cfg.RenewalShare, 2.0/3)
 	cfg.RequestTimeout = cmp.Or(cfg.RequestTimeout, 10*time.Second)
-	cfg.MaxAnswer = cmp.Or(cfg.MaxAnswer, 16<<20)
+	cfg.MaxAnswer = min(cmp.Or(cfg.MaxAnswer, 16<<20), math.MaxInt64-1) // one more byte is read, to see that there is one
 	cfg.MaxBody = cmp.Or(cfg.MaxBody, 1<<20)
 	cfg.MaxInFlight = cmp.Or(cfg.MaxInFlight, 256)
 	return cfg
@@ -427,7 +439,12 @@ func (cfg Config) publicBaseURL() string {
 	if host == "" {
 		host = fmt.Sprintf("%s:%d", cmp.Or(cfg.PublicIPv4, cfg.LocalIPv4, localIPv4()), cfg.Port)
 	}
-	return cmp.Or(cfg.PublicProtocol, "http:") + "//" + host + cfg.BasePath
+	// As npm nodes have it, without the port that is understood: the nodes of a cluster share
+	// one public address, and must not give it to mIT in two spellings.
+	if strings.TrimSuffix(cfg.PublicProtocol, ":") == "https" {
+		return "https://" + strings.TrimSuffix(host, ":443") + cfg.BasePath
+	}
+	return "http://" + strings.TrimSuffix(host, ":80") + cfg.BasePath
 }
 
 func (cfg Config) receivedKey() Secret { return cmp.Or(cfg.GenericKey, cfg.ClientAccessKey) }

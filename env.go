@@ -100,24 +100,29 @@ func formatTime(t time.Time) string {
 	return wire.FormatTime(t)
 }
 
-// mirror sets the four variables that the npm module sets. What is not known yet is not set,
-// lest a value that was inherited or left over be taken for true.
+// Env are the four environment variables that mirror the status, by their names. What is not
+// known yet is not in it.
+func (s Status) Env() map[string]string {
+	vars := map[string]string{"REGISTRATION_STATUS": s.Registration()}
+	if !s.UpdatedAt.IsZero() {
+		vars["CLUSTER_STATUS_SERVERS"] = strconv.Itoa(s.Servers)
+		vars["CLUSTER_STATUS_UPDATED_AT"] = formatTime(s.UpdatedAt)
+		vars["CLUSTER_STATUS_LEASE_TIME"] = strconv.FormatInt(s.LeaseTime.Milliseconds(), 10)
+	}
+	return vars
+}
+
+// mirror sets them in the process environment. One that is not known is unset, lest a value that
+// was inherited be taken for true.
 func (s Status) mirror() {
-	set := func(name, value string) {
-		if value == "" {
+	vars := s.Env()
+	for _, name := range []string{
+		"REGISTRATION_STATUS", "CLUSTER_STATUS_SERVERS", "CLUSTER_STATUS_UPDATED_AT", "CLUSTER_STATUS_LEASE_TIME",
+	} {
+		if value, known := vars[name]; known {
+			_ = os.Setenv(name, value) // it fails for no such value
+		} else {
 			_ = os.Unsetenv(name)
-			return
 		}
-		_ = os.Setenv(name, value)
 	}
-	set("REGISTRATION_STATUS", s.Registration())
-	if s.UpdatedAt.IsZero() {
-		set("CLUSTER_STATUS_SERVERS", "")
-		set("CLUSTER_STATUS_UPDATED_AT", "")
-		set("CLUSTER_STATUS_LEASE_TIME", "")
-		return
-	}
-	set("CLUSTER_STATUS_SERVERS", strconv.Itoa(s.Servers))
-	set("CLUSTER_STATUS_UPDATED_AT", formatTime(s.UpdatedAt))
-	set("CLUSTER_STATUS_LEASE_TIME", strconv.FormatInt(s.LeaseTime.Milliseconds(), 10))
 }

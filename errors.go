@@ -10,6 +10,8 @@ import (
 
 // What the package decides, for errors.Is.
 var (
+	// ErrInvalidRequest is a [Request] that cannot be sent. Nobody was called.
+	ErrInvalidRequest = errors.New("cluster: invalid request")
 	// ErrManagementOff refuses a fan-out: Config.Management is not set.
 	ErrManagementOff = errors.New("cluster: management is off")
 	// ErrNotRegistered is why a node is an orphan that has not registered yet or has left, and

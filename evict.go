@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"slices"
 	"sync"
 	"time"
 
@@ -48,69 +47,66 @@ const (
 	maxRemovals = 8
 )
 
-// A suspect is a peer that may be gone, and what came of asking it.
-type suspect struct {
-	i int
-	p *roster.Peer
-	o Outcome
-}
-
 // suspicious tells whether an outcome leaves open that the peer is gone.
-func (c *Cluster) suspicious(o Outcome, call *call) bool {
-	if o.Err == nil || o.Kind == KindCancelled || call.spare {
+func (f *fan) suspicious(o *Outcome) bool {
+	if o.Err == nil || o.Kind == KindCancelled || o.Kind == KindNoToken || f.spareAll {
 		return false
 	}
 	if se, ok := errors.AsType[*StatusError](o.Err); ok {
-		return c.eviction.ServerErrors && se.Code >= 500
+		return f.c.eviction.ServerErrors && se.Code >= 500
 	}
-	if o.Kind == KindTimeout && call.timeout > 0 && call.timeout < c.cfg.RequestTimeout {
+	if o.Kind == KindTimeout && f.timeout > 0 && f.timeout < f.c.cfg.RequestTimeout {
 		return false // it was given less time than any peer may take
 	}
 	return unreachable(o.Err)
 }
 
-// judge decides on the suspects among the peers asked, and puts it into their outcomes.
-func (c *Cluster) judge(ctx context.Context, a *asking, suspects []suspect, asked int) {
+// judge decides on the suspects, given by their places, and puts it into their outcomes.
+func (f *fan) judge(ctx context.Context, suspects []int) {
 	if len(suspects) == 0 {
 		return
 	}
-	if why := c.pardon(len(suspects), asked); why != nil {
-		for i := range suspects {
-			c.spare(ctx, &suspects[i].o, why)
+	if why := f.c.pardon(len(suspects), len(f.peers)); why != nil {
+		for _, i := range suspects {
+			f.spare(ctx, &f.outcomes[i], why)
 		}
 		return
 	}
-	patience, cancel := context.WithTimeoutCause(ctx, cmp.Or(c.eviction.Wait, 2*time.Second), errors.New("mIT took too long"))
+	patience, cancel := context.WithTimeoutCause(ctx, cmp.Or(f.c.eviction.Wait, 2*time.Second), errors.New("mIT took too long"))
 	defer cancel()
 	gone := make([]bool, len(suspects))
 	places := semaphore.NewWeighted(maxRemovals)
 	var wg sync.WaitGroup
-	for i := range suspects {
+	for n, i := range suspects {
 		wg.Go(func() {
-			s := &suspects[i]
 			if places.Acquire(patience, 1) != nil {
-				c.spare(ctx, &s.o, context.Cause(patience))
+				f.spare(ctx, &f.outcomes[i], context.Cause(patience))
 				return
 			}
 			defer places.Release(1)
-			gone[i] = c.decide(ctx, patience, a, s.p, &s.o)
+			gone[n] = f.decide(ctx, patience, f.peers[i], &f.outcomes[i])
 		})
 	}
 	wg.Wait()
-	c.spread(ctx, suspects, gone)
+
+	var evicted []string
+	for n, i := range suspects {
+		if gone[n] {
+			evicted = append(evicted, f.peers[i].ServerID)
+		}
+	}
+	f.c.spread(ctx, evicted)
 }
 
 // spread tells the peers that are left who is gone by this node's doing, beside the call.
-func (c *Cluster) spread(ctx context.Context, suspects []suspect, gone []bool) {
-	if !slices.Contains(gone, true) {
+func (c *Cluster) spread(ctx context.Context, gone []string) {
+	if len(gone) == 0 {
 		return
 	}
 	view := c.roster()
 	c.background(ctx, func(ctx context.Context) {
-		for i, s := range suspects {
-			if gone[i] {
-				c.tell(ctx, view, s.p.ServerID)
-			}
+		for _, id := range gone {
+			c.tell(ctx, view, id)
 		}
 	})
 }
@@ -128,43 +124,43 @@ func (c *Cluster) pardon(suspects, asked int) error {
 	return nil
 }
 
-func (c *Cluster) spare(ctx context.Context, o *Outcome, why error) {
+func (f *fan) spare(ctx context.Context, o *Outcome, why error) {
 	o.Spared = why
-	c.log.Warn("peer spared", zap.String("peer", o.Server.ServerID), zap.NamedError("failure", o.Err), zap.NamedError("why", why), correlation(ctx))
-	c.trace.spared(o.Server, why)
+	f.c.log.Warn("peer spared", zap.String("peer", o.Server.ServerID), zap.NamedError("failure", o.Err), zap.NamedError("why", why), correlation(ctx))
+	f.c.trace.spared(o.Server, why)
 }
 
 // decide asks mIT about one suspect, while patience lasts. While there are newer entries of it,
 // they are tried. It tells whether it was this call that evicted it.
-func (c *Cluster) decide(ctx, patience context.Context, a *asking, p *roster.Peer, o *Outcome) bool {
+func (f *fan) decide(ctx, patience context.Context, p *roster.Peer, o *Outcome) bool {
 	for range maxEntries {
-		known, ok := c.roster().Get(p.ServerID)
+		known, ok := f.c.roster().Get(p.ServerID)
 		if ok && !known.Seen().After(p.Seen()) {
-			newer, err := c.remove(patience, known)
+			newer, err := f.c.remove(patience, known)
 			switch {
 			case err != nil:
-				c.spare(ctx, o, fmt.Errorf("mIT did not agree: %w", err))
+				f.spare(ctx, o, fmt.Errorf("mIT did not agree: %w", err))
 				return false
 			case newer == nil:
 				o.Evicted = true
-				return c.evict(ctx, known)
+				return f.c.evict(ctx, known)
 			}
-			c.learn(*newer)
-			known, ok = c.roster().Get(p.ServerID)
+			f.c.learn(*newer)
+			known, ok = f.c.roster().Get(p.ServerID)
 		}
 		if !ok { // somebody else was faster
 			o.Evicted = true
 			return false
 		}
 		p = known // it came back: ask again
-		attempts := o.Attempts
-		*o = c.ask(ctx, a, p)
-		o.Attempts += attempts
-		if !c.suspicious(*o, a.call) {
+		attempts, took := o.Attempts, o.Duration
+		f.ask(ctx, p, o, time.Now())
+		o.Attempts, o.Duration = o.Attempts+attempts, o.Duration+took
+		if !f.suspicious(o) {
 			return false
 		}
 	}
-	c.spare(ctx, o, fmt.Errorf("mIT had %d newer entries of it in a row", maxEntries))
+	f.spare(ctx, o, fmt.Errorf("mIT had %d newer entries of it in a row", maxEntries))
 	return false
 }
 

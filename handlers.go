@@ -160,7 +160,7 @@ func (c *Cluster) checkPeer(claims Claims) error {
 	case claims.Type != "cluster":
 		return &StatusError{Code: http.StatusBadRequest, Message: "invalid token: must be a cluster token"}
 	case claims.SubType != c.cfg.Type:
-		return &StatusError{Code: http.StatusBadRequest, Message: fmt.Sprintf("invalid token: its type is %.40q, not %q", claims.SubType, c.cfg.Type)}
+		return &StatusError{Code: http.StatusBadRequest, Message: c.notOurType(claims)}
 	}
 	return nil
 }
@@ -210,6 +210,22 @@ func (c *Cluster) Authenticate(next http.Handler) http.Handler {
 	})
 }
 
+// AuthenticatePeer is Authenticate for endpoints that peers call: a valid token of another type
+// of service gets a 403. Both kinds of token are let through, cluster tokens and others.
+func (c *Cluster) AuthenticatePeer(next http.Handler) http.Handler {
+	return c.Authenticate(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if claims, _ := ClaimsFrom(r.Context()); claims.SubType != c.cfg.Type {
+			c.ReplyError(w, r, &StatusError{Code: http.StatusForbidden, Message: c.notOurType(claims)})
+			return
+		}
+		next.ServeHTTP(w, r)
+	}))
+}
+
+func (c *Cluster) notOurType(claims Claims) string {
+	return fmt.Sprintf("invalid token: its type is %.40q, not %q", claims.SubType, c.cfg.Type)
+}
+
 func (c *Cluster) verify(r *http.Request) (Claims, error) {
 	values := r.Header.Values("Authorization")
 	switch len(values) {
@@ -242,9 +258,19 @@ func (c *Cluster) Reply(w http.ResponseWriter, r *http.Request, data any) {
 }
 
 // ReplyError answers err in the envelope of errors: {"statusCode", "title", "message", "info"?}.
-// The status is that of a [StatusError] that this process made; any other error is a 500.
+// The status is that of a [StatusError] that this process made: &StatusError{Code: 404, Message:
+// "no such thing"}. [ErrInvalidRequest] is a 400, [ErrManagementOff] a 409, [ErrClosed] a 503, and
+// any other error a 500.
 func (c *Cluster) ReplyError(w http.ResponseWriter, r *http.Request, err error) {
 	answer := wire.Error{StatusCode: http.StatusInternalServerError, Message: err.Error()}
+	switch {
+	case errors.Is(err, ErrInvalidRequest):
+		answer.StatusCode = http.StatusBadRequest
+	case errors.Is(err, ErrManagementOff):
+		answer.StatusCode = http.StatusConflict
+	case errors.Is(err, ErrClosed):
+		answer.StatusCode = http.StatusServiceUnavailable
+	}
 	// What another party answered us is not our answer.
 	if se, ok := errors.AsType[*StatusError](err); ok && se.Party == "" && se.Code >= 400 && se.Code <= 599 {
 		answer.StatusCode, answer.Message, answer.Info = se.Code, se.Message, se.Info

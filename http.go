@@ -24,8 +24,12 @@ type correlationKey struct{}
 
 // WithCorrelationID makes id the correlation id of all that is done under the context: it is
 // on every request to mST, mIT and peers, and in every log line. The handlers of this package
-// put the incoming one, with its step counted up, into the request's context.
+// put the incoming one, with its step counted up, into the request's context. An id of more than
+// 256 bytes, or that is not printable ASCII, fits no header and is replaced by a new one.
 func WithCorrelationID(ctx context.Context, id string) context.Context {
+	if !wire.ValidCorrelationID(id) {
+		id = wire.NewCorrelationID()
+	}
 	return context.WithValue(ctx, correlationKey{}, id)
 }
 
@@ -50,23 +54,36 @@ func correlation(ctx context.Context) zap.Field {
 // within is ctx, ended also when life ends, with its cause.
 func within(ctx, life context.Context) (context.Context, context.CancelFunc) {
 	ctx, end := context.WithCancelCause(ctx)
+	if life.Err() != nil {
+		end(context.Cause(life)) // at once: AfterFunc would leave the caller a moment to go on
+	}
 	stop := context.AfterFunc(life, func() { end(context.Cause(life)) })
 	return ctx, func() { stop(); end(nil) }
 }
 
+// A party is who a request goes to: mST, mIT, or a peer of that id.
+type party struct{ name, id string }
+
+func (p party) String() string {
+	if p.id == "" {
+		return p.name
+	}
+	return fmt.Sprintf("%s %q", p.name, p.id)
+}
+
 // send is the one place that speaks HTTP. It returns the body of a 2xx answer; its errors are
 // *UnreachableError, *StatusError and *AnswerError, and name the party.
-func (c *Cluster) send(road http.RoundTripper, party string, req *http.Request) ([]byte, error) {
+func (c *Cluster) send(road http.RoundTripper, who party, req *http.Request) ([]byte, error) {
 	resp, err := road.RoundTrip(req)
 	if err != nil {
-		return nil, &UnreachableError{party, req.Method, bare(req.URL), err}
+		return nil, &UnreachableError{who.String(), req.Method, bare(req.URL), err}
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode < 200 || resp.StatusCode > 299 {
-		return nil, c.statusError(party, req, resp)
+		return nil, c.statusError(who, req, resp)
 	}
 	unusable := func(err error) ([]byte, error) {
-		return nil, &AnswerError{party, req.Method, bare(req.URL), err}
+		return nil, &AnswerError{who.String(), req.Method, bare(req.URL), err}
 	}
 	limit := c.cfg.MaxAnswer
 	if resp.ContentLength > limit {
@@ -82,17 +99,20 @@ func (c *Cluster) send(road http.RoundTripper, party string, req *http.Request) 
 	return body, nil
 }
 
+// Up to here a length that an answer claims is believed.
+const maxClaimed = 1 << 20
+
 func readAll(resp *http.Response, limit int64) ([]byte, error) {
-	var buf bytes.Buffer
-	if resp.ContentLength > 0 {
-		buf.Grow(int(min(resp.ContentLength, limit)) + bytes.MinRead)
+	if resp.ContentLength < 0 || resp.ContentLength > maxClaimed {
+		return io.ReadAll(io.LimitReader(resp.Body, limit))
 	}
-	_, err := buf.ReadFrom(io.LimitReader(resp.Body, limit))
-	return buf.Bytes(), err
+	body := make([]byte, resp.ContentLength)
+	_, err := io.ReadFull(resp.Body, body)
+	return body, err
 }
 
-func (c *Cluster) statusError(party string, req *http.Request, resp *http.Response) error {
-	e := &StatusError{Party: party, Method: req.Method, URL: bare(req.URL), Code: resp.StatusCode}
+func (c *Cluster) statusError(who party, req *http.Request, resp *http.Response) error {
+	e := &StatusError{Party: who.String(), Method: req.Method, URL: bare(req.URL), Code: resp.StatusCode}
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorAnswer)) // what came of it will do
 	var envelope wire.Error
 	if json.Unmarshal(body, &envelope) == nil {
@@ -137,30 +157,30 @@ func (c *Cluster) header(ctx context.Context, bearer string) http.Header {
 }
 
 // post sends body as JSON, without a token.
-func (c *Cluster) post(ctx context.Context, party, address string, body any) ([]byte, error) {
-	return c.sendJSON(ctx, party, http.MethodPost, address, "", body)
+func (c *Cluster) post(ctx context.Context, name, address string, body any) ([]byte, error) {
+	return c.sendJSON(ctx, name, http.MethodPost, address, "", body)
 }
 
-func (c *Cluster) sendJSON(ctx context.Context, party, method, address, bearer string, body any) ([]byte, error) {
+func (c *Cluster) sendJSON(ctx context.Context, name, method, address, bearer string, body any) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.RequestTimeout)
 	defer cancel()
 	var content io.Reader
 	if body != nil {
 		b, err := json.Marshal(body)
 		if err != nil {
-			return nil, fmt.Errorf("encoding the request to %s: %w", party, err)
+			return nil, fmt.Errorf("encoding the request to %s: %w", name, err)
 		}
 		content = bytes.NewReader(b)
 	}
 	req, err := http.NewRequestWithContext(ctx, method, address, content)
 	if err != nil {
-		return nil, fmt.Errorf("request to %s: %w", party, err)
+		return nil, fmt.Errorf("request to %s: %w", name, err)
 	}
 	req.Header = c.header(ctx, bearer)
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	return c.send(c.roads.backend, party, req)
+	return c.send(c.roads.backend, party{name, ""}, req)
 }
 
 // askRegistry sends one authorized request to mIT. If it refuses the token, the request is

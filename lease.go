@@ -46,14 +46,16 @@ func (c *Cluster) startLease(ctx context.Context, wait time.Duration) error {
 	if err := context.Cause(c.stay); err != nil {
 		return err
 	}
-	if !c.leasing {
-		c.leasing = true
-		c.wg.Go(func() {
-			ctx, cancel := within(ctx, c.stay)
-			defer cancel()
-			c.keepLease(ctx, wait)
-		})
+	if c.leasing {
+		c.hurry() // the lease granted now may be shorter than what that one waits for
+		return nil
 	}
+	c.leasing = true
+	c.wg.Go(func() {
+		ctx, cancel := within(ctx, c.stay)
+		defer cancel()
+		c.keepLease(ctx, wait)
+	})
 	return nil
 }
 

@@ -87,7 +87,7 @@ func parseBase(text string) (*url.URL, error) {
 		return nil, errors.New("a URL with credentials in it")
 	case u.Hostname() == "":
 		return nil, errors.New("a URL without a host")
-	case u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
+	case strings.ContainsAny(text, "?#"): // also those with nothing behind them
 		return nil, errors.New("a URL with more than a path")
 	}
 	u.Path, u.RawPath = strings.TrimRight(u.Path, "/"), strings.TrimRight(u.RawPath, "/")

@@ -50,8 +50,11 @@ func (c *Cluster) join(ctx context.Context) (time.Duration, error) {
 			return r.renewIn, nil
 		}
 		if cause := context.Cause(ctx); cause != nil {
-			if last == nil || errors.Is(last, cause) {
-				return 0, fmt.Errorf("cluster: registering: %w", cause)
+			if last == nil {
+				last = err // it says at least who did not answer
+			}
+			if errors.Is(last, cause) {
+				return 0, fmt.Errorf("cluster: registering: %w", last)
 			}
 			return 0, fmt.Errorf("cluster: registering: %w, after: %w", cause, last)
 		}
@@ -94,7 +97,8 @@ func (c *Cluster) renew(ctx context.Context) (renewal, error) {
 		return renewal{}, &AnswerError{"mIT", http.MethodPost, c.cfg.RegistryURL + "/itResources", err}
 	}
 	answered := roster.New(it, c.policy.check, before)
-	r := renewal{renewIn: jitter(time.Duration(c.cfg.RenewalShare*float64(lease)), 0.1)}
+	// The lease runs from when the request was sent, so the time mIT took is part of the wait.
+	r := renewal{renewIn: max(0, jitter(time.Duration(c.cfg.RenewalShare*float64(lease)), 0.1)-time.Since(sent))}
 	c.change(func(view *roster.Roster, s *Status) {
 		r.strange = s.State == Lost || c.forgotten || reborn(before, it, c.cfg.ID)
 		c.forgotten = false
@@ -150,7 +154,7 @@ func (c *Cluster) announce(ctx context.Context) *Response {
 		c.log.Error("cannot announce", zap.Error(err), correlation(ctx))
 		return newResponse(nil)
 	}
-	return c.gather(ctx, &call{method: http.MethodPost, path: "/itResources", body: body}, view)
+	return c.gather(ctx, &call{method: http.MethodPost, ref: &url.URL{Path: "/itResources"}, body: body}, view)
 }
 
 // A Departure is how leaving went.
@@ -228,9 +232,13 @@ func (c *Cluster) UnRegister(ctx context.Context) Departure {
 
 // tell has the peers of a view forget one server. Who does not listen learns it from mIT.
 func (c *Cluster) tell(ctx context.Context, view roster.Roster, gone string) {
-	path := "/itResources/" + url.PathEscape(view.ID()) + "/servers/" + url.PathEscape(gone)
-	for _, o := range c.each(ctx, &call{method: http.MethodDelete, path: path, spare: true}, view) {
-		if o.Err != nil {
+	ref := &url.URL{
+		Path:    "/itResources/" + view.ID() + "/servers/" + gone,
+		RawPath: "/itResources/" + url.PathEscape(view.ID()) + "/servers/" + url.PathEscape(gone),
+	}
+	f := c.fan(&call{method: http.MethodDelete, ref: ref, spareAll: true}, view)
+	for i := range f.run(ctx) {
+		if o := f.outcomes[i]; o.Err != nil {
 			c.log.Debug("peer not told that a server is gone", zap.String("peer", o.Server.ServerID), zap.Error(o.Err), correlation(ctx))
 		}
 	}

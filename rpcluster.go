@@ -4,156 +4,22 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"iter"
 	"net/http"
-	"net/url"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/mimiktech/cluster/internal/roster"
-	"github.com/mimiktech/cluster/internal/token"
 )
 
-// A Request is what every peer is asked.
-type Request struct {
-	// Method is GET by default.
-	Method string
-	// Path is under the base URL of each peer; it begins with "/", and may bring a query. It is
-	// never a full URL and never climbs.
-	Path string
-	// Query is added to that of Path.
-	Query url.Values
-	// Header is sent along. Authorization, User-Agent and the correlation id are this package's.
-	Header http.Header
-	// Body is sent as JSON, encoded once; a json.RawMessage or []byte is sent as it is. Nil
-	// sends none.
-	Body any
-	// Timeout bounds each attempt; Config.RequestTimeout by default. A peer that misses a
-	// shorter one is not suspected of being dead.
-	Timeout time.Duration
-	// Customer asks mST for a token in the name of this customer.
-	Customer string
-	// Retry replaces the policy of [WithRetry] for this request.
-	Retry *Retry
-}
-
-// An Outcome is what came of asking one peer.
-type Outcome struct {
-	Server Server
-	// Body is the peer's answer; nil if it failed.
-	Body json.RawMessage
-	// Data is the data in it; nil if it has none.
-	Data json.RawMessage
-
-	// Err is why the peer failed, nil if it did not, and Kind how.
-	Err  error
-	Kind Kind
-	// Evicted tells that the peer is no longer in the view, because mIT agreed that it is gone.
-	Evicted bool
-	// Spared is why a peer that could not be reached was not evicted.
-	Spared error
-
-	// Attempts is how often the peer was asked, 0 if it never came to that.
-	Attempts int
-	// Duration is how long that took, waiting for a free place in flight included.
-	Duration time.Duration
-}
-
-// MarshalJSON gives what the npm module's rpCluster has for one server: {"result", "server"}, or
-// {"error", "server"}, where the error says in "kind", "attempts", "evicted" and "spared" what
-// else is known of it.
-func (o Outcome) MarshalJSON() ([]byte, error) {
-	if o.Err == nil {
-		return json.Marshal(struct {
-			Result json.RawMessage `json:"result"`
-			Server Server          `json:"server"`
-		}{o.Body, o.Server})
-	}
-	type failure struct {
-		StatusCode int             `json:"statusCode,omitempty"`
-		Title      string          `json:"title,omitempty"`
-		Message    string          `json:"message"`
-		Info       json.RawMessage `json:"info,omitempty"`
-		Kind       Kind            `json:"kind"`
-		Attempts   int             `json:"attempts"`
-		Evicted    bool            `json:"evicted"`
-		Spared     string          `json:"spared,omitempty"`
-	}
-	f := failure{Message: o.Err.Error(), Kind: o.Kind, Attempts: o.Attempts, Evicted: o.Evicted}
-	if se, ok := errors.AsType[*StatusError](o.Err); ok {
-		f.StatusCode, f.Title, f.Info = se.Code, http.StatusText(se.Code), se.Info
-		f.Message = cmp.Or(se.Message, f.Message)
-	}
-	if o.Spared != nil {
-		f.Spared = o.Spared.Error()
-	}
-	return json.Marshal(struct {
-		Error  failure `json:"error"`
-		Server Server  `json:"server"`
-	}{f, o.Server})
-}
-
-// A Response is what came of asking all peers: each is exactly once in Results or in Failures,
-// both in the order of the servers' ids. It marshals to what the npm module's rpCluster gives.
-type Response struct {
-	// Data is the data of all results, in the same order: the elements of an array one by one,
-	// any other value as it is.
-	Data     []json.RawMessage `json:"data"`
-	Results  []Outcome         `json:"results"`
-	Failures []Outcome         `json:"failures"`
-}
-
-// newResponse sorts outcomes into results and failures, in their order.
-func newResponse(outcomes []Outcome) *Response {
-	r := &Response{Data: []json.RawMessage{}, Results: []Outcome{}, Failures: []Outcome{}} // none is null in JSON
-	for _, o := range outcomes {
-		if o.Err != nil {
-			r.Failures = append(r.Failures, o)
-			continue
-		}
-		r.Results = append(r.Results, o)
-		r.Data = appendData(r.Data, o.Data)
-	}
-	return r
-}
-
-// appendData appends the elements of an array, or the value that is none.
-func appendData(all []json.RawMessage, data json.RawMessage) []json.RawMessage {
-	if len(data) == 0 {
-		return all
-	}
-	var elements []json.RawMessage
-	if data[0] != '[' || json.Unmarshal(data, &elements) != nil {
-		return append(all, data)
-	}
-	return append(all, elements...)
-}
-
-// Decode reads the joint data of a response as values of one type. The first that does not fit
-// is an error which names its place.
-func Decode[T any](r *Response) ([]T, error) {
-	if r == nil {
-		return nil, nil
-	}
-	values := make([]T, len(r.Data))
-	for i, data := range r.Data {
-		if err := json.Unmarshal(data, &values[i]); err != nil {
-			return nil, fmt.Errorf("cluster: element %d of the joint data: %w", i, err)
-		}
-	}
-	return values, nil
-}
-
 // RPCluster sends req to every peer in the view and waits for all of them. The error is about
-// the call: management is off ([ErrManagementOff]), or req is wrong, and then nobody was
-// called. What happens to a peer is in its [Outcome], also when ctx ends early. A node without
-// peers gets an empty Response at once.
+// the call: management is off ([ErrManagementOff]), or req is wrong ([ErrInvalidRequest]), and
+// then nobody was called. What happens to a peer is in its [Outcome], also when ctx ends early. A node without
+// peers gets an empty Response at once. The node does not ask itself: what it has of its own, the
+// caller adds.
 //
 // A peer that cannot be reached may be evicted; see [Eviction].
 func (c *Cluster) RPCluster(ctx context.Context, req Request) (*Response, error) {
@@ -175,318 +41,221 @@ func (c *Cluster) Stream(ctx context.Context, req Request) iter.Seq[Outcome] {
 			yield(Outcome{Err: err, Kind: KindInvalid})
 			return
 		}
-		for _, o := range c.each(correlated(ctx), call, c.roster()) {
-			if !yield(o) {
+		f := c.fan(call, c.roster())
+		for i := range f.run(correlated(ctx)) {
+			if !yield(f.outcomes[i]) {
 				return
 			}
 		}
 	}
 }
 
-// A call is a request made ready: what all peers are asked alike.
-type call struct {
-	method string
-	path   string // escaped, as it follows the base path
-	query  string
-	header http.Header // the caller's, nil for none
-	body   []byte
-	key    token.Key
-
-	timeout time.Duration // zero for Config.RequestTimeout
-	retry   *Retry
-	spare   bool // evict nobody for this
-}
-
-// prepare checks a request and encodes it.
-func (c *Cluster) prepare(req Request) (*call, error) {
-	if err := context.Cause(c.life); err != nil {
-		return nil, err
-	}
-	if !c.cfg.Management {
-		return nil, ErrManagementOff
-	}
-	p := &call{method: cmp.Or(req.Method, http.MethodGet), header: req.Header, timeout: req.Timeout, retry: req.Retry}
-	p.key.Customer = req.Customer
-	wrong := func(format string, args ...any) (*call, error) {
-		return nil, fmt.Errorf("cluster: request: %w", fmt.Errorf(format, args...))
-	}
-	if !isToken(p.method) {
-		return wrong("method %q is none", p.method)
-	}
-	u, err := url.Parse(req.Path)
-	switch {
-	case err != nil:
-		return wrong("path %q is not a path", req.Path)
-	case !strings.HasPrefix(req.Path, "/") || u.Scheme != "" || u.Host != "" || strings.HasPrefix(req.Path, "//"):
-		return wrong(`path %q is not a path from "/" on`, req.Path)
-	case u.Fragment != "":
-		return wrong("path %q has a fragment", req.Path)
-	case climbs(u.Path):
-		return wrong("path %q climbs", req.Path)
-	}
-	p.path = u.EscapedPath()
-	p.query = u.RawQuery
-	if len(req.Query) > 0 {
-		p.query = strings.TrimPrefix(p.query+"&"+req.Query.Encode(), "&")
-	}
-	for name, values := range req.Header {
-		if !isToken(name) {
-			return wrong("header %q is no header name", name)
-		}
-		for _, v := range values {
-			if strings.ContainsFunc(v, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }) {
-				return wrong("header %q has a value that fits no header", name)
-			}
-		}
-	}
-	if req.Timeout < 0 {
-		return wrong("timeout %v is negative", req.Timeout)
-	}
-	switch body := req.Body.(type) {
-	case nil:
-	case []byte:
-		p.body = body
-	case json.RawMessage:
-		p.body = body
-	default:
-		if p.body, err = json.Marshal(body); err != nil {
-			return wrong("body: %w", err)
-		}
-	}
-	return p, nil
-}
-
-// isToken tells whether s can be a method or the name of a header: RFC 9110, 5.6.2.
-func isToken(s string) bool {
-	return s != "" && !strings.ContainsFunc(s, func(r rune) bool {
-		return r <= ' ' || r > '~' || strings.ContainsRune(`"(),/:;<=>?@[\]{}`, r)
-	})
-}
-
-// climbs tells whether a path leaves the place it is put under, for whoever may read it: some
-// servers take a backslash for a slash.
-func climbs(p string) bool {
-	for part := range strings.SplitSeq(strings.ReplaceAll(p, `\`, "/"), "/") {
-		if part == ".." || part == "." {
-			return true
-		}
-	}
-	return false
-}
-
-// gather is each, waited for.
+// gather is a fan-out, waited for.
 func (c *Cluster) gather(ctx context.Context, call *call, view roster.Roster) *Response {
-	outcomes := make([]Outcome, view.Len())
-	for i, o := range c.each(ctx, call, view) {
-		outcomes[i] = o
+	f := c.fan(call, view)
+	for range f.run(ctx) { // all of them
 	}
-	if i, found := view.Index(c.cfg.ID); found {
-		outcomes = append(outcomes[:i], outcomes[i+1:]...)
-	}
-	return newResponse(outcomes)
+	return newResponse(f.outcomes)
 }
 
-// each asks every peer of a view, and yields the outcomes as they come, with the index of the
-// server in the view. Whoever is suspect is judged when all others have answered.
-func (c *Cluster) each(ctx context.Context, call *call, view roster.Roster) iter.Seq2[int, Outcome] {
-	return func(yield func(int, Outcome) bool) {
-		ctx, cancel := within(ctx, c.life)
+// A fan is one call on its way to all peers of a view.
+type fan struct {
+	*call
+	c        *Cluster
+	peers    []*roster.Peer // this node is none
+	outcomes []Outcome      // of the peers, in their order; each is written before it is yielded
+	first    string         // the token that the call began with
+
+	mu       sync.Mutex // guards the fields below
+	bearer   string
+	template *http.Request // what the requests have in common; replaced whole, never edited
+	due      deadline
+}
+
+func (c *Cluster) fan(call *call, view roster.Roster) *fan {
+	peers := view.Without(c.cfg.ID).Peers()
+	return &fan{call: call, c: c, peers: peers, outcomes: make([]Outcome, len(peers))}
+}
+
+// run asks every peer, and yields their places as they answer. Whoever is suspect is judged
+// when all others have answered.
+func (f *fan) run(ctx context.Context) iter.Seq[int] {
+	return func(yield func(int) bool) {
+		if len(f.peers) == 0 {
+			return
+		}
+		ctx, cancel := within(ctx, f.c.life)
 		var wg sync.WaitGroup
 		defer wg.Wait()
 		defer cancel()
 
-		self, listed := view.Index(c.cfg.ID)
-		peers := view.Len()
-		if listed {
-			peers--
-		}
-		if peers == 0 {
-			return
-		}
-		a := &asking{call: call}
-		if err := a.authorize(ctx, c, ""); err != nil {
-			for i, p := range view.Peers() {
-				if i != self || !listed {
-					if !yield(i, Outcome{Server: Server(p.Server), Err: err, Kind: failedBefore(ctx)}) {
-						return
-					}
+		answered := make(chan int, len(f.peers)) // nobody waits to deliver
+		if err := f.authorize(ctx, ""); err != nil {
+			for i, p := range f.peers {
+				f.outcomes[i] = Outcome{Server: Server(p.Server), Err: err, Kind: kindOf(err)}
+				if ctx.Err() != nil {
+					f.outcomes[i].Kind = KindCancelled
 				}
+				answered <- i
 			}
-			return
-		}
-
-		type answer struct {
-			i int
-			o Outcome
-		}
-		answers := make(chan answer, peers) // nobody waits to deliver
-		var next atomic.Int64
-		for range min(peers, c.cfg.MaxInFlight) {
-			wg.Go(func() {
-				for i := int(next.Add(1)) - 1; i < view.Len(); i = int(next.Add(1)) - 1 {
-					if i != self || !listed {
-						answers <- answer{i, c.ask(ctx, a, view.Peers()[i])}
+		} else {
+			f.first = f.bearer
+			start := time.Now()
+			var next atomic.Int64
+			for range min(len(f.peers), f.c.cfg.MaxInFlight) {
+				wg.Go(func() {
+					for i := next.Add(1) - 1; i < int64(len(f.peers)); i = next.Add(1) - 1 {
+						f.ask(ctx, f.peers[i], &f.outcomes[i], start)
+						answered <- int(i)
 					}
-				}
-			})
+				})
+			}
 		}
-		var suspects []suspect
-		for range peers {
-			got := <-answers
-			c.trace.asked(got.o)
-			if c.suspicious(got.o, call) {
-				suspects = append(suspects, suspect{got.i, view.Peers()[got.i], got.o})
-			} else if !yield(got.i, got.o) {
+		var suspects []int
+		for range f.peers {
+			i := <-answered
+			f.c.trace.asked(f.outcomes[i])
+			if f.suspicious(&f.outcomes[i]) {
+				suspects = append(suspects, i)
+			} else if !yield(i) {
 				return
 			}
 		}
-		c.judge(ctx, a, suspects, peers)
-		for _, s := range suspects {
-			if !yield(s.i, s.o) {
+		f.judge(ctx, suspects)
+		for _, i := range suspects {
+			if !yield(i) {
 				return
 			}
 		}
 	}
 }
 
-// failedBefore is the kind of a failure to get a token: the call may have been cancelled.
-func failedBefore(ctx context.Context) Kind {
-	if ctx.Err() != nil {
-		return KindCancelled
-	}
-	return KindNoToken
-}
-
-// asking is one call on its way to the peers of one view. Its header is shared by all requests,
-// and replaced as a whole when a peer refuses the token.
-type asking struct {
-	*call
-
-	mu     sync.Mutex // guards the fields below
-	bearer string
-	full   http.Header
-}
-
-// authorize makes the header, with a token other than the refused one.
-func (a *asking) authorize(ctx context.Context, c *Cluster, refused string) error {
-	key := a.key
-	key.Audience, key.Cluster = c.cfg.PeerAudience, true
+// authorize makes the template, with a token other than the refused one.
+func (f *fan) authorize(ctx context.Context, refused string) error {
+	key := f.key
+	key.Audience, key.Cluster = f.c.cfg.PeerAudience, true
 	if refused != "" {
-		c.tokens.Drop(key, refused)
+		f.c.tokens.Drop(key, refused)
 	}
-	bearer, err := c.tokens.Token(ctx, key)
+	bearer, err := f.c.tokens.Token(ctx, key)
 	if err != nil {
 		return err
 	}
-	full := c.header(ctx, bearer)
-	if a.body != nil {
-		full["Content-Type"] = []string{"application/json"}
+	header := f.c.header(ctx, bearer)
+	if f.body != nil {
+		header["Content-Type"] = []string{"application/json"}
 	}
-	for name, values := range a.header {
+	for name, values := range f.header {
 		switch name = http.CanonicalHeaderKey(name); name {
 		case "Authorization", "User-Agent", "X-Correlation-Id":
+		case "Accept-Encoding", "Connection", "Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade":
+			// Of one connection only, and of another: this is the header of a request passed on.
 		default:
-			full[name] = values
+			header[name] = values
 		}
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.bearer, a.full = bearer, full
+	template := &http.Request{Method: f.method, Header: header, ContentLength: int64(len(f.body))}
+	if f.body != nil {
+		template.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(f.body)), nil }
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.bearer, f.template = bearer, template
 	return nil
 }
 
-func (a *asking) headers() (http.Header, string) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.full, a.bearer
+// ask asks one peer, which has been due to be asked since start, repeating as the policy says.
+func (f *fan) ask(ctx context.Context, p *roster.Peer, o *Outcome, start time.Time) {
+	*o = Outcome{Server: Server(p.Server)}
+	o.Err = f.persist(ctx, p, o)
+	o.Duration = time.Since(start)
+	switch {
+	case o.Err == nil:
+	case ctx.Err() != nil:
+		o.Kind = KindCancelled
+		o.Err = fmt.Errorf("peer %q: cancelled: %w", p.ServerID, context.Cause(ctx))
+	default:
+		o.Kind = kindOf(o.Err)
+	}
 }
 
-// ask asks one peer, repeating as the policy says.
-func (c *Cluster) ask(ctx context.Context, a *asking, p *roster.Peer) Outcome {
-	start := time.Now()
-	o := Outcome{Server: Server(p.Server)}
-	finish := func(err error) Outcome {
-		o.Err, o.Kind, o.Duration = err, kindOf(err), time.Since(start)
-		if err != nil && ctx.Err() != nil {
-			o.Kind = KindCancelled
-			o.Err = fmt.Errorf("peer %q: cancelled: %w", p.ServerID, context.Cause(ctx))
-		}
-		return o
-	}
+func (f *fan) persist(ctx context.Context, p *roster.Peer, o *Outcome) error {
 	if p.Err != nil {
-		return finish(p.Err)
+		return p.Err
 	}
-	if err := c.inFlight.Acquire(ctx, 1); err != nil {
-		return finish(err)
+	if err := f.c.inFlight.Acquire(ctx, 1); err != nil {
+		return err
 	}
-	defer c.inFlight.Release(1)
+	defer f.c.inFlight.Release(1)
 
-	retry := c.retry
-	if a.retry != nil {
-		retry = *a.retry
+	retry := f.c.retry
+	if f.retry != nil {
+		retry = *f.retry
 	}
-	road := c.roads.peers
-	for {
-		o.Attempts++
-		err := c.askOnce(ctx, a, p, road, &o)
-		if err == nil || !retry.again(a.method, err, o.Attempts, time.Since(start)) || c.pause(ctx, retry.delay()) != nil {
-			return finish(err)
+	road, start := f.c.roads.peers, time.Now()
+	for attempt := 1; ; attempt++ {
+		err := f.attempt(ctx, p, road, o)
+		if err == nil || !retry.again(f.method, err, attempt, time.Since(start)) || f.c.pause(ctx, retry.delay()) != nil {
+			return err
 		}
-		road = c.roads.fresh // the pooled connection may be what was wrong
+		road = f.c.roads.fresh // the pooled connection may be what was wrong
 	}
 }
 
-// askOnce makes one attempt, or two if the first one's token is refused.
-func (c *Cluster) askOnce(ctx context.Context, a *asking, p *roster.Peer, road http.RoundTripper, o *Outcome) error {
-	header, bearer := a.headers()
-	body, err := c.sendPeer(ctx, a, p, road, header)
-	if tokenRefused(err) {
-		if tokenErr := a.authorize(ctx, c, bearer); tokenErr != nil {
+// attempt sends one request, or two if the token of the first is refused. It is replaced once a
+// call: who refuses a new one as well will go on to, and mST must not pay for it.
+func (f *fan) attempt(ctx context.Context, p *roster.Peer, road http.RoundTripper, o *Outcome) error {
+	o.Attempts++
+	bearer, body, err := f.send(ctx, p, road)
+	if tokenRefused(err) && bearer == f.first {
+		if tokenErr := f.authorize(ctx, bearer); tokenErr != nil {
 			return fmt.Errorf("%w (and no other token: %s)", err, tokenErr.Error()) // not wrapped: the peer did answer
 		}
-		header, _ = a.headers()
-		body, err = c.sendPeer(ctx, a, p, road, header)
+		o.Attempts++
+		_, body, err = f.send(ctx, p, road)
 	}
 	if err != nil {
 		return err
 	}
-	o.Body, o.Data, err = readEnvelope(body, p, a.method)
+	o.Body, o.Data, err = readEnvelope(body, p, f.method)
 	return err
 }
 
-func (c *Cluster) sendPeer(ctx context.Context, a *asking, p *roster.Peer, road http.RoundTripper, header http.Header) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, cmp.Or(a.timeout, c.cfg.RequestTimeout))
-	defer cancel()
+// send sends one request, and tells also which token went with it.
+func (f *fan) send(ctx context.Context, p *roster.Peer, road http.RoundTripper) (bearer string, body []byte, err error) {
+	f.mu.Lock()
+	bearer, template := f.bearer, f.template
+	ctx = f.due.in(ctx, cmp.Or(f.timeout, f.c.cfg.RequestTimeout))
+	f.mu.Unlock()
+
+	req := template.WithContext(ctx)
 	u := *p.Base
-	u.RawQuery = a.query
-	if decoded, err := url.PathUnescape(a.path); err == nil {
-		u.Path, u.RawPath = p.Base.Path+decoded, p.Base.EscapedPath()+a.path
+	if u.RawPath != "" || f.ref.RawPath != "" {
+		u.RawPath = u.EscapedPath() + f.ref.EscapedPath()
 	}
-	req := &http.Request{Method: a.method, URL: &u, Host: u.Host, Header: header, ContentLength: int64(len(a.body))}
-	if a.body != nil {
-		req.Body = io.NopCloser(bytes.NewReader(a.body))
-		req.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(a.body)), nil }
+	u.Path += f.ref.Path
+	u.RawQuery = f.ref.RawQuery
+	req.URL, req.Host = &u, u.Host
+	if f.body != nil {
+		req.Body, _ = req.GetBody() // it has no error
 	}
-	return c.send(road, "peer "+p.ServerID, req.WithContext(ctx))
+	body, err = f.c.send(road, party{"peer", p.ServerID}, req)
+	return bearer, body, err
 }
 
-// readEnvelope reads what a peer answers. An answer by anybody else is none.
-func readEnvelope(body []byte, p *roster.Peer, method string) (whole, data json.RawMessage, err error) {
-	var envelope struct {
-		Data   json.RawMessage `json:"data"`
-		Server *struct {
-			ServerID string `json:"serverId"`
-		} `json:"server"`
+// A deadline gives requests that begin at about the same moment one context, for a timer of its
+// own would cost each of them more than the rest of what is done for it here. Nobody is given
+// less time than he is due but for a fiftieth of it, and 5 ms at most.
+type deadline struct {
+	ctx     context.Context
+	release context.CancelFunc // not needed: what it would release goes with the call
+	until   time.Time          // when the next one is due
+}
+
+func (d *deadline) in(call context.Context, timeout time.Duration) context.Context {
+	if now := time.Now(); d.ctx == nil || now.After(d.until) {
+		d.ctx, d.release = context.WithDeadline(call, now.Add(timeout))
+		d.until = now.Add(min(timeout/50, 5*time.Millisecond))
 	}
-	base := bare(p.Base)
-	if err := json.Unmarshal(body, &envelope); err != nil {
-		return nil, nil, &AnswerError{"peer " + p.ServerID, method, base, err}
-	}
-	switch {
-	case envelope.Server == nil || envelope.Server.ServerID == "":
-		return nil, nil, &AnswerError{"peer " + p.ServerID, method, base, errors.New("it does not say which server it is from")}
-	case envelope.Server.ServerID != p.ServerID:
-		return nil, nil, &WrongServerError{URL: base, Want: p.ServerID, Got: envelope.Server.ServerID}
-	}
-	return body, envelope.Data, nil
+	return d.ctx
 }

@@ -9,7 +9,7 @@ import (
 
 // A Node is one node of a [World]: a [cluster.Cluster] and the handlers it is served with.
 type Node struct {
-	// Cluster is the membership. It is another one after Restart.
+	// Cluster is the membership. It is another one after Restart, Reboot or Move.
 	*cluster.Cluster
 	// ID is the node's server id, Host its place in the network.
 	ID, Host string
@@ -69,10 +69,26 @@ func (n *Node) Kill() {
 // Restart starts a killed node again, under its id and at its place, and registers it.
 func (n *Node) Restart() {
 	n.world.t.Helper()
-	_ = n.Close() // it returns nil
-	n.make()
-	n.world.Network.Up(n.Host)
+	n.Reboot()
 	if _, err := n.Register(n.world.t.Context()); err != nil {
 		n.world.t.Fatalf("registering %s again: %v", n.ID, err)
 	}
+}
+
+// Reboot starts a node again, under its id and at its place, whether it was killed or still runs.
+// It serves from then on, but has yet to register: for tests in which that takes its time.
+func (n *Node) Reboot() {
+	n.world.t.Helper()
+	_ = n.Close() // it returns nil
+	n.make()
+	n.world.Network.Up(n.Host)
+}
+
+// Move kills a node and starts it at another place, under its id, as happens to a container that
+// is scheduled anew. It serves there from then on, but has yet to register.
+func (n *Node) Move(host string) {
+	n.world.t.Helper()
+	n.Kill()
+	n.Host = host
+	n.make()
 }

@@ -41,7 +41,7 @@ type World struct {
 	opts options
 
 	mu     sync.Mutex // guards the fields below
-	memory *mit.Memory
+	memory mit.Store
 }
 
 // An Option says how a World differs from the usual one.
@@ -54,6 +54,7 @@ type options struct {
 	configure func(*cluster.Config)
 	cluster   []cluster.Option
 	handler   func(*Node) http.Handler
+	store     mit.Store
 	mirrored  string
 }
 
@@ -91,15 +92,20 @@ func WithHandler(handler func(*Node) http.Handler) Option {
 	return optionFunc(func(o *options) { o.handler = handler })
 }
 
+// WithStore has the registry keep its servers in s, instead of in a [mit.Memory] of its own.
+// [World.ForgetAll] then puts an empty one in its place.
+func WithStore(s mit.Store) Option { return optionFunc(func(o *options) { o.store = s }) }
+
 // Start makes a world with that many nodes, all registered and announced. What it started ends
 // with the test, which fails at once if anything cannot be made.
 func Start(t testing.TB, nodes int, opts ...Option) *World {
 	t.Helper()
-	w := &World{Network: &Network{}, t: t, opts: options{typ: "mds", lease: time.Hour}, memory: mit.NewMemory()}
+	w := &World{Network: &Network{}, t: t, opts: options{typ: "mds", lease: time.Hour, store: mit.NewMemory()}}
 	w.opts.handler = things
 	for _, o := range opts {
 		o.apply(&w.opts)
 	}
+	w.memory = w.opts.store
 	var err error
 	w.Tokens, err = mit.NewTokenService(mit.TokenConfig{
 		Issuer: issuer, Key: signingKey, AccessLife: w.opts.tokenLife,
@@ -165,7 +171,7 @@ func (w *World) Listed() []cluster.Server {
 	return r.Servers
 }
 
-func (w *World) store() *mit.Memory {
+func (w *World) store() mit.Store {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.memory

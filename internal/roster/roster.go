@@ -136,7 +136,7 @@ func (r Roster) Resource() wire.ItResource {
 // request was sent, when the view was before: who joined or came back meanwhile is in, who was
 // taken out is out, unless mIT knows a newer entry.
 func (r Roster) Since(before, now Roster) Roster {
-	if before.id != now.id || now.id != r.id {
+	if now.id != r.id || before.id != now.id && before.id != "" { // "": nobody was known
 		return r
 	}
 	s := r

@@ -21,7 +21,7 @@ func NewCorrelationID() string {
 // NextCorrelationID is the id under which an incoming request is worked on: the one it
 // carries, its step counted up, with whatever part is missing filled in.
 func NextCorrelationID(incoming string) string {
-	if incoming == "" || len(incoming) > maxCorrelationID || !printable(incoming) {
+	if incoming == "" || !ValidCorrelationID(incoming) {
 		return NewCorrelationID()
 	}
 	head, date, _ := strings.Cut(incoming, "/")
@@ -56,8 +56,9 @@ func nextStep(step string) int {
 	return int(n) + 1
 }
 
-func printable(s string) bool {
-	return strings.IndexFunc(s, func(r rune) bool { return r < ' ' || r > '~' }) < 0
+// ValidCorrelationID tells whether an id can stand in a header, and in a log line, as it is.
+func ValidCorrelationID(id string) bool {
+	return len(id) <= maxCorrelationID && !strings.ContainsFunc(id, func(r rune) bool { return r < ' ' || r > '~' })
 }
 
 // UserAgent names this node to whoever it calls.

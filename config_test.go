@@ -1,0 +1,836 @@
+package cluster_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"math"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"golang.org/x/oauth2"
+
+	"github.com/mimiktech/cluster"
+	"github.com/mimiktech/cluster/clustertest"
+)
+
+// variables are all that ConfigFromEnv reads for a node of type "my-svc", each with a value.
+func variables() map[string]string {
+	return map[string]string{
+		"SERVER_TYPE":                "my-svc",
+		"SERVER_ID":                  "node-1",
+		"SERVER_VERSION":             "2.1.0",
+		"SERVER_PORT":                "8080",
+		"SERVER_BASE_PATH":           "/my/v2",
+		"SERVER_LOCAL_IPV4":          "10.0.0.7",
+		"SERVER_CLUSTER_BASE_URL":    "https://node-1.internal:8443/my/v2",
+		"SERVER_PUBLIC_PROTOCOL":     "https:",
+		"SERVER_PUBLIC_DOMAIN_NAME":  "my.example.com",
+		"SERVER_PUBLIC_IPV4":         "203.0.113.7",
+		"SERVER_LOCATION_LON":        "-123.1207",
+		"SERVER_LOCATION_LAT":        "49.2827",
+		"CLUSTER_MANAGEMENT":         "on",
+		"REGISTRATION_SET":           "off",
+		"REGISTRATION_RETRY":         "4000",
+		"REQUEST_TIMEOUT":            "1500",
+		"MIT_URL":                    "https://mit.example.com/mIT/v1",
+		"MIT_AUDIENCE":               "https://mit.audience",
+		"MY_SVC_AUDIENCE":            "https://my-svc.audience",
+		"OAUTH_ISSUER":               "https://mst.example.com/oauth/token",
+		"OAUTH_CLIENT_ID":            "the id",
+		"OAUTH_CLIENT_SECRET":        "hidden client secret",
+		"OAUTH_CLIENT_ACCESS_KEY":    "hidden access key",
+		"OAUTH_CLIENT_AUDIENCE":      "https://client.audience",
+		"OAUTH_GENERIC_KEY":          "hidden generic key",
+		"OAUTH_GENERIC_PREVIOUS_KEY": "hidden previous key",
+		"OAUTH_GENERIC_AUDIENCE":     "https://generic.audience",
+	}
+}
+
+// setenv makes the environment hold these of the variables and no others.
+func setenv(t *testing.T, values map[string]string) {
+	t.Helper()
+	for name := range variables() {
+		t.Setenv(name, "") // so that it is put back
+	}
+	for name, value := range values {
+		t.Setenv(name, value)
+	}
+}
+
+// wrong gives what an error of ConfigFromEnv or New names, in its order.
+func wrong(err error) []string {
+	if err == nil {
+		return nil
+	}
+	var names []string
+	for line := range strings.SplitSeq(strings.TrimPrefix(err.Error(), "cluster: configuration: "), "\n") {
+		name, _, _ := strings.Cut(line, " ")
+		names = append(names, name)
+	}
+	return names
+}
+
+func TestConfigFromEnv(t *testing.T) {
+	setenv(t, variables())
+	got, err := cluster.ConfigFromEnv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := cluster.Config{
+		Type:               "my-svc",
+		ID:                 "node-1",
+		Version:            "2.1.0",
+		Port:               8080,
+		BasePath:           "/my/v2",
+		LocalIPv4:          "10.0.0.7",
+		ClusterBaseURL:     "https://node-1.internal:8443/my/v2",
+		PublicProtocol:     "https:",
+		PublicDomainName:   "my.example.com",
+		PublicIPv4:         "203.0.113.7",
+		Location:           &cluster.Location{Lon: -123.1207, Lat: 49.2827},
+		Management:         true,
+		NoRegistration:     true,
+		RegistrationRetry:  4 * time.Second,
+		RequestTimeout:     1500 * time.Millisecond,
+		RegistryURL:        "https://mit.example.com/mIT/v1",
+		RegistryAudience:   "https://mit.audience",
+		PeerAudience:       "https://my-svc.audience",
+		Issuer:             "https://mst.example.com/oauth/token",
+		ClientID:           "the id",
+		ClientSecret:       "hidden client secret",
+		ClientAccessKey:    "hidden access key",
+		ClientAudience:     "https://client.audience",
+		GenericKey:         "hidden generic key",
+		GenericPreviousKey: "hidden previous key",
+		GenericAudience:    "https://generic.audience",
+	}
+	if diff := cmp.Diff(want, got); diff != "" { // two secrets that differ print alike, but do differ
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if _, err := cluster.New(got); err != nil {
+		t.Errorf("New takes another view: %v", err)
+	}
+}
+
+func TestConfigFromEnvValues(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		env  map[string]string // beside the others
+		want func(*cluster.Config)
+	}{
+		{
+			"only what is mandatory",
+			map[string]string{
+				"SERVER_ID": "", "SERVER_VERSION": "", "SERVER_BASE_PATH": "", "SERVER_LOCAL_IPV4": "", "SERVER_PUBLIC_PROTOCOL": "",
+				"SERVER_PUBLIC_DOMAIN_NAME": "", "SERVER_PUBLIC_IPV4": "", "SERVER_LOCATION_LON": "", "SERVER_LOCATION_LAT": "",
+				"CLUSTER_MANAGEMENT": "", "REGISTRATION_SET": "", "REGISTRATION_RETRY": "", "REQUEST_TIMEOUT": "", "MY_SVC_AUDIENCE": "",
+				"OAUTH_GENERIC_KEY": "", "OAUTH_GENERIC_PREVIOUS_KEY": "", "OAUTH_GENERIC_AUDIENCE": "",
+			},
+			func(c *cluster.Config) {
+				*c = cluster.Config{
+					Type: c.Type, Port: c.Port, ClusterBaseURL: c.ClusterBaseURL, RegistryURL: c.RegistryURL, RegistryAudience: c.RegistryAudience,
+					Issuer: c.Issuer, ClientID: c.ClientID, ClientSecret: c.ClientSecret, ClientAccessKey: c.ClientAccessKey, ClientAudience: c.ClientAudience,
+				}
+			},
+		},
+		{
+			"generic values that say they are not set",
+			map[string]string{"OAUTH_GENERIC_KEY": "noGeneric", "OAUTH_GENERIC_PREVIOUS_KEY": "noGeneric", "OAUTH_GENERIC_AUDIENCE": "noGeneric"},
+			func(c *cluster.Config) { c.GenericKey, c.GenericPreviousKey, c.GenericAudience = "", "", "" },
+		},
+		{
+			"the word is no other variable's",
+			map[string]string{"OAUTH_CLIENT_SECRET": "noGeneric", "OAUTH_CLIENT_ACCESS_KEY": "noGeneric", "OAUTH_CLIENT_AUDIENCE": "noGeneric"},
+			func(c *cluster.Config) {
+				c.ClientSecret, c.ClientAccessKey, c.ClientAudience = "noGeneric", "noGeneric", "noGeneric"
+			},
+		},
+		{"management off", map[string]string{"CLUSTER_MANAGEMENT": "off"}, func(c *cluster.Config) { c.Management = false }},
+		{"registration on", map[string]string{"REGISTRATION_SET": "on"}, func(c *cluster.Config) { c.NoRegistration = false }},
+		{"one millisecond", map[string]string{"REQUEST_TIMEOUT": "1"}, func(c *cluster.Config) { c.RequestTimeout = time.Millisecond }},
+		{"a year of milliseconds", map[string]string{"REGISTRATION_RETRY": "31536000000"}, func(c *cluster.Config) { c.RegistrationRetry = 365 * 24 * time.Hour }},
+		{"the ends of the earth", map[string]string{"SERVER_LOCATION_LON": "-180", "SERVER_LOCATION_LAT": "90.0"}, func(c *cluster.Config) { c.Location = &cluster.Location{Lon: -180, Lat: 90} }},
+		{"where the map begins", map[string]string{"SERVER_LOCATION_LON": "0", "SERVER_LOCATION_LAT": "0"}, func(c *cluster.Config) { c.Location = &cluster.Location{} }},
+		{"half a location", map[string]string{"SERVER_LOCATION_LAT": ""}, func(c *cluster.Config) { c.Location = nil }},
+		{"blanks around", map[string]string{"SERVER_PORT": " 8081\n", "SERVER_ID": "\tnode-2 ", "CLUSTER_MANAGEMENT": " off"}, func(c *cluster.Config) {
+			c.Port, c.ID, c.Management = 8081, "node-2", false
+		}},
+		{"blanks only", map[string]string{"SERVER_ID": " \t\n"}, func(c *cluster.Config) { c.ID = "" }},
+		{"the highest port", map[string]string{"SERVER_PORT": "65535"}, func(c *cluster.Config) { c.Port = 65535 }},
+		{"the root as base path", map[string]string{"SERVER_BASE_PATH": "/"}, func(c *cluster.Config) { c.BasePath = "/" }},
+		{"a protocol without its colon", map[string]string{"SERVER_PUBLIC_PROTOCOL": "https"}, func(c *cluster.Config) { c.PublicProtocol = "https" }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			setenv(t, variables())
+			want, err := cluster.ConfigFromEnv()
+			if err != nil {
+				t.Fatal(err)
+			}
+			tt.want(&want)
+			for name, value := range tt.env {
+				t.Setenv(name, value)
+			}
+			got, err := cluster.ConfigFromEnv()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestConfigFromEnvAudienceOfType(t *testing.T) {
+	for typ, variable := range map[string]string{
+		"mds":       "MDS_AUDIENCE",
+		"my-svc":    "MY_SVC_AUDIENCE",
+		"my.svc_2":  "MY_SVC_2_AUDIENCE",
+		"MixedCase": "MIXEDCASE_AUDIENCE",
+		"a:b":       "A_B_AUDIENCE",
+	} {
+		t.Run(typ, func(t *testing.T) {
+			env := variables()
+			delete(env, "MY_SVC_AUDIENCE")
+			env["SERVER_TYPE"] = typ
+			setenv(t, env)
+
+			_, err := cluster.ConfigFromEnv()
+			if diff := cmp.Diff([]string{variable}, wrong(err)); diff != "" {
+				t.Errorf("what is missing (-want +got):\n%s", diff)
+			}
+			t.Setenv(variable, "peers")
+			cfg, err := cluster.ConfigFromEnv()
+			if err != nil || cfg.PeerAudience != "peers" {
+				t.Errorf("PeerAudience = %q, %v", cfg.PeerAudience, err)
+			}
+		})
+	}
+}
+
+func TestConfigFromEnvNothingSet(t *testing.T) {
+	setenv(t, nil)
+	_, err := cluster.ConfigFromEnv()
+	want := []string{
+		"SERVER_TYPE", "SERVER_PORT", "MIT_URL", "MIT_AUDIENCE", "OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_ISSUER",
+		"OAUTH_GENERIC_KEY", "OAUTH_GENERIC_AUDIENCE",
+	}
+	if diff := cmp.Diff(want, wrong(err)); diff != "" {
+		t.Errorf("what is missing (-want +got):\n%s\n%v", diff, err)
+	}
+	if _, newErr := cluster.New(cluster.Config{}); newErr == nil || newErr.Error() != err.Error() {
+		t.Errorf("New says of a zero Config\n%v\nand ConfigFromEnv of an empty environment\n%v", newErr, err)
+	}
+}
+
+func TestConfigFromEnvAllInOneError(t *testing.T) {
+	setenv(t, map[string]string{
+		"SERVER_TYPE":             "no type",
+		"SERVER_ID":               "me@here",
+		"SERVER_PORT":             "70000",
+		"SERVER_VERSION":          "2\n1",
+		"SERVER_BASE_PATH":        "mds",
+		"SERVER_LOCAL_IPV4":       "::1",
+		"SERVER_CLUSTER_BASE_URL": "node-1:8080",
+		"SERVER_PUBLIC_PROTOCOL":  "ftp:",
+		"SERVER_PUBLIC_IPV4":      "203.0.113",
+		"SERVER_LOCATION_LON":     "west",
+		"SERVER_LOCATION_LAT":     "91",
+		"CLUSTER_MANAGEMENT":      "yes",
+		"REGISTRATION_SET":        "true",
+		"REGISTRATION_RETRY":      "3s",
+		"REQUEST_TIMEOUT":         "0",
+		"MIT_URL":                 "mit.example.com",
+		"OAUTH_CLIENT_SECRET":     "hidden client secret",
+	})
+	_, err := cluster.ConfigFromEnv()
+	got := wrong(err)
+	want := []string{
+		"SERVER_TYPE", "SERVER_ID", "SERVER_PORT", "SERVER_VERSION", "SERVER_BASE_PATH", "SERVER_LOCAL_IPV4", "SERVER_CLUSTER_BASE_URL",
+		"SERVER_PUBLIC_PROTOCOL", "SERVER_PUBLIC_IPV4", "SERVER_LOCATION_LON", "SERVER_LOCATION_LAT", "CLUSTER_MANAGEMENT", "REGISTRATION_SET",
+		"REGISTRATION_RETRY", "REQUEST_TIMEOUT", "MIT_URL", "MIT_AUDIENCE", "OAUTH_ISSUER", "OAUTH_CLIENT_ID", "OAUTH_GENERIC_KEY", "OAUTH_GENERIC_AUDIENCE",
+	}
+	slices.Sort(got)
+	slices.Sort(want)
+	if diff := cmp.Diff(want, got); diff != "" { // each of them, and each once
+		t.Errorf("what the error names (-want +got):\n%s\n%v", diff, err)
+	}
+}
+
+func TestConfigFromEnvMalformed(t *testing.T) {
+	for name, values := range map[string][]string{
+		"SERVER_TYPE":               {"a b", "a/b", ".", "..", "é", strings.Repeat("a", 257)},
+		"SERVER_ID":                 {"a b", "a/b", "a@b", ".", "..", "a\x01", strings.Repeat("a", 257)},
+		"SERVER_VERSION":            {"1.\x010", "é"},
+		"SERVER_PORT":               {"0", "-1", "65536", "70000", "80.5", "http", "0x50", "1e3", "99999999999999999999"},
+		"SERVER_BASE_PATH":          {"a", "a/b", "/a/", "//", "/a//b", "/a/../b", "/./a", "/..", "/{id}", "/a?b", "/a#b", "/a%2fb", "/a b", "/a\x01b", "/a\x7f", "/a\xff"},
+		"SERVER_LOCAL_IPV4":         {"localhost", "10.0.0", "10.0.0.256", "10.0.0.7:80", "::1", "::ffff:10.0.0.7", "0.0.0.0", "10.0.0.07"},
+		"SERVER_PUBLIC_IPV4":        {"example.com", "2001:db8::1", "::ffff:203.0.113.7", "0.0.0.0"},
+		"SERVER_CLUSTER_BASE_URL":   {"/a", "node:80", "ftp://node", "http://", "http:///a", "http://:80", "http://a b/", "http://node:port", "http://node?x", "http://node?", "http://node#x", "http://node/#", "http://user@node"},
+		"SERVER_PUBLIC_PROTOCOL":    {"https://", "HTTPS:", "ws:"},
+		"SERVER_PUBLIC_DOMAIN_NAME": {"a b", "a/b", "https://a", "a?b", "a#b", "user@a", ":80", "a:port", "a<b>"},
+		"SERVER_LOCATION_LON":       {"180.1", "-181", "NaN", "Inf", "12°", "1,5"},
+		"SERVER_LOCATION_LAT":       {"90.1", "-91", "NaN", "-Inf", "north"},
+		"CLUSTER_MANAGEMENT":        {"ON", "true", "1"},
+		"REGISTRATION_SET":          {"Off", "false", "0"},
+		"REGISTRATION_RETRY":        {"0", "-1", "1.5", "3s", "31536000001", "9223372036854775807", "99999999999999999999"},
+		"REQUEST_TIMEOUT":           {"0", "-1", "1e3", "10s", "31536000001"},
+		"MIT_URL":                   {"mit", "//mit/mIT/v1", "http://mit?x=y", "http://mit/#", "http://user:password@mit"},
+		"OAUTH_ISSUER":              {"mst", "ftp://mst", "http://mst?x=y", "http://user:password@mst"},
+	} {
+		for _, value := range values {
+			t.Run(fmt.Sprintf("%s=%.20q", name, value), func(t *testing.T) {
+				env := variables()
+				env[name] = value
+				setenv(t, env)
+				_, err := cluster.ConfigFromEnv()
+				if got := wrong(err); len(got) == 0 || got[0] != name {
+					t.Errorf("the error names %v: %v", got, err)
+				}
+				if err != nil && (strings.Contains(err.Error(), "password") || len(err.Error()) > 250) {
+					t.Errorf("the error tells too much: %v", err)
+				}
+			})
+		}
+	}
+}
+
+func TestNewRefuses(t *testing.T) {
+	location := func(lon, lat float64) func(*cluster.Config) {
+		return func(c *cluster.Config) { c.Location = &cluster.Location{Lon: lon, Lat: lat} }
+	}
+	for name, tt := range map[string]struct {
+		edit func(*cluster.Config)
+		want string
+	}{
+		"negative port":        {func(c *cluster.Config) { c.Port = -1 }, "SERVER_PORT"},
+		"NUL in the base path": {func(c *cluster.Config) { c.BasePath = "/\x00" }, "SERVER_BASE_PATH"},
+		"no such longitude":    {location(181, 0), "SERVER_LOCATION_LON"},
+		"no such latitude":     {location(0, math.NaN()), "SERVER_LOCATION_LON"},
+		"late renewals":        {func(c *cluster.Config) { c.RenewalShare = 0.91 }, "RenewalShare"},
+		"negative renewals":    {func(c *cluster.Config) { c.RenewalShare = -0.1 }, "RenewalShare"},
+		"no number of renewals": {
+			func(c *cluster.Config) { c.RenewalShare = math.NaN() }, "RenewalShare",
+		},
+		"negative timeout": {func(c *cluster.Config) { c.RequestTimeout = -1 }, "REQUEST_TIMEOUT"},
+		"endless timeout":  {func(c *cluster.Config) { c.RequestTimeout = math.MaxInt64 }, "REQUEST_TIMEOUT"},
+		"negative retry":   {func(c *cluster.Config) { c.RegistrationRetry = -time.Second }, "REGISTRATION_RETRY"},
+		"endless retry":    {func(c *cluster.Config) { c.RegistrationRetry = math.MaxInt64 }, "REGISTRATION_RETRY"},
+		"negative answers": {func(c *cluster.Config) { c.MaxAnswer = -1 }, "MaxAnswer,"},
+		"negative bodies":  {func(c *cluster.Config) { c.MaxBody = -1 }, "MaxAnswer,"},
+		"negative flight":  {func(c *cluster.Config) { c.MaxInFlight = -1 }, "MaxAnswer,"},
+		"no peer audience": {func(c *cluster.Config) { c.PeerAudience = "" }, "MDS_AUDIENCE"},
+		"spoilt secret":    {func(c *cluster.Config) { c.ClientSecret = "" }, "OAUTH_CLIENT_SECRET"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := config()
+			tt.edit(&cfg)
+			_, err := cluster.New(cfg)
+			if diff := cmp.Diff([]string{tt.want}, wrong(err)); diff != "" {
+				t.Errorf("what the error names (-want +got):\n%s\n%v", diff, err)
+			}
+		})
+	}
+}
+
+// What options replace is not missed, by ConfigFromEnv and New alike.
+func TestOptionsRelaxWhatIsMandatory(t *testing.T) {
+	var (
+		tokens   = cluster.WithTokens(func(cluster.TokenKey) oauth2.TokenSource { return nil })
+		verifier = cluster.WithVerifier(everybody{})
+	)
+	for _, tt := range []struct {
+		name string
+		opts []cluster.Option
+		want []string
+	}{
+		{"neither", nil, []string{"OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_ISSUER", "OAUTH_GENERIC_KEY", "OAUTH_GENERIC_AUDIENCE"}},
+		{"tokens", []cluster.Option{tokens}, []string{"OAUTH_ISSUER", "OAUTH_GENERIC_KEY", "OAUTH_GENERIC_AUDIENCE"}},
+		{"verifier", []cluster.Option{verifier}, []string{"OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_ISSUER"}},
+		{"both", []cluster.Option{tokens, verifier}, nil},
+		{"others", []cluster.Option{cluster.WithoutEnv(), cluster.WithHTTPClient(http.DefaultClient)}, []string{
+			"OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_ISSUER", "OAUTH_GENERIC_KEY", "OAUTH_GENERIC_AUDIENCE",
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			env := variables()
+			maps.DeleteFunc(env, func(name, _ string) bool { return strings.HasPrefix(name, "OAUTH_") })
+			setenv(t, env)
+			cfg, err := cluster.ConfigFromEnv(tt.opts...)
+			if diff := cmp.Diff(tt.want, wrong(err)); diff != "" {
+				t.Errorf("ConfigFromEnv misses (-want +got):\n%s", diff)
+			}
+			_, err = cluster.New(cfg, tt.opts...)
+			if diff := cmp.Diff(tt.want, wrong(err)); diff != "" {
+				t.Errorf("New misses (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestNewTakesNilOptions(t *testing.T) {
+	c, err := cluster.New(config(), nil, cluster.WithTrace(nil), cluster.WithLogger(nil), cluster.WithHTTPClient(nil),
+		cluster.WithTokens(nil), cluster.WithVerifier(nil), cluster.WithRetry(cluster.Retry{}), cluster.WithEviction(cluster.Eviction{}),
+		cluster.WithPeerPolicy(cluster.PeerPolicy{}), cluster.WithoutEnv())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A bubble does not end well while one of its goroutines waits for ever, and here nobody closes
+// anything.
+func TestNewStartsNothing(t *testing.T) {
+	for _, name := range statusVariables {
+		t.Setenv(name, "as it was")
+	}
+	before, goroutines := os.Environ(), runtime.NumGoroutine()
+	synctest.Test(t, func(t *testing.T) {
+		client := stub(func(r *http.Request) (int, string) {
+			t.Errorf("%s %s", r.Method, r.URL)
+			return http.StatusOK, ""
+		})
+		c, err := cluster.New(config(), cluster.WithHTTPClient(client), cluster.WithTrace(&cluster.Trace{
+			StateChanged: func(_, to cluster.Status) { t.Errorf("state %s", to.State) },
+		}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(24 * time.Hour)
+		synctest.Wait()
+		if s := c.Status(); s.State != cluster.Orphan || !errors.Is(s.Reason, cluster.ErrNotRegistered) || s.ServerID != "node-1" {
+			t.Errorf("status %+v", s)
+		}
+		if got := c.Servers(); len(got) != 0 {
+			t.Errorf("servers %v", got)
+		}
+	})
+	if diff := cmp.Diff(before, os.Environ()); diff != "" {
+		t.Errorf("the environment (-before +after):\n%s", diff)
+	}
+	if after := runtime.NumGoroutine(); after > goroutines {
+		t.Errorf("%d goroutines, %d before", after, goroutines)
+	}
+}
+
+var statusVariables = []string{ //nolint:gochecknoglobals // a constant
+	"REGISTRATION_STATUS", "CLUSTER_STATUS_SERVERS", "CLUSTER_STATUS_UPDATED_AT", "CLUSTER_STATUS_LEASE_TIME",
+}
+
+func TestNewMakesAnID(t *testing.T) {
+	seen := map[string]bool{}
+	for range 2 {
+		cfg := config()
+		cfg.ID = ""
+		c, err := cluster.New(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		id, err := uuid.Parse(c.Status().ServerID)
+		if err != nil || id.Version() != 4 || seen[id.String()] {
+			t.Errorf("id %q: %v", c.Status().ServerID, err)
+		}
+		seen[id.String()] = true
+	}
+}
+
+// The public address is to the letter what npm nodes of the same settings give to mIT: all nodes
+// of a cluster share it there.
+func TestAddressesAsNpm(t *testing.T) {
+	for _, tt := range []struct {
+		name             string
+		edit             func(*cluster.Config)
+		public, clusterU string
+	}{
+		{"local address", func(*cluster.Config) {}, "http://10.0.0.7:8080/mds/v1", "http://10.0.0.7:8080/mds/v1"},
+		{"public address", func(c *cluster.Config) { c.PublicIPv4 = "203.0.113.7" }, "http://203.0.113.7:8080/mds/v1", "http://10.0.0.7:8080/mds/v1"},
+		{"domain name: without the port", func(c *cluster.Config) { c.PublicDomainName = "example.com" }, "http://example.com/mds/v1", "http://10.0.0.7:8080/mds/v1"},
+		{
+			"domain name before the public address",
+			func(c *cluster.Config) { c.PublicDomainName, c.PublicIPv4 = "example.com", "203.0.113.7" },
+			"http://example.com/mds/v1", "http://10.0.0.7:8080/mds/v1",
+		},
+		{"domain name with a port", func(c *cluster.Config) { c.PublicDomainName = "example.com:8443" }, "http://example.com:8443/mds/v1", "http://10.0.0.7:8080/mds/v1"},
+		{
+			"https is for the public only",
+			func(c *cluster.Config) { c.PublicProtocol, c.PublicDomainName = "https:", "example.com" },
+			"https://example.com/mds/v1", "http://10.0.0.7:8080/mds/v1",
+		},
+		{"https without its colon", func(c *cluster.Config) { c.PublicProtocol = "https" }, "https://10.0.0.7:8080/mds/v1", "http://10.0.0.7:8080/mds/v1"},
+		{"the port of http", func(c *cluster.Config) { c.Port = 80 }, "http://10.0.0.7/mds/v1", "http://10.0.0.7:80/mds/v1"},
+		{
+			"the port of https",
+			func(c *cluster.Config) { c.Port, c.PublicProtocol = 443, "https:" },
+			"https://10.0.0.7/mds/v1", "http://10.0.0.7:443/mds/v1",
+		},
+		{
+			"the port of https in a domain name",
+			func(c *cluster.Config) { c.PublicDomainName, c.PublicProtocol = "example.com:443", "https:" },
+			"https://example.com/mds/v1", "http://10.0.0.7:8080/mds/v1",
+		},
+		{"a base path of one's own", func(c *cluster.Config) { c.BasePath = "/a/b-c" }, "http://10.0.0.7:8080/a/b-c", "http://10.0.0.7:8080/a/b-c"},
+		{"an address of brackets", func(c *cluster.Config) { c.PublicDomainName = "[2001:db8::1]" }, "http://[2001:db8::1]/mds/v1", "http://10.0.0.7:8080/mds/v1"},
+		{"the root: no trailing slash", func(c *cluster.Config) { c.BasePath = "/" }, "http://10.0.0.7:8080", "http://10.0.0.7:8080"},
+		{
+			"behind TLS: as told, without the trailing slash",
+			func(c *cluster.Config) { c.ClusterBaseURL = "https://node-1.internal/mds/v1//" },
+			"http://10.0.0.7:8080/mds/v1", "https://node-1.internal/mds/v1",
+		},
+		{
+			"an IPv6 address",
+			func(c *cluster.Config) { c.ClusterBaseURL = "http://[2001:db8::7]:8080/mds/v1" },
+			"http://10.0.0.7:8080/mds/v1", "http://[2001:db8::7]:8080/mds/v1",
+		},
+		// Where the npm module leaves out the port of the other protocol: nobody would find that.
+		{
+			"https on the port of http",
+			func(c *cluster.Config) { c.Port, c.PublicProtocol = 80, "https:" },
+			"https://10.0.0.7:80/mds/v1", "http://10.0.0.7:80/mds/v1",
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			cfg := config()
+			tt.edit(&cfg)
+			got := registered(t, cfg)
+			if got.URL != "http://mit.test/mIT/v1/itResources" {
+				t.Errorf("registered at %s", got.URL)
+			}
+			if got.Body.PublicBaseURL != tt.public {
+				t.Errorf("publicBaseUrl = %q, want %q", got.Body.PublicBaseURL, tt.public)
+			}
+			if got.Body.ClusterBaseURL != tt.clusterU {
+				t.Errorf("clusterBaseUrl = %q, want %q", got.Body.ClusterBaseURL, tt.clusterU)
+			}
+		})
+	}
+}
+
+// Without an address the node takes one that this machine has.
+func TestAddressesByDefault(t *testing.T) {
+	cfg := config()
+	cfg.LocalIPv4 = ""
+	if _, err := cluster.New(cfg); err != nil {
+		if slices.Equal(wrong(err), []string{"SERVER_LOCAL_IPV4"}) { // this machine has none: then that is said
+			return
+		}
+		t.Fatal(err)
+	}
+	got := registered(t, cfg).Body
+	for _, address := range []string{got.PublicBaseURL, got.ClusterBaseURL} {
+		if ok, _ := regexp.MatchString(`^http://\d+\.\d+\.\d+\.\d+:8080/mds/v1$`, address); !ok || strings.Contains(address, "//127.") {
+			t.Errorf("address %q", address)
+		}
+	}
+}
+
+func TestRegistration(t *testing.T) {
+	cfg := config()
+	cfg.Management = false
+	cfg.Version = "2.1"
+	cfg.RegistryURL = "http://mit.test/mIT/v1//"
+	cfg.Location = &cluster.Location{Lon: -123.5, Lat: 49}
+	got := registered(t, cfg)
+	if want := "http://mit.test/mIT/v1/itResources?managedCluster=off"; got.URL != want {
+		t.Errorf("registered at %q, want %q", got.URL, want)
+	}
+	want := `{"type":"mds","serverId":"node-1","location":{"type":"Point","coordinates":[-123.5,49]},` +
+		`"publicBaseUrl":"http://10.0.0.7:8080/mds/v1","clusterBaseUrl":"http://10.0.0.7:8080/mds/v1"}`
+	if diff := cmp.Diff(want, got.Raw); diff != "" {
+		t.Errorf("the registration (-want +got):\n%s", diff)
+	}
+	if agent := got.Header.Get("User-Agent"); !strings.HasPrefix(agent, "mimik-mds/2.1/node-1 (") {
+		t.Errorf("user agent %q", agent)
+	}
+}
+
+// The zero value of a field is its default, seen from what the node does.
+func TestDefaults(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		cfg  func(*cluster.Config)
+
+		timeout, retry time.Duration
+		share          float64
+		version        string
+	}{
+		{"zero", func(*cluster.Config) {}, 10 * time.Second, 3 * time.Second, 2.0 / 3, "1.0"},
+		{"set", func(c *cluster.Config) {
+			c.RequestTimeout, c.RegistrationRetry, c.RenewalShare, c.Version = 2*time.Second, time.Minute, 0.5, "3"
+		}, 2 * time.Second, time.Minute, 0.5, "3"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				const lease = time.Hour
+				start, tries := time.Now(), 0
+				var waits []time.Duration // after the first try, which hangs, and after the second
+				cfg := config()
+				tt.cfg(&cfg)
+				c := newNode(t, cfg, clustertest.RoundTripperFunc(func(r *http.Request) (*http.Response, error) {
+					if tries++; tries > 1 {
+						return answer(r, http.StatusOK, registration(lease, cfg.ID)), nil
+					}
+					if want := "mimik-mds/" + tt.version + "/node-1 ("; !strings.HasPrefix(r.UserAgent(), want) {
+						t.Errorf("user agent %q, want it to begin with %q", r.UserAgent(), want)
+					}
+					<-r.Context().Done()
+					return nil, r.Context().Err()
+				}), cluster.WithTrace(&cluster.Trace{
+					RenewFailed: func(_ error, retryIn time.Duration) {
+						if took := time.Since(start); took != tt.timeout {
+							t.Errorf("a request that hangs was given up after %v, want %v", took, tt.timeout)
+						}
+						waits = append(waits, retryIn)
+					},
+					Renewed: func(_, renewIn time.Duration) { waits = append(waits, renewIn) },
+				}))
+				if _, err := c.Register(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				if len(waits) != 2 {
+					t.Fatalf("waits %v", waits)
+				}
+				near(t, "the pause after a try that failed", waits[0], tt.retry, 1.0/3)
+				near(t, "the wait until the renewal", waits[1], time.Duration(tt.share*float64(lease)), 0.1)
+				_ = c.Close()
+			})
+		})
+	}
+}
+
+func near(t *testing.T, what string, got, want time.Duration, share float64) {
+	t.Helper()
+	if off := math.Abs(float64(got-want)) / float64(want); off > share {
+		t.Errorf("%s is %v, not within %.0f %% of %v", what, got, 100*share, want)
+	}
+}
+
+func TestDefaultBounds(t *testing.T) {
+	for _, tt := range []struct {
+		name                     string
+		maxAnswer, maxBody       int64
+		answer, body             int
+		tooLargeAnswer, tooLarge bool
+	}{
+		{"default, within", 0, 0, 1 << 20, 1 << 10, false, false},
+		{"default, beyond", 0, 0, 16<<20 + 1, 1<<20 + 1, true, true},
+		{"set, exactly", 200_000, 100, 200_000, 100, false, false},
+		{"set, beyond", 200_000, 100, 200_001, 101, true, true},
+		{"as large as can be", math.MaxInt64, math.MaxInt64, 1 << 20, 1 << 20, false, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			cfg := config()
+			cfg.MaxAnswer, cfg.MaxBody = tt.maxAnswer, tt.maxBody
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			var failed error
+			full := registration(time.Hour, cfg.ID)
+			full += strings.Repeat(" ", tt.answer-len(full))
+			c := newNode(t, cfg, stub(func(*http.Request) (int, string) { return http.StatusOK, full }).Transport, cluster.WithTrace(&cluster.Trace{
+				RenewFailed: func(err error, _ time.Duration) { failed = err; cancel() },
+			}))
+			_, err := c.Register(ctx)
+			if got := errors.Is(failed, cluster.ErrTooLarge); got != tt.tooLargeAnswer || (err == nil) == tt.tooLargeAnswer {
+				t.Errorf("an answer of %d bytes: %v, %v", tt.answer, failed, err)
+			}
+
+			it := `{"id":"it","servers":[]}`
+			it += strings.Repeat(" ", tt.body-len(it))
+			r := httptest.NewRequest(http.MethodPost, "/mds/v1/itResources", strings.NewReader(it))
+			r.Header.Set("Authorization", "Bearer peer")
+			w := httptest.NewRecorder()
+			c.CreateItResource(w, r)
+			if got := w.Code == http.StatusRequestEntityTooLarge; got != tt.tooLarge || (w.Code == http.StatusOK) == tt.tooLarge {
+				t.Errorf("a body of %d bytes: %d %s", tt.body, w.Code, w.Body)
+			}
+		})
+	}
+}
+
+func TestBasePathOfEndpoints(t *testing.T) {
+	for base, path := range map[string]string{"": "/mds/v1/itResources", "/": "/itResources", "/a/b": "/a/b/itResources", "/é": "/%C3%A9/itResources"} {
+		cfg := config()
+		cfg.BasePath = base
+		mux := http.NewServeMux()
+		newNode(t, cfg, stub(nil).Transport).Mount(mux)
+		for method, path := range map[string]string{http.MethodPost: path, http.MethodDelete: path + "/it/servers/a"} {
+			w := httptest.NewRecorder()
+			mux.ServeHTTP(w, httptest.NewRequest(method, path, nil))
+			if w.Code != http.StatusUnauthorized { // which is the endpoint's own
+				t.Errorf("base path %q: %s %s gives %d", base, method, path, w.Code)
+			}
+		}
+	}
+}
+
+// Whatever a Config or a Cluster is given to, secrets stay inside.
+func TestSecretsStayInside(t *testing.T) {
+	setenv(t, variables())
+	cfg, err := cluster.ConfigFromEnv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := cluster.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := map[string]string{}
+	for name, v := range map[string]any{
+		"a Config": cfg, "a pointer to one": &cfg, "several": []cluster.Config{cfg}, "in a map": map[string]cluster.Config{"a": cfg},
+		"a Secret": cfg.ClientSecret, "a pointer to it": &cfg.ClientSecret, "secrets": []cluster.Secret{cfg.ClientSecret},
+		"a Cluster": c, "in a struct": struct{ Service any }{c},
+	} {
+		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d", "%t", "%99v", "%.3s"} {
+			said[name+" as "+verb] = fmt.Sprintf(verb, v)
+		}
+		b, err := json.Marshal(v)
+		if err != nil {
+			t.Error(err)
+		}
+		said[name+" as JSON"] = string(b)
+		for kind, field := range map[string]zap.Field{"Any": zap.Any("v", v), "Reflect": zap.Reflect("v", v)} {
+			for encoder, enc := range map[string]zapcore.Encoder{
+				"JSON":    zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()),
+				"console": zapcore.NewConsoleEncoder(zap.NewDevelopmentEncoderConfig()),
+			} {
+				var buf bytes.Buffer
+				zap.New(zapcore.NewCore(enc, zapcore.AddSync(&buf), zap.DebugLevel)).Info("hello", field)
+				said[name+" in zap."+kind+" as "+encoder] = buf.String()
+			}
+		}
+		var buf bytes.Buffer
+		slog.New(slog.NewTextHandler(&buf, nil)).Info("hello", "v", v)
+		slog.New(slog.NewJSONHandler(&buf, nil)).Info("hello", "v", v)
+		said[name+" in slog"] = buf.String()
+	}
+	cfg.Type, cfg.RegistryURL, cfg.Issuer = "", "http://user:hidden@mit.test", "hidden client secret"
+	_, err = cluster.New(cfg)
+	said["the error of New"] = err.Error()
+	t.Setenv("SERVER_TYPE", "")
+	t.Setenv("MIT_URL", "http://user:hidden@mit.test")
+	_, err = cluster.ConfigFromEnv()
+	said["the error of ConfigFromEnv"] = err.Error()
+
+	for where, text := range said {
+		if strings.Contains(text, "hidden") || strings.Contains(text, fmt.Sprintf("%x", "hidden")) {
+			t.Errorf("%s: %s", where, text)
+		}
+		if text == "" {
+			t.Errorf("%s: nothing", where)
+		}
+	}
+	if got := fmt.Sprintf("%v|%v", cluster.Secret(""), cluster.Secret("hidden")); got != "|[redacted]" {
+		t.Errorf("an empty secret and one print as %q", got)
+	}
+}
+
+// config is that of a node which the tests of this package give their own party to speak to.
+func config() cluster.Config {
+	return cluster.Config{
+		Type: "mds", ID: "node-1", Port: 8080, LocalIPv4: "10.0.0.7", Management: true,
+		RegistryURL: "http://mit.test/mIT/v1", RegistryAudience: "mit", PeerAudience: "peers",
+		Issuer: "http://mst.test/oauth/token", ClientID: "id", ClientSecret: "hidden client secret",
+		ClientAccessKey: "hidden access key", ClientAudience: "peers",
+	}
+}
+
+// newNode makes a node that has tokens, believes everybody, and speaks to rt.
+func newNode(t testing.TB, cfg cluster.Config, rt http.RoundTripper, opts ...cluster.Option) *cluster.Cluster {
+	t.Helper()
+	c, err := cluster.New(cfg, append([]cluster.Option{
+		cluster.WithHTTPClient(&http.Client{Transport: rt}), cluster.WithoutEnv(), cluster.WithVerifier(everybody{}),
+		cluster.WithTokens(func(k cluster.TokenKey) oauth2.TokenSource {
+			return oauth2.StaticTokenSource(&oauth2.Token{AccessToken: "hidden-token-for-" + k.Audience})
+		}),
+	}, opts...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// everybody takes any token for that of a peer.
+type everybody struct{}
+
+func (everybody) Verify(context.Context, string) (cluster.Claims, error) {
+	return cluster.Claims{Type: "cluster", SubType: "mds"}, nil
+}
+
+// A registrationRequest is what a node said when it registered.
+type registrationRequest struct {
+	URL    string
+	Header http.Header
+	Raw    string
+	Body   struct{ PublicBaseURL, ClusterBaseURL string }
+}
+
+func registered(t *testing.T, cfg cluster.Config) registrationRequest {
+	t.Helper()
+	var got registrationRequest
+	c := newNode(t, cfg, stub(func(r *http.Request) (int, string) {
+		b, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		got = registrationRequest{URL: r.URL.String(), Header: r.Header, Raw: string(b)}
+		if err := json.Unmarshal(b, &got.Body); err != nil {
+			t.Error(err)
+		}
+		return http.StatusOK, registration(time.Hour, cfg.ID)
+	}).Transport)
+	if _, err := c.Register(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+// registration is mIT's answer to one: these servers, at addresses by their names.
+func registration(lease time.Duration, ids ...string) string {
+	return fmt.Sprintf(`{"itResource":%s,"leaseTime":%d}`, resource(ids...), lease.Milliseconds())
+}
+
+func resource(ids ...string) string {
+	servers := make([]string, len(ids))
+	for i, id := range ids {
+		servers[i] = fmt.Sprintf(`{"serverId":%q,"clusterBaseUrl":"http://%s.test:8080/mds/v1","updatedAt":"2020-01-01T00:00:00.000Z"}`, id, id)
+	}
+	return `{"id":"it","publicBaseUrl":"http://mds.test","servers":[` + strings.Join(servers, ",") + `]}`
+}
+
+// stub is a client whose requests are answered with a status and a body.
+func stub(respond func(*http.Request) (int, string)) *http.Client {
+	return &http.Client{Transport: clustertest.RoundTripperFunc(func(r *http.Request) (*http.Response, error) {
+		if r.Body != nil {
+			defer r.Body.Close()
+		}
+		status, body := respond(r)
+		return answer(r, status, body), nil
+	})}
+}
+
+func answer(r *http.Request, status int, body string) *http.Response {
+	return &http.Response{
+		StatusCode: status, Header: http.Header{"Content-Type": {"application/json"}},
+		Body: io.NopCloser(strings.NewReader(body)), ContentLength: -1, Request: r,
+	}
+}

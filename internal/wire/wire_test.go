@@ -1,0 +1,275 @@
+package wire_test
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/mimiktech/cluster/internal/wire"
+)
+
+func TestServerRoundTrip(t *testing.T) {
+	for name, entry := range map[string]string{
+		"all fields": `{"serverId":"a","clusterBaseUrl":"http://a:1/mds/v1","location":{"type":"Point","coordinates":[1.50,2e1]},` +
+			`"createdAt":"2020-01-02T03:04:05.678Z","updatedAt":"2021-01-02T03:04:05.678Z"}`,
+		"order and fields of others": `{"zone":"z","updatedAt":"2021-01-02T03:04:05.678Z","serverId":"a","nested":{"b":[1,{"c":null}],"a":0},"clusterBaseUrl":"http://a"}`,
+		"spellings of numbers":       `{"serverId":"a","clusterBaseUrl":"http://a","weight":1.0,"big":12345678901234567890,"small":-0.0,"power":1E+2}`,
+		"spellings of dates":         `{"serverId":"a","clusterBaseUrl":"http://a","createdAt":"2020-01-02","updatedAt":"2020-01-02T03:04:05+00:00"}`,
+		"spellings of text":          `{"serverId":"\u0061","clusterBaseUrl":"http:\/\/a","note":"\ud83d\ude00 é \u00e9"}`,
+		"nulls":                      `{"serverId":"a","clusterBaseUrl":"http://a","location":null,"createdAt":null,"updatedAt":null}`,
+		"no address":                 `{"serverId":"a"}`,
+		"given twice":                `{"serverId":"b","serverId":"a","clusterBaseUrl":"http://a"}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			var s wire.Server
+			if err := json.Unmarshal([]byte(entry), &s); err != nil {
+				t.Fatal(err)
+			}
+			if s.ServerID != "a" {
+				t.Errorf("ServerID = %q, want %q", s.ServerID, "a")
+			}
+			if diff := cmp.Diff(entry, marshal(t, s)); diff != "" {
+				t.Errorf("sent on as received (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// What a server was read from may be a buffer that is used again.
+func TestServerKeepsItsOwnCopy(t *testing.T) {
+	entry := `{"serverId":"a","clusterBaseUrl":"http://a","note":"mine"}`
+	buffer := []byte(entry)
+	var s wire.Server
+	if err := s.UnmarshalJSON(buffer); err != nil {
+		t.Fatal(err)
+	}
+	for i := range buffer {
+		buffer[i] = 'x'
+	}
+	if got := marshal(t, s); got != entry {
+		t.Errorf("after the buffer was used again: %s", got)
+	}
+}
+
+func TestServerMadeHere(t *testing.T) {
+	at := time.Date(2020, 1, 2, 4, 4, 5, 678_900_000, time.FixedZone("", 3600))
+	for _, tt := range []struct {
+		name string
+		s    wire.Server
+		want string
+	}{
+		{"only what it has", wire.Server{ServerID: "a"}, `{"serverId":"a","clusterBaseUrl":""}`},
+		{
+			"dates in UTC with milliseconds",
+			wire.Server{ServerID: "a", ClusterBaseURL: "http://a", Location: json.RawMessage(`[1]`), CreatedAt: at, UpdatedAt: at},
+			`{"serverId":"a","clusterBaseUrl":"http://a","location":[1],"createdAt":"2020-01-02T03:04:05.678Z","updatedAt":"2020-01-02T03:04:05.678Z"}`,
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if diff := cmp.Diff(tt.want, marshal(t, tt.s)); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestServerDates(t *testing.T) {
+	var (
+		created = time.Date(2020, 1, 2, 3, 4, 5, 0, time.UTC)
+		updated = time.Date(2021, 1, 2, 3, 4, 5, 678_000_000, time.UTC)
+	)
+	for _, tt := range []struct {
+		name, fields string
+		seen         time.Time
+		date         string
+	}{
+		{"none", ``, time.Time{}, ""},
+		{"null", `,"createdAt":null,"updatedAt":null`, time.Time{}, ""},
+		{"empty", `,"createdAt":"","updatedAt":""`, time.Time{}, ""},
+		{"only created", `,"createdAt":"2020-01-02T03:04:05Z"`, created, "2020-01-02T03:04:05Z"},
+		{"only updated", `,"updatedAt":"2021-01-02T03:04:05.678Z"`, updated, "2021-01-02T03:04:05.678Z"},
+		{"updated counts", `,"createdAt":"2020-01-02T03:04:05Z","updatedAt":"2021-01-02T03:04:05.678Z"`, updated, "2021-01-02T03:04:05.678Z"},
+		{"another zone", `,"updatedAt":"2021-01-02T05:04:05.678+02:00"`, updated, "2021-01-02T05:04:05.678+02:00"},
+		{"more digits", `,"updatedAt":"2021-01-02T03:04:05.678000000Z"`, updated, "2021-01-02T03:04:05.678000000Z"},
+		{"no date at all", `,"updatedAt":"yesterday"`, time.Time{}, "yesterday"},
+		{"only the day", `,"updatedAt":"2021-01-02"`, time.Time{}, "2021-01-02"},
+		{"no zone", `,"updatedAt":"2021-01-02T03:04:05"`, time.Time{}, "2021-01-02T03:04:05"},
+		{"no such day", `,"updatedAt":"2021-02-30T03:04:05Z"`, time.Time{}, "2021-02-30T03:04:05Z"},
+		{"a path", `,"updatedAt":"/../x?y#z"`, time.Time{}, "/../x?y#z"},
+		{"unreadable update", `,"createdAt":"2020-01-02T03:04:05Z","updatedAt":"yesterday"`, created, "yesterday"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var s wire.Server
+			if err := json.Unmarshal([]byte(`{"serverId":"a"`+tt.fields+`}`), &s); err != nil {
+				t.Fatal(err)
+			}
+			if got := s.Seen(); !got.Equal(tt.seen) {
+				t.Errorf("Seen = %v, want %v", got, tt.seen)
+			}
+			if got := s.Date(); got != tt.date {
+				t.Errorf("Date = %q, want the spelling of whoever wrote it: %q", got, tt.date)
+			}
+		})
+	}
+
+	t.Run("made here", func(t *testing.T) {
+		s := wire.Server{ServerID: "a", CreatedAt: created}
+		if got, want := s.Date(), "2020-01-02T03:04:05.000Z"; got != want {
+			t.Errorf("Date = %q, want %q", got, want)
+		}
+		s.UpdatedAt = updated
+		if got, want := s.Date(), "2021-01-02T03:04:05.678Z"; got != want {
+			t.Errorf("Date = %q, want %q", got, want)
+		}
+	})
+}
+
+func TestServerRefused(t *testing.T) {
+	for name, entry := range map[string]string{
+		"null":           `null`,
+		"empty":          `{}`,
+		"no id":          `{"clusterBaseUrl":"http://a"}`,
+		"empty id":       `{"serverId":""}`,
+		"null id":        `{"serverId":null}`,
+		"number for id":  `{"serverId":1}`,
+		"object for id":  `{"serverId":{"a":1}}`,
+		"array":          `["a"]`,
+		"text":           `"a"`,
+		"number":         `1`,
+		"number for url": `{"serverId":"a","clusterBaseUrl":1}`,
+		"number as date": `{"serverId":"a","updatedAt":1577934245678}`,
+		"cut off":        `{"serverId":"a"`,
+		"too deep":       `{"serverId":"a","x":` + strings.Repeat("[", 20_000) + strings.Repeat("]", 20_000) + `}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := wire.Server{ServerID: "before"}
+			if err := json.Unmarshal([]byte(entry), &s); err == nil {
+				t.Errorf("accepted as %+v", s)
+			}
+			if s.ServerID != "before" {
+				t.Errorf("refused, but it became %+v", s)
+			}
+		})
+	}
+}
+
+func TestItResourceRoundTrip(t *testing.T) {
+	// The known fields come first, then those of others by name. Servers stay as they were.
+	in := `{"owner":{"b":1.0,"a":[]},"servers":[{"x":1,"serverId":"b"},{"serverId":"a","updatedAt":"yesterday"}],` +
+		`"publicBaseUrl":"http://p/mds/v1","id":"it","alias":"é\u00e9","type":"mds"}`
+	want := `{"id":"it","type":"mds","publicBaseUrl":"http://p/mds/v1","servers":[{"x":1,"serverId":"b"},{"serverId":"a","updatedAt":"yesterday"}],` +
+		`"alias":"é\u00e9","owner":{"b":1.0,"a":[]}}`
+	var it wire.ItResource
+	if err := json.Unmarshal([]byte(in), &it); err != nil {
+		t.Fatal(err)
+	}
+	got := marshal(t, it)
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	var again wire.ItResource
+	if err := json.Unmarshal([]byte(got), &again); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(it, again); diff != "" {
+		t.Errorf("after a second journey (-first +second):\n%s", diff)
+	}
+}
+
+// npm nodes iterate the servers without looking.
+func TestItResourceServersAreNeverNull(t *testing.T) {
+	for name, in := range map[string]string{
+		"missing": `{"id":"it","publicBaseUrl":"http://p"}`,
+		"null":    `{"id":"it","publicBaseUrl":"http://p","servers":null}`,
+		"none":    `{"id":"it","publicBaseUrl":"http://p","servers":[]}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			var it wire.ItResource
+			if err := json.Unmarshal([]byte(in), &it); err != nil {
+				t.Fatal(err)
+			}
+			if got, want := marshal(t, it), `{"id":"it","publicBaseUrl":"http://p","servers":[]}`; got != want {
+				t.Errorf("got %s, want %s", got, want)
+			}
+		})
+	}
+	if got, want := marshal(t, wire.ItResource{}), `{"id":"","publicBaseUrl":"","servers":[]}`; got != want {
+		t.Errorf("the zero value is %s, want %s", got, want)
+	}
+}
+
+func TestItResourceRefused(t *testing.T) {
+	for name, in := range map[string]string{
+		"null":                `null`,
+		"empty":               `{}`,
+		"no id":               `{"servers":[]}`,
+		"null id":             `{"id":null,"servers":[]}`,
+		"number for id":       `{"id":1}`,
+		"array":               `[]`,
+		"text":                `"it"`,
+		"object for servers":  `{"id":"it","servers":{}}`,
+		"text for servers":    `{"id":"it","servers":"a"}`,
+		"null for a server":   `{"id":"it","servers":[null]}`,
+		"text for a server":   `{"id":"it","servers":["a"]}`,
+		"server without id":   `{"id":"it","servers":[{"serverId":"a"},{"clusterBaseUrl":"http://b"}]}`,
+		"something after it":  `{"id":"it"} {}`,
+		"a number beyond all": `{"id":"it","publicBaseUrl":1e999}`,
+		"too deep":            `{"id":"it","x":` + strings.Repeat(`{"a":`, 20_000) + `1` + strings.Repeat("}", 20_000) + `}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			var it wire.ItResource
+			if err := json.Unmarshal([]byte(in), &it); err == nil {
+				t.Errorf("accepted as %+v", it)
+			}
+		})
+	}
+}
+
+// A server that was read is sent on as it was, whatever it was read from.
+func FuzzServer(f *testing.F) {
+	for _, seed := range []string{
+		`{"serverId":"a","clusterBaseUrl":"http://a:1/mds/v1","updatedAt":"2021-01-02T03:04:05.678Z","zone":{"b":[1.0,null]}}`,
+		`{"serverId":"a","location":null,"createdAt":"yesterday"}`, `{"SERVERID":"a","serverId":"b"}`, `{"serverId":"\ud800"}`,
+		`{"serverId":"a","x":"<&>\u2028"}`, `{"serverId":"a","x":1e999}`, ` { "serverId" : "a" } `, `null`, `[]`, `{"serverId":"a","serverId":null}`,
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, entry []byte) {
+		var s wire.Server
+		if json.Unmarshal(entry, &s) != nil {
+			return
+		}
+		if s.ServerID == "" {
+			t.Fatalf("%q was accepted without an id", entry)
+		}
+		out, err := json.Marshal(s)
+		if err != nil {
+			t.Fatalf("%q was accepted, but cannot be sent on: %v", entry, err)
+		}
+		// What encoding/json does to all text: blanks go, and what HTML could trip over is escaped.
+		if want, err := json.Marshal(json.RawMessage(entry)); err != nil || string(out) != string(want) {
+			t.Errorf("%q was sent on as %q, want %q", entry, out, want)
+		}
+		var again wire.Server
+		if err := json.Unmarshal(out, &again); err != nil {
+			t.Fatalf("%q was sent on as %q, which is refused: %v", entry, out, err)
+		}
+		s.Raw, again.Raw = nil, nil
+		s.Location, again.Location = nil, nil // may have blanks
+		if diff := cmp.Diff(s, again); diff != "" {
+			t.Errorf("%q reads differently when sent on (-want +got):\n%s", entry, diff)
+		}
+	})
+}
+
+func marshal(t *testing.T, v any) string {
+	t.Helper()
+	b, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}

@@ -1,0 +1,119 @@
+package etcd
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/mimiktech/cluster"
+	"github.com/mimiktech/cluster/mit"
+)
+
+// keys is where things are: the prefix of all keys of a store, with its last slash. The names in a
+// key are escaped as in the path of a URL, so that a slash only ever separates.
+type keys string
+
+const (
+	resourcesDir = "itResources/"
+	serversDir   = "servers/"
+)
+
+func (k keys) resource(id string) string { return string(k) + resourcesDir + url.PathEscape(id) }
+
+// servers is the prefix of the servers of a type.
+func (k keys) servers(typ string) string { return string(k) + serversDir + url.PathEscape(typ) + "/" }
+
+func (k keys) server(typ, serverID string) string { return k.servers(typ) + url.PathEscape(serverID) }
+
+// parse says what a key stands for: a resource has an id, a server its type and its own id.
+func (k keys) parse(key string) (resourceID, typ, serverID string, err error) {
+	rest, ok := strings.CutPrefix(key, string(k))
+	if !ok {
+		return "", "", "", errForeignKey
+	}
+	if name, ok := strings.CutPrefix(rest, resourcesDir); ok {
+		if resourceID, err = url.PathUnescape(name); err != nil || k.resource(resourceID) != key {
+			return "", "", "", errForeignKey
+		}
+		return resourceID, "", "", nil
+	}
+	if rest, ok = strings.CutPrefix(rest, serversDir); ok {
+		escapedType, escapedID, _ := strings.Cut(rest, "/")
+		typ, err = url.PathUnescape(escapedType)
+		if err == nil {
+			serverID, err = url.PathUnescape(escapedID)
+		}
+		// One name, one key: what is spelled in another way is not of our making.
+		if err == nil && k.server(typ, serverID) == key {
+			return "", typ, serverID, nil
+		}
+	}
+	return "", "", "", errForeignKey
+}
+
+var errForeignKey = errors.New("not a key of a registry")
+
+// resourceValue is what stands at the key of a resource. The id in the key comes from the type, so
+// one confirms the other.
+type resourceValue struct {
+	Type          string `json:"type"`
+	PublicBaseURL string `json:"publicBaseUrl,omitempty"`
+}
+
+func decodeResource(id string, value []byte) (resourceValue, error) {
+	var v resourceValue
+	if err := json.Unmarshal(value, &v); err != nil {
+		return v, fmt.Errorf("not a resource: %w", err)
+	}
+	if mit.ResourceID(v.Type) != id {
+		return v, fmt.Errorf("not a resource: its id is not that of type %q", v.Type)
+	}
+	return v, nil
+}
+
+// serverValue is what stands at the key of a server. Its names are in the key.
+type serverValue struct {
+	ClusterBaseURL string          `json:"clusterBaseUrl"`
+	Location       json.RawMessage `json:"location,omitempty"`
+	CreatedAt      time.Time       `json:"createdAt"`
+	UpdatedAt      time.Time       `json:"updatedAt"`
+}
+
+func decodeServer(serverID string, value []byte) (cluster.Server, error) {
+	var v serverValue
+	if err := json.Unmarshal(value, &v); err != nil {
+		return cluster.Server{}, fmt.Errorf("not a server: %w", err)
+	}
+	if v.CreatedAt.IsZero() || v.UpdatedAt.IsZero() {
+		return cluster.Server{}, errors.New("not a server: it has no dates")
+	}
+	if string(v.Location) == "null" {
+		v.Location = nil
+	}
+	return cluster.Server{
+		ServerID:       serverID,
+		ClusterBaseURL: v.ClusterBaseURL,
+		Location:       v.Location,
+		CreatedAt:      v.CreatedAt.UTC(),
+		UpdatedAt:      v.UpdatedAt.UTC(),
+	}, nil
+}
+
+func encodeServer(s cluster.Server) (string, error) {
+	return encode(serverValue{s.ClusterBaseURL, s.Location, s.CreatedAt, s.UpdatedAt})
+}
+
+// encode writes JSON for people to read: & in a URL stays &.
+func encode(v any) (string, error) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return "", err
+	}
+	return strings.TrimSuffix(b.String(), "\n"), nil
+}

@@ -1,0 +1,818 @@
+package cluster_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/mimiktech/cluster"
+	"github.com/mimiktech/cluster/clustertest"
+)
+
+// A ledger holds the exchanges of a world, in the order in which they ended.
+type ledger struct {
+	mu   sync.Mutex
+	list []clustertest.Exchange
+}
+
+func keepLedger(w *clustertest.World) *ledger {
+	l := &ledger{}
+	w.Network.Observe(func(x clustertest.Exchange) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.list = append(l.list, x)
+	})
+	return l
+}
+
+// of are the exchanges of one method between two hosts, either of which may be Any.
+func (l *ledger) of(method, from, to string) []clustertest.Exchange {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var found []clustertest.Exchange
+	for _, x := range l.list {
+		if x.Method == method && (from == clustertest.Any || x.From == from) && (to == clustertest.Any || x.To == to) {
+			found = append(found, x)
+		}
+	}
+	return found
+}
+
+// renewals are the registrations and renewals that n sent, in whatever way they ended.
+func (l *ledger) renewals(n *clustertest.Node) []clustertest.Exchange {
+	return l.of(http.MethodPost, n.Host, clustertest.RegistryHost)
+}
+
+// announcements are what n told one peer, or all.
+func (l *ledger) announcements(n *clustertest.Node, to string) []clustertest.Exchange {
+	var found []clustertest.Exchange
+	for _, x := range l.of(http.MethodPost, n.Host, to) {
+		if x.Path == "/mds/v1/itResources" {
+			found = append(found, x)
+		}
+	}
+	return found
+}
+
+// toPeers counts what a node sent to anybody but the back end.
+func (l *ledger) toPeers(n *clustertest.Node) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	count := 0
+	for _, x := range l.list {
+		if x.From == n.Host && x.To != clustertest.RegistryHost && x.To != clustertest.TokenHost {
+			count++
+		}
+	}
+	return count
+}
+
+// gaps are the times between the beginnings of exchanges.
+func gaps(xs []clustertest.Exchange) []time.Duration {
+	var between []time.Duration
+	for i := range len(xs) - 1 {
+		between = append(between, xs[i+1].Start.Sub(xs[i].Start))
+	}
+	return between
+}
+
+// registering begins to register n, and gives the error that comes of it.
+func registering(ctx context.Context, n *clustertest.Node) <-chan error {
+	done := make(chan error, 1)
+	go func() {
+		_, err := n.Register(ctx)
+		done <- err
+	}()
+	return done
+}
+
+// wantState checks the state of a node, and that it has a reason if and only if it is not well.
+func wantState(t *testing.T, n *clustertest.Node, want cluster.State) {
+	t.Helper()
+	s := n.Status()
+	if s.State != want {
+		t.Errorf("%s is %s (%v), want %s", n.ID, s.State, s.Reason, want)
+	}
+	if (s.Reason == nil) != (s.State == cluster.Registered) {
+		t.Errorf("%s is %s for the reason %v", n.ID, s.State, s.Reason)
+	}
+}
+
+func ids(servers []cluster.Server) []string {
+	var ids []string
+	for _, s := range servers {
+		ids = append(ids, s.ServerID)
+	}
+	return ids
+}
+
+func wantView(t *testing.T, n *clustertest.Node, want ...string) {
+	t.Helper()
+	if diff := cmp.Diff(want, ids(n.Servers())); diff != "" {
+		t.Errorf("the view of %s (-want +got):\n%s", n.ID, diff)
+	}
+	if got := n.Status().Servers; got != len(want) {
+		t.Errorf("the status of %s counts %d servers, want %d", n.ID, got, len(want))
+	}
+}
+
+// posts limits a fault to POST requests: to registering and renewing, at the registry.
+func posts(f clustertest.Fault) clustertest.Fault {
+	return clustertest.When(func(r *http.Request) bool { return r.Method == http.MethodPost }, f)
+}
+
+// late has answers come a while after they were given: what they say is old by then.
+func late(d time.Duration) clustertest.Fault {
+	return func(next http.RoundTripper) http.RoundTripper {
+		return clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
+			resp, err := next.RoundTrip(req)
+			time.Sleep(d)
+			return resp, err
+		})
+	}
+}
+
+// telling sends into arrived when a request meets f.
+func telling(arrived chan<- struct{}, f clustertest.Fault) clustertest.Fault {
+	return func(next http.RoundTripper) http.RoundTripper {
+		faulty := f(next)
+		return clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
+			select {
+			case arrived <- struct{}{}:
+			default: // it was told
+			}
+			return faulty.RoundTrip(req)
+		})
+	}
+}
+
+func registryDown(w *clustertest.World) { w.Network.Down(clustertest.RegistryHost) }
+func registryUp(w *clustertest.World)   { w.Network.Up(clustertest.RegistryHost) }
+
+// registryFault puts f in the way of everything that is sent to the registry.
+func registryFault(w *clustertest.World, f clustertest.Fault) {
+	w.Network.Fault(clustertest.Any, clustertest.RegistryHost, f)
+}
+
+// The npm module makes its first try only after the first pause, and no pause differs from
+// another, so that all nodes which wait for one registry come at the same moment.
+func TestRegisterRetriesUntilTheRegistryIsUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 0)
+		registryDown(w)
+		n := w.Add()
+		wantState(t, n, cluster.Orphan)
+		l := keepLedger(w)
+		began := time.Now()
+		done := registering(t.Context(), n)
+
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		tries := l.renewals(n)
+		if !tries[0].Start.Equal(began) {
+			t.Errorf("the first try came after %v, want at once", tries[0].Start.Sub(began))
+		}
+		distinct := map[time.Duration]bool{}
+		for _, gap := range gaps(tries) {
+			distinct[gap] = true
+			if gap < 2*time.Second || gap > 4*time.Second {
+				t.Errorf("%v between two tries, want 3 s give or take a third", gap)
+			}
+		}
+		if len(tries) < 15 || len(distinct) < 10 {
+			t.Errorf("%d tries with %d different pauses, want one about every 3 s, jittered", len(tries), len(distinct))
+		}
+		wantState(t, n, cluster.Orphan)
+		if got := n.Status().Registration(); !strings.HasPrefix(got, "orphan: mIT cannot be reached by POST http://mit.test/mIT/v1/itResources: ") {
+			t.Errorf("the registration reads %q, want why it is an orphan", got)
+		}
+		select {
+		case err := <-done:
+			t.Fatalf("Register returned %v while mIT was down", err)
+		default:
+		}
+
+		registryUp(w)
+		time.Sleep(4 * time.Second)
+		synctest.Wait()
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Fatal(err)
+			}
+		default:
+			t.Fatal("Register did not return once mIT was up")
+		}
+		wantState(t, n, cluster.Registered)
+		wantView(t, n, "node-1")
+		if got := n.Status().Registration(); got != "registered" {
+			t.Errorf("the registration reads %q", got)
+		}
+	})
+}
+
+func TestRegistrationRetryIsSettable(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 0, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.RegistrationRetry = time.Minute }))
+		registryDown(w)
+		n := w.Add()
+		l := keepLedger(w)
+		registering(t.Context(), n)
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if got := len(l.renewals(n)); got < 46 || got > 90 {
+			t.Errorf("%d tries in an hour, want one a minute", got)
+		}
+		n.Close()
+	})
+}
+
+// The npm module begins another request to a hanging mIT every retry period, whatever became
+// of those before: 17 or so are under way at a time.
+func TestReferenceHangingRegistry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 0)
+		registryFault(w, clustertest.Hang)
+		n := w.Add()
+		l := keepLedger(w)
+		registering(t.Context(), n)
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+
+		tries := l.renewals(n)
+		if len(tries) < 40 {
+			t.Fatalf("%d tries in ten minutes, want one about every 13 s", len(tries))
+		}
+		for i, x := range tries[1:] {
+			if end := tries[i].Start.Add(tries[i].Duration); x.Start.Before(end) {
+				t.Errorf("try %d began %v before the one before it had ended", i+2, end.Sub(x.Start))
+			}
+			if x.Duration != 10*time.Second {
+				t.Errorf("try %d lasted %v, want RequestTimeout", i+2, x.Duration)
+			}
+		}
+		n.Close()
+	})
+}
+
+// The npm module's register cannot be ended, and returns nothing to wait for.
+func TestRegisterEndsWithItsContext(t *testing.T) {
+	errEnough := errors.New("enough")
+	tests := map[string]struct {
+		host    string // where the fault is
+		fault   clustertest.Fault
+		after   time.Duration
+		cause   error // why the context ends; nil for its deadline
+		failure func(error) bool
+		reads   string
+	}{
+		"mIT refuses": {
+			clustertest.RegistryHost, clustertest.Refuse, time.Minute, errEnough,
+			func(err error) bool { return errors.Is(err, syscall.ECONNREFUSED) },
+			"cluster: registering: enough, after: mIT cannot be reached by POST http://mit.test/mIT/v1/itResources: dial tcp",
+		},
+		"mIT answers 503": {
+			clustertest.RegistryHost, clustertest.Status(503), time.Minute, errEnough,
+			func(err error) bool {
+				se, ok := errors.AsType[*cluster.StatusError](err)
+				return ok && se.Code == 503 && se.Party == "mIT"
+			},
+			"cluster: registering: enough, after: mIT answered 503 Service Unavailable to POST http://mit.test/mIT/v1/itResources: not from the server",
+		},
+		"mIT hangs": {
+			clustertest.RegistryHost, clustertest.Hang, time.Minute, nil,
+			func(err error) bool { _, ok := errors.AsType[*cluster.UnreachableError](err); return ok },
+			"mIT cannot be reached by POST http://mit.test/mIT/v1/itResources: context deadline exceeded",
+		},
+		"mIT hangs, at the first try": {
+			clustertest.RegistryHost, clustertest.Hang, time.Second, nil,
+			func(err error) bool { _, ok := errors.AsType[*cluster.UnreachableError](err); return ok },
+			"mIT cannot be reached by POST http://mit.test/mIT/v1/itResources: context deadline exceeded",
+		},
+		"mST refuses": {
+			clustertest.TokenHost, clustertest.Refuse, time.Minute, errEnough,
+			func(err error) bool {
+				te, ok := errors.AsType[*cluster.TokenError](err)
+				return ok && te.Audience == "https://mit.test" && errors.Is(err, syscall.ECONNREFUSED)
+			},
+			`cluster: registering: enough, after: no token for "https://mit.test": mST cannot be reached by POST http://mst.test/mST/v1/oauth/token: dial tcp`,
+		},
+		"mST says garbage": {
+			clustertest.TokenHost, answerBody(`<html>`), time.Minute, errEnough,
+			func(err error) bool {
+				ae, ok := errors.AsType[*cluster.AnswerError](err)
+				return ok && ae.Party == "mST"
+			},
+			`no token for "https://mit.test": mST gave an unusable answer to POST http://mst.test/mST/v1/oauth/token: the answer is not JSON`,
+		},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := clustertest.Start(t, 0)
+				w.Network.Fault(clustertest.Any, test.host, test.fault)
+				n := w.Add()
+				l := keepLedger(w)
+				ctx, cancel := context.WithTimeoutCause(t.Context(), test.after, test.cause)
+				defer cancel()
+				res, err := n.Register(ctx)
+				cause := test.cause
+				if cause == nil {
+					cause = context.DeadlineExceeded
+				}
+				if res != nil || !errors.Is(err, cause) || !test.failure(err) || !strings.Contains(err.Error(), test.reads) {
+					t.Errorf("Register returned %v, %v\nwant %q", res, err, test.reads)
+				}
+				wantState(t, n, cluster.Orphan)
+
+				before := len(l.renewals(n))
+				time.Sleep(time.Hour)
+				synctest.Wait()
+				if more := len(l.renewals(n)) - before; more != 0 {
+					t.Errorf("%d more tries after Register had returned", more)
+				}
+				w.Network.Fault(clustertest.Any, test.host, nil)
+				if _, err := n.Register(t.Context()); err != nil {
+					t.Errorf("the end of one Register is in the way of the next: %v", err)
+				}
+			})
+		})
+	}
+}
+
+func TestRegisterAnnouncesTheNode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 2)
+		n := w.Add()
+		res, err := n.Register(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(res.Results) != 2 || len(res.Failures) != 0 {
+			t.Errorf("%d results and %d failures, want one result of each peer", len(res.Results), len(res.Failures))
+		}
+		for _, n := range w.Nodes {
+			wantView(t, n, "node-1", "node-2", "node-3")
+		}
+	})
+}
+
+// A peer that does not answer the announcement keeps nobody from being registered.
+func TestRegisterDespiteAPeerThatIsGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 2)
+		w.Nodes[0].Kill()
+		n := w.Add()
+		res, err := n.Register(t.Context())
+		if err != nil || len(res.Results) != 1 || len(res.Failures) != 1 || !res.Failures[0].Evicted {
+			t.Errorf("Register returned %+v, %v, want a result of node-2 and the eviction of node-1", res, err)
+		}
+		wantState(t, n, cluster.Registered)
+	})
+}
+
+func TestRegisterWithManagementOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 2, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.Management = false }))
+		n := w.Add()
+		l := keepLedger(w)
+		res, err := n.Register(t.Context())
+		if res != nil || err != nil {
+			t.Errorf("Register returned %v, %v, want nil, nil", res, err)
+		}
+		time.Sleep(24 * time.Hour)
+		synctest.Wait()
+		tries := l.renewals(n)
+		if len(tries) < 30 {
+			t.Fatalf("%d registrations and renewals in a day of one-hour leases", len(tries))
+		}
+		for _, x := range tries {
+			if x.Query != "managedCluster=off" || x.Status != http.StatusOK {
+				t.Fatalf("POST with query %q was answered %d", x.Query, x.Status)
+			}
+		}
+		if d := n.UnRegister(t.Context()); d.Errors != nil {
+			t.Errorf("leaving: %v", d.Errors)
+		}
+		if got := l.toPeers(n); got != 0 {
+			t.Errorf("%d requests to peers", got)
+		}
+		if got := ids(w.Listed()); !cmp.Equal(got, []string{"node-1", "node-2"}) {
+			t.Errorf("mIT lists %q", got)
+		}
+	})
+}
+
+func TestRegisterAgainRenewsAndAnnouncesOnceMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 2)
+		n := w.Nodes[0]
+		l := keepLedger(w)
+		time.Sleep(10 * time.Minute)
+		before := runtime.NumGoroutine()
+		res, err := n.Register(t.Context())
+		if err != nil || len(res.Results) != 1 {
+			t.Fatalf("Register returned %+v, %v", res, err)
+		}
+		synctest.Wait()
+		if got := runtime.NumGoroutine(); got != before {
+			t.Errorf("%d goroutines, want the %d of before", got, before)
+		}
+		if got := len(l.renewals(n)); got != 2 {
+			t.Errorf("%d POSTs to mIT, want one, and one by which the lease follows", got)
+		}
+		if got := len(l.announcements(n, w.Nodes[1].Host)); got != 1 {
+			t.Errorf("%d announcements, want one", got)
+		}
+		if got := n.Status().RenewedAt; !got.Equal(time.Now()) {
+			t.Errorf("renewed at %v, want now", got)
+		}
+	})
+}
+
+// The lease that a second Register is granted may be shorter than what the first was.
+func TestRegisterAgainWithAShorterLease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var d diary
+		w := clustertest.Start(t, 0, clustertest.WithLease(24*time.Hour))
+		n := w.Join(cluster.WithTrace(d.trace()))
+		w.Registry.SetLease(time.Minute)
+		if _, err := n.Register(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for range 60 {
+			time.Sleep(time.Minute)
+			wantState(t, n, cluster.Registered)
+		}
+		if got := d.states(); !cmp.Equal(got, []string{"orphan→registered"}) {
+			t.Errorf("the states were %q, want it to stay registered", got)
+		}
+	})
+}
+
+// The npm module's registration goes on after unRegister, and brings the node back: its
+// unRegister has nothing to delete yet, and stops only the timer of the lease.
+func TestReferenceUnRegisterDuringRegister(t *testing.T) {
+	faults := map[string]clustertest.Fault{
+		"while mIT refuses": clustertest.Refuse,
+		"while mIT hangs":   clustertest.Hang,
+		"while mIT is slow": clustertest.Slow(8 * time.Second),
+	}
+	ends := map[string]struct {
+		end  func(context.Context, *clustertest.Node)
+		want error
+	}{
+		"UnRegister": {func(ctx context.Context, n *clustertest.Node) { n.UnRegister(ctx) }, cluster.ErrNotRegistered},
+		"Close":      {func(_ context.Context, n *clustertest.Node) { n.Close() }, cluster.ErrClosed},
+	}
+	for when, fault := range faults {
+		for name, by := range ends {
+			t.Run(name+" "+when, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					w := clustertest.Start(t, 1)
+					registryFault(w, fault)
+					n := w.Add()
+					l := keepLedger(w)
+					before := runtime.NumGoroutine()
+					done := registering(t.Context(), n)
+					time.Sleep(7 * time.Second)
+
+					ended := time.Now()
+					by.end(t.Context(), n)
+					if err := <-done; !errors.Is(err, by.want) {
+						t.Errorf("Register returned %v, want %v", err, by.want)
+					}
+					if took := time.Since(ended); took != 0 {
+						t.Errorf("it took %v to end Register", took)
+					}
+					wantState(t, n, cluster.Left)
+					synctest.Wait()
+					if got := runtime.NumGoroutine(); got > before {
+						t.Errorf("%d goroutines are left running", got-before)
+					}
+					registryFault(w, nil)
+					time.Sleep(time.Hour)
+					synctest.Wait()
+					for _, x := range l.renewals(n) {
+						if x.Start.After(ended) {
+							t.Errorf("a POST %v after the end", x.Start.Sub(ended))
+						}
+					}
+					if got := ids(w.Listed()); !cmp.Equal(got, []string{"node-1"}) {
+						t.Errorf("mIT lists %q", got)
+					}
+					if _, err := n.Register(t.Context()); !errors.Is(err, by.want) {
+						t.Errorf("registering after it: %v, want %v", err, by.want)
+					}
+				})
+			})
+		}
+	}
+}
+
+// A Register that mIT accepted already may still be announcing when it is ended.
+func TestUnRegisterWhileAnnouncing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 2)
+		w.Network.Fault("node-3:8080", "node-1:8080", clustertest.Hang)
+		n := w.Add()
+		l := keepLedger(w)
+		done := registering(t.Context(), n)
+		time.Sleep(time.Second)
+		wantState(t, n, cluster.Registered)
+		d := n.UnRegister(t.Context())
+		if d.Errors != nil || d.NbServers != 3 {
+			t.Errorf("leaving: %+v", d)
+		}
+		if err := <-done; err != nil {
+			t.Errorf("Register, which had registered, returned %v", err)
+		}
+		if got := ids(w.Listed()); !cmp.Equal(got, []string{"node-1", "node-2"}) {
+			t.Errorf("mIT lists %q", got)
+		}
+		if posted, deleted := l.renewals(n), l.of(http.MethodDelete, n.Host, clustertest.RegistryHost); len(posted) != 1 || len(deleted) != 1 {
+			t.Errorf("%d POSTs and %d DELETEs to mIT, want one each", len(posted), len(deleted))
+		}
+	})
+}
+
+// What was sent before the DELETE must not reach mIT after it: the node would be listed until
+// its lease has run out.
+func TestNoRenewalAfterTheDelete(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 2)
+		n := w.Nodes[0]
+		l := keepLedger(w)
+		arrived := make(chan struct{}, 1)
+		registryFault(w, posts(telling(arrived, clustertest.Slow(9*time.Second))))
+		<-arrived // the lease's renewal
+		done := registering(t.Context(), n)
+		time.Sleep(3 * time.Second)
+		if d := n.UnRegister(t.Context()); d.Errors != nil || d.NbServers != 2 {
+			t.Errorf("leaving: %+v", d)
+		}
+		if err := <-done; !errors.Is(err, cluster.ErrNotRegistered) {
+			t.Errorf("Register returned %v", err)
+		}
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		deleted := l.of(http.MethodDelete, n.Host, clustertest.RegistryHost)
+		if len(deleted) != 1 {
+			t.Fatalf("%d DELETEs, want one", len(deleted))
+		}
+		for _, x := range l.renewals(n) {
+			if end := x.Start.Add(x.Duration); end.After(deleted[0].Start) {
+				t.Errorf("a POST ended %v after the DELETE began", end.Sub(deleted[0].Start))
+			}
+		}
+		if got := ids(w.Listed()); !cmp.Equal(got, []string{"node-2"}) {
+			t.Errorf("mIT lists %q", got)
+		}
+	})
+}
+
+func timeout(t *testing.T, d time.Duration) context.Context {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), d)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+func TestUnRegisterTellsRegistryAndPeers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 3)
+		n := w.Nodes[1]
+		l := keepLedger(w)
+		d := n.UnRegister(t.Context())
+		if diff := cmp.Diff(cluster.Departure{NbServers: 3, ServerID: "node-2"}, d); diff != "" {
+			t.Errorf("Departure (-want +got):\n%s", diff)
+		}
+		wantState(t, n, cluster.Left)
+		if got := n.Status().Registration(); got != "orphan: cluster: not registered: it has left" {
+			t.Errorf("the registration reads %q", got)
+		}
+		if got := ids(w.Listed()); !cmp.Equal(got, []string{"node-1", "node-3"}) {
+			t.Errorf("mIT lists %q", got)
+		}
+		wantView(t, w.Nodes[0], "node-1", "node-3")
+		wantView(t, w.Nodes[2], "node-1", "node-3")
+
+		again := n.UnRegister(t.Context())
+		if diff := cmp.Diff(d, again); diff != "" {
+			t.Errorf("the second Departure differs (-first +second):\n%s", diff)
+		}
+		if got := len(l.of(http.MethodDelete, n.Host, clustertest.RegistryHost)); got != 1 {
+			t.Errorf("%d DELETEs at mIT, want one", got)
+		}
+		if got := len(l.of(http.MethodDelete, n.Host, clustertest.Any)); got != 3 {
+			t.Errorf("%d DELETEs in all, want one at mIT and one at each peer", got)
+		}
+	})
+}
+
+func TestUnRegisterBeforeRegister(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 0)
+		n := w.Add()
+		l := keepLedger(w)
+		w.Join() // announces nothing: it does not know of node-1
+		if diff := cmp.Diff(cluster.Departure{ServerID: "node-1"}, n.UnRegister(t.Context())); diff != "" {
+			t.Errorf("Departure (-want +got):\n%s", diff)
+		}
+		wantState(t, n, cluster.Left)
+		if _, err := n.Register(t.Context()); !errors.Is(err, cluster.ErrNotRegistered) {
+			t.Errorf("registering after it: %v", err)
+		}
+		if got := len(l.of(http.MethodPost, n.Host, clustertest.Any)) + len(l.of(http.MethodDelete, n.Host, clustertest.Any)); got != 0 {
+			t.Errorf("%d requests", got)
+		}
+	})
+}
+
+// What peers announce to a node that has not registered yet is not a cluster it is in.
+func TestUnRegisterBeforeRegisterButAnnouncedTo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 2)
+		registryFault(w, posts(clustertest.Reset)) // mIT lists the node, which does not hear of it
+		n := w.Add()
+		done := registering(t.Context(), n)
+		time.Sleep(10 * time.Second)
+		announce(t, w, n, announcement("node-1", "node-2"))
+		wantView(t, n, "node-1", "node-2")
+		if d := n.UnRegister(t.Context()); d.NbServers != 0 || d.Errors != nil {
+			t.Errorf("leaving: %+v, want no servers", d)
+		}
+		<-done
+	})
+}
+
+func TestUnRegisterConcurrently(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 3)
+		n := w.Nodes[0]
+		l := keepLedger(w)
+		registryFault(w, clustertest.Slow(time.Second))
+		departures := make([]cluster.Departure, 10)
+		var wg sync.WaitGroup
+		for i := range departures {
+			wg.Go(func() { departures[i] = n.UnRegister(t.Context()) })
+		}
+		wg.Wait()
+		for i, d := range departures {
+			if d.Errors != nil || d.NbServers != 3 {
+				t.Errorf("departure %d: %+v", i, d)
+			}
+		}
+		if got := len(l.of(http.MethodDelete, n.Host, clustertest.Any)); got != 3 {
+			t.Errorf("%d DELETEs, want one at mIT and one at each of two peers", got)
+		}
+	})
+}
+
+func TestUnRegisterWhileTheRegistryIsDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 2)
+		n, peer := w.Nodes[0], w.Nodes[1]
+		registryDown(w)
+		d := n.UnRegister(t.Context())
+		if len(d.Errors) != 1 || !errors.Is(d.Errors[0], syscall.ECONNREFUSED) || !strings.HasPrefix(d.Errors[0].Error(), "mIT cannot be reached by DELETE ") {
+			t.Errorf("errors %q, want that mIT cannot be reached", d.Errors)
+		}
+		if d.NbServers != 2 {
+			t.Errorf("%d servers, want 2", d.NbServers)
+		}
+		wantState(t, n, cluster.Left)
+		wantView(t, peer, "node-2") // it was told all the same
+
+		registryUp(w)
+		if got := ids(w.Listed()); !cmp.Equal(got, []string{"node-1", "node-2"}) {
+			t.Errorf("mIT lists %q: it was down", got)
+		}
+		if d := n.UnRegister(t.Context()); d.Errors != nil || d.NbServers != 2 {
+			t.Errorf("the second try: %+v", d)
+		}
+		if got := ids(w.Listed()); !cmp.Equal(got, []string{"node-2"}) {
+			t.Errorf("mIT lists %q after the second try", got)
+		}
+	})
+}
+
+// It is the caller's to say how long leaving may take.
+func TestUnRegisterIsBoundByItsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 2)
+		w.Network.Fault(clustertest.Any, clustertest.Any, clustertest.Hang)
+		began := time.Now()
+		d := w.Nodes[0].UnRegister(timeout(t, 2*time.Second))
+		if took := time.Since(began); took != 2*time.Second {
+			t.Errorf("it took %v", took)
+		}
+		if len(d.Errors) != 1 || !errors.Is(d.Errors[0], context.DeadlineExceeded) {
+			t.Errorf("errors %q, want that time was up", d.Errors)
+		}
+	})
+}
+
+// A peer that does not listen is no reason not to leave, nor is leaving one to evict it.
+func TestUnRegisterWithAPeerThatIsGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 3)
+		w.Nodes[1].Kill()
+		d := w.Nodes[0].UnRegister(t.Context())
+		if d.Errors != nil || d.NbServers != 3 {
+			t.Errorf("leaving: %+v", d)
+		}
+		if got := ids(w.Listed()); !cmp.Equal(got, []string{"node-2", "node-3"}) {
+			t.Errorf("mIT lists %q, want nobody evicted", got)
+		}
+		wantView(t, w.Nodes[2], "node-2", "node-3")
+	})
+}
+
+func TestUnRegisterAfterClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 2)
+		n := w.Nodes[0]
+		l := keepLedger(w)
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+		wantState(t, n, cluster.Left)
+		d := n.UnRegister(t.Context())
+		if len(d.Errors) != 1 || !errors.Is(d.Errors[0], cluster.ErrClosed) || d.NbServers != 2 {
+			t.Errorf("leaving: %+v, want that it is closed", d)
+		}
+		synctest.Wait()
+		if got := len(l.of(http.MethodDelete, n.Host, clustertest.Any)); got != 0 {
+			t.Errorf("%d requests of a closed node", got)
+		}
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestRegisterAfterClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var d diary
+		w := clustertest.Start(t, 0)
+		n := w.Add(cluster.WithTrace(d.trace()))
+		n.Close()
+		res, err := n.Register(t.Context())
+		if res != nil || !errors.Is(err, cluster.ErrClosed) {
+			t.Errorf("Register returned %v, %v", res, err)
+		}
+		if got := d.all(); !cmp.Equal(got, []string{"orphan→left: cluster: closed"}) {
+			t.Errorf("the hooks told %q", got)
+		}
+	})
+}
+
+// The npm module hands out the errors themselves, which have no JSON of their own.
+func TestDepartureAsJSON(t *testing.T) {
+	tests := map[string]struct {
+		d    cluster.Departure
+		want string
+	}{
+		"never registered": {cluster.Departure{ServerID: "me"}, `{"nbServers":0,"serverId":"me"}`},
+		"all went well":    {cluster.Departure{NbServers: 3, ServerID: "me"}, `{"nbServers":3,"serverId":"me"}`},
+		"with errors": {
+			cluster.Departure{NbServers: 2, ServerID: "me", Errors: []error{errors.New("one"), fmt.Errorf("two: %w", cluster.ErrClosed)}},
+			`{"nbServers":2,"serverId":"me","errors":["one","two: cluster: closed"]}`,
+		},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			got, err := json.Marshal(test.d)
+			if err != nil || string(got) != test.want {
+				t.Errorf("got %s, %v\nwant %s", got, err, test.want)
+			}
+		})
+	}
+}
+
+// The npm module keeps what it knows per process, so that one process cannot hold two nodes.
+func TestReferenceProcessWideState(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		mds := clustertest.Start(t, 2)
+		other := clustertest.Start(t, 1, clustertest.WithType("other"))
+		wantView(t, mds.Nodes[0], "node-1", "node-2")
+		wantView(t, other.Nodes[0], "node-1")
+		mds.Nodes[0].UnRegister(t.Context())
+		wantState(t, mds.Nodes[0], cluster.Left)
+		wantState(t, mds.Nodes[1], cluster.Registered)
+		wantState(t, other.Nodes[0], cluster.Registered)
+		wantView(t, mds.Nodes[1], "node-2")
+	})
+}

@@ -1,0 +1,129 @@
+package cluster
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/mimiktech/cluster/internal/token"
+)
+
+// A Request is what every peer is asked.
+type Request struct {
+	// Method is GET by default.
+	Method string
+	// Path is under the base URL of each peer; it begins with "/", and may bring a query. It is
+	// never a full URL and never climbs.
+	Path string
+	// Query is added to that of Path.
+	Query url.Values
+	// Header is sent along. Authorization, User-Agent and the correlation id are this package's,
+	// and what is about one connection only is left out, so that a header can be passed on whole.
+	Header http.Header
+	// Body is sent as JSON, encoded once; a json.RawMessage or []byte is sent as it is. Nil
+	// sends none.
+	Body any
+	// Timeout bounds each attempt; Config.RequestTimeout by default. A peer that misses a
+	// shorter one is not suspected of being dead.
+	Timeout time.Duration
+	// Customer asks mST for a token in the name of this customer.
+	Customer string
+	// Retry replaces the policy of [WithRetry] for this request.
+	Retry *Retry
+}
+
+// A call is a request made ready: what all peers are asked alike.
+type call struct {
+	method string
+	ref    *url.URL    // path and query, under the base URL of each peer
+	header http.Header // the caller's, nil for none
+	body   []byte
+	key    token.Key
+
+	timeout  time.Duration // zero for Config.RequestTimeout
+	retry    *Retry
+	spareAll bool // evict nobody for this
+}
+
+// prepare checks a request and encodes it.
+func (c *Cluster) prepare(req Request) (*call, error) {
+	if err := context.Cause(c.life); err != nil {
+		return nil, err
+	}
+	if !c.cfg.Management {
+		return nil, ErrManagementOff
+	}
+	p := &call{method: cmp.Or(req.Method, http.MethodGet), header: req.Header, timeout: req.Timeout, retry: req.Retry}
+	p.key.Customer = req.Customer
+	wrong := func(format string, args ...any) (*call, error) {
+		return nil, fmt.Errorf("%w: %w", ErrInvalidRequest, fmt.Errorf(format, args...))
+	}
+	if !isToken(p.method) {
+		return wrong("method %q is none", p.method)
+	}
+	u, err := url.Parse(req.Path)
+	switch {
+	case err != nil:
+		return wrong("path %q is not a path", req.Path)
+	case !strings.HasPrefix(req.Path, "/") || u.Scheme != "" || u.Host != "" || strings.HasPrefix(req.Path, "//"):
+		return wrong(`path %q is not a path from "/" on`, req.Path)
+	case u.Fragment != "":
+		return wrong("path %q has a fragment", req.Path)
+	case climbs(u.Path):
+		return wrong("path %q climbs", req.Path)
+	case strings.Contains(u.RawQuery, " "):
+		return wrong("path %q has a query with blanks, which would end it", req.Path)
+	}
+	p.ref = &url.URL{Path: u.Path, RawPath: u.RawPath, RawQuery: u.RawQuery}
+	if len(req.Query) > 0 {
+		p.ref.RawQuery = strings.TrimPrefix(u.RawQuery+"&"+req.Query.Encode(), "&")
+	}
+	for name, values := range req.Header {
+		if !isToken(name) {
+			return wrong("header %q is no header name", name)
+		}
+		for _, v := range values {
+			if strings.ContainsFunc(v, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }) {
+				return wrong("header %q has a value that fits no header", name)
+			}
+		}
+	}
+	if req.Timeout < 0 {
+		return wrong("timeout %v is negative", req.Timeout)
+	}
+	switch body := req.Body.(type) {
+	case nil:
+	case []byte:
+		p.body = body
+	case json.RawMessage:
+		p.body = body
+	default:
+		if p.body, err = json.Marshal(body); err != nil {
+			return wrong("body: %w", err)
+		}
+	}
+	return p, nil
+}
+
+// isToken tells whether s can be a method or the name of a header: RFC 9110, 5.6.2.
+func isToken(s string) bool {
+	return s != "" && !strings.ContainsFunc(s, func(r rune) bool {
+		return r <= ' ' || r > '~' || strings.ContainsRune(`"(),/:;<=>?@[\]{}`, r)
+	})
+}
+
+// climbs tells whether a path leaves the place it is put under, for whoever may read it: some
+// servers take a backslash for a slash.
+func climbs(p string) bool {
+	for part := range strings.SplitSeq(strings.ReplaceAll(p, `\`, "/"), "/") {
+		if part == ".." || part == "." {
+			return true
+		}
+	}
+	return false
+}
