@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 )
 
 // What the package decides, for errors.Is.
@@ -37,7 +38,7 @@ type StatusError struct {
 }
 
 func (e *StatusError) Error() string {
-	text := fmt.Sprintf("%d %s", e.Code, http.StatusText(e.Code))
+	text := strings.TrimSuffix(fmt.Sprintf("%d %s", e.Code, http.StatusText(e.Code)), " ") // there are codes without a text
 	if e.Party != "" {
 		text = fmt.Sprintf("%s answered %s to %s %s", e.Party, text, e.Method, e.URL)
 	}

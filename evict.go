@@ -43,6 +43,9 @@ const (
 	fewPeers = 3
 	// How many entries of one peer are tried, each newer than the last.
 	maxEntries = 3
+	// A dated delete with this date deletes nothing: mIT gives its entry, if it has one. So a peer
+	// that is known by an announcement only is judged by what mIT knows of it.
+	longAgo = "1970-01-01T00:00:00.000Z"
 	// How many dated deletes one call has under way at mIT.
 	maxRemovals = 8
 )
@@ -168,6 +171,9 @@ func (f *fan) decide(ctx, patience context.Context, p *roster.Peer, o *Outcome) 
 // that suspect the same server at the same moment share one request.
 func (c *Cluster) remove(ctx context.Context, p *roster.Peer) (newer *wire.Server, err error) {
 	date := p.Date()
+	if p.Told {
+		date = longAgo // whoever can announce could have mIT delete any server by a date of his own
+	}
 	if date == "" {
 		return nil, errors.New("its entry has no date, so that it cannot be deleted on condition")
 	}

@@ -76,7 +76,7 @@ func (c *Cluster) joinServers(ctx context.Context, it wire.ItResource) (any, err
 		c.hurry()
 		return c.roster().Resource(), nil
 	}
-	announced := roster.New(it, c.policy.check, c.roster())
+	announced := roster.Announced(it, c.policy.check, c.roster())
 	var problems []error
 	for _, p := range announced.Peers() {
 		problems = append(problems, p.Err)
@@ -116,6 +116,10 @@ func (c *Cluster) joinServers(ctx context.Context, it wire.ItResource) (any, err
 
 // dropServer takes in a departure.
 func (c *Cluster) dropServer(ctx context.Context, id, serverID string) (any, error) {
+	if c.policy.AskRegistry && serverID != c.cfg.ID {
+		c.hurry()
+		return serverID, nil
+	}
 	ours := ""
 	c.change(func(view *roster.Roster, s *Status) {
 		if ours = view.ID(); ours != id {
@@ -170,8 +174,8 @@ func (c *Cluster) readBody(w http.ResponseWriter, r *http.Request, into any) err
 	control := http.NewResponseController(w)
 	_ = control.SetReadDeadline(time.Now().Add(c.cfg.RequestTimeout)) // a recorder has none
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, c.cfg.MaxBody))
-	_ = control.SetReadDeadline(time.Time{})
-	if err == nil {
+	if err == nil { // else the server would wait for the rest of it before it answers
+		_ = control.SetReadDeadline(time.Time{})
 		err = json.Unmarshal(body, into)
 	}
 	if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {

@@ -30,8 +30,9 @@ type PeerPolicy struct {
 	// MaxServers bounds how large announcements may make the view; 10,000 by default. What mIT
 	// answers is bound by Config.MaxAnswer alone.
 	MaxServers int
-	// AskRegistry takes an announcement for a hint only: nothing it says is believed, but the
-	// node asks mIT at once, at most once every Config.RegistrationRetry.
+	// AskRegistry takes what peers announce, and whom they report gone, for a hint only: nothing
+	// they say is believed, but the node asks mIT at once, at most once every
+	// Config.RegistrationRetry.
 	AskRegistry bool
 }
 

@@ -97,6 +97,22 @@ func registering(ctx context.Context, n *clustertest.Node) <-chan error {
 	return done
 }
 
+// goroutines counts those of the bubble that the test runs in.
+func goroutines(t *testing.T) int {
+	t.Helper()
+	stacks := make([]byte, 4<<20)
+	stacks = stacks[:runtime.Stack(stacks, true)]
+	if len(stacks) == cap(stacks) {
+		t.Fatal("more goroutines than can be counted")
+	}
+	header, _, _ := strings.Cut(string(stacks), "\n") // goroutine 12 [running, synctest bubble 3]:
+	_, bubble, ok := strings.Cut(header, "synctest bubble ")
+	if !ok {
+		t.Fatalf("not in a bubble: %s", header)
+	}
+	return strings.Count(string(stacks), "synctest bubble "+bubble)
+}
+
 // wantState checks the state of a node, and that it has a reason if and only if it is not well.
 func wantState(t *testing.T, n *clustertest.Node, want cluster.State) {
 	t.Helper()
@@ -420,13 +436,14 @@ func TestRegisterAgainRenewsAndAnnouncesOnceMore(t *testing.T) {
 		n := w.Nodes[0]
 		l := keepLedger(w)
 		time.Sleep(10 * time.Minute)
-		before := runtime.NumGoroutine()
+		synctest.Wait()
+		before := goroutines(t)
 		res, err := n.Register(t.Context())
 		if err != nil || len(res.Results) != 1 {
 			t.Fatalf("Register returned %+v, %v", res, err)
 		}
 		synctest.Wait()
-		if got := runtime.NumGoroutine(); got != before {
+		if got := goroutines(t); got != before {
 			t.Errorf("%d goroutines, want the %d of before", got, before)
 		}
 		if got := len(l.renewals(n)); got != 2 {
@@ -484,7 +501,8 @@ func TestReferenceUnRegisterDuringRegister(t *testing.T) {
 					registryFault(w, fault)
 					n := w.Add()
 					l := keepLedger(w)
-					before := runtime.NumGoroutine()
+					synctest.Wait()
+					before := goroutines(t)
 					done := registering(t.Context(), n)
 					time.Sleep(7 * time.Second)
 
@@ -498,7 +516,7 @@ func TestReferenceUnRegisterDuringRegister(t *testing.T) {
 					}
 					wantState(t, n, cluster.Left)
 					synctest.Wait()
-					if got := runtime.NumGoroutine(); got > before {
+					if got := goroutines(t); got > before {
 						t.Errorf("%d goroutines are left running", got-before)
 					}
 					registryFault(w, nil)

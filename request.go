@@ -72,7 +72,7 @@ func (c *Cluster) prepare(req Request) (*call, error) {
 		return wrong("path %q is not a path", req.Path)
 	case !strings.HasPrefix(req.Path, "/") || u.Scheme != "" || u.Host != "" || strings.HasPrefix(req.Path, "//"):
 		return wrong(`path %q is not a path from "/" on`, req.Path)
-	case u.Fragment != "":
+	case strings.Contains(req.Path, "#"): // also with nothing behind it
 		return wrong("path %q has a fragment", req.Path)
 	case climbs(u.Path):
 		return wrong("path %q climbs", req.Path)

@@ -25,10 +25,14 @@ var simulationSeed = flag.Uint64("simulation.seed", 0, "run TestSimulation with 
 const (
 	simulatedNodes = 50
 	simulatedTime  = 7 * 24 * time.Hour
-	simulatedLease = 3 * time.Hour
+	simulatedLease = 8 * time.Hour
 
 	// How long the registry keeps a silent server.
 	simulatedGrace = simulatedLease * 3 / 2
+
+	// The shortest trouble goes unnoticed by most, the longest costs all of them their leases.
+	shortestTrouble = 10 * time.Second
+	longestTrouble  = simulatedLease * 5 / 4
 )
 
 // TestSimulation has fifty nodes live through a week in which all that can fail does: nodes
@@ -44,7 +48,10 @@ const (
 // A replay is close, but not the same to the last bit: the nodes jitter what they do by chance of
 // their own, and of goroutines that wake at the same instant any may run first.
 func TestSimulation(t *testing.T) {
-	seeds := []uint64{1, 2, 1 + rand.Uint64N(1e6)}
+	seeds := []uint64{1 + rand.Uint64N(1e6), 1, 2}
+	if raceDetector { // all takes several times as long
+		seeds = seeds[:2]
+	}
 	if *simulationSeed != 0 {
 		seeds = []uint64{*simulationSeed}
 	}
@@ -149,14 +156,14 @@ func (s *simulation) plan() {
 		times int
 		do    func()
 	}{
-		{150, s.fanOut},
-		{20, s.restart},
-		{10, s.die},
-		{6, s.leave},
-		{10, s.join},
-		{10, s.part},
-		{6, s.troubleRegistry},
-		{4, s.troubleTokens},
+		{80, s.fanOut},
+		{10, s.restart},
+		{8, s.die},
+		{4, s.leave},
+		{6, s.join},
+		{8, s.part},
+		{4, s.troubleRegistry},
+		{3, s.troubleTokens},
 	} {
 		for range kind.times {
 			s.agenda = append(s.agenda, event{time.Duration(s.rand.Int64N(int64(simulatedTime))), kind.do})
@@ -265,7 +272,7 @@ func (s *simulation) part() {
 		return
 	}
 	s.parted = true
-	lasts := s.between(10*time.Second, 2*simulatedLease)
+	lasts := s.between(shortestTrouble, longestTrouble)
 	if s.rand.IntN(4) == 0 {
 		for range 20 {
 			from, to := s.anyone(), s.anyone()
@@ -307,7 +314,7 @@ func (s *simulation) troubleRegistry() {
 		return
 	}
 	s.noRegistry = true
-	lasts, forgets := s.between(10*time.Second, 2*simulatedLease), s.rand.IntN(3) == 0
+	lasts, forgets := s.between(shortestTrouble, longestTrouble), s.rand.IntN(3) == 0
 	s.trouble(clustertest.RegistryHost, lasts)
 	s.after(lasts, func() {
 		s.happened("the registry is back (with no memory: %v)", forgets)
@@ -324,7 +331,7 @@ func (s *simulation) troubleTokens() {
 		return
 	}
 	s.noTokens = true
-	lasts := s.between(10*time.Second, 2*simulatedLease)
+	lasts := s.between(shortestTrouble, longestTrouble)
 	s.trouble(clustertest.TokenHost, lasts)
 	s.after(lasts, func() {
 		s.happened("the token service is back")
@@ -343,7 +350,7 @@ func (s *simulation) trouble(host string, lasts time.Duration) {
 		{"hangs", clustertest.Hang},
 		{"answers 500", clustertest.Status(500)},
 		{"answers half of the time", clustertest.Sometimes(0.5, s.rand.Uint64(), clustertest.Status(503))},
-		{"does what it is asked and breaks off", clustertest.Reset},
+		{"does what it is asked and breaks off now and then", clustertest.Sometimes(0.2, s.rand.Uint64(), clustertest.Reset)},
 	}
 	f := faults[s.rand.IntN(len(faults))]
 	s.happened("%s %s for %v", host, f.name, lasts)
@@ -353,7 +360,7 @@ func (s *simulation) trouble(host string, lasts time.Duration) {
 
 // askDuring has nodes ask each other while something is wrong, for that is when it matters.
 func (s *simulation) askDuring(lasts time.Duration) {
-	for range 5 {
+	for range 3 {
 		s.after(time.Duration(s.rand.Int64N(int64(lasts))), s.fanOut)
 	}
 }
@@ -513,7 +520,8 @@ func (s *simulation) settle() {
 			s.t.Errorf("%s believes in %v, living are %v", m.ID, servers, living)
 		}
 	}
-	for _, m := range s.living() {
+	for range 10 {
+		m := s.anyone()
 		outcomes := ask(s.t, s.t.Context(), m.Cluster, false)
 		s.account(m.ID, slices.DeleteFunc(slices.Clone(living), func(id string) bool { return id == m.ID }), outcomes)
 		for _, o := range outcomes {
@@ -522,7 +530,7 @@ func (s *simulation) settle() {
 			}
 		}
 	}
-	if s.evicted.Load() == 0 || s.spared.Load() == 0 || s.lost.Load() == 0 || s.failures.Load() == 0 {
+	if s.evicted.Load() == 0 || s.spared.Load() == 0 || s.missed.Load() == 0 {
 		s.t.Error("a week without trouble shows nothing")
 	}
 }

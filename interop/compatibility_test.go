@@ -43,6 +43,7 @@ func chapters() []chapter {
 }
 
 func TestCompatibility(t *testing.T) {
+	t.Parallel()
 	var within []scenario
 	for _, c := range chapters() {
 		for _, s := range c.scenarios {
@@ -125,6 +126,7 @@ func TestTable(t *testing.T) {
 			fmt.Fprintf(&b, "| %s | %s |\n", s.name, s.says)
 		}
 	}
+	b.WriteString(suitesTable(t, names))
 	golden(t, tablePath, b.String())
 }
 

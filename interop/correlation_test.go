@@ -3,7 +3,6 @@
 package interop
 
 import (
-	"encoding/json"
 	"fmt"
 	"regexp"
 	"slices"
@@ -28,31 +27,30 @@ func correlation() []scenario {
 			within: userAgents,
 		},
 		{
-			name:   "how an incoming correlation id goes on",
+			name:   correlationIDsName,
 			says:   "Both kinds make the same of a correlation id that is whole, lacks a part, or is odd; what no id should hold (over 256 characters, or not ASCII) starts a new one in Go only.",
 			within: correlationIDs,
 		},
 	}
 }
 
+// seen is what a node saw of a request, and what its peers saw of those that it made for it.
 type seen struct {
 	ServerID, CorrelationID, UserAgent string
+	Caller                             caller
 	Peers                              []seen
+}
+
+// caller is what a node read in the token of a request.
+type caller struct {
+	ClientID, TokenType, Customer string
+	Cluster                       bool
 }
 
 // relay has a node ask its peers to ask theirs, and returns what each of them saw.
 func relay(t *testing.T, n *node, correlationID string) []seen {
 	t.Helper()
-	f := n.ask(fanoutArgs{Method: "POST", Path: "/relay", CorrelationID: correlationID})
-	var all []seen
-	for _, d := range f.Response.Data {
-		var s seen
-		if err := json.Unmarshal(d, &s); err != nil {
-			t.Fatal(err)
-		}
-		all = append(all, s)
-	}
-	return all
+	return asked(t, n, fanoutArgs{Method: "POST", Path: "/relay", CorrelationID: correlationID})
 }
 
 func threeHops(t *testing.T, m *mixed) {

@@ -51,6 +51,7 @@ type fanoutArgs struct {
 	Query         map[string]string `json:"query,omitempty"`
 	Body          any               `json:"body,omitempty"`
 	CorrelationID string            `json:"correlationId,omitempty"`
+	Customer      string            `json:"customer,omitempty"`
 	Retries       int               `json:"retries,omitempty"` // of npm nodes, 20 ms apart
 }
 
@@ -169,7 +170,7 @@ func (n *goNode) fanout(ctx context.Context, args fanoutArgs) (any, error) {
 		query.Set(name, value)
 	}
 	before, start := serverIDs(n.Servers()), time.Now()
-	res, err := n.RPCluster(ctx, cluster.Request{Method: args.Method, Path: args.Path, Query: query, Body: args.Body})
+	res, err := n.RPCluster(ctx, cluster.Request{Method: args.Method, Path: args.Path, Query: query, Body: args.Body, Customer: args.Customer})
 	if err != nil {
 		return nil, err
 	}
@@ -226,7 +227,11 @@ func (n *goNode) mirror(r *http.Request) any {
 	for name, values := range r.URL.Query() {
 		query[name] = values[0]
 	}
+	claims, _ := cluster.ClaimsFrom(r.Context()) // nobody comes here without
 	seen := map[string]any{
+		"caller": map[string]any{
+			"clientId": claims.Subject, "tokenType": claims.SubType, "customer": claims.Customer, "cluster": claims.Type == "cluster",
+		},
 		"serverId":      n.cfg.ID,
 		"query":         query,
 		"correlationId": cluster.CorrelationID(r.Context()),

@@ -334,6 +334,8 @@ func (n *node) ask(args fanoutArgs) fanout {
 	n.t.Helper()
 	var f fanout
 	n.must("fanout", args, &f)
+	slices.Sort(f.Before)
+	slices.Sort(f.After)
 	return f
 }
 

@@ -36,6 +36,11 @@ func registering() []scenario {
 			alone: managementOff,
 		},
 		{
+			name:  "when the first registration is sent",
+			says:  "The npm module lets one retry period pass before it first registers; a Go node registers at once.",
+			alone: firstRegistration,
+		},
+		{
 			name:  "a registry that grants no lease time",
 			says:  "Without a lease time the npm module registers without a pause; a Go node assumes two hours.",
 			alone: noLeaseTime,
@@ -52,7 +57,7 @@ func registersAndRenews(t *testing.T) {
 	for _, k := range kinds() {
 		t.Run(string(k), func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, lease(1200*time.Millisecond))
+			w := newWorld(t, lease(1500*time.Millisecond))
 			n := w.start(k, "SERVER_LOCATION_LON=-123.1", "SERVER_LOCATION_LAT=49.3")
 			n.register()
 			w.settle(n)
@@ -81,7 +86,7 @@ func registersAndRenews(t *testing.T) {
 				t.Errorf("after it left the registry lists %v", got)
 			}
 			before := len(w.registrations(n.id))
-			time.Sleep(1500 * time.Millisecond) // more than a lease, in which nothing must happen
+			time.Sleep(2 * time.Second) // more than a lease, in which nothing must happen
 			if after := len(w.registrations(n.id)); after != before {
 				t.Errorf("it registered %d more times after it left", after-before)
 			}
@@ -89,16 +94,15 @@ func registersAndRenews(t *testing.T) {
 	}
 }
 
-// shippedRegistry takes nothing from the test but a port.
+// shippedRegistry has the registry in a process of its own, set up by nothing but its flags.
 func shippedRegistry(t *testing.T) {
 	modules := install(t)
 	binary := filepath.Join(t.TempDir(), "mit")
 	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "../cmd/mit").CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
-	port := freePort(t)
 	var printed strings.Builder
-	cmd := exec.CommandContext(t.Context(), binary, "--listen", "127.0.0.1:"+port, "--type", serverType, "--log", "error")
+	cmd := exec.CommandContext(t.Context(), binary, "--listen", "127.0.0.1:0", "--type", serverType, "--log", "error")
 	cmd.Env = []string{"HOME=" + t.TempDir()}
 	cmd.SysProcAttr = ownGroup()
 	cmd.Stderr = os.Stderr
@@ -114,7 +118,7 @@ func shippedRegistry(t *testing.T) {
 		_ = cmd.Wait()         // it was killed
 	})
 	env := map[string]string{"SERVER_BASE_PATH": basePath, "REGISTRATION_RETRY": "250", "REGISTRATION_SET": "off"}
-	for !strings.Contains(printed.String(), "SERVER_PORT") {
+	for !strings.Contains(printed.String(), "export SERVER_PORT") {
 		b := make([]byte, 4096)
 		n, err := out.Read(b)
 		if err != nil {
@@ -204,6 +208,24 @@ func managementOff(t *testing.T) {
 				t.Errorf("unRegister answers %+v", got)
 			}
 			w.sees(early, early, quiet, late) // nobody told it that either
+		})
+	}
+}
+
+func firstRegistration(t *testing.T) {
+	const retry = 3 * time.Second
+	for _, k := range kinds() {
+		t.Run(string(k), func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			n := w.start(k, fmt.Sprintf("REGISTRATION_RETRY=%d", retry.Milliseconds()))
+			told := time.Now()
+			n.register()
+			w.settle(n)
+			took := w.registrations(n.id)[0].at.Sub(told)
+			if late := took >= retry-10*time.Millisecond; late != (k == npmKind) { // a timer may be early
+				t.Errorf("it took %v, with a retry period of %v", took, retry)
+			}
 		})
 	}
 }

@@ -78,7 +78,7 @@ func killedPeer(t *testing.T) {
 			w := newWorld(t)
 			nodes := w.cluster(k, k.other(), k.other())
 			asker, bystander, victim := nodes[0], nodes[1], nodes[2]
-			last := w.listed()[slices.Index(sorted(nodes), victim.id)]
+			last := w.entry(victim.id)
 			victim.kill()
 
 			f := asker.ask(fanoutArgs{Path: "/things"})

@@ -17,6 +17,7 @@ type Peer struct {
 	wire.Server
 	Base *url.URL
 	Err  error
+	Told bool // by a peer: mIT has not said so itself
 }
 
 // Check parses a server's address, or says why it must not be called.
@@ -34,10 +35,19 @@ type Roster struct {
 // Peers that known already holds are taken from there, so that renewing a view of a thousand
 // servers parses no address again.
 func New(it wire.ItResource, check Check, known Roster) Roster {
+	return describe(it, check, known, false)
+}
+
+// Announced is New for what a peer says.
+func Announced(it wire.ItResource, check Check, known Roster) Roster {
+	return describe(it, check, known, true)
+}
+
+func describe(it wire.ItResource, check Check, known Roster, told bool) Roster {
 	r := Roster{id: it.ID, typ: it.Type, publicBaseURL: it.PublicBaseURL, extra: it.Extra}
 	r.peers = make([]*Peer, len(it.Servers))
 	for i, s := range it.Servers {
-		r.peers[i] = newPeer(s, check, known)
+		r.peers[i] = newPeer(s, check, known, told)
 	}
 	// Newer entries first, so that compacting by id keeps them.
 	slices.SortStableFunc(r.peers, func(a, b *Peer) int {
@@ -47,15 +57,15 @@ func New(it wire.ItResource, check Check, known Roster) Roster {
 	return r
 }
 
-func newPeer(s wire.Server, check Check, known Roster) *Peer {
+func newPeer(s wire.Server, check Check, known Roster, told bool) *Peer {
 	if p, ok := known.Get(s.ServerID); ok && p.ClusterBaseURL == s.ClusterBaseURL {
-		if p.Seen().Equal(s.Seen()) && string(p.Raw) == string(s.Raw) {
+		if p.Told == told && p.Seen().Equal(s.Seen()) && string(p.Raw) == string(s.Raw) {
 			return p
 		}
-		return &Peer{Server: s, Base: p.Base, Err: p.Err}
+		return &Peer{Server: s, Base: p.Base, Err: p.Err, Told: told}
 	}
 	base, err := check(s)
-	return &Peer{Server: s, Base: base, Err: err}
+	return &Peer{Server: s, Base: base, Err: err, Told: told}
 }
 
 // ID is the id of the resource, empty in the zero Roster.

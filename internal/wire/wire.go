@@ -176,12 +176,6 @@ type Ref struct {
 	ServerID string `json:"serverId"`
 }
 
-// Envelope is what every endpoint of a node answers.
-type Envelope struct {
-	Data   json.RawMessage `json:"data,omitempty"`
-	Server *Ref            `json:"server,omitempty"`
-}
-
 // Removed is mIT's answer to a delete: Data when the entry is gone, Server, the newer entry,
 // when a dated delete came too late.
 type Removed struct {

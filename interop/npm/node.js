@@ -94,6 +94,7 @@ const mirror = (req) => ({
   body: req.body,
   correlationId: getCorrelationId(req),
   userAgent: getUserAgent(req),
+  caller: { clientId: req.clientId || '', tokenType: req.tokenType || '', customer: req.customer || '', cluster: !!req.cluster },
 });
 app.get(`${base}/things`, operation('getThings', [], none, answer(() => [me.serverId, `${me.serverId}-second`])));
 app.get(`${base}/one`, operation('getOne', [], none, answer(() => ({ one: me.serverId }))));
@@ -154,11 +155,12 @@ const orders = {
     updatedAt: env.CLUSTER_STATUS_UPDATED_AT || '',
     leaseTime: env.CLUSTER_STATUS_LEASE_TIME || '',
   }),
-  fanout: async ({ method, path, query, body, correlationId, retries }) => {
+  fanout: async ({ method, path, query, body, correlationId, customer, retries }) => {
     const options = { method: method || 'GET', url: path };
     if (query) options.params = query;
     if (body) options.data = body;
     if (correlationId) options.headers = { 'x-correlation-id': correlationId };
+    if (customer) options.token = { customerName: customer };
     if (retries) options.retry = { retries, delay: 20 };
     const before = ids(await known());
     const start = Date.now();
