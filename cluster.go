@@ -215,7 +215,7 @@ func (c *Cluster) Status() Status {
 
 // Format prints the type and the id of the node, under any verb: fmt would show secrets that it
 // finds inside.
-func (c *Cluster) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "%s/%s", c.cfg.Type, c.cfg.ID) }
+func (c *Cluster) Format(f fmt.State, _ rune) { _, _ = fmt.Fprintf(f, "%s/%s", c.cfg.Type, c.cfg.ID) }
 
 func (c *Cluster) roster() roster.Roster {
 	c.mu.Lock()

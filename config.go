@@ -130,7 +130,9 @@ func (s Secret) String() string {
 }
 
 // Format is String under any verb: of one that does not fit, fmt would show the text itself.
-func (s Secret) Format(f fmt.State, verb rune) { fmt.Fprintf(f, fmt.FormatString(f, verb), s.String()) }
+func (s Secret) Format(f fmt.State, verb rune) {
+	_, _ = fmt.Fprintf(f, fmt.FormatString(f, verb), s.String())
+}
 
 // MarshalText is String, for encoding/json and loggers.
 func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
@@ -355,6 +357,13 @@ func (cfg Config) problems(o options, known map[string]bool) []error {
 	needDuration("REGISTRATION_RETRY", cfg.RegistrationRetry)
 	if cfg.MaxAnswer < 0 || cfg.MaxBody < 0 || cfg.MaxInFlight < 0 {
 		report("MaxAnswer, MaxBody or MaxInFlight", "is negative")
+	}
+
+	if e := o.eviction; !(e.MaxShare >= 0 && e.MaxShare <= 1) || e.Wait < 0 {
+		report("WithEviction", "has a MaxShare of %g and a Wait of %v: a share is from 0 to 1, and no wait is negative", e.MaxShare, e.Wait)
+	}
+	if r := o.retry; r.Delay < 0 || r.Within < 0 {
+		report("WithRetry", "has a Delay of %v and Within %v: neither can be negative", r.Delay, r.Within)
 	}
 
 	needURL("MIT_URL", cfg.RegistryURL)

@@ -530,8 +530,9 @@ func TestAddressesByDefault(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := registered(t, cfg).Body
+	form := regexp.MustCompile(`^http://\d+\.\d+\.\d+\.\d+:8080/mds/v1$`)
 	for _, address := range []string{got.PublicBaseURL, got.ClusterBaseURL} {
-		if ok, _ := regexp.MatchString(`^http://\d+\.\d+\.\d+\.\d+:8080/mds/v1$`, address); !ok || strings.Contains(address, "//127.") {
+		if !form.MatchString(address) || strings.Contains(address, "//127.") {
 			t.Errorf("address %q", address)
 		}
 	}

@@ -149,7 +149,12 @@ func (f *fan) decide(ctx, patience context.Context, p *roster.Peer, o *Outcome) 
 				return f.c.evict(ctx, known)
 			}
 			f.c.learn(*newer)
+			told := known
 			known, ok = f.c.roster().Get(p.ServerID)
+			if ok && told.Told && known.ClusterBaseURL == told.ClusterBaseURL && known.Seen().Equal(told.Seen()) {
+				p = known // mIT has it as it was announced: there it has just been asked
+				continue
+			}
 		}
 		if !ok { // somebody else was faster
 			o.Evicted = true
@@ -192,7 +197,7 @@ func (c *Cluster) remove(ctx context.Context, p *roster.Peer) (newer *wire.Serve
 		case answer.Server != nil && answer.Server.ServerID == p.ServerID:
 			return answer.Server, nil
 		case answer.Server != nil:
-			err = fmt.Errorf("it is about server %.80q", answer.Server.ServerID)
+			err = errors.New("it is about another server") // not which: it may be anything that we sent
 		case answer.Data == nil || string(answer.Data) == "null":
 			err = errors.New("neither data nor server in it")
 		default:

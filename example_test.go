@@ -50,8 +50,8 @@ func ExampleConfigFromEnv() {
 		"OAUTH_CLIENT_ACCESS_KEY": "a key",
 		"OAUTH_CLIENT_AUDIENCE":   "https://mds.example.com",
 	} {
-		os.Setenv(name, value)  //nolint:errcheck,forbidigo // an example of what the process was started with
-		defer os.Unsetenv(name) //nolint:errcheck,forbidigo // as above
+		os.Setenv(name, value)  //nolint:errcheck // an example of what the process was started with
+		defer os.Unsetenv(name) //nolint:errcheck // as above
 	}
 	cfg, err := cluster.ConfigFromEnv()
 	if err != nil {

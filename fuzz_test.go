@@ -118,8 +118,8 @@ func newMember(t *testing.T, o *others, opts ...cluster.Option) *cluster.Cluster
 	return c
 }
 
-// envelope is the answer of an endpoint, checked for what holds for all of them.
-func envelope(t *testing.T, w *httptest.ResponseRecorder) (data json.RawMessage) {
+// mustAnswer gives the data of an endpoint's answer, checked for what holds for all of them.
+func mustAnswer(t *testing.T, w *httptest.ResponseRecorder) (data json.RawMessage) {
 	t.Helper()
 	var got struct {
 		Data           json.RawMessage
@@ -174,7 +174,7 @@ func FuzzCreateItResource(f *testing.F) {
 		w := httptest.NewRecorder()
 		c.CreateItResource(w, r)
 
-		data := envelope(t, w)
+		data := mustAnswer(t, w)
 		ids := mustHoldView(t, c)
 		if !slices.Contains(ids, "node-2") || len(ids) > most {
 			t.Errorf("the view became %q", ids)
@@ -214,9 +214,26 @@ func FuzzCreateItResource(f *testing.F) {
 
 func FuzzDeleteServer(f *testing.F) {
 	for _, seed := range [][2]string{
-		{"it", "node-2"}, {"it", "node-1"}, {"it", "node-9"}, {"another", "node-2"}, {"it", "node-2@2020-01-01T00:00:00.000Z"}, {"", ""}, {"", "node-2"},
-		{"it", ""}, {"it", ".."}, {"..", "."}, {"it/servers/x", "node-2"}, {"it", "x/servers/node-2"}, {"it", "\x00"}, {"it", "\xff"}, {"it", "node-2 "},
-		{"it", "node-%32"}, {"IT", "node-2"}, {"it", "<script>"}, {"it", "é"}, {"itResources", "servers"},
+		{"it", "node-2"},
+		{"it", "node-1"},
+		{"it", "node-9"},
+		{"another", "node-2"},
+		{"it", "node-2@2020-01-01T00:00:00.000Z"},
+		{"", ""},
+		{"", "node-2"},
+		{"it", ""},
+		{"it", ".."},
+		{"..", "."},
+		{"it/servers/x", "node-2"},
+		{"it", "x/servers/node-2"},
+		{"it", "\x00"},
+		{"it", "\xff"},
+		{"it", "node-2 "},
+		{"it", "node-%32"},
+		{"IT", "node-2"},
+		{"it", "<script>"},
+		{"it", "é"},
+		{"itResources", "servers"},
 	} {
 		f.Add(seed[0], seed[1])
 	}
@@ -232,7 +249,7 @@ func FuzzDeleteServer(f *testing.F) {
 		w := httptest.NewRecorder()
 		c.DeleteServer(w, r)
 
-		data := envelope(t, w)
+		data := mustAnswer(t, w)
 		if w.Code != http.StatusOK {
 			t.Fatalf("answered %d %s", w.Code, w.Body)
 		}
@@ -270,9 +287,21 @@ func FuzzRegistryAnswer(f *testing.F) {
 		{200, `{"itResource":{"id":"../..","servers":[{"serverId":"node-1"},{"serverId":"..","clusterBaseUrl":"http://x.test/../"}]}}`},
 		{200, `{"itResource":{"id":"it","servers":[{"serverId":"node-1"},{}]}}`},
 		{200, `{"itResource":{"id":"it","servers":null}}`},
-		{200, `{"itResource":null}`}, {200, `{"data":{}}`}, {200, `{}`}, {200, `null`}, {200, ``}, {200, `<html>`}, {204, ``}, {200, `{"itResource":`},
-		{301, registration(time.Hour, "node-1")}, {400, `{"statusCode":400,"message":"no","info":{"a":1}}`}, {401, ``}, {403, `hidden-token-for-mit`},
-		{403, `{"message":"bad token hidden-token-for-mit","info":"hidden-token-for-mit"}`}, {500, `{"message":"hidden client secret"}`}, {503, `{"message":1}`},
+		{200, `{"itResource":null}`},
+		{200, `{"data":{}}`},
+		{200, `{}`},
+		{200, `null`},
+		{200, ``},
+		{200, `<html>`},
+		{204, ``},
+		{200, `{"itResource":`},
+		{301, registration(time.Hour, "node-1")},
+		{400, `{"statusCode":400,"message":"no","info":{"a":1}}`},
+		{401, ``},
+		{403, `hidden-token-for-mit`},
+		{403, `{"message":"bad token hidden-token-for-mit","info":"hidden-token-for-mit"}`},
+		{500, `{"message":"hidden client secret"}`},
+		{503, `{"message":1}`},
 	} {
 		f.Add(seed.status, []byte(seed.body))
 	}
@@ -329,15 +358,28 @@ func FuzzRemovedAnswer(f *testing.F) {
 		status uint16
 		body   string
 	}{
-		{200, `{"data":"node-2"}`}, {200, `{"data":{}}`}, {200, `{"data":null}`}, {200, `{"data":false}`}, {200, `{}`}, {200, ``}, {200, `null`}, {204, ``},
+		{200, `{"data":"node-2"}`},
+		{200, `{"data":{}}`},
+		{200, `{"data":null}`},
+		{200, `{"data":false}`},
+		{200, `{}`},
+		{200, ``},
+		{200, `null`},
+		{204, ``},
 		{200, `{"server":{"serverId":"node-2","clusterBaseUrl":"http://node-2.test:8081/mds/v1","updatedAt":"2030-01-01T00:00:00.000Z"}}`},
 		{200, `{"server":{"serverId":"node-2","clusterBaseUrl":"http://node-2.test:8080/mds/v1","updatedAt":"2010-01-01T00:00:00.000Z"}}`},
 		{200, `{"server":{"serverId":"node-2","clusterBaseUrl":"http://169.254.169.254","updatedAt":"2030-01-01T00:00:00.000Z"}}`},
 		{200, `{"server":{"serverId":"node-2"}}`},
 		{200, `{"server":{"serverId":"node-3","clusterBaseUrl":"http://node-3.test"}}`},
-		{200, `{"server":{"serverId":"node-1"}}`}, {200, `{"server":{}}`}, {200, `{"server":null,"data":"node-2"}`},
+		{200, `{"server":{"serverId":"node-1"}}`},
+		{200, `{"server":{}}`},
+		{200, `{"server":null,"data":"node-2"}`},
 		{200, `{"data":"node-2","server":{"serverId":"node-2","updatedAt":"yesterday"}}`},
-		{400, `{"message":"no date"}`}, {403, `{"message":"hidden-token-for-mit"}`}, {404, `{"data":"node-2"}`}, {500, `{"data":"node-2"}`}, {302, `{"data":"node-2"}`},
+		{400, `{"message":"no date"}`},
+		{403, `{"message":"hidden-token-for-mit"}`},
+		{404, `{"data":"node-2"}`},
+		{500, `{"data":"node-2"}`},
+		{302, `{"data":"node-2"}`},
 	} {
 		f.Add(seed.status, []byte(seed.body))
 	}
@@ -394,13 +436,29 @@ func FuzzTokenAnswer(f *testing.F) {
 		status uint16
 		body   string
 	}{
-		{200, `{"data":{"access_token":"opaque","expires_in":3600}}`}, {200, `{"access_token":"opaque"}`}, {201, `{"data":{"access_token":"a.b.c"}}`},
-		{200, `{"data":{"access_token":"two words"}}`}, {200, `{"data":{"access_token":"line\nbreak"}}`}, {200, `{"data":{"access_token":"é"}}`},
-		{200, `{"data":{"access_token":""}}`}, {200, `{"data":{"access_token":1}}`}, {200, `{"data":{"access_token":"x","expires_in":-1}}`},
-		{200, `{"data":{"access_token":"x","expires_in":1e300}}`}, {200, `{"data":"hidden client secret"}`}, {200, `hidden client secret`}, {200, `{"data":null}`},
-		{200, `{"data":{"access_token":"eyJhbGciOiJIUzI1NiJ9.eyJleHAiOjF9.x"}}`}, {200, ``}, {200, `null`}, {204, ``}, {302, `{"access_token":"x"}`},
-		{400, `{"message":"client_secret hidden client secret is wrong","info":{"secret":"hidden client secret"}}`}, {401, `hidden client secret`},
-		{403, `{"message":"no"}`}, {500, `{"message":{"a":"hidden client secret"}}`}, {503, ``},
+		{200, `{"data":{"access_token":"opaque","expires_in":3600}}`},
+		{200, `{"access_token":"opaque"}`},
+		{201, `{"data":{"access_token":"a.b.c"}}`},
+		{200, `{"data":{"access_token":"two words"}}`},
+		{200, `{"data":{"access_token":"line\nbreak"}}`},
+		{200, `{"data":{"access_token":"é"}}`},
+		{200, `{"data":{"access_token":""}}`},
+		{200, `{"data":{"access_token":1}}`},
+		{200, `{"data":{"access_token":"x","expires_in":-1}}`},
+		{200, `{"data":{"access_token":"x","expires_in":1e300}}`},
+		{200, `{"data":"hidden client secret"}`},
+		{200, `hidden client secret`},
+		{200, `{"data":null}`},
+		{200, `{"data":{"access_token":"eyJhbGciOiJIUzI1NiJ9.eyJleHAiOjF9.x"}}`},
+		{200, ``},
+		{200, `null`},
+		{204, ``},
+		{302, `{"access_token":"x"}`},
+		{400, `{"message":"client_secret hidden client secret is wrong","info":{"secret":"hidden client secret"}}`},
+		{401, `hidden client secret`},
+		{403, `{"message":"no"}`},
+		{500, `{"message":{"a":"hidden client secret"}}`},
+		{503, ``},
 	} {
 		f.Add(seed.status, []byte(seed.body))
 	}
@@ -442,14 +500,34 @@ func FuzzPeerAnswer(f *testing.F) {
 		status uint16
 		body   string
 	}{
-		{200, `{"data":["a"],"server":{"serverId":"node-2"}}`}, {200, `{"data":{"a":[1]},"server":{"serverId":"node-2","more":1}}`},
-		{200, `{"server":{"serverId":"node-2"}}`}, {200, `{"data":null,"server":{"serverId":"node-2"}}`}, {200, `{"data":[],"server":{"serverId":"node-2"}}`},
-		{200, `{"data":["a"],"server":{"serverId":"node-3"}}`}, {200, `{"data":["a"],"server":{"serverId":"node-1"}}`}, {200, `{"data":["a"],"server":{}}`},
-		{200, `{"data":["a"]}`}, {200, `{"data":["a"],"server":"node-2"}`}, {200, `{"server":{"serverId":"node-2"},"server":{"serverId":"node-3"}}`},
-		{200, `{"server":{"serverId":"\u006eode-2"}}`}, {200, `["node-2"]`}, {200, `null`}, {200, ``}, {200, `<html>`}, {206, `{"data":[1,`}, {204, ``},
-		{200, ` {"data" : [ 1 , [2] , null ] , "server" : {"serverId":"node-2"} } `}, {200, `{"data":"\ud800","server":{"serverId":"node-2"}}`},
-		{301, `{"data":["a"],"server":{"serverId":"node-2"}}`}, {400, `{"statusCode":400,"message":"no","info":{"a":1}}`}, {401, ``}, {403, `{"message":"hidden-token-for-peers"}`},
-		{404, `{"message":1}`}, {429, `{"message":"hidden"}`}, {500, `{"server":{"serverId":"node-3"}}`}, {503, `oops`},
+		{200, `{"data":["a"],"server":{"serverId":"node-2"}}`},
+		{200, `{"data":{"a":[1]},"server":{"serverId":"node-2","more":1}}`},
+		{200, `{"server":{"serverId":"node-2"}}`},
+		{200, `{"data":null,"server":{"serverId":"node-2"}}`},
+		{200, `{"data":[],"server":{"serverId":"node-2"}}`},
+		{200, `{"data":["a"],"server":{"serverId":"node-3"}}`},
+		{200, `{"data":["a"],"server":{"serverId":"node-1"}}`},
+		{200, `{"data":["a"],"server":{}}`},
+		{200, `{"data":["a"]}`},
+		{200, `{"data":["a"],"server":"node-2"}`},
+		{200, `{"server":{"serverId":"node-2"},"server":{"serverId":"node-3"}}`},
+		{200, `{"server":{"serverId":"\u006eode-2"}}`},
+		{200, `["node-2"]`},
+		{200, `null`},
+		{200, ``},
+		{200, `<html>`},
+		{206, `{"data":[1,`},
+		{204, ``},
+		{200, ` {"data" : [ 1 , [2] , null ] , "server" : {"serverId":"node-2"} } `},
+		{200, `{"data":"\ud800","server":{"serverId":"node-2"}}`},
+		{301, `{"data":["a"],"server":{"serverId":"node-2"}}`},
+		{400, `{"statusCode":400,"message":"no","info":{"a":1}}`},
+		{401, ``},
+		{403, `{"message":"hidden-token-for-peers"}`},
+		{404, `{"message":1}`},
+		{429, `{"message":"hidden"}`},
+		{500, `{"server":{"serverId":"node-3"}}`},
+		{503, `oops`},
 	} {
 		f.Add(seed.status, []byte(seed.body))
 	}
@@ -581,11 +659,28 @@ func FuzzConfigFromEnv(f *testing.F) {
 		f.Add(uint8(i), good[name], "")
 	}
 	for _, seed := range []struct{ name, value, path string }{
-		{"SERVER_BASE_PATH", "/", "/"}, {"SERVER_BASE_PATH", "/é", ""}, {"SERVER_BASE_PATH", "/\xff", ""}, {"SERVER_BASE_PATH", "/a\x01", ""}, {"SERVER_BASE_PATH", "/{x}", ""},
-		{"SERVER_LOCAL_IPV4", "::ffff:10.0.0.7", ""}, {"SERVER_LOCAL_IPV4", "", ""}, {"SERVER_PUBLIC_DOMAIN_NAME", ":80", ""}, {"SERVER_PUBLIC_DOMAIN_NAME", "[::1%25a]", ""},
-		{"SERVER_PUBLIC_DOMAIN_NAME", "", "/a\"b"}, {"SERVER_PORT", "+80", ""}, {"SERVER_LOCATION_LON", "NaN", ""}, {"SERVER_LOCATION_LON", "0x1p4", ""}, {"SERVER_ID", "a@b", ""},
-		{"REQUEST_TIMEOUT", "9223372036854775807", ""}, {"MIT_URL", "http://mit/#", ""}, {"SERVER_CLUSTER_BASE_URL", "HTTP://[::1]:80//", ""}, {"SERVER_VERSION", "1 (x)", "/a"},
-		{"SERVER_CLUSTER_BASE_URL", "", "/a'b;c,d"}, {"SERVER_TYPE", "..", ""}, {"SERVER_TYPE", "a.b:c", ""}, {"SERVER_TYPE", "ﬀ", ""},
+		{"SERVER_BASE_PATH", "/", "/"},
+		{"SERVER_BASE_PATH", "/é", ""},
+		{"SERVER_BASE_PATH", "/\xff", ""},
+		{"SERVER_BASE_PATH", "/a\x01", ""},
+		{"SERVER_BASE_PATH", "/{x}", ""},
+		{"SERVER_LOCAL_IPV4", "::ffff:10.0.0.7", ""},
+		{"SERVER_LOCAL_IPV4", "", ""},
+		{"SERVER_PUBLIC_DOMAIN_NAME", ":80", ""},
+		{"SERVER_PUBLIC_DOMAIN_NAME", "[::1%25a]", ""},
+		{"SERVER_PUBLIC_DOMAIN_NAME", "", "/a\"b"},
+		{"SERVER_PORT", "+80", ""},
+		{"SERVER_LOCATION_LON", "NaN", ""},
+		{"SERVER_LOCATION_LON", "0x1p4", ""},
+		{"SERVER_ID", "a@b", ""},
+		{"REQUEST_TIMEOUT", "9223372036854775807", ""},
+		{"MIT_URL", "http://mit/#", ""},
+		{"SERVER_CLUSTER_BASE_URL", "HTTP://[::1]:80//", ""},
+		{"SERVER_VERSION", "1 (x)", "/a"},
+		{"SERVER_CLUSTER_BASE_URL", "", "/a'b;c,d"},
+		{"SERVER_TYPE", "..", ""},
+		{"SERVER_TYPE", "a.b:c", ""},
+		{"SERVER_TYPE", "ﬀ", ""},
 	} {
 		f.Add(uint8(slices.Index(names, seed.name)), seed.value, seed.path)
 	}

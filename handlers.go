@@ -122,7 +122,7 @@ func (c *Cluster) dropServer(ctx context.Context, id, serverID string) (any, err
 	}
 	ours := ""
 	c.change(func(view *roster.Roster, s *Status) {
-		if ours = view.ID(); ours != id {
+		if ours = view.ID(); ours != id || ours == "" {
 			return
 		}
 		if serverID == c.cfg.ID {
@@ -132,7 +132,7 @@ func (c *Cluster) dropServer(ctx context.Context, id, serverID string) (any, err
 		*view, s.UpdatedAt = view.Without(serverID), time.Now()
 	})
 	switch {
-	case ours != id:
+	case ours != id || ours == "":
 		c.log.Warn("inconsistent cluster: no change", zap.String("itResource", ours), zap.String("told", id), correlation(ctx))
 		return nil, nil
 	case serverID == c.cfg.ID:
@@ -206,7 +206,7 @@ func (c *Cluster) Authenticate(next http.Handler) http.Handler {
 		claims, err := c.verify(r)
 		if err != nil {
 			w.Header().Set("WWW-Authenticate", "Bearer")
-			c.ReplyError(w, r, &StatusError{Code: http.StatusUnauthorized, Message: "invalid token: " + c.scrub(err.Error(), r)})
+			c.ReplyError(w, r, &StatusError{Code: http.StatusUnauthorized, Message: "invalid token: " + c.scrub(err.Error(), bearerOf(r.Header))})
 			return
 		}
 		w.Header().Set(wire.CorrelationHeader, CorrelationID(ctx))

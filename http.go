@@ -116,17 +116,17 @@ func (c *Cluster) statusError(who party, req *http.Request, resp *http.Response)
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorAnswer)) // what came of it will do
 	var envelope wire.Error
 	if json.Unmarshal(body, &envelope) == nil {
-		e.Message = c.scrub(envelope.Message, req)
-		if info := c.scrub(string(envelope.Info), req); json.Valid([]byte(info)) {
-			e.Info = json.RawMessage(info)
+		bearer := bearerOf(req.Header)
+		e.Message = c.scrub(envelope.Message, bearer)
+		if !c.repeats(envelope.Info, bearer) {
+			e.Info = envelope.Info
 		}
 	}
 	return e
 }
 
 // scrub takes out of what another party said whatever secret of ours it repeats.
-func (c *Cluster) scrub(text string, req *http.Request) string {
-	bearer := strings.TrimPrefix(req.Header.Get("Authorization"), "Bearer ")
+func (c *Cluster) scrub(text, bearer string) string {
 	for _, secret := range []string{
 		bearer, string(c.cfg.ClientSecret), string(c.cfg.ClientAccessKey),
 		string(c.cfg.GenericKey), string(c.cfg.GenericPreviousKey),
@@ -136,6 +136,27 @@ func (c *Cluster) scrub(text string, req *http.Request) string {
 		}
 	}
 	return text
+}
+
+// repeats tells whether there is a secret of ours anywhere in JSON, in whatever way it is escaped.
+func (c *Cluster) repeats(raw json.RawMessage, bearer string) bool {
+	in := json.NewDecoder(bytes.NewReader(raw))
+	in.UseNumber()
+	for {
+		token, err := in.Token()
+		if err != nil {
+			return false // it has been read to its end
+		}
+		if text := fmt.Sprint(token); c.scrub(text, bearer) != text {
+			return true
+		}
+	}
+}
+
+// bearerOf is the token in a header, whatever its scheme is called.
+func bearerOf(h http.Header) string {
+	_, text, _ := strings.Cut(h.Get("Authorization"), " ")
+	return strings.TrimSpace(text)
 }
 
 // bare is a URL without what may be private in it.

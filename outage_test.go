@@ -33,6 +33,7 @@ func TestOutage(t *testing.T) {
 }
 
 func testOutage(t *testing.T, fault clustertest.Fault) {
+	t.Helper()
 	const (
 		nodes     = 1000
 		lease     = 6 * time.Minute

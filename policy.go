@@ -15,7 +15,8 @@ import (
 // A PeerPolicy says which servers this node calls. Addresses come from the network, and every
 // call carries a token, so each is checked before it is called: it must be an absolute http or
 // https URL without credentials, and no proxy is used and no redirect followed. Where the
-// policy says more, that is checked too.
+// policy says more, that is checked too. A server that is refused stays in the view if mIT names
+// it, and fails every fan-out with [KindNotAllowed]; one that a peer announces is left out.
 type PeerPolicy struct {
 	// Networks are where peers may be. They are checked on the address that is dialled, so
 	// that a name which resolves to somewhere else is of no use; with [WithHTTPClient] only

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"iter"
@@ -212,12 +213,15 @@ func (f *fan) attempt(ctx context.Context, p *roster.Peer, road http.RoundTrippe
 			return fmt.Errorf("%w (and no other token: %s)", err, tokenErr.Error()) // not wrapped: the peer did answer
 		}
 		o.Attempts++
-		_, body, err = f.send(ctx, p, road)
+		bearer, body, err = f.send(ctx, p, road)
 	}
 	if err != nil {
 		return err
 	}
 	o.Body, o.Data, err = readEnvelope(body, p, f.method)
+	if wrong, ok := errors.AsType[*WrongServerError](err); ok {
+		wrong.Got = f.c.scrub(wrong.Got, bearer) // there are servers that repeat what they are sent
+	}
 	return err
 }
 

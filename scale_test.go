@@ -60,28 +60,24 @@ func someServers(from, count int) []cluster.Server {
 
 // worldOf makes a world in which one node, node-1, can join those servers, which take their time to
 // answer.
-func worldOf(t *testing.T, store *list, slow time.Duration, opts ...clustertest.Option) *clustertest.World {
+func worldOf(t testing.TB, store *list, slow time.Duration, opts ...clustertest.Option) *clustertest.World {
 	t.Helper()
 	w := clustertest.Start(t, 0, append(opts, clustertest.WithStore(store))...)
 	for _, s := range store.servers[1:] {
-		handlePeer(w, s, slow)
+		envelope := fmt.Appendf(nil, `{"data":[%q],"server":{"serverId":%[1]q}}`, s.ServerID)
+		w.Network.Handle(s.ServerID+":8080", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			time.Sleep(slow)
+			_, _ = w.Write(envelope)
+		}))
 	}
 	return w
-}
-
-func handlePeer(w *clustertest.World, s cluster.Server, slow time.Duration) {
-	envelope := fmt.Appendf(nil, `{"data":[%q],"server":{"serverId":%[1]q}}`, s.ServerID)
-	w.Network.Handle(s.ServerID+":8080", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		time.Sleep(slow)
-		_, _ = w.Write(envelope)
-	}))
 }
 
 // TestAtRest holds what a Cluster costs while nothing happens, knowing a thousand servers, to one
 // goroutine, less than a MiB, and its renewals.
 func TestAtRest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const clusters, servers, lease = 20, 1000, time.Hour
+		const clusters, servers, lease = 10, 1000, time.Hour
 		store := &list{servers: someServers(0, servers-1)}
 		worlds := make([]*clustertest.World, clusters)
 		for i := range worlds {

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"testing"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -37,7 +36,7 @@ func asking() []scenario {
 	}
 }
 
-func jointData(t *testing.T, m *mixed) {
+func jointData(m *mixed) {
 	for _, n := range m.nodes {
 		var arrays, values []string
 		for _, id := range m.but(n) {
@@ -47,22 +46,22 @@ func jointData(t *testing.T, m *mixed) {
 		for path, want := range map[string][]string{"/things": arrays, "/one": values} {
 			f := n.ask(fanoutArgs{Path: path})
 			if diff := cmp.Diff(want, f.data()); diff != "" {
-				t.Errorf("%s asks for %s (-want +got):\n%s", n.id, path, diff)
+				m.Errorf("%s asks for %s (-want +got):\n%s", n.id, path, diff)
 			}
 			if err := same(f.answered(), m.but(n)); err != nil || f.failed() != nil {
-				t.Errorf("%s asks for %s: answered: %v; failed: %v", n.id, path, err, f.failed())
+				m.Errorf("%s asks for %s: answered: %v; failed: %v", n.id, path, err, f.failed())
 			}
 			for _, r := range f.Response.Results {
 				var envelope struct{ Server struct{ ServerID string } }
 				if err := json.Unmarshal(r.Result, &envelope); err != nil || envelope.Server.ServerID != r.Server.ServerID {
-					t.Errorf("%s has %s as the result of %s", n.id, r.Result, r.Server.ServerID)
+					m.Errorf("%s has %s as the result of %s", n.id, r.Result, r.Server.ServerID)
 				}
 			}
 		}
 	}
 }
 
-func queryAndBody(t *testing.T, m *mixed) {
+func queryAndBody(m *mixed) {
 	for _, n := range m.nodes {
 		for _, args := range []fanoutArgs{
 			{Method: "GET", Path: "/mirror", Query: map[string]string{"a": "1 2", "b": "é&=+"}},
@@ -70,7 +69,7 @@ func queryAndBody(t *testing.T, m *mixed) {
 		} {
 			f := n.ask(args)
 			if err := same(f.answered(), m.but(n)); err != nil {
-				t.Errorf("%s: answered: %v; failed: %v", n.id, err, f.failed())
+				m.Errorf("%s: answered: %v; failed: %v", n.id, err, f.failed())
 			}
 			for _, d := range f.Response.Data {
 				var seen struct {
@@ -79,42 +78,42 @@ func queryAndBody(t *testing.T, m *mixed) {
 					Body     any
 				}
 				if err := json.Unmarshal(d, &seen); err != nil {
-					t.Fatal(err)
+					m.Fatal(err)
 				}
 				if diff := cmp.Diff(args.Query, seen.Query) + cmp.Diff(args.Body, seen.Body); diff != "" {
-					t.Errorf("what %s sends is not what %s sees (-sent +seen):\n%s", n.id, seen.ServerID, diff)
+					m.Errorf("what %s sends is not what %s sees (-sent +seen):\n%s", n.id, seen.ServerID, diff)
 				}
 			}
 		}
 	}
 }
 
-func withoutData(t *testing.T, m *mixed) {
+func withoutData(m *mixed) {
 	for _, n := range m.nodes {
 		f := n.ask(fanoutArgs{Path: "/none"})
 		if err := same(f.answered(), m.but(n)); err != nil {
-			t.Errorf("%s: answered: %v; failed: %v", n.id, err, f.failed())
+			m.Errorf("%s: answered: %v; failed: %v", n.id, err, f.failed())
 		}
 		var want []string
 		if n.kind == npmKind {
 			want = slices.Repeat([]string{"null"}, 3)
 		}
 		if diff := cmp.Diff(want, f.data()); diff != "" {
-			t.Errorf("%s joins (-want +got):\n%s", n.id, diff)
+			m.Errorf("%s joins (-want +got):\n%s", n.id, diff)
 		}
 	}
 }
 
-func below500(t *testing.T, m *mixed) {
+func below500(m *mixed) {
 	for _, n := range m.nodes {
 		for _, status := range []int{400, 404, 409, 422} {
 			f := n.ask(fanoutArgs{Path: fmt.Sprintf("/fail/%d", status)})
 			if err := same(f.failed(), m.but(n)); err != nil || f.answered() != nil {
-				t.Errorf("%s: failed: %v; answered: %v", n.id, err, f.answered())
+				m.Errorf("%s: failed: %v; answered: %v", n.id, err, f.answered())
 			}
 			for _, failure := range f.Response.Failures {
 				if e := failure.Error; e.StatusCode != status || !strings.Contains(e.Message, "failing as told") {
-					t.Errorf("%s has %+v for a %d of %s", n.id, e, status, failure.Server.ServerID)
+					m.Errorf("%s has %+v for a %d of %s", n.id, e, status, failure.Server.ServerID)
 				}
 			}
 		}

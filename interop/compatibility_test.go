@@ -16,10 +16,14 @@ type scenario struct {
 	name string
 	says string // in one sentence, for the table
 
-	// One of these runs it: alone has a world of its own and runs beside others, within has
-	// the one cluster of two Go and two npm nodes, which it leaves as it was.
-	alone  func(t *testing.T)
-	within func(t *testing.T, m *mixed)
+	// One of these runs it: alone in a world of its own, beside others; each likewise, once for
+	// each kind of node; within in the one cluster of two Go and two npm nodes, which it leaves
+	// as it was.
+	alone  func(w *world)
+	each   func(w *world, k kind)
+	within func(m *mixed)
+
+	with worldOption // how its world differs, nil: in nothing
 }
 
 // A chapter is what the scenarios of one subject stand under in the table.
@@ -47,14 +51,25 @@ func TestCompatibility(t *testing.T) {
 	var within []scenario
 	for _, c := range chapters() {
 		for _, s := range c.scenarios {
-			if s.within != nil {
+			switch {
+			case s.within != nil:
 				within = append(within, s)
-				continue
+			case s.each != nil:
+				t.Run(s.name, func(t *testing.T) {
+					t.Parallel()
+					for _, k := range kinds() {
+						t.Run(string(k), func(t *testing.T) {
+							t.Parallel()
+							s.each(newWorld(t, s.with), k)
+						})
+					}
+				})
+			default:
+				t.Run(s.name, func(t *testing.T) {
+					t.Parallel()
+					s.alone(newWorld(t, s.with))
+				})
 			}
-			t.Run(s.name, func(t *testing.T) {
-				t.Parallel()
-				s.alone(t)
-			})
 		}
 	}
 	t.Run("mixed", func(t *testing.T) {
@@ -63,7 +78,7 @@ func TestCompatibility(t *testing.T) {
 		for _, s := range within {
 			t.Run(s.name, func(t *testing.T) {
 				m.in(t)
-				s.within(t, m)
+				s.within(m)
 			})
 		}
 	})
@@ -77,16 +92,16 @@ type mixed struct {
 
 func newMixed(t *testing.T) *mixed {
 	t.Helper()
-	w := newWorld(t)
+	w := newWorld(t, nil)
 	return &mixed{w, w.cluster(npmKind, goKind, npmKind, goKind)}
 }
 
 // in makes a subtest the one that fails if something does.
 func (m *mixed) in(t *testing.T) {
 	t.Helper()
-	outer := m.t
-	bind := func(t *testing.T) {
-		m.t = t
+	outer := m.T
+	bind := func(t *testing.T) { //nolint:thelper // it binds, and cannot fail
+		m.T = t
 		for _, n := range m.nodes {
 			n.t = t
 		}
@@ -107,8 +122,6 @@ func (m *mixed) but(n *node) []string {
 
 const tablePath = "compatibility.md"
 
-var update = flag.Bool("update", false, "write "+tablePath+" and the golden files anew")
-
 // TestTable compares the table of scenarios with what the reader is shown.
 func TestTable(t *testing.T) {
 	var b strings.Builder
@@ -119,7 +132,13 @@ func TestTable(t *testing.T) {
 	for _, c := range chapters() {
 		fmt.Fprintf(&b, "\n## %s\n\n| scenario | what it shows |\n| --- | --- |\n", c.title)
 		for _, s := range c.scenarios {
-			if names[s.name] || (s.alone == nil) == (s.within == nil) || !strings.HasSuffix(s.says, ".") {
+			ways := 0
+			for _, there := range []bool{s.alone != nil, s.each != nil, s.within != nil} {
+				if there {
+					ways++
+				}
+			}
+			if names[s.name] || ways != 1 || !strings.HasSuffix(s.says, ".") {
 				t.Errorf("scenario %q: it needs a name of its own, one way to run, and a sentence", s.name)
 			}
 			names[s.name] = true
@@ -133,7 +152,7 @@ func TestTable(t *testing.T) {
 // golden compares text with a file, or writes it if the test was told to.
 func golden(t *testing.T, path, text string) {
 	t.Helper()
-	if *update {
+	if flag.Lookup(updateFlag).Value.String() == "true" {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}

@@ -7,7 +7,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -47,28 +46,28 @@ type caller struct {
 	Cluster                       bool
 }
 
-// relay has a node ask its peers to ask theirs, and returns what each of them saw.
-func relay(t *testing.T, n *node, correlationID string) []seen {
-	t.Helper()
-	return asked(t, n, fanoutArgs{Method: "POST", Path: "/relay", CorrelationID: correlationID})
+// relay has the node ask its peers to ask theirs, and returns what each of them saw.
+func (n *node) relay(correlationID string) []seen {
+	n.t.Helper()
+	return n.asked(fanoutArgs{Method: "POST", Path: "/relay", CorrelationID: correlationID})
 }
 
-func threeHops(t *testing.T, m *mixed) {
+func threeHops(m *mixed) {
 	const id, date = "a-trip", "2026-02-03T04:05:06.789Z"
 	step := func(n int) string { return fmt.Sprintf("%s@%d/%s", id, n, date) }
 	for _, k := range kinds() {
 		start := m.first(k)
 		hops := 0
-		for _, middle := range relay(t, start, step(0)) {
+		for _, middle := range start.relay(step(0)) {
 			if middle.CorrelationID != step(1) {
-				t.Errorf("%s goes on under %s for %s", middle.ServerID, middle.CorrelationID, start.id)
+				m.Errorf("%s goes on under %s for %s", middle.ServerID, middle.CorrelationID, start.id)
 			}
 			if len(middle.Peers) != len(m.nodes)-1 {
-				t.Errorf("%s asked %d peers", middle.ServerID, len(middle.Peers))
+				m.Errorf("%s asked %d peers", middle.ServerID, len(middle.Peers))
 			}
 			for _, end := range middle.Peers {
 				if end.CorrelationID != step(2) {
-					t.Errorf("%s goes on under %s, from %s over %s", end.ServerID, end.CorrelationID, start.id, middle.ServerID)
+					m.Errorf("%s goes on under %s, from %s over %s", end.ServerID, end.CorrelationID, start.id, middle.ServerID)
 				}
 				if strings.HasPrefix(end.ServerID, strings.ToLower(string(k))) && !strings.HasPrefix(middle.ServerID, strings.ToLower(string(k))) {
 					hops++
@@ -76,26 +75,26 @@ func threeHops(t *testing.T, m *mixed) {
 			}
 		}
 		if hops == 0 {
-			t.Errorf("nothing went from %s over the other kind to %s", k, k)
+			m.Errorf("nothing went from %s over the other kind to %s", k, k)
 		}
 		// And back on the answer.
 		a := m.call("GET", start.base+"/mirror", m.token(serverType, true), nil, "x-correlation-id", step(7))
 		if got := a.header.Get("X-Correlation-Id"); got != step(8) {
-			t.Errorf("%s answers under %s", start.id, got)
+			m.Errorf("%s answers under %s", start.id, got)
 		}
 	}
 }
 
-func userAgents(t *testing.T, m *mixed) {
+func userAgents(m *mixed) {
 	forms := map[kind]*regexp.Regexp{
 		goKind:  regexp.MustCompile(`^mimik-mds/1\.2\.3/(\S+) \(\w+; \w+; go \d+\.\d+\S*\)$`),
 		npmKind: regexp.MustCompile(`^mimik-mds/1\.2\.3/(\S+) \(\w+; \w+; node v\d+\.\d+\S*\)$`),
 	}
 	for _, n := range m.nodes {
-		for _, s := range relay(t, n, "") {
+		for _, s := range n.relay("") {
 			found := forms[n.kind].FindStringSubmatch(s.UserAgent)
 			if found == nil || found[1] != n.id {
-				t.Errorf("%s is %q to %s", n.id, s.UserAgent, s.ServerID)
+				m.Errorf("%s is %q to %s", n.id, s.UserAgent, s.ServerID)
 			}
 		}
 	}
@@ -103,7 +102,7 @@ func userAgents(t *testing.T, m *mixed) {
 
 // correlationIDs puts what may come in before the reference's own function and ours. The cases are
 // those of the reference's own tests, and what lies between them.
-func correlationIDs(t *testing.T, m *mixed) {
+func correlationIDs(m *mixed) {
 	const id, date = "--an-id--", "2026-02-03T04:05:06.789Z"
 	incoming := []string{
 		"", id, id + "@0", id + "@41/" + date, id + "/" + date, "@0", "/" + date, "@/", "/", "@", id + "@abc", id + "@abc/" + date,
@@ -126,7 +125,7 @@ func correlationIDs(t *testing.T, m *mixed) {
 	for i, in := range incoming {
 		ours := wire.NextCorrelationID(in)
 		if diff := cmp.Diff(normal(theirs[i]), normal(ours)); diff != "" {
-			t.Errorf("%q (-npm +Go):\n%s", in, diff)
+			m.Errorf("%q (-npm +Go):\n%s", in, diff)
 		}
 	}
 	// What is odd enough to be dangerous in a log is not continued.
@@ -134,13 +133,13 @@ func correlationIDs(t *testing.T, m *mixed) {
 	m.first(npmKind).must("correlate", odd, &theirs)
 	for i, in := range odd {
 		if got := normal(wire.NextCorrelationID(in)); got != "uuid@0/now" {
-			t.Errorf("%q goes on as %q", in, got)
+			m.Errorf("%q goes on as %q", in, got)
 		}
 		if head, _, _ := strings.Cut(in, "@"); !strings.HasPrefix(theirs[i], head) {
-			t.Errorf("npm: %q goes on as %q", in, theirs[i])
+			m.Errorf("npm: %q goes on as %q", in, theirs[i])
 		}
 	}
 	if slices.Contains(theirs, "") {
-		t.Errorf("npm: %q", theirs)
+		m.Errorf("npm: %q", theirs)
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
-	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -17,9 +16,9 @@ import (
 func knowing() []scenario {
 	return []scenario{
 		{
-			name:  "a node joins a cluster of the other kind",
-			says:  "A Go node that joins two npm nodes, and an npm node that joins two Go nodes, is known to both at once, knows both, and each gets the answers of the two others.",
-			alone: joinsTheOthers,
+			name: "a node joins a cluster of the other kind",
+			says: "A Go node that joins two npm nodes, and an npm node that joins two Go nodes, is known to both at once, knows both, and each gets the answers of the two others.",
+			each: joinsTheOthers,
 		},
 		{
 			name:   "an announcement adds a server",
@@ -51,48 +50,42 @@ func knowing() []scenario {
 
 func resourceID() string { return mit.ResourceID(serverType) }
 
-func joinsTheOthers(t *testing.T) {
-	for _, k := range kinds() {
-		t.Run(string(k)+" joins "+string(k.other()), func(t *testing.T) {
-			t.Parallel()
-			w := newWorld(t)
-			nodes := w.cluster(k.other(), k.other(), k)
-			for i, n := range nodes {
-				others := []*node{nodes[(i+1)%3], nodes[(i+2)%3]}
-				f := n.ask(fanoutArgs{Path: "/things"})
-				if err := same(f.answered(), sorted(others)); err != nil || f.failed() != nil {
-					t.Errorf("%s: answered: %v; failed: %v", n.id, err, f.failed())
-				}
-				f = n.ask(fanoutArgs{Method: "POST", Path: "/mirror", Body: map[string]any{"text": "é €"}})
-				if err := same(f.answered(), sorted(others)); err != nil || f.failed() != nil {
-					t.Errorf("%s: answered: %v; failed: %v", n.id, err, f.failed())
-				}
-			}
-			// What each knows is what the registry knows, to the letter.
-			want := w.listed()
-			for _, n := range nodes {
-				got, err := n.view()
-				if err != nil {
-					t.Fatal(err)
-				}
-				for _, s := range got {
-					for _, listed := range want {
-						if s.ServerID == listed.ServerID && (s.ClusterBaseURL != listed.ClusterBaseURL || !s.CreatedAt.Equal(listed.CreatedAt)) {
-							t.Errorf("%s knows %+v, the registry %+v", n.id, s, listed)
-						}
-					}
+func joinsTheOthers(w *world, k kind) {
+	nodes := w.cluster(k.other(), k.other(), k)
+	for i, n := range nodes {
+		others := []*node{nodes[(i+1)%3], nodes[(i+2)%3]}
+		f := n.ask(fanoutArgs{Path: "/things"})
+		if err := same(f.answered(), sorted(others)); err != nil || f.failed() != nil {
+			w.Errorf("%s: answered: %v; failed: %v", n.id, err, f.failed())
+		}
+		f = n.ask(fanoutArgs{Method: "POST", Path: "/mirror", Body: map[string]any{"text": "é €"}})
+		if err := same(f.answered(), sorted(others)); err != nil || f.failed() != nil {
+			w.Errorf("%s: answered: %v; failed: %v", n.id, err, f.failed())
+		}
+	}
+	// What each knows is what the registry knows, to the letter.
+	want := w.listed()
+	for _, n := range nodes {
+		got, err := n.view()
+		if err != nil {
+			w.Fatal(err)
+		}
+		for _, s := range got {
+			for _, listed := range want {
+				if s.ServerID == listed.ServerID && (s.ClusterBaseURL != listed.ClusterBaseURL || !s.CreatedAt.Equal(listed.CreatedAt)) {
+					w.Errorf("%s knows %+v, the registry %+v", n.id, s, listed)
 				}
 			}
-		})
+		}
 	}
 }
 
 // peerCall calls a peer endpoint of a node, as a peer does.
 func (m *mixed) peerCall(n *node, method, path string, body any) (status int, envelope map[string]any) {
-	m.t.Helper()
+	m.Helper()
 	a := m.call(method, n.base+path, m.token(serverType, true), body)
 	if err := json.Unmarshal(a.body, &envelope); err != nil {
-		m.t.Fatalf("%s answers %s %s with %s", n.id, method, path, a.body)
+		m.Fatalf("%s answers %s %s with %s", n.id, method, path, a.body)
 	}
 	return a.status, envelope
 }
@@ -116,7 +109,7 @@ func announcement(id string, servers ...map[string]any) map[string]any {
 	return map[string]any{"id": id, "type": serverType, "publicBaseUrl": "http://public.test" + basePath, "servers": servers}
 }
 
-func announcementAdds(t *testing.T, m *mixed) {
+func announcementAdds(m *mixed) {
 	for _, n := range m.nodes {
 		newcomer := map[string]any{
 			"serverId": "newcomer", "clusterBaseUrl": "http://127.0.0.1:1" + basePath, "region": map[string]any{"zone": "é"},
@@ -124,52 +117,52 @@ func announcementAdds(t *testing.T, m *mixed) {
 		}
 		status, envelope := m.peerCall(n, http.MethodPost, "/itResources", announcement(resourceID(), newcomer))
 		if status != http.StatusOK {
-			t.Fatalf("%s answers %d: %v", n.id, status, envelope)
+			m.Fatalf("%s answers %d: %v", n.id, status, envelope)
 		}
 		if diff := cmp.Diff(newcomer, entry(envelope, "newcomer")); diff != "" {
-			t.Errorf("%s does not give back the newcomer (-sent +known):\n%s", n.id, diff)
+			m.Errorf("%s does not give back the newcomer (-sent +known):\n%s", n.id, diff)
 		}
 		if entry(envelope, m.nodes[0].id) == nil || entry(envelope, n.id) == nil {
-			t.Errorf("%s lost servers over it: %v", n.id, envelope)
+			m.Errorf("%s lost servers over it: %v", n.id, envelope)
 		}
 		if diff := cmp.Diff(map[string]any{"serverId": n.id}, envelope["server"]); diff != "" {
-			t.Errorf("%s does not say who answers: %s", n.id, diff)
+			m.Errorf("%s does not say who answers: %s", n.id, diff)
 		}
 		status, envelope = m.peerCall(n, http.MethodDelete, "/itResources/"+resourceID()+"/servers/newcomer", nil)
 		if status != http.StatusOK || envelope["data"] != "newcomer" {
-			t.Errorf("%s answers the departure with %d: %v", n.id, status, envelope)
+			m.Errorf("%s answers the departure with %d: %v", n.id, status, envelope)
 		}
 		m.sees(n, m.nodes...)
 	}
 }
 
-func anotherCluster(t *testing.T, m *mixed) {
+func anotherCluster(m *mixed) {
 	for _, n := range m.nodes {
 		stranger := map[string]any{"serverId": "stranger", "clusterBaseUrl": "http://127.0.0.1:1" + basePath}
 		status, envelope := m.peerCall(n, http.MethodPost, "/itResources", announcement("another", stranger))
 		data, _ := envelope["data"].(map[string]any)
 		if status != http.StatusOK || entry(envelope, "stranger") != nil || data["id"] != resourceID() {
-			t.Errorf("%s answers the announcement with %d: %v", n.id, status, envelope)
+			m.Errorf("%s answers the announcement with %d: %v", n.id, status, envelope)
 		}
 		status, envelope = m.peerCall(n, http.MethodDelete, "/itResources/another/servers/"+m.but(n)[0], nil)
 		if got, there := envelope["data"]; status != http.StatusOK || !there || got != nil {
-			t.Errorf("%s answers the departure with %d: %v", n.id, status, envelope)
+			m.Errorf("%s answers the departure with %d: %v", n.id, status, envelope)
 		}
 		m.sees(n, m.nodes...)
 	}
 }
 
-func unknownDeparture(t *testing.T, m *mixed) {
+func unknownDeparture(m *mixed) {
 	for _, n := range m.nodes {
 		status, envelope := m.peerCall(n, http.MethodDelete, "/itResources/"+resourceID()+"/servers/nobody", nil)
 		if status != http.StatusOK || envelope["data"] != "nobody" {
-			t.Errorf("%s answers %d: %v", n.id, status, envelope)
+			m.Errorf("%s answers %d: %v", n.id, status, envelope)
 		}
 		m.sees(n, m.nodes...)
 	}
 }
 
-func newerEntry(t *testing.T, m *mixed) {
+func newerEntry(m *mixed) {
 	for _, n := range m.nodes {
 		announce := func(date, path string) any {
 			_, envelope := m.peerCall(n, http.MethodPost, "/itResources", announcement(resourceID(), map[string]any{
@@ -179,26 +172,25 @@ func newerEntry(t *testing.T, m *mixed) {
 		}
 		announce("2026-01-01T00:00:02.000Z", "/middle")
 		if got := announce("2026-01-01T00:00:01.000Z", "/old"); got != "http://127.0.0.1:1/middle" {
-			t.Errorf("%s takes an older entry: %v", n.id, got)
+			m.Errorf("%s takes an older entry: %v", n.id, got)
 		}
 		want := map[kind]string{npmKind: "/middle", goKind: "/new"}[n.kind]
 		if got, _ := announce("2026-01-01T00:00:03.000Z", "/new").(string); !strings.HasSuffix(got, want) {
-			t.Errorf("%s has %s after a newer entry, not %s", n.id, got, want)
+			m.Errorf("%s has %s after a newer entry, not %s", n.id, got, want)
 		}
 		m.peerCall(n, http.MethodDelete, "/itResources/"+resourceID()+"/servers/mover", nil)
 		m.sees(n, m.nodes...)
 	}
 }
 
-func forgetsItself(t *testing.T) {
-	w := newWorld(t)
+func forgetsItself(w *world) {
 	nodes := w.cluster(npmKind, goKind)
 	npm, golang := nodes[0], nodes[1]
 	m := &mixed{w, nodes}
 	forget := func(n *node) {
 		status, envelope := m.peerCall(n, http.MethodDelete, "/itResources/"+resourceID()+"/servers/"+n.id, nil)
 		if status != http.StatusOK || envelope["data"] != n.id {
-			t.Errorf("%s answers %d: %v", n.id, status, envelope)
+			w.Errorf("%s answers %d: %v", n.id, status, envelope)
 		}
 	}
 	before := len(w.registrations(golang.id))

@@ -9,6 +9,8 @@ import (
 	"testing"
 )
 
+const updateFlag = "update"
+
 // TestMain is also the Go node: the tests start their own binary once more for each, so that it
 // has whatever they were built with, the race detector included.
 func TestMain(m *testing.M) {
@@ -19,6 +21,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	flag.Bool(updateFlag, false, "write "+tablePath+" and the golden files anew")
 	flag.Parse()
 	atOnce(8)
 	os.Exit(m.Run())

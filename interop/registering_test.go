@@ -9,16 +9,18 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"testing"
 	"time"
+
+	"github.com/mimiktech/cluster/mit"
 )
 
 func registering() []scenario {
 	return []scenario{
 		{
-			name:  "a node registers, renews its lease and unregisters",
-			says:  "A node of either kind is listed, renews within its lease, keeps its date of birth, and is gone once it leaves.",
-			alone: registersAndRenews,
+			name: "a node registers, renews its lease and unregisters",
+			says: "A node of either kind is listed, renews within its lease, keeps its date of birth, and is gone once it leaves.",
+			with: lease(1500 * time.Millisecond),
+			each: registersAndRenews,
 		},
 		{
 			name:  "the shipped registry",
@@ -26,94 +28,90 @@ func registering() []scenario {
 			alone: shippedRegistry,
 		},
 		{
-			name:  "a registry that is away",
-			says:  "A node of either kind is an `orphan: …` in its environment while the registry fails, and registers when it is back.",
-			alone: registryAway,
+			name: "a registry that is away",
+			says: "A node of either kind is an `orphan: …` in its environment while the registry fails, and registers when it is back.",
+			each: registryAway,
 		},
 		{
-			name:  "management off",
-			says:  "A node of either kind without management registers with `managedCluster=off`, announces nothing, refuses to ask its peers, and is asked by them.",
-			alone: managementOff,
+			name: "management off",
+			says: "A node of either kind without management registers with `managedCluster=off`, announces nothing, refuses to ask its peers, and is asked by them.",
+			each: managementOff,
 		},
 		{
-			name:  "when the first registration is sent",
-			says:  "The npm module lets one retry period pass before it first registers; a Go node registers at once.",
-			alone: firstRegistration,
+			name: "when the first registration is sent",
+			says: "The npm module lets one retry period pass before it first registers; a Go node registers at once.",
+			each: firstRegistration,
 		},
 		{
-			name:  "a registry that grants no lease time",
-			says:  "Without a lease time the npm module registers without a pause; a Go node assumes two hours.",
-			alone: noLeaseTime,
+			name: "a registry that grants no lease time",
+			says: "Without a lease time the npm module registers without a pause; a Go node assumes two hours.",
+			with: lease(mit.NoLease),
+			each: noLeaseTime,
 		},
 		{
 			name:  "a lease time that changes",
 			says:  "A Go node follows a new lease time from its next renewal on; the npm module keeps the first.",
+			with:  lease(time.Second),
 			alone: leaseChanges,
 		},
 	}
 }
 
-func registersAndRenews(t *testing.T) {
-	for _, k := range kinds() {
-		t.Run(string(k), func(t *testing.T) {
-			t.Parallel()
-			w := newWorld(t, lease(1500*time.Millisecond))
-			n := w.start(k, "SERVER_LOCATION_LON=-123.1", "SERVER_LOCATION_LAT=49.3")
-			n.register()
-			w.settle(n)
-			first := w.listed()[0]
-			if first.ClusterBaseURL != n.base || string(first.Location) != `{"type":"Point","coordinates":[-123.1,49.3]}` {
-				t.Errorf("the registry lists %+v, not the node at %s", first, n.base)
-			}
-			if got := n.status(); got.Registration != "registered" || got.Servers != "1" {
-				t.Errorf("the node's environment says %+v", got)
-			}
-			w.until("it has renewed twice", func() error {
-				if len(w.registrations(n.id)) < 3 {
-					return fmt.Errorf("%d registrations", len(w.registrations(n.id)))
-				}
-				return nil
-			})
-			servers := w.listed()
-			if len(servers) != 1 || !servers[0].CreatedAt.Equal(first.CreatedAt) || !servers[0].UpdatedAt.After(first.UpdatedAt) {
-				t.Errorf("after two renewals the registry lists %+v, first it was %+v", servers, first)
-			}
+func registersAndRenews(w *world, k kind) {
+	n := w.start(k, "SERVER_LOCATION_LON=-123.1", "SERVER_LOCATION_LAT=49.3")
+	n.register()
+	w.settle(n)
+	first := w.listed()[0]
+	if first.ClusterBaseURL != n.base || string(first.Location) != `{"type":"Point","coordinates":[-123.1,49.3]}` {
+		w.Errorf("the registry lists %+v, not the node at %s", first, n.base)
+	}
+	if got := n.status(); got.Registration != "registered" || got.Servers != "1" {
+		w.Errorf("the node's environment says %+v", got)
+	}
+	w.until("it has renewed twice", func() error {
+		if len(w.registrations(n.id)) < 3 {
+			return fmt.Errorf("%d registrations", len(w.registrations(n.id)))
+		}
+		return nil
+	})
+	servers := w.listed()
+	if len(servers) != 1 || !servers[0].CreatedAt.Equal(first.CreatedAt) || !servers[0].UpdatedAt.After(first.UpdatedAt) {
+		w.Errorf("after two renewals the registry lists %+v, first it was %+v", servers, first)
+	}
 
-			if got := n.unregister(); got.NbServers != 1 || got.ServerID != n.id || got.Errors != nil {
-				t.Errorf("unRegister answers %+v", got)
-			}
-			if got := w.listed(); len(got) != 0 {
-				t.Errorf("after it left the registry lists %v", got)
-			}
-			before := len(w.registrations(n.id))
-			time.Sleep(2 * time.Second) // more than a lease, in which nothing must happen
-			if after := len(w.registrations(n.id)); after != before {
-				t.Errorf("it registered %d more times after it left", after-before)
-			}
-		})
+	if got := n.unregister(); got.NbServers != 1 || got.ServerID != n.id || got.Errors != nil {
+		w.Errorf("unRegister answers %+v", got)
+	}
+	if got := w.listed(); len(got) != 0 {
+		w.Errorf("after it left the registry lists %v", got)
+	}
+	before := len(w.registrations(n.id))
+	time.Sleep(2 * time.Second) // more than a lease, in which nothing must happen
+	if after := len(w.registrations(n.id)); after != before {
+		w.Errorf("it registered %d more times after it left", after-before)
 	}
 }
 
-// shippedRegistry has the registry in a process of its own, set up by nothing but its flags.
-func shippedRegistry(t *testing.T) {
-	modules := install(t)
-	binary := filepath.Join(t.TempDir(), "mit")
-	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "../cmd/mit").CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
+// shippedRegistry has the registry in a process of its own, set up by nothing but its flags, beside the
+// one of the world, which nobody asks.
+func shippedRegistry(w *world) {
+	binary := filepath.Join(w.TempDir(), "mit")
+	if out, err := exec.CommandContext(w.Context(), "go", "build", "-o", binary, "../cmd/mit").CombinedOutput(); err != nil {
+		w.Fatalf("go build: %v\n%s", err, out)
 	}
 	var printed strings.Builder
-	cmd := exec.CommandContext(t.Context(), binary, "--listen", "127.0.0.1:0", "--type", serverType, "--log", "error")
-	cmd.Env = []string{"HOME=" + t.TempDir()}
+	cmd := exec.CommandContext(w.Context(), binary, "--listen", "127.0.0.1:0", "--type", serverType, "--log", "error")
+	cmd.Env = []string{"HOME=" + w.TempDir()}
 	cmd.SysProcAttr = ownGroup()
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
-		t.Fatal(err)
+		w.Fatal(err)
 	}
 	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+		w.Fatal(err)
 	}
-	t.Cleanup(func() {
+	w.Cleanup(func() {
 		_ = cmd.Process.Kill() // it may be gone already
 		_ = cmd.Wait()         // it was killed
 	})
@@ -122,7 +120,7 @@ func shippedRegistry(t *testing.T) {
 		b := make([]byte, 4096)
 		n, err := out.Read(b)
 		if err != nil {
-			t.Fatalf("mit printed %q and ended: %v", printed.String(), err)
+			w.Fatalf("mit printed %q and ended: %v", printed.String(), err)
 		}
 		printed.Write(b[:n])
 	}
@@ -132,11 +130,9 @@ func shippedRegistry(t *testing.T) {
 			env[name] = strings.Trim(value, "'")
 		}
 	}
-	// The waiting is that of a world; its own registry is asked by nobody.
-	w := &world{t: t}
 	nodes := []*node{
-		launch(t, npmKind, "npm-1", "127.0.0.1:0", modules, env),
-		launch(t, goKind, "go-2", "127.0.0.1:0", modules, env),
+		launch(w.T, npmKind, "npm-1", "127.0.0.1:0", w.modules, env),
+		launch(w.T, goKind, "go-2", "127.0.0.1:0", w.modules, env),
 	}
 	for i, n := range nodes {
 		n.serving().register()
@@ -146,97 +142,76 @@ func shippedRegistry(t *testing.T) {
 	}
 	for i, n := range nodes {
 		if f := n.ask(fanoutArgs{Path: "/things"}); same(f.answered(), []string{nodes[1-i].id}) != nil || f.failed() != nil {
-			t.Errorf("%s: answered %v, failed %v", n.id, f.answered(), f.failed())
+			w.Errorf("%s: answered %v, failed %v", n.id, f.answered(), f.failed())
 		}
 	}
 }
 
-func registryAway(t *testing.T) {
-	for _, k := range kinds() {
-		t.Run(string(k), func(t *testing.T) {
-			t.Parallel()
-			w := newWorld(t)
-			w.answerInstead(registryFails(http.StatusBadRequest)) // which nobody repeats by itself
-			n := w.start(k)
-			n.register()
-			w.until("it is an orphan", func() error {
-				if s := n.status().Registration; !strings.HasPrefix(s, "orphan: ") || !strings.Contains(s, "failing as told") {
-					return fmt.Errorf("REGISTRATION_STATUS is %q", s)
-				}
-				return nil
-			})
-			w.answerInstead(nil)
-			w.until("it is registered", func() error {
-				if s := n.status().Registration; s != "registered" {
-					return fmt.Errorf("REGISTRATION_STATUS is %q", s)
-				}
-				return nil
-			})
-			w.settle(n)
-		})
-	}
+func registryAway(w *world, k kind) {
+	w.answerInstead(registryFails(http.StatusBadRequest)) // which nobody repeats by itself
+	n := w.start(k)
+	n.register()
+	w.until("it is an orphan", func() error {
+		if s := n.status().Registration; !strings.HasPrefix(s, "orphan: ") || !strings.Contains(s, "failing as told") {
+			return fmt.Errorf("REGISTRATION_STATUS is %q", s)
+		}
+		return nil
+	})
+	w.answerInstead(nil)
+	w.until("it is registered", func() error {
+		if s := n.status().Registration; s != "registered" {
+			return fmt.Errorf("REGISTRATION_STATUS is %q", s)
+		}
+		return nil
+	})
+	w.settle(n)
 }
 
-func managementOff(t *testing.T) {
-	for _, k := range kinds() {
-		t.Run(string(k), func(t *testing.T) {
-			t.Parallel()
-			w := newWorld(t)
-			early, quiet, late := w.launch(k.other()), w.launch(k, "CLUSTER_MANAGEMENT=off"), w.launch(k.other())
-			w.join(early)
-			quiet.serving().register()
-			w.until("it is listed", func() error { return same(serverIDs(w.listed()), sorted([]*node{early, quiet})) })
-			if got := w.registrations(quiet.id)[0].target; got != registryPath+"/itResources?managedCluster=off" {
-				t.Errorf("it registers at %s", got)
-			}
-			w.until("it is registered", func() error {
-				if s := quiet.status(); s.Registration != "registered" || s.Servers != "2" {
-					return fmt.Errorf("its environment is %+v", s)
-				}
-				return nil
-			})
-			if err := quiet.do("fanout", fanoutArgs{Path: "/things"}, new(fanout)); err == nil || !strings.Contains(err.Error(), "management") {
-				t.Errorf("asking its peers: %v, not an error about management", err)
-			}
-			w.sees(early, early) // nobody told it
-			late.serving().register()
-			w.settle(early, quiet, late) // late tells both what the registry told it
-			if f := early.ask(fanoutArgs{Path: "/things"}); same(f.answered(), sorted([]*node{late, quiet})) != nil {
-				t.Errorf("%s: answered %v, failed %v", early.id, f.answered(), f.failed())
-			}
-			if got := quiet.unregister(); got.NbServers != 3 || got.Errors != nil {
-				t.Errorf("unRegister answers %+v", got)
-			}
-			w.sees(early, early, quiet, late) // nobody told it that either
-		})
+func managementOff(w *world, k kind) {
+	early, quiet, late := w.launch(k.other()), w.launch(k, "CLUSTER_MANAGEMENT=off"), w.launch(k.other())
+	w.join(early)
+	quiet.serving().register()
+	w.until("it is listed", func() error { return same(serverIDs(w.listed()), sorted([]*node{early, quiet})) })
+	if got := w.registrations(quiet.id)[0].target; got != registryPath+"/itResources?managedCluster=off" {
+		w.Errorf("it registers at %s", got)
 	}
+	w.until("it is registered", func() error {
+		if s := quiet.status(); s.Registration != "registered" || s.Servers != "2" {
+			return fmt.Errorf("its environment is %+v", s)
+		}
+		return nil
+	})
+	if err := quiet.do("fanout", fanoutArgs{Path: "/things"}, new(fanout)); err == nil || !strings.Contains(err.Error(), "management") {
+		w.Errorf("asking its peers: %v, not an error about management", err)
+	}
+	w.sees(early, early) // nobody told it
+	late.serving().register()
+	w.settle(early, quiet, late) // late tells both what the registry told it
+	if f := early.ask(fanoutArgs{Path: "/things"}); same(f.answered(), sorted([]*node{late, quiet})) != nil {
+		w.Errorf("%s: answered %v, failed %v", early.id, f.answered(), f.failed())
+	}
+	if got := quiet.unregister(); got.NbServers != 3 || got.Errors != nil {
+		w.Errorf("unRegister answers %+v", got)
+	}
+	w.sees(early, early, quiet, late) // nobody told it that either
 }
 
-func firstRegistration(t *testing.T) {
+func firstRegistration(w *world, k kind) {
 	const retry = 3 * time.Second
-	for _, k := range kinds() {
-		t.Run(string(k), func(t *testing.T) {
-			t.Parallel()
-			w := newWorld(t)
-			n := w.start(k, fmt.Sprintf("REGISTRATION_RETRY=%d", retry.Milliseconds()))
-			told := time.Now()
-			n.register()
-			w.settle(n)
-			took := w.registrations(n.id)[0].at.Sub(told)
-			if late := took >= retry-10*time.Millisecond; late != (k == npmKind) { // a timer may be early
-				t.Errorf("it took %v, with a retry period of %v", took, retry)
-			}
-		})
+	n := w.start(k, fmt.Sprintf("REGISTRATION_RETRY=%d", retry.Milliseconds()))
+	told := time.Now()
+	n.register()
+	w.settle(n)
+	took := w.registrations(n.id)[0].at.Sub(told)
+	if late := took >= retry-10*time.Millisecond; late != (k == npmKind) { // a timer may be early
+		w.Errorf("it took %v, with a retry period of %v", took, retry)
 	}
 }
 
-func noLeaseTime(t *testing.T) {
-	const noLease = -1
-	t.Run("npm", func(t *testing.T) {
-		t.Parallel()
-		w := newWorld(t, lease(noLease))
-		n := w.start(npmKind)
-		n.register()
+func noLeaseTime(w *world, k kind) {
+	n := w.start(k)
+	n.register()
+	if k == npmKind {
 		w.until("it hammers the registry", func() error {
 			if got := len(w.registrations(n.id)); got < 100 {
 				return fmt.Errorf("%d registrations", got)
@@ -245,30 +220,24 @@ func noLeaseTime(t *testing.T) {
 		})
 		all := w.registrations(n.id)
 		if took := all[99].at.Sub(all[1].at); took > 10*time.Second {
-			t.Errorf("98 renewals took %v", took)
+			w.Errorf("98 renewals took %v", took)
 		}
-	})
-	t.Run("Go", func(t *testing.T) {
-		t.Parallel()
-		w := newWorld(t, lease(noLease))
-		n := w.start(goKind)
-		n.register()
-		w.settle(n)
-		w.until("it says what it assumes", func() error {
-			if s := n.status().LeaseTime; s != "7200000" {
-				return fmt.Errorf("CLUSTER_STATUS_LEASE_TIME is %q", s)
-			}
-			return nil
-		})
-		time.Sleep(time.Second) // in which nothing must happen
-		if got := len(w.registrations(n.id)); got != 1 {
-			t.Errorf("%d registrations, not 1", got)
+		return
+	}
+	w.settle(n)
+	w.until("it says what it assumes", func() error {
+		if s := n.status().LeaseTime; s != "7200000" {
+			return fmt.Errorf("CLUSTER_STATUS_LEASE_TIME is %q", s)
 		}
+		return nil
 	})
+	time.Sleep(time.Second) // in which nothing must happen
+	if got := len(w.registrations(n.id)); got != 1 {
+		w.Errorf("%d registrations, not 1", got)
+	}
 }
 
-func leaseChanges(t *testing.T) {
-	w := newWorld(t, lease(time.Second))
+func leaseChanges(w *world) {
 	npm, golang := w.launch(npmKind), w.launch(goKind)
 	w.join(npm, golang)
 	w.registry.SetLease(longLease)
@@ -287,6 +256,6 @@ func leaseChanges(t *testing.T) {
 		return nil
 	})
 	if after := len(w.registrations(golang.id)); after != before {
-		t.Errorf("the Go node renewed %d times more in two old leases", after-before)
+		w.Errorf("the Go node renewed %d times more in two old leases", after-before)
 	}
 }

@@ -29,7 +29,7 @@ func TestSoak(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := &soak{
-		world: newWorld(t, lease(2*time.Second), func(r *mit.RegistryConfig, _ *mit.TokenConfig) { r.Grace = 3 * time.Second }),
+		world: newWorld(t, func(r *mit.RegistryConfig, _ *mit.TokenConfig) { r.Lease, r.Grace = 2*time.Second, 3*time.Second }),
 		rand:  rand.New(rand.NewPCG(seed, 0)),
 		did:   map[string]int{},
 	}
@@ -104,13 +104,13 @@ type soak struct {
 }
 
 func (s *soak) join(p *place) {
-	s.t.Helper()
+	s.Helper()
 	n := s.launch(p.kind)
 	s.begin(p, n)
 }
 
 func (s *soak) begin(p *place, n *node) {
-	s.t.Helper()
+	s.Helper()
 	n.serving().register()
 	p.life, p.last = &life{node: n, from: time.Now(), done: make(chan struct{})}, n
 	s.mu.Lock()
@@ -121,7 +121,7 @@ func (s *soak) begin(p *place, n *node) {
 
 // disturb does one thing to one place.
 func (s *soak) disturb() {
-	s.t.Helper()
+	s.Helper()
 	p := &s.places[s.rand.IntN(len(s.places))]
 	there := 0
 	for i := range s.places {
@@ -158,14 +158,14 @@ func (s *soak) disturb() {
 	case 2:
 		s.did["left"]++
 		if d := l.unregister(); d.Errors != nil {
-			s.t.Errorf("%s leaves with errors: %s", l.id, d.Errors)
+			s.Errorf("%s leaves with errors: %s", l.id, d.Errors)
 		}
 		l.kill() // an npm node may go on renewing otherwise
 	default:
 		s.did["was terminated"]++
 		l.signal(syscall.SIGTERM)
 		if code := l.exited(); code != 0 {
-			s.t.Errorf("%s exits with %d", l.id, code)
+			s.Errorf("%s exits with %d", l.id, code)
 		}
 	}
 }
@@ -208,7 +208,7 @@ func (s *soak) keepAsking(l *life) {
 			return
 		}
 		if err != nil {
-			s.t.Errorf("%s cannot ask: %v", l.id, err)
+			s.Errorf("%s cannot ask: %v", l.id, err)
 			return
 		}
 		steady := s.steady(from, to)
@@ -216,18 +216,18 @@ func (s *soak) keepAsking(l *life) {
 		accounted := slices.Concat(answered, failed)
 		slices.Sort(accounted)
 		if len(slices.Compact(slices.Clone(accounted))) != len(accounted) {
-			s.t.Errorf("%s has a peer twice: answered %v, failed %v", l.id, answered, failed)
+			s.Errorf("%s has a peer twice: answered %v, failed %v", l.id, answered, failed)
 		}
 		for _, id := range f.Before {
 			if id == l.id || !slices.Contains(f.After, id) {
 				continue
 			}
 			if steady[id] && !slices.Contains(answered, id) {
-				s.t.Errorf("%s asked %v from %v to %v: %s is well and did not answer; answered %v, failed %+v",
+				s.Errorf("%s asked %v from %v to %v: %s is well and did not answer; answered %v, failed %+v",
 					l.id, f.Before, from.Format(time.StampMilli), to.Format(time.StampMilli), id, answered, f.Response.Failures)
 			}
 			if l.kind == goKind && !slices.Contains(accounted, id) {
-				s.t.Errorf("%s asked %v and has no word of %s: answered %v, failed %v", l.id, f.Before, id, answered, failed)
+				s.Errorf("%s asked %v and has no word of %s: answered %v, failed %v", l.id, f.Before, id, answered, failed)
 			}
 		}
 		s.mu.Lock()

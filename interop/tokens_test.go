@@ -40,29 +40,31 @@ func tokens() []scenario {
 			within: forCustomer,
 		},
 		{
-			name:  "how many tokens are fetched",
-			says:  "For three peers a Go node fetches one token for the registry and one for all peers; the npm module fetches one for each address.",
-			alone: tokensFetched,
+			name: "how many tokens are fetched",
+			says: "For three peers a Go node fetches one token for the registry and one for all peers; the npm module fetches one for each address.",
+			each: tokensFetched,
 		},
 		{
-			name:  "a refused token",
-			says:  "A node of either kind whose token a peer refuses with 403 fetches a new one and asks that peer once more; Go does so at a 401, too.",
-			alone: refusedToken,
+			name: "a refused token",
+			says: "A node of either kind whose token a peer refuses with 403 fetches a new one and asks that peer once more; Go does so at a 401, too.",
+			each: refusedToken,
 		},
 		{
-			name:  "a refresh token",
-			says:  "Both kinds renew with their refresh token and, where that is refused with 400, with their credentials.",
-			alone: refreshToken,
+			name: "a refresh token",
+			says: "Both kinds renew with their refresh token and, where that is refused with 400, with their credentials.",
+			with: tokenLife(2 * time.Second),
+			each: refreshToken,
 		},
 		{
-			name:  "a token that lives less than 900 s",
-			says:  "The npm module renews a short-lived token for every call; a Go node renews it when two thirds of its life are over.",
-			alone: shortToken,
+			name: "a token that lives less than 900 s",
+			says: "The npm module renews a short-lived token for every call; a Go node renews it when two thirds of its life are over.",
+			with: tokenLife(10 * time.Minute),
+			each: shortToken,
 		},
 		{
-			name:  "a token service that fails",
-			says:  "Where mST gives no tokens for peers, a Go node reports each peer as not asked; the npm module has them all deleted at the registry.",
-			alone: noTokens,
+			name: "a token service that fails",
+			says: "Where mST gives no tokens for peers, a Go node reports each peer as not asked; the npm module does so for a 404, and for a 503 has them all deleted at the registry.",
+			each: noTokens,
 		},
 		{
 			name:  "a token for oneself and one for peers",
@@ -72,10 +74,10 @@ func tokens() []scenario {
 	}
 }
 
-func goodTokens(t *testing.T, m *mixed) {
+func goodTokens(m *mixed) {
 	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
-		t.Fatal(err)
+		m.Fatal(err)
 	}
 	type claims = jwt.MapClaims
 	sign := func(method jwt.SigningMethod, key any, change claims) string {
@@ -87,29 +89,31 @@ func goodTokens(t *testing.T, m *mixed) {
 		maps.DeleteFunc(all, func(_ string, v any) bool { return v == nil })
 		token, err := jwt.NewWithClaims(method, all).SignedString(key)
 		if err != nil {
-			t.Fatal(err)
+			m.Fatal(err)
 		}
 		return token
 	}
-	hs256 := func(change claims) string { return "Bearer " + sign(jwt.SigningMethodHS256, []byte(signingKey), change) }
+	hs256 := func(change claims) string {
+		return "Bearer " + sign(jwt.SigningMethodHS256, []byte(signingKey), change)
+	}
 
 	type statuses struct{ npm, golang int }
 	both := func(status int) statuses { return statuses{status, status} }
 	refused := statuses{http.StatusForbidden, http.StatusUnauthorized} // the middleware of npm services says 403
 	twice := m.token(serverType, true)
 	for k, want := range map[kind]int{npmKind: http.StatusOK, goKind: http.StatusUnauthorized} { // Node.js drops the second
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, m.first(k).base+"/things", nil)
+		req, err := http.NewRequestWithContext(m.Context(), http.MethodGet, m.first(k).base+"/things", nil)
 		if err != nil {
-			t.Fatal(err)
+			m.Fatal(err)
 		}
 		req.Header["Authorization"] = []string{"Bearer " + twice, "Bearer " + twice}
 		resp, err := http.DefaultClient.Do(req)
 		if err != nil {
-			t.Fatal(err)
+			m.Fatal(err)
 		}
 		resp.Body.Close()
 		if resp.StatusCode != want {
-			t.Errorf("the %s node answers two tokens with %d, not %d", k, resp.StatusCode, want)
+			m.Errorf("the %s node answers two tokens with %d, not %d", k, resp.StatusCode, want)
 		}
 	}
 	for _, test := range []struct {
@@ -167,9 +171,9 @@ func goodTokens(t *testing.T, m *mixed) {
 			peer: statuses{403, 200}, own: statuses{403, 200}, why: "the name of a scheme has no case (RFC 9110)",
 		},
 	} {
-		t.Run(test.name, func(t *testing.T) {
+		m.Run(test.name, func(t *testing.T) {
 			if differs := test.peer.npm != test.peer.golang || test.own.npm != test.own.golang; differs && test.why == "" && test.peer != refused {
-				t.Errorf("no reason for a difference between %+v", test.peer)
+				m.Errorf("no reason for a difference between %+v", test.peer)
 			}
 			for _, k := range kinds() {
 				n := m.first(k)
@@ -179,7 +183,7 @@ func goodTokens(t *testing.T, m *mixed) {
 				want := map[kind][2]int{npmKind: {test.peer.npm, test.own.npm}, goKind: {test.peer.golang, test.own.golang}}[k]
 				got := [2]int{status(http.MethodDelete, "/itResources/another/servers/nobody"), status(http.MethodGet, "/things")}
 				if got != want {
-					t.Errorf("the %s node answers %v, not %v", k, got, want)
+					m.Errorf("the %s node answers %v, not %v", k, got, want)
 				}
 			}
 		})
@@ -189,7 +193,7 @@ func goodTokens(t *testing.T, m *mixed) {
 // fetches are the token requests so far that begin like that: with the grant, the audience and
 // the kind of token each asks for.
 func (w *world) fetches(beginning string) []string {
-	w.t.Helper()
+	w.Helper()
 	var all []string
 	for _, r := range w.requests("POST " + issuerPath) {
 		var asked struct {
@@ -198,7 +202,7 @@ func (w *world) fetches(beginning string) []string {
 			Type      string
 		}
 		if err := json.Unmarshal(r.body, &asked); err != nil {
-			w.t.Fatalf("a token request with body %s", r.body)
+			w.Fatalf("a token request with body %s", r.body)
 		}
 		if f := strings.TrimSpace(asked.GrantType + " " + asked.Audience + " " + asked.Type); strings.HasPrefix(f, beginning) {
 			all = append(all, f)
@@ -212,271 +216,243 @@ const (
 	forPeers    = "client_credentials " + peerAudience + " cluster"
 )
 
-func tokensFetched(t *testing.T) {
-	for _, k := range kinds() {
-		t.Run(string(k), func(t *testing.T) {
-			t.Parallel()
-			w := newWorld(t)
-			for _, id := range []string{"a", "b", "c"} {
-				w.stranger(id, nil)
-			}
-			n := w.start(k)
-			n.register()
-			w.until("it is registered", func() error { return same([]string{n.status().Registration}, []string{"registered"}) })
-			for range 3 {
-				if f := n.ask(fanoutArgs{Path: "/things"}); same(f.answered(), []string{"a", "b", "c"}) != nil {
-					t.Errorf("answered %v, failed %v", f.answered(), f.failed())
-				}
-			}
-			registry, peers := len(w.fetches(forRegistry)), len(w.fetches(forPeers))
-			// npm fetches even more of them where registering takes longer than its retry period.
-			if k == goKind && (registry != 1 || peers != 1) || k == npmKind && (registry < 1 || peers < 3) {
-				t.Errorf("%d tokens were fetched for the registry, and %d for three peers", registry, peers)
-			}
-		})
+func tokensFetched(w *world, k kind) {
+	for _, id := range []string{"a", "b", "c"} {
+		w.stranger(id, nil)
+	}
+	n := w.start(k)
+	n.register()
+	w.until("it is registered", func() error { return same([]string{n.status().Registration}, []string{"registered"}) })
+	for range 3 {
+		if f := n.ask(fanoutArgs{Path: "/things"}); same(f.answered(), []string{"a", "b", "c"}) != nil {
+			w.Errorf("answered %v, failed %v", f.answered(), f.failed())
+		}
+	}
+	registry, peers := len(w.fetches(forRegistry)), len(w.fetches(forPeers))
+	// npm fetches even more of them where registering takes longer than its retry period.
+	if k == goKind && (registry != 1 || peers != 1) || k == npmKind && (registry < 1 || peers < 3) {
+		w.Errorf("%d tokens were fetched for the registry, and %d for three peers", registry, peers)
 	}
 }
 
 // registered starts a node and waits until it has registered.
 func (w *world) registered(k kind, env ...string) *node {
-	w.t.Helper()
+	w.Helper()
 	n := w.start(k, env...)
 	n.register()
 	w.until("it is registered", func() error { return same([]string{n.status().Registration}, []string{"registered"}) })
 	return n
 }
 
-func refusedToken(t *testing.T) {
-	for _, k := range kinds() {
-		for _, status := range []int{http.StatusForbidden, http.StatusUnauthorized} {
-			t.Run(fmt.Sprintf("%s asks, the peer says %d", k, status), func(t *testing.T) {
-				t.Parallel()
-				w := newWorld(t)
-				// What was shown to it with an announcement is no longer good for anything else.
-				var old sync.Map
-				strict := w.stranger("strict", func(rw http.ResponseWriter, r *http.Request) {
-					token := r.Header.Get("Authorization")
-					if r.URL.Path != basePath+"/things" {
-						old.Store(token, true)
-					} else if _, is := old.Load(token); is {
-						reply(rw, status, fmt.Sprintf(`{"statusCode":%d,"title":"no","message":"not with that token"}`, status))
-						return
-					}
-					reply(rw, http.StatusOK, `{"data":["good"],"server":{"serverId":"strict"}}`)
-				})
-				things := func() (things int) {
-					for _, r := range strict.requests() {
-						if r.target == basePath+"/things" {
-							things++
-						}
-					}
-					return things
-				}
-				n := w.registered(k)
-				w.until("it has announced itself", func() error {
-					if len(strict.requests()) == 0 {
-						return errors.New("the peer was asked for nothing")
-					}
-					return nil
-				})
-				fetched := len(w.fetches(forPeers))
-				f := n.ask(fanoutArgs{Path: "/things"})
-				if k == npmKind && status == http.StatusUnauthorized {
-					if err := same(f.failed(), []string{"strict"}); err != nil || things() != 1 {
-						t.Errorf("failed: %v, after %d requests", err, things())
-					}
-					return
-				}
-				if err := same(f.data(), []string{`"good"`}); err != nil || things() != 2 {
-					t.Errorf("the data: %v; failed: %v, after %d requests", err, f.Response.Failures, things())
-				}
-				if got := len(w.fetches(forPeers)); got != fetched+1 {
-					t.Errorf("%d more tokens were fetched for peers, not one", got-fetched)
-				}
-			})
+func refusedToken(w *world, k kind) {
+	// What was shown with an announcement is no longer good for anything else.
+	var old sync.Map
+	strict := func(id string, status int) *stranger {
+		return w.stranger(id, func(rw http.ResponseWriter, r *http.Request) {
+			token := r.Header.Get("Authorization")
+			if r.URL.Path != basePath+"/things" {
+				old.Store(token, true)
+			} else if _, is := old.Load(token); is {
+				reply(rw, status, fmt.Sprintf(`{"statusCode":%d,"title":"no","message":"not with that token"}`, status))
+				return
+			}
+			reply(rw, http.StatusOK, fmt.Sprintf(`{"data":[],"server":{"serverId":%q}}`, id))
+		})
+	}
+	things := func(s *stranger) int {
+		return len(slices.DeleteFunc(s.requests(), func(r request) bool { return r.target != basePath+"/things" }))
+	}
+	forbids, denies := strict("forbids", http.StatusForbidden), strict("denies", http.StatusUnauthorized)
+	n := w.registered(k)
+	w.until("it has announced itself", func() error {
+		if len(forbids.requests()) == 0 || len(denies.requests()) == 0 {
+			return errors.New("not both peers were asked for something")
+		}
+		return nil
+	})
+	fetched := len(w.fetches(forPeers))
+	f := n.ask(fanoutArgs{Path: "/things"})
+	wantFailed, wantThings := []string(nil), 2
+	if k == npmKind {
+		wantFailed, wantThings = []string{"denies"}, 1
+	}
+	if err := same(f.failed(), wantFailed); err != nil {
+		w.Errorf("failed: %v", err)
+	}
+	if things(forbids) != 2 || things(denies) != wantThings {
+		w.Errorf("%d requests to the peer with 403, and %d to that with 401", things(forbids), things(denies))
+	}
+	if got := len(w.fetches(forPeers)); got != fetched+1 {
+		w.Errorf("%d more tokens were fetched for peers, not one", got-fetched)
+	}
+}
+
+func refreshToken(w *world, k kind) {
+	w.stranger("a", nil)
+	n := w.registered(k)
+	grants := func() []string {
+		var all []string
+		for _, f := range w.fetches("") {
+			grant, _, _ := strings.Cut(f, " ")
+			all = append(all, grant)
+		}
+		return all
+	}
+	w.until("it has used a refresh token", func() error {
+		if f := n.ask(fanoutArgs{Path: "/things"}); f.failed() != nil {
+			w.Fatalf("failed %+v", f.Response.Failures)
+		}
+		if !slices.Contains(grants(), "refresh_token") {
+			return fmt.Errorf("grants so far: %v", grants())
+		}
+		return nil
+	})
+	w.answerInstead(func(rw http.ResponseWriter, r *http.Request, body []byte) bool {
+		if r.URL.Path != issuerPath || !bytes.Contains(body, []byte(`"refresh_token"`)) {
+			return false
+		}
+		reply(rw, http.StatusBadRequest, `{"statusCode":400,"title":"Bad Request","message":"no more of those"}`)
+		return true
+	})
+	for _, r := range w.requests("POST " + issuerPath) {
+		var body map[string]string
+		if err := json.Unmarshal(r.body, &body); err != nil {
+			w.Fatal(err)
+		}
+		if keys := slices.Sorted(maps.Keys(body)); body["grant_type"] == "refresh_token" && same(keys, []string{"grant_type", "refresh_token"}) != nil {
+			w.Errorf("a refresh has %q in its body", keys)
 		}
 	}
+	so := len(grants())
+	w.until("it has gone back to its credentials", func() error {
+		if f := n.ask(fanoutArgs{Path: "/things"}); f.failed() != nil {
+			w.Fatalf("failed %+v", f.Response.Failures)
+		}
+		since := grants()[so:]
+		if i := slices.Index(since, "refresh_token"); i < 0 || !slices.Contains(since[i:], "client_credentials") {
+			return fmt.Errorf("grants since: %v", since)
+		}
+		return nil
+	})
 }
 
-func refreshToken(t *testing.T) {
-	for _, k := range kinds() {
-		t.Run(string(k), func(t *testing.T) {
-			t.Parallel()
-			w := newWorld(t, tokenLife(2*time.Second))
-			w.stranger("a", nil)
-			n := w.registered(k)
-			grants := func() []string {
-				var all []string
-				for _, f := range w.fetches("") {
-					grant, _, _ := strings.Cut(f, " ")
-					all = append(all, grant)
-				}
-				return all
-			}
-			w.until("it has used a refresh token", func() error {
-				if f := n.ask(fanoutArgs{Path: "/things"}); f.failed() != nil {
-					t.Fatalf("failed %+v", f.Response.Failures)
-				}
-				if !slices.Contains(grants(), "refresh_token") {
-					return fmt.Errorf("grants so far: %v", grants())
-				}
-				return nil
-			})
-			w.answerInstead(func(rw http.ResponseWriter, r *http.Request, body []byte) bool {
-				if r.URL.Path != issuerPath || !bytes.Contains(body, []byte(`"refresh_token"`)) {
-					return false
-				}
-				reply(rw, http.StatusBadRequest, `{"statusCode":400,"title":"Bad Request","message":"no more of those"}`)
-				return true
-			})
-			for _, r := range w.requests("POST " + issuerPath) {
-				var body map[string]string
-				if err := json.Unmarshal(r.body, &body); err != nil {
-					t.Fatal(err)
-				}
-				if keys := slices.Sorted(maps.Keys(body)); body["grant_type"] == "refresh_token" && same(keys, []string{"grant_type", "refresh_token"}) != nil {
-					t.Errorf("a refresh has %q in its body", keys)
-				}
-			}
-			so := len(grants())
-			w.until("it has gone back to its credentials", func() error {
-				if f := n.ask(fanoutArgs{Path: "/things"}); f.failed() != nil {
-					t.Fatalf("failed %+v", f.Response.Failures)
-				}
-				since := grants()[so:]
-				if i := slices.Index(since, "refresh_token"); i < 0 || !slices.Contains(since[i:], "client_credentials") {
-					return fmt.Errorf("grants since: %v", since)
-				}
-				return nil
-			})
-		})
+func shortToken(w *world, k kind) {
+	w.stranger("a", nil)
+	n := w.registered(k)
+	n.ask(fanoutArgs{Path: "/things"})
+	before := len(w.fetches(""))
+	for range 4 {
+		n.ask(fanoutArgs{Path: "/things"})
+	}
+	want := map[kind]int{goKind: 0, npmKind: 4}[k]
+	if got := len(w.fetches("")) - before; got != want {
+		w.Errorf("%d tokens were fetched for four calls, not %d", got, want)
 	}
 }
 
-func shortToken(t *testing.T) {
-	for _, k := range kinds() {
-		t.Run(string(k), func(t *testing.T) {
-			t.Parallel()
-			w := newWorld(t, tokenLife(10*time.Minute))
-			w.stranger("a", nil)
-			n := w.registered(k)
-			n.ask(fanoutArgs{Path: "/things"})
-			before := len(w.fetches(""))
-			for range 4 {
-				n.ask(fanoutArgs{Path: "/things"})
-			}
-			want := map[kind]int{goKind: 0, npmKind: 4}[k]
-			if got := len(w.fetches("")) - before; got != want {
-				t.Errorf("%d tokens were fetched for four calls, not %d", got, want)
-			}
-		})
-	}
-}
-
-func whatTokensSay(t *testing.T, m *mixed) {
+func whatTokensSay(m *mixed) {
 	token := m.token(serverType, false)
 	for _, n := range m.nodes {
 		a := m.call(http.MethodGet, n.base+"/mirror", token, nil)
 		var envelope struct{ Data seen }
 		if err := json.Unmarshal(a.body, &envelope); err != nil {
-			t.Fatal(err)
+			m.Fatal(err)
 		}
 		if got, want := envelope.Data.Caller, (caller{ClientID: serverType + "@clients", TokenType: serverType}); got != want {
-			t.Errorf("%s reads %+v in a plain token, not %+v", n.id, got, want)
+			m.Errorf("%s reads %+v in a plain token, not %+v", n.id, got, want)
 		}
-		for _, s := range asked(t, n, fanoutArgs{Path: "/mirror"}) {
+		for _, s := range n.asked(fanoutArgs{Path: "/mirror"}) {
 			if got, want := s.Caller, (caller{ClientID: serverType + "@clients", TokenType: serverType, Cluster: true}); got != want {
-				t.Errorf("%s reads %+v in the token of %s, not %+v", s.ServerID, got, n.id, want)
+				m.Errorf("%s reads %+v in the token of %s, not %+v", s.ServerID, got, n.id, want)
 			}
 		}
 	}
 }
 
 // asked is what the peers of a node saw of a request.
-func asked(t *testing.T, n *node, args fanoutArgs) []seen {
-	t.Helper()
+func (n *node) asked(args fanoutArgs) []seen {
+	n.t.Helper()
 	var all []seen
 	for _, d := range n.ask(args).Response.Data {
 		var s seen
 		if err := json.Unmarshal(d, &s); err != nil {
-			t.Fatal(err)
+			n.t.Fatal(err)
 		}
 		all = append(all, s)
 	}
 	return all
 }
 
-func forCustomer(t *testing.T, m *mixed) {
+func forCustomer(m *mixed) {
 	for _, n := range m.nodes {
 		want := map[kind]string{goKind: "acme"}[n.kind]
-		all := asked(t, n, fanoutArgs{Path: "/mirror", Customer: "acme"})
+		all := n.asked(fanoutArgs{Path: "/mirror", Customer: "acme"})
 		for _, s := range all {
 			if s.Caller.Customer != want {
-				t.Errorf("%s is asked by %s for %q, not %q", s.ServerID, n.id, s.Caller.Customer, want)
+				m.Errorf("%s is asked by %s for %q, not %q", s.ServerID, n.id, s.Caller.Customer, want)
 			}
 		}
 		if len(all) != len(m.nodes)-1 {
-			t.Errorf("%d peers saw what %s asked", len(all), n.id)
+			m.Errorf("%d peers saw what %s asked", len(all), n.id)
 		}
 	}
 }
 
-func noTokens(t *testing.T) {
-	for _, k := range kinds() {
-		t.Run(string(k), func(t *testing.T) {
-			t.Parallel()
-			w := newWorld(t)
-			for _, id := range []string{"a", "b", "c"} {
-				w.stranger(id, nil)
+func noTokens(w *world, k kind) {
+	for _, id := range []string{"a", "b", "c"} {
+		w.stranger(id, nil)
+	}
+	fail := func(status int) {
+		w.answerInstead(func(rw http.ResponseWriter, r *http.Request, body []byte) bool {
+			if r.URL.Path != issuerPath || !bytes.Contains(body, []byte(peerAudience)) {
+				return false
 			}
-			w.answerInstead(func(rw http.ResponseWriter, r *http.Request, body []byte) bool {
-				if r.URL.Path != issuerPath || !bytes.Contains(body, []byte(peerAudience)) {
-					return false
-				}
-				reply(rw, http.StatusServiceUnavailable, `{"statusCode":503,"title":"Service Unavailable","message":"not now"}`)
-				return true
-			})
-			n := w.start(k)
-			n.register() // and tell the others
-			if k == npmKind {
-				w.until("it has had all its peers deleted", func() error { return same(serverIDs(w.listed()), []string{n.id}) })
-				return
-			}
-			w.until("it is registered", func() error { return same([]string{n.status().Registration}, []string{"registered"}) })
-			f := n.ask(fanoutArgs{Path: "/things"})
-			if err := same(f.failed(), []string{"a", "b", "c"}); err != nil {
-				t.Errorf("failed: %v", err)
-			}
-			for _, failure := range f.Response.Failures {
-				if e := failure.Error; e.Kind != cluster.KindNoToken || e.Evicted || e.Attempts != 0 {
-					t.Errorf("%s: %+v", failure.Server.ServerID, e)
-				}
-			}
-			if err := same(serverIDs(w.listed()), []string{"a", "b", "c", n.id}); err != nil {
-				t.Errorf("the registry's list: %v", err)
-			}
+			reply(rw, status, fmt.Sprintf(`{"statusCode":%d,"title":"no","message":"not now"}`, status))
+			return true
 		})
+	}
+	fail(http.StatusNotFound)
+	n := w.registered(k)
+	for _, status := range []int{http.StatusNotFound, http.StatusServiceUnavailable} {
+		fail(status)
+		f := n.ask(fanoutArgs{Path: "/things"})
+		if k == npmKind && status == http.StatusServiceUnavailable {
+			if err := same(serverIDs(w.listed()), []string{n.id}); err != nil || f.failed() != nil {
+				w.Errorf("%d: the registry's list: %v; failed %v", status, err, f.failed())
+			}
+			continue
+		}
+		if err := same(f.failed(), []string{"a", "b", "c"}); err != nil {
+			w.Errorf("%d: failed: %v", status, err)
+		}
+		for _, failure := range f.Response.Failures {
+			if e := failure.Error; k == npmKind && e.StatusCode != status || k == goKind && (e.Kind != cluster.KindNoToken || e.Evicted || e.Attempts != 0) {
+				w.Errorf("%d: %s: %+v", status, failure.Server.ServerID, e)
+			}
+		}
+		if err := same(serverIDs(w.listed()), []string{"a", "b", "c", n.id}); err != nil {
+			w.Errorf("%d: the registry's list: %v", status, err)
+		}
 	}
 }
 
-func sharedSlot(t *testing.T) {
-	w := newWorld(t)
+func sharedSlot(w *world) {
 	nodes := w.cluster(npmKind, goKind)
 	npm, golang := nodes[0], nodes[1]
 	// The npm node has never spoken to the Go node, which joined after it.
 	var answered map[string]any
 	npm.must("call", map[string]string{"url": golang.base + "/things"}, &answered)
 	if got := npm.unregister(); got.NbServers != 2 {
-		t.Errorf("unRegister answers %+v", got)
+		w.Errorf("unRegister answers %+v", got)
 	}
 	if err := same(serverIDs(w.listed()), []string{golang.id}); err != nil {
-		t.Errorf("the registry's list: %v", err)
+		w.Errorf("the registry's list: %v", err)
 	}
 	servers, err := golang.view()
 	if err != nil {
-		t.Fatal(err)
+		w.Fatal(err)
 	}
 	if err := same(serverIDs(servers), sorted(nodes)); err != nil {
-		t.Errorf("the Go node's view: %v", err)
+		w.Errorf("the Go node's view: %v", err)
 	}
 }

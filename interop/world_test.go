@@ -40,10 +40,10 @@ const (
 	grace = 20 * time.Second
 )
 
-// A world is a cluster with all it needs: a registry and a token service in the test's own
-// process, so that a test can turn them and read along, and nodes in processes of theirs.
+// A world is a test with a cluster and all that needs: a registry and a token service in the
+// test's own process, so that it can turn them and read along, and nodes in processes of theirs.
 type world struct {
-	t        *testing.T
+	*testing.T
 	modules  string
 	url      string
 	registry *mit.Registry
@@ -79,9 +79,9 @@ func tokenLife(d time.Duration) worldOption {
 	return func(_ *mit.RegistryConfig, c *mit.TokenConfig) { c.AccessLife = d }
 }
 
-func newWorld(t *testing.T, opts ...worldOption) *world {
+func newWorld(t *testing.T, with worldOption) *world {
 	t.Helper()
-	w := &world{t: t, modules: install(t), memory: mit.NewMemory()}
+	w := &world{T: t, modules: install(t), memory: mit.NewMemory()}
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(w.serve))
 	w.url = "http://" + srv.Listener.Addr().String()
 	registry := mit.RegistryConfig{
@@ -92,8 +92,8 @@ func newWorld(t *testing.T, opts ...worldOption) *world {
 		Issuer: w.issuer(), Key: signingKey,
 		Clients: []mit.Client{{ID: serverType, Secret: secretOf(serverType), Type: serverType}},
 	}
-	for _, o := range opts {
-		o(&registry, &tokens)
+	if with != nil {
+		with(&registry, &tokens)
 	}
 	var err error
 	if w.registry, err = mit.NewRegistry(w.memory, registry); err != nil {
@@ -186,30 +186,30 @@ func (w *world) environment() map[string]string {
 // start starts a node that serves but has yet to register. What is in env replaces what a node
 // has in its environment otherwise.
 func (w *world) start(k kind, env ...string) *node {
-	w.t.Helper()
+	w.Helper()
 	return w.launch(k, env...).serving()
 }
 
 // launch is start without waiting for it.
 func (w *world) launch(k kind, env ...string) *node {
-	w.t.Helper()
+	w.Helper()
 	w.launched++
 	return w.launchAs(k, fmt.Sprintf("%s-%d", strings.ToLower(string(k)), w.launched), 0, env...)
 }
 
 // launchAs is launch with an id and a port; port 0 is any.
 func (w *world) launchAs(k kind, id string, port int, env ...string) *node {
-	w.t.Helper()
-	return launch(w.t, k, id, fmt.Sprintf("127.0.0.1:%d", port), w.modules, w.with(env))
+	w.Helper()
+	return launch(w.T, k, id, fmt.Sprintf("127.0.0.1:%d", port), w.modules, w.with(env))
 }
 
 func (w *world) with(env []string) map[string]string {
-	w.t.Helper()
+	w.Helper()
 	all := w.environment()
 	for _, e := range env {
 		name, value, ok := strings.Cut(e, "=")
 		if !ok {
-			w.t.Fatalf("%q is no variable", e)
+			w.Fatalf("%q is no variable", e)
 		}
 		all[name] = value
 	}
@@ -218,7 +218,7 @@ func (w *world) with(env []string) map[string]string {
 
 // cluster starts one node after the other, each registered and known to all before the next.
 func (w *world) cluster(ks ...kind) []*node {
-	w.t.Helper()
+	w.Helper()
 	nodes := make([]*node, len(ks))
 	for i, k := range ks {
 		nodes[i] = w.launch(k)
@@ -229,7 +229,7 @@ func (w *world) cluster(ks ...kind) []*node {
 
 // join registers nodes one after the other.
 func (w *world) join(nodes ...*node) {
-	w.t.Helper()
+	w.Helper()
 	for i, n := range nodes {
 		n.serving().register()
 		w.settle(nodes[:i+1]...)
@@ -238,17 +238,17 @@ func (w *world) join(nodes ...*node) {
 
 // listed are the servers that the registry lists, sorted by id.
 func (w *world) listed() []cluster.Server {
-	w.t.Helper()
+	w.Helper()
 	r, err := w.memory.Get(context.Background(), mit.ResourceID(serverType))
 	if err != nil && !errors.Is(err, mit.ErrNotFound) {
-		w.t.Fatal(err)
+		w.Fatal(err)
 	}
 	return r.Servers
 }
 
 // entry is what the registry has of a server; zero if nothing.
 func (w *world) entry(id string) cluster.Server {
-	w.t.Helper()
+	w.Helper()
 	for _, s := range w.listed() {
 		if s.ServerID == id {
 			return s
@@ -259,7 +259,7 @@ func (w *world) entry(id string) cluster.Server {
 
 // settle waits until the registry lists those nodes and no other, and each of them says the same.
 func (w *world) settle(nodes ...*node) {
-	w.t.Helper()
+	w.Helper()
 	want := sorted(nodes)
 	w.until("the registry lists "+strings.Join(want, ", "), func() error { return same(serverIDs(w.listed()), want) })
 	for _, n := range nodes {
@@ -269,7 +269,7 @@ func (w *world) settle(nodes ...*node) {
 
 // sees waits until a node knows those and no others.
 func (w *world) sees(n *node, nodes ...*node) {
-	w.t.Helper()
+	w.Helper()
 	want := sorted(nodes)
 	w.until(fmt.Sprintf("%s knows %s", n.id, strings.Join(want, ", ")), func() error {
 		servers, err := n.view()
@@ -300,7 +300,7 @@ func same(got, want []string) error {
 
 // until waits for a condition to come true, which must be within patience.
 func (w *world) until(what string, check func() error) {
-	w.t.Helper()
+	w.Helper()
 	deadline := time.Now().Add(patience)
 	for {
 		err := check()
@@ -308,7 +308,7 @@ func (w *world) until(what string, check func() error) {
 			return
 		}
 		if time.Now().After(deadline) {
-			w.t.Fatalf("waited %v until %s: %v", patience, what, err)
+			w.Fatalf("waited %v until %s: %v", patience, what, err)
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
@@ -316,9 +316,9 @@ func (w *world) until(what string, check func() error) {
 
 // token is an access token for the nodes, as a client of that type gets one.
 func (w *world) token(typ string, clusterToken bool) string {
-	w.t.Helper()
+	w.Helper()
 	if err := w.tokens.SetClient(mit.Client{ID: typ, Secret: secretOf(typ), Type: typ}); err != nil {
-		w.t.Fatal(err)
+		w.Fatal(err)
 	}
 	body := map[string]string{
 		"client_id": typ, "client_secret": secretOf(typ), "audience": peerAudience, "grant_type": "client_credentials",
@@ -333,7 +333,7 @@ func (w *world) token(typ string, clusterToken bool) string {
 		}
 	}
 	if err := json.Unmarshal(a.body, &answer); err != nil || answer.Data.AccessToken == "" {
-		w.t.Fatalf("no token: %d %s", a.status, a.body)
+		w.Fatalf("no token: %d %s", a.status, a.body)
 	}
 	return answer.Data.AccessToken
 }
@@ -347,12 +347,12 @@ type answer struct {
 
 // call makes a request of the test itself, with a token unless that is empty.
 func (w *world) call(method, url, token string, body any, headers ...string) answer {
-	w.t.Helper()
+	w.Helper()
 	var content io.Reader
 	if body != nil {
 		b, err := json.Marshal(body)
 		if err != nil {
-			w.t.Fatal(err)
+			w.Fatal(err)
 		}
 		content = bytes.NewReader(b)
 	}
@@ -360,7 +360,7 @@ func (w *world) call(method, url, token string, body any, headers ...string) ans
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, url, content)
 	if err != nil {
-		w.t.Fatal(err)
+		w.Fatal(err)
 	}
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
@@ -373,12 +373,12 @@ func (w *world) call(method, url, token string, body any, headers ...string) ans
 	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		w.t.Fatal(err)
+		w.Fatal(err)
 	}
 	defer resp.Body.Close()
 	read, err := io.ReadAll(resp.Body)
 	if err != nil {
-		w.t.Fatal(err)
+		w.Fatal(err)
 	}
 	return answer{resp.StatusCode, resp.Header, read}
 }
@@ -400,7 +400,7 @@ func (s *stranger) requests() []request {
 
 // stranger has the registry list a peer that answers with serve; nil: as a peer must.
 func (w *world) stranger(id string, serve http.HandlerFunc) *stranger {
-	w.t.Helper()
+	w.Helper()
 	s := &stranger{id: id}
 	srv := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
@@ -416,7 +416,7 @@ func (w *world) stranger(id string, serve http.HandlerFunc) *stranger {
 		}
 		serve(rw, r)
 	}))
-	w.t.Cleanup(func() {
+	w.Cleanup(func() {
 		srv.CloseClientConnections()
 		srv.Close()
 	})
@@ -427,16 +427,16 @@ func (w *world) stranger(id string, serve http.HandlerFunc) *stranger {
 
 // ghost has the registry list a peer that is not there: nobody serves port 1.
 func (w *world) ghost(id string) {
-	w.t.Helper()
+	w.Helper()
 	w.list(id, "http://127.0.0.1:1"+basePath)
 }
 
 // list has the registry list a server, as if it had registered just now.
 func (w *world) list(id, base string) {
-	w.t.Helper()
+	w.Helper()
 	reg := mit.Registration{Type: serverType, ServerID: id, PublicBaseURL: base, ClusterBaseURL: base}
 	if _, err := w.memory.Put(context.Background(), reg, longLease); err != nil {
-		w.t.Fatal(err)
+		w.Fatal(err)
 	}
 }
 

@@ -163,9 +163,9 @@ func (r Roster) Since(before, now Roster) Roster {
 		s.peers = append(s.peers, p)
 	}
 	for _, p := range now.peers {
-		_, wasThere := before.Index(p.ServerID)
-		_, told := r.Index(p.ServerID)
-		if !wasThere && !told {
+		was, wasThere := before.Get(p.ServerID)
+		_, listed := r.Index(p.ServerID)
+		if !listed && (!wasThere || p.Seen().After(was.Seen())) {
 			s.peers = append(s.peers, p)
 		}
 	}

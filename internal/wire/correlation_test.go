@@ -15,7 +15,7 @@ import (
 )
 
 // In the tables {id} stands for a new id, {now} for the time at which it was asked for.
-var newID = regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}`) //nolint:gochecknoglobals // a constant
+var newID = regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}`)
 
 // What is wanted here is what the npm module made of the same ids: nodes of both kinds take part
 // in one correlation.

@@ -1,0 +1,135 @@
+package cluster_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/mimiktech/cluster"
+	"github.com/mimiktech/cluster/clustertest"
+	"github.com/mimiktech/cluster/mit"
+)
+
+// BenchmarkRPCluster asks peers that answer at once: what is left is the cost of asking. Over the
+// network the peers' handlers count too, though they are small; the stub has none.
+func BenchmarkRPCluster(b *testing.B) {
+	for _, peers := range []int{1, 10, 100, 1000} {
+		b.Run(fmt.Sprintf("network/peers=%d", peers), func(b *testing.B) {
+			w := worldOf(b, &list{servers: someServers(0, peers)}, 0)
+			benchmarkRPCluster(b, w.Join().Cluster, peers)
+		})
+		b.Run(fmt.Sprintf("stub/peers=%d", peers), func(b *testing.B) {
+			var network http.RoundTripper
+			stub := clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
+				id, _, isPeer := strings.Cut(req.URL.Host, ":8080")
+				if !isPeer {
+					return network.RoundTrip(req)
+				}
+				body := `{"data":["` + id + `"],"server":{"serverId":"` + id + `"}}`
+				return &http.Response{
+					StatusCode: http.StatusOK, Body: io.NopCloser(strings.NewReader(body)), ContentLength: int64(len(body)), Request: req,
+				}, nil
+			})
+			w := clustertest.Start(b, 0,
+				clustertest.WithStore(&list{servers: someServers(0, peers)}),
+				clustertest.WithOptions(cluster.WithHTTPClient(&http.Client{Transport: stub})))
+			network = w.Network.Transport("node-1:8080")
+			benchmarkRPCluster(b, w.Join().Cluster, peers)
+		})
+	}
+}
+
+func benchmarkRPCluster(b *testing.B, c *cluster.Cluster, peers int) {
+	b.Helper()
+	b.ReportAllocs()
+	for b.Loop() {
+		res, err := c.RPCluster(b.Context(), cluster.Request{Path: "/things"})
+		if err != nil || len(res.Results) != peers {
+			b.Fatalf("%d results, %v", len(res.Results), err)
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(peers), "ns/peer")
+}
+
+// BenchmarkRenew replaces the view of a node, from the request to mIT on, with mIT's share in it.
+func BenchmarkRenew(b *testing.B) {
+	for _, servers := range []int{10, 100, 1000} {
+		b.Run(fmt.Sprintf("servers=%d", servers), func(b *testing.B) {
+			w := worldOf(b, &list{servers: someServers(0, servers-1)}, 0,
+				clustertest.WithConfig(func(cfg *cluster.Config) { cfg.Management = false })) // it would announce itself
+			n := w.Join()
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := n.Register(b.Context()); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkCreateItResource takes in an announcement, in a cluster of a thousand servers. A node
+// of this module and one of the npm module announce all they know; one is the least there is.
+func BenchmarkCreateItResource(b *testing.B) {
+	for _, announced := range []int{1, 1000} {
+		b.Run(fmt.Sprintf("servers=%d", announced), func(b *testing.B) {
+			servers := someServers(0, 999)
+			w := worldOf(b, &list{servers: servers}, 0)
+			n := w.Join()
+			body, err := json.Marshal(map[string]any{
+				"id": mit.ResourceID("mds"), "publicBaseUrl": "", "servers": servers[len(servers)-announced:],
+			})
+			if err != nil {
+				b.Fatal(err)
+			}
+			benchmarkHandler(b, n.CreateItResource, http.MethodPost, "/mds/v1/itResources", body, w.Token("mds", true))
+		})
+	}
+}
+
+// BenchmarkDeleteServer takes in the departure of a server that is not known any more.
+func BenchmarkDeleteServer(b *testing.B) {
+	w := worldOf(b, &list{servers: someServers(0, 999)}, 0)
+	n := w.Join()
+	path := "/mds/v1/itResources/" + mit.ResourceID("mds") + "/servers/gone"
+	benchmarkHandler(b, n.DeleteServer, http.MethodDelete, path, nil, w.Token("mds", true))
+}
+
+// BenchmarkAuthenticate is what a service's own endpoint costs before and after its own work.
+func BenchmarkAuthenticate(b *testing.B) {
+	w := clustertest.Start(b, 1)
+	n := w.Nodes[0]
+	h := n.Authenticate(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { n.Reply(w, r, "ok") }))
+	benchmarkHandler(b, h.ServeHTTP, http.MethodGet, "/mds/v1/things", nil, w.Token("mds", false))
+}
+
+func benchmarkHandler(b *testing.B, h http.HandlerFunc, method, path string, body []byte, token string) {
+	b.Helper()
+	b.ReportAllocs()
+	b.SetBytes(int64(len(body)))
+	for b.Loop() {
+		r := httptest.NewRequest(method, path, bytes.NewReader(body))
+		r.Header.Set("Authorization", "Bearer "+token)
+		w := httptest.NewRecorder()
+		h(w, r)
+		if w.Code != http.StatusOK {
+			b.Fatalf("%d %s", w.Code, w.Body)
+		}
+	}
+}
+
+// BenchmarkServers looks at a view of a thousand servers.
+func BenchmarkServers(b *testing.B) {
+	n := worldOf(b, &list{servers: someServers(0, 999)}, 0).Join()
+	b.ReportAllocs()
+	for b.Loop() {
+		if len(n.Servers()) != 1000 {
+			b.Fatal(len(n.Servers()))
+		}
+	}
+}

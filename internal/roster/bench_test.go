@@ -1,0 +1,109 @@
+package roster
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"testing"
+	"time"
+
+	"github.com/mimiktech/cluster/internal/wire"
+)
+
+// answer is what mIT tells of a cluster, in which each server was updated at a time of its own.
+func answer(b *testing.B, servers int, updated time.Time) []byte {
+	b.Helper()
+	it := wire.ItResource{ID: "d3b07384-d9a0-4c9b-8f5e-0c6a1c1b1e11", Type: "mds", PublicBaseURL: "https://mds.example.com/mds/v1"}
+	for i := range servers {
+		it.Servers = append(it.Servers, wire.Server{
+			ServerID:       fmt.Sprintf("%08d-4f1c-4a56-9a3b-0d5f6c7e8a9b", i),
+			ClusterBaseURL: fmt.Sprintf("http://10.0.%d.%d:8080/mds/v1", i/250, i%250),
+			Location:       json.RawMessage(`{"type":"Point","coordinates":[-123.1207,49.2827]}`),
+			CreatedAt:      time.UnixMilli(int64(i)),
+			UpdatedAt:      updated.Add(time.Duration(i) * time.Millisecond),
+		})
+	}
+	body, err := json.Marshal(it)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return body
+}
+
+func decode(b *testing.B, body []byte) wire.ItResource {
+	b.Helper()
+	var it wire.ItResource
+	if err := json.Unmarshal(body, &it); err != nil {
+		b.Fatal(err)
+	}
+	return it
+}
+
+func parse(s wire.Server) (*url.URL, error) { return url.Parse(s.ClusterBaseURL) }
+
+// BenchmarkSwap is what a renewal costs, once mIT has answered, in a cluster of a thousand: reading
+// the answer, making a roster of it, and joining to that what happened meanwhile. Only the last is
+// done while the view is locked.
+func BenchmarkSwap(b *testing.B) {
+	body := answer(b, 1000, time.UnixMilli(2e12))
+	it := decode(b, body)
+	before := New(decode(b, answer(b, 1000, time.UnixMilli(1e12))), parse, Roster{})
+	answered := New(it, parse, before)
+	b.Run("whole", func(b *testing.B) {
+		b.ReportAllocs()
+		b.SetBytes(int64(len(body)))
+		for b.Loop() {
+			New(decode(b, body), parse, before).Since(before, before)
+		}
+	})
+	b.Run("decode", func(b *testing.B) {
+		b.ReportAllocs()
+		b.SetBytes(int64(len(body)))
+		for b.Loop() {
+			decode(b, body)
+		}
+	})
+	b.Run("new", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			New(it, parse, before)
+		}
+	})
+	b.Run("new to a node that knows nobody", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			New(it, parse, Roster{})
+		}
+	})
+	b.Run("since", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			answered.Since(before, before)
+		}
+	})
+}
+
+// BenchmarkUnion joins what peers announce to a view of a thousand servers.
+func BenchmarkUnion(b *testing.B) {
+	view := New(decode(b, answer(b, 1000, time.UnixMilli(1e12))), parse, Roster{})
+	for _, announced := range []int{1, 1000} {
+		news := New(decode(b, answer(b, announced, time.UnixMilli(2e12))), parse, view)
+		b.Run(fmt.Sprintf("announced=%d", announced), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				view.Union(news)
+			}
+		})
+	}
+}
+
+func BenchmarkGet(b *testing.B) {
+	view := New(decode(b, answer(b, 1000, time.UnixMilli(1e12))), parse, Roster{})
+	id := view.Peers()[777].ServerID
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, ok := view.Get(id); !ok {
+			b.Fatal("not found")
+		}
+	}
+}

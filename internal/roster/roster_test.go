@@ -1,0 +1,441 @@
+package roster
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/url"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
+	"github.com/mimiktech/cluster/internal/wire"
+)
+
+var errDenied = errors.New("denied")
+
+// check parses any address, and denies those whose path is /denied.
+func check(s wire.Server) (*url.URL, error) {
+	u, err := url.Parse(s.ClusterBaseURL)
+	if err == nil && u.Path == "/denied" {
+		return nil, errDenied
+	}
+	return u, err
+}
+
+// entry is an entry of a server, updated so many milliseconds after all began, or with no date if
+// that is 0. Its address tells entries of one age apart.
+func entry(id string, updated int, address string) wire.Server {
+	s := wire.Server{ServerID: id, ClusterBaseURL: "http://" + address}
+	if updated > 0 {
+		s.UpdatedAt = time.UnixMilli(int64(updated)).UTC()
+	}
+	return s
+}
+
+func of(servers ...wire.Server) Roster {
+	return New(wire.ItResource{ID: "resource", Type: "mds", Servers: servers}, check, Roster{})
+}
+
+// read is what a roster says of its servers, in its order.
+func read(r Roster) []string {
+	said := make([]string, r.Len())
+	for i, p := range r.Peers() {
+		said[i] = describePeer(p)
+	}
+	return said
+}
+
+func describePeer(p *Peer) string {
+	date := 0
+	if !p.Seen().IsZero() {
+		date = int(p.Seen().UnixMilli())
+	}
+	return fmt.Sprintf("%s at %d %s", p.ServerID, date, p.ClusterBaseURL)
+}
+
+func TestNewestWins(t *testing.T) {
+	date := func(ms int64) time.Time { return time.UnixMilli(ms).UTC() }
+	at := func(created, updated time.Time, address string) wire.Server {
+		return wire.Server{ServerID: "a", ClusterBaseURL: address, CreatedAt: created, UpdatedAt: updated}
+	}
+	for _, tt := range []struct {
+		name        string
+		left, right wire.Server
+		want        string // the address of the one that stays
+	}{
+		{"the right is newer", at(date(1), date(2), "left"), at(date(1), date(3), "right"), "right"},
+		{"the left is newer", at(date(1), date(3), "left"), at(date(1), date(2), "right"), "left"},
+		{"of one age", at(date(1), date(2), "left"), at(date(1), date(2), "right"), "left"},
+		{"newer by a millisecond", at(date(1), date(1000), "left"), at(date(1), date(1001), "right"), "right"},
+		{"created later, updated earlier", at(date(1), date(9), "left"), at(date(8), date(8), "right"), "left"},
+		{"never updated, but created later", at(date(1), date(2), "left"), at(date(3), time.Time{}, "right"), "right"},
+		{"never updated, and created earlier", at(date(2), date(3), "left"), at(date(1), time.Time{}, "right"), "left"},
+		{"only the left has a date", at(date(1), date(2), "left"), at(time.Time{}, time.Time{}, "right"), "left"},
+		{"only the right has a date", at(time.Time{}, time.Time{}, "left"), at(date(1), date(2), "right"), "right"},
+		{"none has a date", at(time.Time{}, time.Time{}, "left"), at(time.Time{}, time.Time{}, "right"), "left"},
+		{"one moment in two zones", at(date(1), date(2), "left"), at(date(1), date(2).In(time.FixedZone("east", 3600)), "right"), "left"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			for how, r := range map[string]Roster{
+				"joined":   of(tt.left).Union(of(tt.right)),
+				"in a row": of(tt.left, tt.right),
+			} {
+				if p, ok := r.Get("a"); !ok || p.ClusterBaseURL != tt.want || r.Len() != 1 {
+					t.Errorf("%s: got %v, want one, %s", how, read(r), tt.want)
+				}
+			}
+		})
+	}
+}
+
+func TestSinceByCase(t *testing.T) {
+	for _, tt := range []struct {
+		name          string
+		before, now   []wire.Server // what the node believed when it asked, and when it was answered
+		answered      []wire.Server
+		want          []string
+		otherResource bool // what is believed now is of another resource
+	}{
+		{
+			name:     "nothing happened",
+			before:   []wire.Server{entry("a", 1, "a"), entry("b", 1, "b")},
+			now:      []wire.Server{entry("a", 1, "a"), entry("b", 1, "b")},
+			answered: []wire.Server{entry("a", 5, "a"), entry("c", 4, "c")},
+			want:     []string{"a at 5 http://a", "c at 4 http://c"},
+		},
+		{
+			name:     "one joined, whom the answer does not have yet",
+			now:      []wire.Server{entry("b", 6, "b")},
+			answered: []wire.Server{entry("a", 5, "a")},
+			want:     []string{"a at 5 http://a", "b at 6 http://b"},
+		},
+		{
+			name:     "one moved, which the answer does not have yet",
+			before:   []wire.Server{entry("b", 1, "old")},
+			now:      []wire.Server{entry("b", 6, "new")},
+			answered: []wire.Server{entry("b", 1, "old")},
+			want:     []string{"b at 6 http://new"},
+		},
+		{
+			name:     "one was evicted and came back, and the answer is from between the two",
+			before:   []wire.Server{entry("b", 1, "old")},
+			now:      []wire.Server{entry("b", 6, "new")},
+			answered: []wire.Server{entry("a", 5, "a")},
+			want:     []string{"a at 5 http://a", "b at 6 http://new"},
+		},
+		{
+			name:     "one was taken out, which the answer does not have yet",
+			before:   []wire.Server{entry("a", 1, "a"), entry("b", 1, "b")},
+			now:      []wire.Server{entry("a", 1, "a")},
+			answered: []wire.Server{entry("a", 5, "a"), entry("b", 1, "b")},
+			want:     []string{"a at 5 http://a"},
+		},
+		{
+			name:     "one was taken out, but has renewed since",
+			before:   []wire.Server{entry("b", 1, "b")},
+			answered: []wire.Server{entry("b", 4, "b")},
+			want:     []string{"b at 4 http://b"},
+		},
+		{
+			name:          "the node has come to know another resource",
+			before:        []wire.Server{entry("a", 1, "a")},
+			now:           []wire.Server{entry("z", 9, "z")},
+			answered:      []wire.Server{entry("a", 5, "a")},
+			want:          []string{"a at 5 http://a"},
+			otherResource: true,
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			now := of(tt.now...)
+			if tt.otherResource {
+				now.id = "another"
+			}
+			got := read(of(tt.answered...).Since(of(tt.before...), now))
+			if diff := cmp.Diff(tt.want, got); diff != "" {
+				t.Errorf("(-want +got)\n%s", diff)
+			}
+		})
+	}
+}
+
+// entries are some entries of a few servers, any of them several times, of a few ages.
+func entries(name string) *rapid.Generator[[]wire.Server] {
+	one := rapid.Custom(func(t *rapid.T) wire.Server {
+		id := rapid.SampledFrom([]string{"a", "b", "c", "d", "e"}).Draw(t, "id")
+		updated := rapid.IntRange(0, 4).Draw(t, "updated")
+		address := rapid.SampledFrom([]string{name + "-1", name + "-2", name + "/denied"}).Draw(t, "address")
+		return entry(id, updated, address)
+	})
+	return rapid.SliceOfN(one, 0, 24) // sorting is another thing beyond a dozen
+}
+
+func draw(t *rapid.T, name string) Roster { return of(entries(name).Draw(t, name)...) }
+
+// requireSound checks that r keeps the order and names nobody twice, and that all ways to find a
+// server agree.
+func requireSound(t *rapid.T, what string, r Roster) {
+	t.Helper()
+	if r.Len() != len(r.Peers()) {
+		t.Fatalf("%s: Len is %d, Peers are %d", what, r.Len(), len(r.Peers()))
+	}
+	for i, p := range r.Peers() {
+		if i > 0 && r.Peers()[i-1].ServerID >= p.ServerID {
+			t.Fatalf("%s: not sorted, or not unique: %v", what, read(r))
+		}
+		if at, ok := r.Index(p.ServerID); !ok || at != i {
+			t.Fatalf("%s: Index of %s is %d, %v; it is at %d", what, p.ServerID, at, ok, i)
+		}
+		if got, ok := r.Get(p.ServerID); !ok || got != p {
+			t.Fatalf("%s: Get of %s is %v, %v", what, p.ServerID, got, ok)
+		}
+	}
+	for _, id := range []string{"", "a", "aa", "b", "c", "d", "e", "f"} {
+		_, listed := r.Index(id)
+		if want := slices.ContainsFunc(r.Peers(), func(p *Peer) bool { return p.ServerID == id }); listed != want {
+			t.Fatalf("%s: Index finds %q: %v, it is there: %v", what, id, listed, want)
+		}
+		if _, ok := r.Get(id); ok != listed {
+			t.Fatalf("%s: Get finds %q: %v, Index: %v", what, id, ok, listed)
+		}
+	}
+}
+
+func requireEqual(t *rapid.T, law string, want, got Roster) {
+	t.Helper()
+	if diff := cmp.Diff(read(want), read(got)); diff != "" {
+		t.Fatalf("%s does not hold (-want +got)\n%s", law, diff)
+	}
+}
+
+func TestNewLaws(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		servers := entries("x").Draw(t, "servers")
+		given := slices.Clone(servers)
+		r := of(servers...)
+		requireSound(t, "New", r)
+
+		// Of each server named, its newest entry; of the newest, the first named.
+		newest := make(map[string]wire.Server)
+		for _, s := range servers {
+			if had, named := newest[s.ServerID]; !named || s.Seen().After(had.Seen()) {
+				newest[s.ServerID] = s
+			}
+		}
+		if len(newest) != r.Len() {
+			t.Fatalf("%d servers of %d", r.Len(), len(newest))
+		}
+		for _, p := range r.Peers() {
+			if diff := cmp.Diff(newest[p.ServerID], p.Server); diff != "" {
+				t.Fatalf("the entry of %s (-want +got)\n%s", p.ServerID, diff)
+			}
+			if _, err := check(p.Server); (p.Err == nil) != (err == nil) || (p.Base == nil) != (p.Err != nil) {
+				t.Fatalf("%s: base %v, err %v", describePeer(p), p.Base, p.Err)
+			}
+		}
+		if diff := cmp.Diff(given, servers); diff != "" {
+			t.Fatalf("New changed what it was given (-want +got)\n%s", diff)
+		}
+		requireEqual(t, "New of Resource is the same", r, New(r.Resource(), check, Roster{}))
+	})
+}
+
+// What is known is not parsed again, and what has not changed is not even copied.
+func TestNewKnown(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		known := draw(t, "known")
+		servers := entries("known").Draw(t, "servers")
+		told := rapid.Bool().Draw(t, "told")
+		describe := New
+		if told {
+			describe = Announced
+		}
+		r := describe(wire.ItResource{ID: "resource", Servers: servers}, func(s wire.Server) (*url.URL, error) {
+			if p, ok := known.Get(s.ServerID); ok && p.ClusterBaseURL == s.ClusterBaseURL {
+				t.Fatalf("the address of %s was checked again", describePeer(p))
+			}
+			return check(s)
+		}, known)
+		requireEqual(t, "what is known changes nothing", of(servers...), r)
+		for _, p := range r.Peers() {
+			if p.Told != told {
+				t.Fatalf("%s told by a peer: %v, want %v", describePeer(p), p.Told, told)
+			}
+			was, ok := known.Get(p.ServerID)
+			if same := ok && !told && describePeer(was) == describePeer(p); same != (was == p && ok) {
+				t.Fatalf("%s is the same entry: %v; it was copied: %v", describePeer(p), same, was != p)
+			}
+		}
+	})
+}
+
+func TestUnionLaws(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		a, b, c := draw(t, "a"), draw(t, "b"), draw(t, "c")
+		u := a.Union(b)
+		requireSound(t, "Union", u)
+		requireEqual(t, "idempotence", a, a.Union(a))
+		requireEqual(t, "absorption", u, u.Union(b))
+		requireEqual(t, "absorption", u, a.Union(u))
+		requireEqual(t, "associativity", a.Union(b).Union(c), a.Union(b.Union(c)))
+		requireEqual(t, "the empty roster on the right", a, a.Union(of()))
+		requireEqual(t, "the empty roster on the left", a, of().Union(a))
+
+		tie := slices.ContainsFunc(a.Peers(), func(p *Peer) bool {
+			q, ok := b.Get(p.ServerID)
+			return ok && q.Seen().Equal(p.Seen())
+		})
+		if !tie {
+			requireEqual(t, "commutativity", u, b.Union(a))
+		}
+		for _, p := range u.Peers() {
+			mine, _ := a.Get(p.ServerID)
+			theirs, _ := b.Get(p.ServerID)
+			if p != mine && p != theirs {
+				t.Fatalf("%s is in neither", describePeer(p))
+			}
+			for _, other := range []*Peer{mine, theirs} {
+				if other != nil && other.Seen().After(p.Seen()) {
+					t.Fatalf("%s stays, %s is newer", describePeer(p), describePeer(other))
+				}
+			}
+		}
+		for _, p := range slices.Concat(a.Peers(), b.Peers()) {
+			if _, ok := u.Get(p.ServerID); !ok {
+				t.Fatalf("%s got lost", describePeer(p))
+			}
+		}
+	})
+}
+
+func TestWithoutLaws(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		r := draw(t, "r")
+		ids := rapid.SampledFrom([]string{"", "a", "b", "c", "d", "e", "f"})
+		x, y := ids.Draw(t, "x"), ids.Draw(t, "y")
+		w := r.Without(x)
+		requireSound(t, "Without", w)
+		want := slices.DeleteFunc(slices.Clone(r.Peers()), func(p *Peer) bool { return p.ServerID == x })
+		if !slices.Equal(want, w.Peers()) {
+			t.Fatalf("without %q: got %v", x, read(w))
+		}
+		requireEqual(t, "idempotence", w, w.Without(x))
+		requireEqual(t, "commutativity", w.Without(y), r.Without(y).Without(x))
+		if p, ok := r.Get(x); ok {
+			requireEqual(t, "joining it again", r, w.Union(Roster{peers: []*Peer{p}}))
+		}
+		c := r.Callable()
+		requireSound(t, "Callable", c)
+		for _, p := range r.Peers() {
+			if _, ok := c.Get(p.ServerID); ok != (p.Err == nil) {
+				t.Fatalf("%s is callable: %v", describePeer(p), ok)
+			}
+		}
+	})
+}
+
+func TestSinceLaws(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		answered, before, now := draw(t, "answered"), draw(t, "before"), draw(t, "now")
+		got := answered.Since(before, now)
+		requireSound(t, "Since", got)
+		requireEqual(t, "nothing happened", answered, answered.Since(before, before))
+		requireEqual(t, "nobody was known, so all who are have joined", answered.Union(now), answered.Since(of(), now))
+		requireEqual(t, "nobody was known, nor a resource", answered.Union(now), answered.Since(Roster{}, now))
+		requireEqual(t, "another resource was known", answered, answered.Since(Roster{id: "another", peers: before.peers}, now))
+		requireEqual(t, "another resource is known", answered, answered.Since(before, Roster{id: "another", peers: now.peers}))
+
+		for _, id := range []string{"a", "b", "c", "d", "e"} {
+			mit, listed := answered.Get(id)
+			was, wasThere := before.Get(id)
+			is, isThere := now.Get(id)
+			var want *Peer
+			switch {
+			case wasThere && !isThere: // taken out meanwhile: mIT must know better
+				if listed && mit.Seen().After(was.Seen()) {
+					want = mit
+				}
+			case isThere && (!wasThere || is.Seen().After(was.Seen())): // joined or came back meanwhile
+				if want = is; listed && !is.Seen().After(mit.Seen()) {
+					want = mit
+				}
+			case listed: // else it is as mIT says
+				want = mit
+			}
+			if p, _ := got.Get(id); p != want {
+				t.Fatalf("%s: got %v, want %v", id, p, want)
+			}
+		}
+	})
+}
+
+// Whatever is made of a roster, it and all that was made of it before stay what they were.
+func TestNothingChanges(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		made := []Roster{draw(t, "first"), draw(t, "second")}
+		said := [][]string{read(made[0]), read(made[1])}
+		some := rapid.Custom(func(t *rapid.T) Roster { return rapid.SampledFrom(made).Draw(t, "of") })
+		steps := rapid.IntRange(1, 12).Draw(t, "steps")
+		for range steps {
+			r := some.Draw(t, "r")
+			var next Roster
+			switch rapid.IntRange(0, 4).Draw(t, "operation") {
+			case 0:
+				next = r.Union(some.Draw(t, "o"))
+			case 1:
+				next = r.Without(rapid.SampledFrom([]string{"a", "c", "e"}).Draw(t, "id"))
+			case 2:
+				next = r.Callable()
+			case 3:
+				next = r.Since(some.Draw(t, "before"), some.Draw(t, "now"))
+			case 4:
+				next = New(r.Resource(), check, some.Draw(t, "known"))
+			}
+			requireSound(t, "what was made", next)
+			made, said = append(made, next), append(said, read(next))
+			for i, r := range made {
+				if diff := cmp.Diff(said[i], read(r)); diff != "" {
+					t.Fatalf("a roster changed (-was +is)\n%s", diff)
+				}
+			}
+		}
+	})
+}
+
+// Who tells a view on tells all that it was told.
+func TestResource(t *testing.T) {
+	it := wire.ItResource{
+		ID: "resource", Type: "mds", PublicBaseURL: "http://public",
+		Servers: []wire.Server{{ServerID: "a", ClusterBaseURL: "http://a", Raw: json.RawMessage(`{"serverId":"a","clusterBaseUrl":"http://a","shoe":43}`)}},
+		Extra:   map[string]json.RawMessage{"colour": json.RawMessage(`"red"`)},
+	}
+	r := New(it, check, Roster{})
+	if diff := cmp.Diff(it, r.Resource()); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	others := of(entry("b", 1, "b"))
+	others.id, others.typ = "other", "other"
+	for name, next := range map[string]Roster{
+		"Union": r.Union(others), "Without": r.Without("a"), "Callable": r.Callable(), "Since": r.Since(of(), of(entry("b", 1, "b"))),
+	} {
+		got := next.Resource()
+		got.Servers = it.Servers
+		if diff := cmp.Diff(it, got); diff != "" {
+			t.Errorf("%s (-want +got)\n%s", name, diff)
+		}
+	}
+}
+
+func TestZeroRoster(t *testing.T) {
+	var zero Roster
+	if zero.Len() != 0 || zero.ID() != "" || len(zero.Without("a").Peers()) != 0 {
+		t.Error("the zero roster is not empty")
+	}
+	joined := zero.Union(of(entry("a", 1, "a")))
+	if diff := cmp.Diff([]string{"a at 1 http://a"}, read(joined)); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
