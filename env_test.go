@@ -15,13 +15,15 @@ import (
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
-var mirrored = []string{"REGISTRATION_STATUS", "CLUSTER_STATUS_SERVERS", "CLUSTER_STATUS_UPDATED_AT", "CLUSTER_STATUS_LEASE_TIME"}
+func mirrored() []string {
+	return []string{"REGISTRATION_STATUS", "CLUSTER_STATUS_SERVERS", "CLUSTER_STATUS_UPDATED_AT", "CLUSTER_STATUS_LEASE_TIME"}
+}
 
 // inherit gives the environment the values that a parent process might have left in it, and
 // sees to it that it is as before after the test.
 func inherit(t *testing.T) {
 	t.Helper()
-	for _, name := range mirrored {
+	for _, name := range mirrored() {
 		t.Setenv(name, "inherited")
 	}
 }
@@ -29,7 +31,7 @@ func inherit(t *testing.T) {
 // environment is what is set of the four variables.
 func environment() map[string]string {
 	set := map[string]string{}
-	for _, name := range mirrored {
+	for _, name := range mirrored() {
 		if value, ok := os.LookupEnv(name); ok {
 			set[name] = value
 		}

@@ -396,7 +396,7 @@ func TestRetriesOfAShortLease(t *testing.T) {
 		l := keepLedger(w)
 		time.Sleep(time.Second)
 		registryDown(w)
-		time.Sleep(n.Status().ExpiresAt().Sub(time.Now()) - time.Nanosecond)
+		time.Sleep(time.Until(n.Status().ExpiresAt()) - time.Nanosecond)
 		wantState(t, n, cluster.Degraded)
 		if got := len(l.renewals(n)); got < 3 {
 			t.Errorf("%d tries in the last third of the lease, want one a second", got)

@@ -671,7 +671,9 @@ func TestUnRegisterBeforeRegisterButAnnouncedTo(t *testing.T) {
 		if d := n.UnRegister(t.Context()); d.NbServers != 0 || d.Errors != nil {
 			t.Errorf("leaving: %+v, want no servers", d)
 		}
-		<-done
+		if err := <-done; !errors.Is(err, cluster.ErrNotRegistered) {
+			t.Errorf("registering ended with %v, want %v", err, cluster.ErrNotRegistered)
+		}
 	})
 }
 

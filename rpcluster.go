@@ -251,7 +251,7 @@ func (f *fan) send(ctx context.Context, p *roster.Peer, road http.RoundTripper) 
 // own would cost each of them more than the rest of what is done for it here. Nobody is given
 // less time than he is due but for a fiftieth of it, and 5 ms at most.
 type deadline struct {
-	ctx     context.Context
+	ctx     context.Context    //nolint:containedctx // of one call, within which it begins and ends
 	release context.CancelFunc // not needed: what it would release goes with the call
 	until   time.Time          // when the next one is due
 }

@@ -259,7 +259,14 @@ func cameBackElsewhere(w *world) {
 	back := w.launchAs(npmKind, victim.id, 0).serving()
 	nodes[2] = back
 	back.register()
-	w.settle(nodes...)
+	w.until("the Go node knows its new address", func() error {
+		servers, err := golang.view()
+		i := slices.IndexFunc(servers, func(s cluster.Server) bool { return s.ServerID == back.id })
+		if err == nil && (i < 0 || servers[i].ClusterBaseURL != back.base) {
+			err = fmt.Errorf("it knows %v", servers)
+		}
+		return err
+	})
 	if f := golang.ask(fanoutArgs{Path: "/things"}); same(f.answered(), sorted(nodes[1:])) != nil {
 		w.Errorf("Go: answered %v, failed %v", f.answered(), f.failed())
 	}

@@ -13,7 +13,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -245,14 +245,12 @@ func (w *world) registered(k kind, env ...string) *node {
 }
 
 func refusedToken(w *world, k kind) {
-	// What was shown with an announcement is no longer good for anything else.
-	var old sync.Map
+	// What is shown first when they are asked for things is not good for that.
 	strict := func(id string, status int) *stranger {
+		var first atomic.Value
 		return w.stranger(id, func(rw http.ResponseWriter, r *http.Request) {
 			token := r.Header.Get("Authorization")
-			if r.URL.Path != basePath+"/things" {
-				old.Store(token, true)
-			} else if _, is := old.Load(token); is {
+			if r.URL.Path == basePath+"/things" && (first.CompareAndSwap(nil, token) || first.Load() == token) {
 				reply(rw, status, fmt.Sprintf(`{"statusCode":%d,"title":"no","message":"not with that token"}`, status))
 				return
 			}
@@ -282,8 +280,9 @@ func refusedToken(w *world, k kind) {
 	if things(forbids) != 2 || things(denies) != wantThings {
 		w.Errorf("%d requests to the peer with 403, and %d to that with 401", things(forbids), things(denies))
 	}
-	if got := len(w.fetches(forPeers)); got != fetched+1 {
-		w.Errorf("%d more tokens were fetched for peers, not one", got-fetched)
+	// npm fetches even more of them where registering takes longer than its retry period.
+	if got := len(w.fetches(forPeers)) - fetched; got < 1 || k == goKind && got > 1 {
+		w.Errorf("%d more tokens were fetched for peers, not one", got)
 	}
 }
 

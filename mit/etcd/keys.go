@@ -36,7 +36,7 @@ func (k keys) parse(key string) (resourceID, typ, serverID string, err error) {
 		return "", "", "", errForeignKey
 	}
 	if name, ok := strings.CutPrefix(rest, resourcesDir); ok {
-		if resourceID, err = url.PathUnescape(name); err != nil || k.resource(resourceID) != key {
+		if resourceID, err = url.PathUnescape(name); err != nil || resourceID == "" || k.resource(resourceID) != key {
 			return "", "", "", errForeignKey
 		}
 		return resourceID, "", "", nil

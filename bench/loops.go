@@ -1,0 +1,192 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/failsafe-go/failsafe-go/failsafehttp"
+	"github.com/go-resty/resty/v2"
+	"github.com/hashicorp/go-retryablehttp"
+	"golang.org/x/sync/semaphore"
+)
+
+// yardstick is what everything is compared with: what somebody writes who needs no more.
+const yardstick = "loop"
+
+// A getter gets one answer, and gives its body if it is a 200.
+type getter func(ctx context.Context, url string) ([]byte, error)
+
+// A loop is the fan-out that one writes by hand: a goroutine and a timeout for each peer, an
+// answer that is decoded and must be from whom it was asked of. It knows its peers and its token
+// once and for all.
+type loop struct {
+	peers   []seat
+	timeout time.Duration
+	places  *semaphore.Weighted // nil: as many requests at once as there are peers
+	get     getter
+	conns   *http.Transport
+}
+
+// newLoop makes loops with that many requests in flight at once at most, 0 for any number.
+func newLoop(most int64, with func(token string, t *http.Transport) getter) func(context.Context, place) (fanout, error) {
+	return func(_ context.Context, p place) (fanout, error) {
+		dialer := net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}
+		l := loop{timeout: p.Timeout, conns: &http.Transport{
+			DialContext:         dialer.DialContext,
+			MaxIdleConnsPerHost: 16,
+			IdleConnTimeout:     90 * time.Second,
+		}}
+		for _, s := range p.Peers {
+			l.peers = append(l.peers, seat{s.ID, s.URL + "/things"})
+		}
+		if most > 0 {
+			l.places = semaphore.NewWeighted(most)
+		}
+		l.get = with(p.Token, l.conns)
+		return l, nil
+	}
+}
+
+// An answered is what a loop has of one peer.
+type answered struct {
+	data json.RawMessage
+	err  error
+}
+
+func (l loop) call(ctx context.Context) (tally, error) {
+	got := make([]answered, len(l.peers))
+	var wg sync.WaitGroup
+	for i, peer := range l.peers {
+		if l.places != nil {
+			if err := l.places.Acquire(ctx, 1); err != nil {
+				return tally{}, err
+			}
+		}
+		wg.Go(func() {
+			if l.places != nil {
+				defer l.places.Release(1)
+			}
+			got[i].data, got[i].err = l.ask(ctx, peer)
+		})
+	}
+	wg.Wait()
+	var t tally
+	for _, a := range got {
+		if a.err != nil {
+			t.Failures++
+		} else {
+			t.Results++
+		}
+	}
+	return t, nil
+}
+
+func (l loop) ask(ctx context.Context, peer seat) (json.RawMessage, error) {
+	ctx, cancel := context.WithTimeout(ctx, l.timeout)
+	defer cancel()
+	body, err := l.get(ctx, peer.URL)
+	if err != nil {
+		return nil, err
+	}
+	var envelope struct {
+		Data   json.RawMessage `json:"data"`
+		Server struct {
+			ServerID string `json:"serverId"`
+		} `json:"server"`
+	}
+	if err := json.Unmarshal(body, &envelope); err != nil {
+		return nil, err
+	}
+	if envelope.Server.ServerID != peer.ID {
+		return nil, fmt.Errorf("%q answered instead of %q", envelope.Server.ServerID, peer.ID)
+	}
+	return envelope.Data, nil
+}
+
+func (l loop) rest()  { l.conns.CloseIdleConnections() }
+func (l loop) close() { l.conns.CloseIdleConnections() }
+
+// plainGetter is net/http alone.
+func plainGetter(token string, t *http.Transport) getter {
+	return doGetter(token, (&http.Client{Transport: t}).Do)
+}
+
+// failsafeGetter has failsafe-go's retry policy for HTTP around it.
+func failsafeGetter(token string, t *http.Transport) getter {
+	retry := failsafehttp.NewRetryPolicyBuilder().WithMaxRetries(1).WithDelay(retryDelay).Build() //nolint:bodyclose // there is no answer yet
+	return doGetter(token, (&http.Client{Transport: failsafehttp.NewRoundTripper(t, retry)}).Do)
+}
+
+// As much patience for all who retry as this module has by default.
+const retryDelay = 10 * time.Millisecond
+
+func doGetter(token string, do func(*http.Request) (*http.Response, error)) getter {
+	return func(ctx context.Context, url string) ([]byte, error) {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
+		if err != nil {
+			return nil, err
+		}
+		req.Header.Set("Authorization", "Bearer "+token)
+		resp, err := do(req)
+		if err != nil {
+			return nil, err
+		}
+		return read(resp)
+	}
+}
+
+func read(resp *http.Response) ([]byte, error) {
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("status %s", resp.Status)
+	}
+	if resp.ContentLength < 0 {
+		return io.ReadAll(resp.Body)
+	}
+	body := bytes.NewBuffer(make([]byte, 0, resp.ContentLength+bytes.MinRead))
+	_, err := body.ReadFrom(resp.Body)
+	return body.Bytes(), err
+}
+
+func retryableGetter(token string, t *http.Transport) getter {
+	client := retryablehttp.NewClient()
+	client.HTTPClient = &http.Client{Transport: t}
+	client.Logger = nil
+	client.RetryMax, client.RetryWaitMin, client.RetryWaitMax = 1, retryDelay, retryDelay
+	return func(ctx context.Context, url string) ([]byte, error) {
+		req, err := retryablehttp.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+		if err != nil {
+			return nil, err
+		}
+		req.Header.Set("Authorization", "Bearer "+token)
+		resp, err := client.Do(req)
+		if err != nil {
+			return nil, err
+		}
+		return read(resp)
+	}
+}
+
+func restyGetter(token string, t *http.Transport) getter {
+	client := resty.New().SetTransport(t).SetAuthToken(token).
+		SetRetryCount(1).SetRetryWaitTime(retryDelay).SetRetryMaxWaitTime(retryDelay)
+	return func(ctx context.Context, url string) ([]byte, error) {
+		resp, err := client.R().SetContext(ctx).Get(url)
+		if err != nil {
+			return nil, err
+		}
+		if !resp.IsSuccess() {
+			return nil, fmt.Errorf("status %s", resp.Status())
+		}
+		return resp.Body(), nil
+	}
+}

@@ -1,0 +1,703 @@
+package cluster_test
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/mimiktech/cluster"
+	"github.com/mimiktech/cluster/clustertest"
+)
+
+// verdicts counts what all nodes of a world decided on suspects.
+type verdicts struct{ evicted, spared atomic.Int64 }
+
+func (v *verdicts) trace() cluster.Option {
+	return cluster.WithTrace(&cluster.Trace{
+		Evicted: func(cluster.Server) { v.evicted.Add(1) },
+		Spared:  func(cluster.Server, error) { v.spared.Add(1) },
+	})
+}
+
+// startRenewed starts a world whose first node has all its peers from mIT, and not only from
+// themselves: what they announce it does not take for true enough to have one of them deleted.
+func startRenewed(t *testing.T, nodes int, opts ...clustertest.Option) *clustertest.World {
+	t.Helper()
+	w := clustertest.Start(t, nodes, opts...)
+	if _, err := w.Nodes[0].Register(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return w
+}
+
+// unnoticed has a peer renew without n hearing of it, so that mIT's entry is newer than n's.
+func unnoticed(t *testing.T, w *clustertest.World, n, peer *clustertest.Node) {
+	t.Helper()
+	w.Network.Fault(peer.Host, n.Host, clustertest.Status(http.StatusServiceUnavailable)) // an answer: n is no suspect
+	defer w.Network.Fault(peer.Host, n.Host, nil)
+	if _, err := peer.Register(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// deletes limits a fault to DELETE requests: to dated deletes, at the registry.
+func deletes(f clustertest.Fault) clustertest.Fault {
+	return clustertest.When(func(r *http.Request) bool { return r.Method == http.MethodDelete }, f)
+}
+
+// A peer that is gone, and of which mIT says so, is gone from everywhere, at the cost of one
+// delete at mIT and one word to each of the others.
+func TestEvict(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var decided verdicts
+		w := startRenewed(t, 5, clustertest.WithOptions(decided.trace()))
+		n := w.Nodes[0]
+		dead := w.Nodes[2]
+		entry := w.Listed()[2]
+		dead.Kill()
+		seen := keepLedger(w)
+		res := rpc(t, n, cluster.Request{Path: "/things"})
+		wantOnce(t, res, w.Nodes[1:])
+		if o := onlyFailure(t, res); o.Server.ServerID != dead.ID || !o.Evicted || o.Spared != nil || o.Kind != cluster.KindRefused {
+			t.Errorf("%s: %s, evicted %t, spared %v", o.Server.ServerID, o.Kind, o.Evicted, o.Spared)
+		}
+		wantView(t, n, "node-1", "node-2", "node-4", "node-5")
+		synctest.Wait()
+		for _, other := range []*clustertest.Node{w.Nodes[1], w.Nodes[3], w.Nodes[4]} {
+			wantView(t, other, "node-1", "node-2", "node-4", "node-5")
+			if told := seen.of("DELETE", n.Host, other.Host); len(told) != 1 || !strings.HasSuffix(told[0].Path, "/servers/node-3") {
+				t.Errorf("%s was told %d times", other.ID, len(told))
+			}
+		}
+		if diff := cmp.Diff([]string{"node-1", "node-2", "node-4", "node-5"}, ids(w.Listed())); diff != "" {
+			t.Errorf("at mIT (-want +got):\n%s", diff)
+		}
+		asked := seen.of("DELETE", n.Host, clustertest.RegistryHost)
+		if date := entry.UpdatedAt.UTC().Format("2006-01-02T15:04:05.000Z"); len(asked) != 1 || !strings.HasSuffix(asked[0].Path, "/servers/node-3@"+date) {
+			t.Errorf("mIT was asked %v", asked)
+		}
+		if e, s := decided.evicted.Load(), decided.spared.Load(); e != 1 || s != 0 {
+			t.Errorf("%d evicted, %d spared", e, s)
+		}
+
+		again := rpc(t, n, cluster.Request{Path: "/things"})
+		wantOnce(t, again, []*clustertest.Node{w.Nodes[1], w.Nodes[3], w.Nodes[4]})
+
+		dead.Restart()
+		for _, member := range w.Nodes {
+			wantView(t, member, "node-1", "node-2", "node-3", "node-4", "node-5")
+		}
+	})
+}
+
+// However many calls of a node find a peer dead at once, it is evicted once.
+func TestEvictedOnceByCallsAtOnce(t *testing.T) {
+	for name, mIT := range map[string]clustertest.Fault{"mIT answers at once": nil, "mIT takes its time": clustertest.Slow(100 * time.Millisecond)} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var decided verdicts
+				w := startRenewed(t, 5, clustertest.WithOptions(decided.trace()))
+				n := w.Nodes[0]
+				w.Nodes[2].Kill()
+				registryFault(w, mIT)
+				seen := keepLedger(w)
+				var wg sync.WaitGroup
+				for range 8 {
+					wg.Go(func() {
+						res := rpc(t, n, cluster.Request{Path: "/things"})
+						wantOnce(t, res, w.Nodes[1:])
+						if len(res.Failures) != 1 || !onlyFailure(t, res).Evicted {
+							t.Errorf("failures: %v", failures(res))
+						}
+					})
+				}
+				wg.Wait()
+				synctest.Wait()
+				wantView(t, n, "node-1", "node-2", "node-4", "node-5")
+				if e := decided.evicted.Load(); e != 1 {
+					t.Errorf("evicted %d times", e)
+				}
+				if told := len(seen.of("DELETE", n.Host, w.Nodes[1].Host)); told != 1 {
+					t.Errorf("a peer was told %d times", told)
+				}
+				asked := len(seen.of("DELETE", n.Host, clustertest.RegistryHost))
+				if asked != 1 && mIT != nil || asked < 1 || asked > 8 {
+					t.Errorf("mIT was asked %d times", asked)
+				}
+			})
+		})
+	}
+}
+
+// A peer that came back is asked again, where mIT says that it is. The npm module does so as
+// well, but takes the answer into neither its view nor, if it fails with 5xx, its response.
+func TestPeerCameBack(t *testing.T) {
+	for name, host := range map[string]string{"at its place": "", "elsewhere": "node-3-moved:9090"} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var decided verdicts
+				w := startRenewed(t, 5, clustertest.WithOptions(decided.trace()))
+				n, peer := w.Nodes[0], w.Nodes[2]
+				if host != "" {
+					peer.Move(host)
+				} else { // dead for as long as n tries
+					w.Network.Fault(n.Host, peer.Host, clustertest.Times(2, clustertest.Refuse))
+				}
+				unnoticed(t, w, n, peer)
+				seen := keepLedger(w)
+				res := rpc(t, n, cluster.Request{Path: "/things"})
+				wantOnce(t, res, w.Nodes[1:])
+				if got := marshal(t, res.Data); got != `["node-2","node-3","node-4","node-5"]` {
+					t.Errorf("joint data %s; failures %v", got, failures(res))
+				}
+				o := res.Results[1]
+				if o.Attempts != 3 || o.Duration != 10*time.Millisecond || o.Evicted || o.Spared != nil {
+					t.Errorf("%d attempts in %v, evicted %t, spared %v", o.Attempts, o.Duration, o.Evicted, o.Spared)
+				}
+				if want := "http://" + peer.Host + "/mds/v1"; o.Server.ClusterBaseURL != want || n.Servers()[2].ClusterBaseURL != want {
+					t.Errorf("asked at %s, known at %s, want %s", o.Server.ClusterBaseURL, n.Servers()[2].ClusterBaseURL, want)
+				}
+				if asked := len(seen.of("DELETE", n.Host, clustertest.RegistryHost)); asked != 1 {
+					t.Errorf("mIT was asked %d times", asked)
+				}
+				if len(w.Listed()) != 5 || decided.evicted.Load() != 0 {
+					t.Errorf("%d servers at mIT, %d evicted", len(w.Listed()), decided.evicted.Load())
+				}
+				rpc(t, n, cluster.Request{Path: "/things"})
+				if asked := len(seen.of("DELETE", n.Host, clustertest.RegistryHost)); asked != 1 {
+					t.Error("the next call began at the old entry again")
+				}
+			})
+		})
+	}
+}
+
+// A peer that renewed and then hangs is asked once more, at the entry that mIT has. By the time that
+// has timed out, too, mIT is not waited for any longer; the next call begins at the newer entry.
+func TestPeerRenewedAndHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := startRenewed(t, 5)
+		n, peer := w.Nodes[0], w.Nodes[2]
+		time.Sleep(time.Minute) // registering again is followed by a renewal, which must not come in between
+		unnoticed(t, w, n, peer)
+		time.Sleep(time.Minute)
+		w.Network.Fault(n.Host, peer.Host, clustertest.Hang)
+		for call, want := range []struct {
+			took     time.Duration
+			attempts int
+			evicted  bool
+		}{{20 * time.Second, 2, false}, {10 * time.Second, 1, true}} {
+			start := time.Now()
+			res := rpc(t, n, cluster.Request{Path: "/things"})
+			wantOnce(t, res, w.Nodes[1:])
+			if o := onlyFailure(t, res); o.Attempts != want.attempts || o.Evicted != want.evicted || (o.Spared == nil) != want.evicted || time.Since(start) != want.took {
+				t.Errorf("call %d: %d attempts in %v, evicted %t, spared %v; want %+v", call, o.Attempts, time.Since(start), o.Evicted, o.Spared, want)
+			}
+		}
+	})
+}
+
+// A newer entry of a peer that is dead as well is asked, and then deleted with its own date.
+func TestPeerCameBackAndDiedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := startRenewed(t, 5)
+		n, peer := w.Nodes[0], w.Nodes[2]
+		unnoticed(t, w, n, peer)
+		newer := w.Listed()[2].UpdatedAt.UTC().Format("2006-01-02T15:04:05.000Z")
+		peer.Kill()
+		seen := keepLedger(w)
+		o := onlyFailure(t, rpc(t, n, cluster.Request{Path: "/things"}))
+		if !o.Evicted || o.Attempts != 4 || o.Kind != cluster.KindRefused {
+			t.Errorf("evicted %t after %d attempts: %v", o.Evicted, o.Attempts, o.Err)
+		}
+		asked := seen.of("DELETE", n.Host, clustertest.RegistryHost)
+		if len(asked) != 2 || !strings.HasSuffix(asked[1].Path, "@"+newer) {
+			t.Errorf("mIT was asked %v", asked)
+		}
+		wantView(t, n, "node-1", "node-2", "node-4", "node-5")
+	})
+}
+
+// A registry with a newer entry at each question is not believed for ever. The npm module asks
+// without end.
+func TestNewerEntriesWithoutEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := startRenewed(t, 5)
+		n := w.Nodes[0]
+		w.Nodes[2].Kill()
+		var given atomic.Int64
+		registryFault(w, deletes(clustertest.Answer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			fmt.Fprintf(w, `{"server":{"serverId":"node-3","clusterBaseUrl":"http://node-3:8080/mds/v1","updatedAt":"20%d-01-01T00:00:00.000Z"}}`, 30+given.Add(1))
+		}))))
+		o := onlyFailure(t, rpc(t, n, cluster.Request{Path: "/things"}))
+		if o.Evicted || o.Spared == nil || !strings.Contains(o.Spared.Error(), "3 newer entries") {
+			t.Errorf("evicted %t, spared %v", o.Evicted, o.Spared)
+		}
+		if given.Load() != 3 || o.Attempts != 8 {
+			t.Errorf("mIT was asked %d times, the peer %d times", given.Load(), o.Attempts)
+		}
+		wantView(t, n, "node-1", "node-2", "node-3", "node-4", "node-5")
+	})
+}
+
+// The newer entry of a suspect may name an address that must not be called.
+func TestNewerEntryThatIsNotAllowed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := startRenewed(t, 5)
+		w.Nodes[2].Kill()
+		registryFault(w, deletes(answerBody(`{"server":{"serverId":"node-3","clusterBaseUrl":"http://169.254.169.254/mds/v1","updatedAt":"2030-01-01T00:00:00.000Z"}}`)))
+		seen := keepLedger(w)
+		o := onlyFailure(t, rpc(t, w.Nodes[0], cluster.Request{Path: "/things"}))
+		if o.Kind != cluster.KindNotAllowed || !errors.Is(o.Err, cluster.ErrNotAllowed) || o.Evicted || o.Attempts != 2 {
+			t.Errorf("%s, %v, evicted %t, %d attempts", o.Kind, o.Err, o.Evicted, o.Attempts)
+		}
+		if called := seen.of("GET", clustertest.Any, "169.254.169.254"); len(called) != 0 {
+			t.Error("it was called")
+		}
+	})
+}
+
+// A peer that announced itself anew while it was being asked is asked again before mIT is. The
+// npm module compares fields that do not exist, and never does.
+func TestReferenceReturningPeer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := startRenewed(t, 5)
+		n, peer := w.Nodes[0], w.Nodes[2]
+		w.Network.Fault(n.Host, peer.Host, clustertest.Times(2, clustertest.Refuse))
+		time.AfterFunc(5*time.Millisecond, func() { // between the two attempts
+			if _, err := peer.Register(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+		seen := keepLedger(w)
+		res := rpc(t, n, cluster.Request{Path: "/things"})
+		if len(res.Results) != 4 || res.Results[1].Attempts != 3 {
+			t.Errorf("failures: %v", failures(res))
+		}
+		if asked := seen.of("DELETE", n.Host, clustertest.RegistryHost); len(asked) != 0 {
+			t.Errorf("mIT was asked %d times", len(asked))
+		}
+	})
+}
+
+// Without mIT's clear word nobody is evicted. To the npm module any failure of mIT is consent.
+func TestReferenceRegistryUnreachable(t *testing.T) {
+	for name, tt := range map[string]struct {
+		fault clustertest.Fault
+		why   string
+		took  time.Duration
+	}{
+		"refused":              {clustertest.Refuse, "connection refused", 0},
+		"hanging":              {clustertest.Hang, "mIT took too long", 2 * time.Second},
+		"slower than patience": {clustertest.Slow(3 * time.Second), "mIT took too long", 2 * time.Second},
+		"broken":               {clustertest.Reset, "connection reset", 0},
+		"500":                  {clustertest.Status(500), "500", 0},
+		"503":                  {clustertest.Status(503), "503", 0},
+		"404":                  {clustertest.Status(404), "404", 0},
+		"403":                  {clustertest.Status(403), "403", 0},
+		"429":                  {clustertest.Status(429), "429", 0},
+		"a redirect":           {clustertest.Answer(http.RedirectHandler("http://elsewhere/", http.StatusFound)), "302", 0},
+		"garbage":              {answerBody("<html>"), "unusable answer", 0},
+		"nothing":              {answerBody(""), "unusable answer", 0},
+		"an empty object":      {answerBody("{}"), "neither data nor server", 0},
+		"no data":              {answerBody(`{"data":null}`), "neither data nor server", 0},
+		"null":                 {answerBody(`null`), "neither data nor server", 0},
+		"another server":       {answerBody(`{"server":{"serverId":"node-4","clusterBaseUrl":"http://node-4:8080/mds/v1"}}`), "about another server", 0},
+		"a server without id":  {answerBody(`{"server":{}}`), "serverId", 0},
+		"half an answer":       {clustertest.Truncate(5), "broke off", 0},
+		"a stalled answer":     {clustertest.Stall(5), "mIT took too long", 2 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var decided verdicts
+				w := startRenewed(t, 5, clustertest.WithOptions(decided.trace()))
+				n := w.Nodes[0]
+				w.Nodes[2].Kill()
+				w.Network.Fault(n.Host, clustertest.RegistryHost, deletes(tt.fault))
+				seen := keepLedger(w)
+				start := time.Now()
+				res := rpc(t, n, cluster.Request{Path: "/things"})
+				if took, want := time.Since(start), 10*time.Millisecond+tt.took; took != want {
+					t.Errorf("took %v, want %v", took, want)
+				}
+				wantOnce(t, res, w.Nodes[1:])
+				if o := onlyFailure(t, res); o.Evicted || o.Spared == nil || !strings.Contains(o.Spared.Error(), tt.why) || o.Kind != cluster.KindRefused {
+					t.Errorf("%s, evicted %t, spared %v, want spared: %s", o.Kind, o.Evicted, o.Spared, tt.why)
+				}
+				synctest.Wait()
+				for _, member := range []*clustertest.Node{w.Nodes[0], w.Nodes[1], w.Nodes[3]} {
+					wantView(t, member, "node-1", "node-2", "node-3", "node-4", "node-5")
+				}
+				if told := seen.of("DELETE", n.Host, w.Nodes[1].Host); len(told) != 0 {
+					t.Error("peers were told that it is gone")
+				}
+				if e, s := decided.evicted.Load(), decided.spared.Load(); e != 0 || s != 1 {
+					t.Errorf("%d evicted, %d spared", e, s)
+				}
+			})
+		})
+	}
+	t.Run("with another patience", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			w := startRenewed(t, 5, clustertest.WithOptions(cluster.WithEviction(cluster.Eviction{Wait: 200 * time.Millisecond})))
+			w.Nodes[2].Kill()
+			registryFault(w, clustertest.Hang)
+			start := time.Now()
+			o := onlyFailure(t, rpc(t, w.Nodes[0], cluster.Request{Path: "/things"}))
+			if took := time.Since(start); took != 210*time.Millisecond || o.Evicted {
+				t.Errorf("evicted %t after %v", o.Evicted, took)
+			}
+		})
+	})
+	t.Run("no token for it", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			w := startRenewed(t, 5, clustertest.WithTokenLife(40*time.Minute))
+			n := w.Nodes[0]
+			time.Sleep(30 * time.Minute) // the one for mIT is older than the one for peers now
+			rpc(t, n, cluster.Request{Path: "/things"})
+			w.Nodes[2].Kill()
+			w.Network.Fault(n.Host, clustertest.TokenHost, clustertest.Refuse)
+			time.Sleep(11 * time.Minute)
+			o := onlyFailure(t, rpc(t, n, cluster.Request{Path: "/things"}))
+			if o.Evicted || o.Spared == nil || !strings.Contains(o.Spared.Error(), "no token") {
+				t.Errorf("evicted %t, spared %v", o.Evicted, o.Spared)
+			}
+		})
+	})
+}
+
+// An entry without a date cannot be deleted on condition, so it is not.
+func TestEntryWithoutDate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 4)
+		n := w.Nodes[0]
+		w.Network.Fault(n.Host, clustertest.RegistryHost, posts(answerBody(`{"itResource":`+resourceOf("", "node-1", "node-2", "node-3", "node-4")+`}`)))
+		if _, err := n.Register(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		w.Nodes[2].Kill()
+		seen := keepLedger(w)
+		o := onlyFailure(t, rpc(t, n, cluster.Request{Path: "/things"}))
+		if o.Server.ServerID != "node-3" || o.Evicted || o.Spared == nil || !strings.Contains(o.Spared.Error(), "no date") {
+			t.Errorf("%s: evicted %t, spared %v", o.Server.ServerID, o.Evicted, o.Spared)
+		}
+		if asked := seen.of("DELETE", n.Host, clustertest.RegistryHost); len(asked) != 0 {
+			t.Errorf("mIT was asked %v", asked)
+		}
+	})
+}
+
+// Of a peer that was only announced, mIT is asked what it knows: with a date as old as can be,
+// which deletes nobody. Else whoever can announce could have anybody deleted.
+func TestSuspectThatWasOnlyAnnounced(t *testing.T) {
+	const asOld = "@1970-01-01T00:00:00.000Z"
+	for name, tt := range map[string]struct {
+		suspect func(t *testing.T, w *clustertest.World, n *clustertest.Node) // of n
+		asked   []string                                                      // of mIT
+		view    []string
+		data    string
+	}{
+		"as mIT has it, and dead": {
+			func(_ *testing.T, w *clustertest.World, _ *clustertest.Node) { w.Nodes[2].Kill() },
+			[]string{"node-3" + asOld, "node-3@2000-01-01T00:00:00.000Z"},
+			[]string{"node-1", "node-2", "node-4"},
+			`["node-2","node-4"]`,
+		},
+		"alive, but announced with a forged date at a forged address": {
+			func(t *testing.T, w *clustertest.World, n *clustertest.Node) {
+				t.Helper()
+				announce(t, w, n, strings.Replace(resourceOf("2099-01-01T00:00:00.000Z", "node-3"), "node-3:8080", "forged:8080", 1))
+			},
+			[]string{"node-3" + asOld},
+			[]string{"node-1", "node-2", "node-3", "node-4"},
+			`["node-2","node-3","node-4"]`,
+		},
+		"unknown to mIT": {
+			func(t *testing.T, w *clustertest.World, n *clustertest.Node) {
+				t.Helper()
+				announce(t, w, n, announcement("node-9"))
+			},
+			[]string{"node-9" + asOld},
+			[]string{"node-1", "node-2", "node-3", "node-4"},
+			`["node-2","node-3","node-4"]`,
+		},
+		"unknown to mIT, and without a date": {
+			func(t *testing.T, w *clustertest.World, n *clustertest.Node) {
+				t.Helper()
+				announce(t, w, n, resourceOf("", "node-9"))
+			},
+			[]string{"node-9" + asOld},
+			[]string{"node-1", "node-2", "node-3", "node-4"},
+			`["node-2","node-3","node-4"]`,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := clustertest.Start(t, 4) // the first node has all others from themselves
+				n := w.Nodes[0]
+				tt.suspect(t, w, n)
+				seen := keepLedger(w)
+				res := rpc(t, n, cluster.Request{Path: "/things"})
+				var asked []string
+				for _, x := range seen.of("DELETE", n.Host, clustertest.RegistryHost) {
+					asked = append(asked, x.Path[strings.LastIndex(x.Path, "/")+1:])
+				}
+				if diff := cmp.Diff(tt.asked, asked); diff != "" {
+					t.Errorf("mIT was asked of (-want +got):\n%s", diff)
+				}
+				wantView(t, n, tt.view...)
+				if got := marshal(t, res.Data); got != tt.data {
+					t.Errorf("joint data %s; failures %v", got, failures(res))
+				}
+				if diff := cmp.Diff(tt.view, ids(w.Listed())); diff != "" {
+					t.Errorf("at mIT (-want +got):\n%s", diff)
+				}
+			})
+		})
+	}
+}
+
+// Who cannot reach most of its peers suspects itself. The npm module evicts them all.
+func TestReferenceCutOffNode(t *testing.T) {
+	for name, tt := range map[string]struct {
+		peers, dead int
+		eviction    cluster.Eviction
+		evicted     int
+		why         string
+	}{
+		"one of one":                 {1, 1, cluster.Eviction{}, 1, ""}, // of so few, mIT alone decides
+		"one of two":                 {2, 1, cluster.Eviction{}, 1, ""},
+		"two of two":                 {2, 2, cluster.Eviction{}, 2, ""},
+		"one of three":               {3, 1, cluster.Eviction{}, 1, ""},
+		"two of three":               {3, 2, cluster.Eviction{}, 0, "2 of 3 peers"},
+		"three of three":             {3, 3, cluster.Eviction{}, 0, "3 of 3 peers"},
+		"half of four":               {4, 2, cluster.Eviction{}, 2, ""},
+		"three of four":              {4, 3, cluster.Eviction{}, 0, "3 of 4 peers"},
+		"ten of ten":                 {10, 10, cluster.Eviction{}, 0, "10 of 10 peers"},
+		"a smaller share":            {4, 2, cluster.Eviction{MaxShare: 0.25}, 0, "2 of 4 peers"},
+		"a smaller share, not over":  {4, 1, cluster.Eviction{MaxShare: 0.25}, 1, ""},
+		"a larger share":             {4, 3, cluster.Eviction{MaxShare: 0.75}, 3, ""},
+		"any share":                  {4, 4, cluster.Eviction{MaxShare: 1}, 4, ""},
+		"off":                        {4, 1, cluster.Eviction{Off: true}, 0, "eviction is off"},
+		"off, of so few":             {1, 1, cluster.Eviction{Off: true}, 0, "eviction is off"},
+		"any share, and mIT is slow": {9, 9, cluster.Eviction{MaxShare: 1, Wait: time.Minute}, 9, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var decided verdicts
+				w := startRenewed(t, 1+tt.peers, clustertest.WithOptions(cluster.WithEviction(tt.eviction), decided.trace()))
+				n := w.Nodes[0]
+				for _, peer := range w.Nodes[1 : 1+tt.dead] {
+					peer.Kill()
+				}
+				if tt.eviction.Wait > 0 {
+					registryFault(w, clustertest.Slow(5*time.Second))
+				}
+				seen := keepLedger(w)
+				res := rpc(t, n, cluster.Request{Path: "/things"})
+				wantOnce(t, res, w.Nodes[1:])
+				for _, o := range res.Failures {
+					if o.Evicted != (tt.evicted > 0) || (o.Spared == nil) != o.Evicted || o.Spared != nil && !strings.Contains(o.Spared.Error(), tt.why) {
+						t.Errorf("%s: evicted %t, spared %v", o.Server.ServerID, o.Evicted, o.Spared)
+					}
+				}
+				if known := len(n.Servers()); len(res.Failures) != tt.dead || known != 1+tt.peers-tt.evicted {
+					t.Errorf("%d failures, %d servers known afterwards", len(res.Failures), known)
+				}
+				if e, s := decided.evicted.Load(), decided.spared.Load(); int(e) != tt.evicted || int(s) != tt.dead-tt.evicted {
+					t.Errorf("%d evicted, %d spared", e, s)
+				}
+				if asked := len(seen.of("DELETE", n.Host, clustertest.RegistryHost)); asked != tt.evicted {
+					t.Errorf("mIT was asked %d times", asked)
+				}
+			})
+		})
+	}
+}
+
+// The smaller side of a partition evicts nobody, even with mIT in its reach; the larger side
+// takes it out, and it is back after the next renewal.
+func TestPartition(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 6)
+		all := []string{"node-1", "node-2", "node-3", "node-4", "node-5", "node-6"}
+		minority, majority := w.Nodes[:2], w.Nodes[2:]
+		var few, many []string
+		for _, n := range minority {
+			few = append(few, n.Host)
+		}
+		for _, n := range majority {
+			many = append(many, n.Host)
+		}
+		w.Network.Partition(few, many)
+		for _, n := range minority {
+			res := rpc(t, n, cluster.Request{Path: "/things"})
+			if len(res.Failures) != 4 {
+				t.Errorf("%s: failures %v", n.ID, failures(res))
+			}
+			wantView(t, n, all...)
+		}
+		if diff := cmp.Diff(all, ids(w.Listed())); diff != "" {
+			t.Fatalf("at mIT (-want +got):\n%s", diff)
+		}
+		rpc(t, majority[0], cluster.Request{Path: "/things"})
+		synctest.Wait()
+		for _, n := range majority {
+			wantView(t, n, "node-3", "node-4", "node-5", "node-6")
+		}
+		w.Network.Heal()
+		time.Sleep(time.Hour)
+		for _, n := range w.Nodes {
+			wantView(t, n, all...)
+		}
+	})
+}
+
+// All suspects are decided on at once, a few at a time. The npm module takes one after the other.
+func TestReferenceSuspectsOneByOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := startRenewed(t, 25)
+		n := w.Nodes[0]
+		for _, peer := range w.Nodes[1:12] {
+			w.Network.Fault(n.Host, peer.Host, clustertest.Hang)
+		}
+		w.Network.Fault(n.Host, clustertest.RegistryHost, deletes(clustertest.Slow(100*time.Millisecond)))
+		seen := keepLedger(w)
+		start := time.Now()
+		res := rpc(t, n, cluster.Request{Path: "/things"})
+		if took := time.Since(start); took != 10*time.Second+200*time.Millisecond {
+			t.Errorf("one timeout, and 11 deletes of 100 ms, 8 at a time, took %v", took)
+		}
+		for _, o := range res.Failures {
+			if !o.Evicted {
+				t.Errorf("%s was not evicted: %v", o.Server.ServerID, o.Spared)
+			}
+		}
+		at := map[time.Duration]int{}
+		for _, x := range seen.of("DELETE", n.Host, clustertest.RegistryHost) {
+			at[x.Start.Sub(start)]++
+		}
+		want := map[time.Duration]int{10 * time.Second: 8, 10*time.Second + 100*time.Millisecond: 3}
+		if diff := cmp.Diff(want, at); diff != "" {
+			t.Errorf("deletes begun at mIT (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// Whoever answers is alive, whatever the answer. The npm module evicts on any 5xx.
+func TestReferenceServerErrors(t *testing.T) {
+	for name, tt := range map[string]struct {
+		peers, failing int
+		code           int
+		eviction       cluster.Eviction
+		evicted        int
+		spared         bool
+	}{
+		"one of four, 500":                     {4, 1, 500, cluster.Eviction{}, 0, false},
+		"one of one, 503":                      {1, 1, 503, cluster.Eviction{}, 0, false},
+		"ten of ten, 500":                      {10, 10, 500, cluster.Eviction{}, 0, false},
+		"with the reference's rule":            {4, 1, 500, cluster.Eviction{ServerErrors: true}, 1, false},
+		"with the reference's rule, 599":       {4, 1, 599, cluster.Eviction{ServerErrors: true}, 1, false},
+		"with the reference's rule, 404":       {4, 1, 404, cluster.Eviction{ServerErrors: true}, 0, false},
+		"with the reference's rule, 429":       {4, 1, 429, cluster.Eviction{ServerErrors: true}, 0, false},
+		"with the reference's rule, all of 10": {10, 10, 500, cluster.Eviction{ServerErrors: true}, 0, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := startRenewed(t, 1+tt.peers, clustertest.WithOptions(cluster.WithEviction(tt.eviction)))
+				n := w.Nodes[0]
+				for _, peer := range w.Nodes[1 : 1+tt.failing] {
+					w.Network.Fault(n.Host, peer.Host, clustertest.Status(tt.code))
+				}
+				seen := keepLedger(w)
+				res := rpc(t, n, cluster.Request{Path: "/things"})
+				wantOnce(t, res, w.Nodes[1:])
+				for _, o := range res.Failures {
+					se, ok := errors.AsType[*cluster.StatusError](o.Err)
+					if !ok || se.Code != tt.code || o.Kind != cluster.KindStatus || o.Evicted != (tt.evicted > 0) || (o.Spared != nil) != tt.spared {
+						t.Errorf("%s: %v, evicted %t, spared %v", o.Server.ServerID, o.Err, o.Evicted, o.Spared)
+					}
+				}
+				if asked := len(seen.of("DELETE", n.Host, clustertest.RegistryHost)); len(res.Failures) != tt.failing || asked != tt.evicted || len(n.Servers()) != 1+tt.peers-tt.evicted {
+					t.Errorf("%d failures, mIT was asked %d times, %d servers are known", len(res.Failures), asked, len(n.Servers()))
+				}
+			})
+		})
+	}
+}
+
+// A peer that missed less time than any peer may take is no suspect.
+func TestShortTimeoutMakesNoSuspect(t *testing.T) {
+	for name, tt := range map[string]struct {
+		timeout time.Duration
+		evicted bool
+	}{
+		"shorter":     {time.Second, false},
+		"as usual":    {10 * time.Second, true},
+		"longer":      {20 * time.Second, true},
+		"unspecified": {0, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := startRenewed(t, 5)
+				n := w.Nodes[0]
+				w.Network.Fault(n.Host, w.Nodes[2].Host, clustertest.Hang)
+				start := time.Now()
+				o := onlyFailure(t, rpc(t, n, cluster.Request{Path: "/things", Timeout: tt.timeout}))
+				want := tt.timeout
+				if want == 0 {
+					want = 10 * time.Second
+				}
+				if o.Kind != cluster.KindTimeout || o.Evicted != tt.evicted || o.Spared != nil || time.Since(start) != want {
+					t.Errorf("%s after %v, evicted %t, spared %v", o.Kind, time.Since(start), o.Evicted, o.Spared)
+				}
+			})
+		})
+	}
+	t.Run("refused all the same", func(t *testing.T) { // that it cannot be reached has nothing to do with time
+		synctest.Test(t, func(t *testing.T) {
+			w := startRenewed(t, 5)
+			w.Nodes[2].Kill()
+			if o := onlyFailure(t, rpc(t, w.Nodes[0], cluster.Request{Path: "/things", Timeout: time.Second})); !o.Evicted {
+				t.Errorf("%s: evicted %t, spared %v", o.Kind, o.Evicted, o.Spared)
+			}
+		})
+	})
+}
+
+// A node that leaves has no say any more in who is a member.
+func TestLeavingNodeEvictsNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := startRenewed(t, 5)
+		n := w.Nodes[0]
+		w.Nodes[2].Kill()
+		w.Network.Fault(n.Host, w.Nodes[3].Host, clustertest.Slow(time.Second))
+		var wg sync.WaitGroup
+		for _, late := range []time.Duration{0, 3 * time.Second} { // begun before, and after
+			wg.Go(func() {
+				time.Sleep(late)
+				res := rpc(t, n, cluster.Request{Path: "/things"})
+				wantOnce(t, res, w.Nodes[1:])
+				if o := onlyFailure(t, res); o.Evicted || o.Spared == nil || !errors.Is(o.Spared, cluster.ErrNotRegistered) {
+					t.Errorf("evicted %t, spared %v", o.Evicted, o.Spared)
+				}
+			})
+		}
+		time.Sleep(500 * time.Millisecond)
+		if d := n.UnRegister(t.Context()); d.Errors != nil {
+			t.Errorf("UnRegister: %v", d.Errors)
+		}
+		wg.Wait()
+		if diff := cmp.Diff([]string{"node-2", "node-3", "node-4", "node-5"}, ids(w.Listed())); diff != "" {
+			t.Errorf("at mIT (-want +got):\n%s", diff)
+		}
+	})
+}

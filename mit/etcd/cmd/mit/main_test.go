@@ -1,0 +1,319 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.etcd.io/etcd/client/pkg/v3/transport"
+	"go.uber.org/zap"
+
+	"github.com/mimiktech/cluster"
+	"github.com/mimiktech/cluster/mit/command"
+	"github.com/mimiktech/cluster/mit/etcd/internal/etcdtest"
+)
+
+const (
+	signingKey = "the key that all replicas sign tokens with"
+	patience   = 20 * time.Second
+	// url is what the replicas are known as together; nobody listens there.
+	url = "http://mit.example.com"
+)
+
+// TestMain lets the test binary be the program itself.
+func TestMain(m *testing.M) {
+	if os.Getenv("MIT_TEST_RUNS_MAIN") != "" {
+		main()
+		return
+	}
+	os.Exit(m.Run())
+}
+
+func program(t *testing.T, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), os.Args[0], args...)
+	cmd.Env = append(os.Environ(), "MIT_TEST_RUNS_MAIN=1", "MIT_SIGNING_KEY="+signingKey, "MIT_CLIENT_SECRET=hunter2")
+	return cmd
+}
+
+// A replica is the program, running.
+type replica struct {
+	base string // where it listens
+	cmd  *exec.Cmd
+	log  *output
+}
+
+// startReplica starts a replica that ends, and is waited for, before the test does.
+func startReplica(t *testing.T, args ...string) *replica {
+	t.Helper()
+	r := &replica{cmd: program(t, append([]string{"--listen", "127.0.0.1:0", "--url", url, "--log", "debug"}, args...)...), log: &output{}}
+	r.cmd.Stderr = r.log
+	if err := r.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	exited := make(chan struct{})
+	go func() {
+		defer close(exited)
+		_ = r.cmd.Wait() // how it ended is for the tests of signals
+	}()
+	t.Cleanup(func() {
+		_ = r.cmd.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-exited:
+		case <-time.After(patience):
+			t.Error("the replica does not end when it is told to")
+			_ = r.cmd.Process.Kill()
+			<-exited
+		}
+	})
+	listening := regexp.MustCompile(`listening.*"address": ?"([^"]+)"`)
+	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+		if m := listening.FindStringSubmatch(r.log.String()); m != nil {
+			r.base = "http://" + m[1]
+			return r
+		}
+		select {
+		case <-exited:
+			t.Fatalf("the replica ended: %s", r.log)
+		default:
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the replica does not listen: %s", r.log)
+		}
+	}
+}
+
+// An output may be read while it is written.
+type output struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (o *output) Write(b []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.buf.Write(b)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.buf.String()
+}
+
+// through sends what is meant for the replicas to one of them, as a load balancer does.
+type through struct{ to *replica }
+
+func (b *through) RoundTrip(r *http.Request) (*http.Response, error) {
+	r = r.Clone(r.Context())
+	r.URL.Host = strings.TrimPrefix(b.to.base, "http://")
+	r.Host = ""
+	return http.DefaultTransport.RoundTrip(r)
+}
+
+// join registers a node through a replica; it is a node that never leaves.
+func join(t *testing.T, id string, via *through) *cluster.Cluster {
+	t.Helper()
+	c, err := cluster.New(cluster.Config{
+		Type:             "example",
+		ID:               id,
+		Port:             8080,
+		LocalIPv4:        "127.0.0.1",
+		RegistryURL:      url + "/mIT/v1",
+		RegistryAudience: url + "/mIT/v1",
+		Issuer:           url + "/mST/v1/oauth/token",
+		ClientID:         "example",
+		ClientSecret:     "hunter2",
+		ClientAccessKey:  signingKey,
+		ClientAudience:   "example",
+		PeerAudience:     "example",
+	}, cluster.WithHTTPClient(&http.Client{Transport: via}), cluster.WithoutEnv())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if _, err := c.Register(ctx); err != nil {
+		t.Fatalf("node %s: %v", id, err)
+	}
+	return c
+}
+
+func serverIDs(c *cluster.Cluster) string {
+	var ids []string
+	for _, s := range c.Servers() {
+		ids = append(ids, s.ServerID)
+	}
+	return strings.Join(ids, " ")
+}
+
+// Two replicas are one registry, and one of them is enough.
+func TestReplicas(t *testing.T) {
+	c := etcdtest.Run(t, 1)
+	args := []string{"--etcd-endpoints", strings.Join(c.Endpoints, ", "), "--etcd-prefix", "/registry"}
+	one, other := startReplica(t, args...), startReplica(t, args...)
+
+	join(t, "a", &through{one})
+	second := join(t, "b", &through{other})
+	if got := serverIDs(second); got != "a b" {
+		t.Errorf("b, who came through the other replica, knows %q", got)
+	}
+
+	if err := one.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	third := join(t, "c", &through{other})
+	if got := serverIDs(third); got != "a b c" {
+		t.Errorf("c, who came after a replica was killed, knows %q", got)
+	}
+
+	again := startReplica(t, args...)
+	fourth := join(t, "d", &through{again})
+	if got := serverIDs(fourth); got != "a b c d" {
+		t.Errorf("d, who came through a replica that is new, knows %q", got)
+	}
+	fourth.UnRegister(t.Context())
+	fifth := join(t, "e", &through{other})
+	if got := serverIDs(fifth); got != "a b c e" {
+		t.Errorf("e, who came after d left, knows %q", got)
+	}
+
+	kvs, err := c.Client(t).Get(t.Context(), "/registry/servers/example/e")
+	if err != nil || len(kvs.Kvs) != 1 || !json.Valid(kvs.Kvs[0].Value) {
+		t.Errorf("e is not where the documentation has it: %v, %v", kvs, err)
+	}
+	for _, r := range []*replica{one, other, again} {
+		for _, secret := range []string{signingKey, "hunter2"} {
+			if strings.Contains(r.log.String(), secret) {
+				t.Errorf("the log tells %q", secret)
+			}
+		}
+	}
+}
+
+// One line, the endpoint, the reason, 1.
+func TestUnreachable(t *testing.T) {
+	cmd := program(t, "--listen", "127.0.0.1:0", "--etcd-endpoints", "127.0.0.1:1", "--etcd-timeout", "1s")
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	start := time.Now()
+	err := cmd.Run()
+	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 1 {
+		t.Errorf("ended with %v, want exit status 1", err)
+	}
+	if took := time.Since(start); took > 4*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	got := stderr.String()
+	if strings.Count(got, "\n") != 1 || !strings.Contains(got, "127.0.0.1:1:") || !strings.Contains(got, "connection refused") {
+		t.Errorf("stderr: %q", got)
+	}
+	if stdout.Len() > 0 {
+		t.Errorf("stdout: %q", stdout.String())
+	}
+}
+
+// The program has every flag of the one that keeps servers in memory, and its own.
+func TestHelp(t *testing.T) {
+	out, err := program(t, "--help").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var memory bytes.Buffer
+	if err := (command.Command{}).Run(t.Context(), []string{"--help"}, &memory, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	flags := regexp.MustCompile(`(?m)^ +-([\w-]+)`)
+	want := []string{"etcd-endpoints", "etcd-prefix", "etcd-cacert", "etcd-cert", "etcd-key", "etcd-user", "etcd-password-file", "etcd-timeout"}
+	for _, m := range flags.FindAllStringSubmatch(memory.String(), -1) {
+		want = append(want, m[1])
+	}
+	if len(want) < 15 {
+		t.Fatalf("flags of the program in memory not found: %v", want)
+	}
+	got := map[string]bool{}
+	for _, m := range flags.FindAllStringSubmatch(string(out), -1) {
+		got[m[1]] = true
+	}
+	for _, name := range want {
+		if !got[name] {
+			t.Errorf("no flag --%s", name)
+		}
+	}
+	for _, part := range []string{"in etcd", passwordVariable, "127.0.0.1:2379"} {
+		if !strings.Contains(string(out), part) {
+			t.Errorf("the help does not say %s", part)
+		}
+	}
+}
+
+func TestConfig(t *testing.T) {
+	dir := t.TempDir()
+	self, err := transport.SelfCert(zap.NewNop(), dir, []string{"127.0.0.1:0"}, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	passwordFile := filepath.Join(dir, "password")
+	if err := os.WriteFile(passwordFile, []byte("from the file\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		args     []string
+		variable string
+		says     string // the error; none
+		password string
+		tls      bool
+	}{
+		"defaults":             {},
+		"password unused":      {variable: "p"},
+		"password of variable": {args: []string{"--etcd-user", "u"}, variable: "p", password: "p"},
+		"password of file":     {args: []string{"--etcd-user", "u", "--etcd-password-file", passwordFile}, variable: "p", password: "from the file"},
+		"no password":          {args: []string{"--etcd-user", "u"}, says: passwordVariable},
+		"no such file":         {args: []string{"--etcd-user", "u", "--etcd-password-file", dir + "/none"}, says: dir + "/none"},
+		"file without user":    {args: []string{"--etcd-password-file", passwordFile}, says: "--etcd-user"},
+		"authority":            {args: []string{"--etcd-cacert", self.CertFile}, tls: true},
+		"certificate":          {args: []string{"--etcd-cert", self.CertFile, "--etcd-key", self.KeyFile}, tls: true},
+		"no key":               {args: []string{"--etcd-cert", self.CertFile}, says: "--etcd-key"},
+		"no certificate":       {args: []string{"--etcd-key", self.KeyFile}, says: "--etcd-cert"},
+		"no such authority":    {args: []string{"--etcd-cacert", dir + "/none"}, says: dir + "/none"},
+		"not a key":            {args: []string{"--etcd-cert", self.CertFile, "--etcd-key", passwordFile}, says: "certificates for etcd"},
+		"no time":              {args: []string{"--etcd-timeout", "0s"}, says: "--etcd-timeout"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv(passwordVariable, test.variable)
+			var f flags
+			fs := flag.NewFlagSet("", flag.ContinueOnError)
+			f.add(fs)
+			if err := fs.Parse(test.args); err != nil {
+				t.Fatal(err)
+			}
+			cfg, err := f.config(zap.NewNop())
+			if test.says != "" {
+				if err == nil || !strings.Contains(err.Error(), test.says) {
+					t.Errorf("error %v, want one that says %s", err, test.says)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if string(cfg.Password) != test.password || (cfg.TLS != nil) != test.tls {
+				t.Errorf("password %q, TLS %v; want %q, %v", string(cfg.Password), cfg.TLS != nil, test.password, test.tls)
+			}
+		})
+	}
+}

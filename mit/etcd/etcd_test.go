@@ -1,0 +1,63 @@
+package etcd_test
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/mimiktech/cluster/mit"
+	"github.com/mimiktech/cluster/mit/etcd"
+	"github.com/mimiktech/cluster/mit/etcd/internal/etcdtest"
+	"github.com/mimiktech/cluster/mit/storetest"
+)
+
+// TestMain lets more tests run side by side than there are processors: nearly all that they do is
+// to wait for etcd's clock.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if err := flag.Set("test.parallel", "16"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+// open opens a store that ends with the test.
+func open(t *testing.T, cfg etcd.Config) *etcd.Store {
+	t.Helper()
+	s, err := etcd.Open(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Errorf("Close: %v", err)
+		}
+	})
+	return s
+}
+
+func TestStore(t *testing.T) {
+	for _, members := range []int{1, 3} {
+		t.Run(fmt.Sprintf("members=%d", members), func(t *testing.T) {
+			t.Parallel()
+			c := etcdtest.Run(t, members)
+			storetest.Run(t, func(t *testing.T) mit.Store {
+				t.Helper()
+				return open(t, etcd.Config{Endpoints: c.Endpoints, Prefix: "/" + t.Name()})
+			}, storetest.Clock{
+				In: func(t *testing.T, test func(t *testing.T)) {
+					t.Helper()
+					t.Parallel()
+					test(t)
+				},
+				Life: 2 * time.Second,
+				// A lease of whole seconds, a little longer than the life, and etcd's look
+				// for those that have run out, twice a second.
+				Late: 2 * time.Second,
+			})
+		})
+	}
+}

@@ -1,0 +1,139 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+func TestLeaseSeconds(t *testing.T) {
+	for life, want := range map[time.Duration]int64{
+		time.Millisecond:        1,
+		time.Second:             2,
+		2 * time.Second:         3,
+		20 * time.Second:        21,
+		21 * time.Second:        23, // 22.05
+		3 * time.Hour:           3*60*60 + 60,
+		1000 * 24 * time.Hour:   1000*24*60*60 + 60,
+		1500 * time.Millisecond: 2,
+	} {
+		if got := leaseSeconds(life); got != want {
+			t.Errorf("a life of %v takes a lease of %d s, want %d", life, got, want)
+		}
+	}
+}
+
+// etcdClock grants leases 1, 2, 3…, each 10 ms after it is asked, and knows when they end.
+type etcdClock struct {
+	mu      sync.Mutex
+	expires []time.Time // of lease 1, 2…
+	err     error
+}
+
+func (c *etcdClock) grant(_ context.Context, seconds int64) (clientv3.LeaseID, error) {
+	time.Sleep(10 * time.Millisecond)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil {
+		return 0, c.err
+	}
+	c.expires = append(c.expires, time.Now().Add(time.Duration(seconds)*time.Second))
+	return clientv3.LeaseID(len(c.expires)), nil
+}
+
+func TestLeases(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		clock := &etcdClock{}
+		l := newLeases(clock.grant)
+		lend := func(life time.Duration) clientv3.LeaseID {
+			t.Helper()
+			id, err := l.lend(t.Context(), life)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if left := time.Until(clock.expires[id-1]); left < life {
+				t.Fatalf("lease %d lasts for %v, less than %v", id, left, life)
+			}
+			return id
+		}
+
+		// For three hours a new entry every second: each lease is shared for a minute.
+		for range 3 * 60 * 60 {
+			lend(time.Hour)
+			time.Sleep(time.Second)
+		}
+		if n := len(clock.expires); n < 3*60 || n > 3*60+10 {
+			t.Errorf("%d leases in three hours", n)
+		}
+
+		// Not more than so many to one.
+		before := lend(time.Hour)
+		time.Sleep(time.Hour)
+		used := map[clientv3.LeaseID]int{}
+		for range 2*maxPerLease + 1 {
+			used[lend(time.Hour)]++
+		}
+		if used[before+1] != maxPerLease || used[before+2] != maxPerLease || used[before+3] != 1 {
+			t.Errorf("entries by lease: %v", used)
+		}
+
+		// Another life has a lease of its own, and does not disturb.
+		last := lend(time.Hour)
+		if lend(time.Minute) == last || lend(time.Hour) != last {
+			t.Error("lives of an hour and a minute disturb each other")
+		}
+		if len(l.open) != 2 {
+			t.Errorf("%d leases are kept, want one for each life", len(l.open))
+		}
+		l.forget(last)
+		if lend(time.Hour) == last {
+			t.Error("lent after it was forgotten")
+		}
+		time.Sleep(2 * time.Hour)
+		lend(time.Hour)
+		if len(l.open) != 1 {
+			t.Errorf("%d leases are kept, those that ran out among them", len(l.open))
+		}
+	})
+}
+
+// However many come at once, etcd is asked by one of them.
+func TestLeasesAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		clock := &etcdClock{}
+		l := newLeases(clock.grant)
+		lendAll := func() (errs []error) {
+			t.Helper()
+			errs = make([]error, maxPerLease)
+			var wg sync.WaitGroup
+			for i := range errs {
+				wg.Go(func() {
+					ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+					defer cancel()
+					_, errs[i] = l.lend(ctx, time.Hour)
+				})
+			}
+			wg.Wait()
+			return errs
+		}
+		if err := errors.Join(lendAll()...); err != nil || len(clock.expires) != 1 {
+			t.Errorf("%d leases, %v", len(clock.expires), err)
+		}
+		time.Sleep(time.Hour)
+		clock.err = errors.New("no leader")
+		start := time.Now()
+		for _, err := range lendAll() {
+			if !errors.Is(err, clock.err) && !errors.Is(err, context.DeadlineExceeded) {
+				t.Fatalf("error %v", err)
+			}
+		}
+		if took := time.Since(start); took > 1010*time.Millisecond {
+			t.Errorf("it took %v to fail", took)
+		}
+	})
+}

@@ -1,0 +1,103 @@
+package etcd_test
+
+import (
+	"context"
+	"net"
+	"sync"
+	"testing"
+)
+
+// A proxy stands between a store and a member of etcd, and can be a bad network.
+type proxy struct {
+	addr string
+
+	mu    sync.Mutex // guards the fields below
+	cut   bool
+	mute  bool
+	conns map[net.Conn]bool
+}
+
+func newProxy(t *testing.T, target string) *proxy {
+	t.Helper()
+	ln, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &proxy{addr: ln.Addr().String(), conns: map[net.Conn]bool{}}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			client, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			server, err := new(net.Dialer).DialContext(context.Background(), "tcp", target)
+			if err != nil || !p.add(client, server) {
+				_ = client.Close()
+				continue
+			}
+			wg.Go(func() { p.pass(server, client, false) })
+			wg.Go(func() { p.pass(client, server, true) })
+		}
+	})
+	t.Cleanup(func() {
+		_ = ln.Close()
+		p.Cut()
+		wg.Wait()
+	})
+	return p
+}
+
+func (p *proxy) add(client, server net.Conn) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cut {
+		_ = server.Close()
+		return false
+	}
+	p.conns[client], p.conns[server] = true, true
+	return true
+}
+
+// pass hands on what comes from src, and ends both connections when one ends.
+func (p *proxy) pass(dst, src net.Conn, answers bool) {
+	defer src.Close()
+	defer dst.Close()
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := src.Read(buf)
+		if err != nil {
+			return
+		}
+		p.mu.Lock()
+		mute := p.mute && answers
+		p.mu.Unlock()
+		if mute {
+			continue
+		}
+		if _, err := dst.Write(buf[:n]); err != nil {
+			return
+		}
+	}
+}
+
+// Cut ends all connections, and lets none come about until Heal.
+func (p *proxy) Cut() { p.set(true, false) }
+
+// Mute loses all answers, and ends nothing: requests still arrive.
+func (p *proxy) Mute() { p.set(false, true) }
+
+// Heal makes it a good network, for new connections.
+func (p *proxy) Heal() { p.set(false, false) }
+
+func (p *proxy) set(cut, mute bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.mute || cut { // a connection that has lost something is beyond help
+		for conn := range p.conns {
+			_ = conn.Close()
+		}
+		clear(p.conns)
+	}
+	p.cut, p.mute = cut, mute
+}

@@ -1,0 +1,218 @@
+package etcd
+
+import (
+	"encoding/json"
+	"maps"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+
+	"github.com/mimiktech/cluster"
+	"github.com/mimiktech/cluster/mit"
+)
+
+const (
+	testKeys = keys("/mit/")
+	mdsKey   = "/mit/itResources/09d8f1f0-7477-5c54-9770-74879a6d3b25"
+	dated    = `{"createdAt":"2026-01-02T03:04:05.678Z","updatedAt":"2026-01-02T04:24:05.678Z"}`
+)
+
+func kv(key, value string) *mvccpb.KeyValue {
+	return &mvccpb.KeyValue{Key: []byte(key), Value: []byte(value), ModRevision: 7}
+}
+
+// The keys and values are a contract: replicas of two versions share them, and people read them.
+func TestLayout(t *testing.T) {
+	date := time.Date(2026, 1, 2, 3, 4, 5, 678_000_000, time.UTC)
+	server := cluster.Server{
+		ServerID:       "a/b",
+		ClusterBaseURL: "http://10.0.0.1:8080/mds/v1?a&b",
+		Location:       json.RawMessage(`{"type":"Point"}`),
+		CreatedAt:      date,
+		UpdatedAt:      date.Add(time.Millisecond),
+	}
+	value, err := encodeServer(server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const want = `{"clusterBaseUrl":"http://10.0.0.1:8080/mds/v1?a&b","location":{"type":"Point"},` +
+		`"createdAt":"2026-01-02T03:04:05.678Z","updatedAt":"2026-01-02T03:04:05.679Z"}`
+	if value != want {
+		t.Errorf("a server is written as %s, want %s", value, want)
+	}
+	for got, want := range map[string]string{
+		testKeys.server("mds", "a/b"):               "/mit/servers/mds/a%2Fb",
+		testKeys.server("odd /é*", "a\x00"):         "/mit/servers/odd%20%2F%C3%A9%2A/a%00",
+		testKeys.resource(mit.ResourceID("mds")):    mdsKey,
+		string(Config{}.prefix()):                   "/mit/",
+		string(Config{Prefix: "/a/b/"}.prefix()):    "/a/b/",
+		string(Config{Prefix: "/"}.prefix()):        "/",
+		testKeys.servers("mds") + "the server's id": "/mit/servers/mds/the server's id",
+	} {
+		if got != want {
+			t.Errorf("key %s, want %s", got, want)
+		}
+	}
+	back, err := decodeServer("a/b", []byte(value))
+	if diff := cmp.Diff(server, back); err != nil || diff != "" {
+		t.Errorf("written and read: %v %s", err, diff)
+	}
+}
+
+func TestView(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		kvs     []*mvccpb.KeyValue
+		removed []string
+		servers map[string][]string // by type
+		public  string              // of mds
+		foreign []string
+	}{
+		{name: "empty"},
+		{
+			name:    "resource and servers",
+			kvs:     []*mvccpb.KeyValue{kv(mdsKey, `{"type":"mds","publicBaseUrl":"p"}`), kv("/mit/servers/mds/b", dated), kv("/mit/servers/mds/a", dated)},
+			servers: map[string][]string{"mds": {"a", "b"}},
+			public:  "p",
+		},
+		{
+			name:    "fields of a later version",
+			kvs:     []*mvccpb.KeyValue{kv("/mit/servers/mds/a", `{"later":1,`+dated[1:])},
+			servers: map[string][]string{"mds": {"a"}},
+		},
+		{
+			name:    "the last server went, the resource stays",
+			kvs:     []*mvccpb.KeyValue{kv(mdsKey, `{"type":"mds","publicBaseUrl":"p"}`), kv("/mit/servers/mds/a", dated)},
+			removed: []string{"/mit/servers/mds/a", "/mit/servers/mds/a", "/mit/servers/other/a"},
+			servers: map[string][]string{"mds": nil},
+			public:  "p",
+		},
+		{
+			name:    "the resource's key went, the servers stay",
+			kvs:     []*mvccpb.KeyValue{kv(mdsKey, `{"type":"mds","publicBaseUrl":"p"}`), kv("/mit/servers/mds/a", dated)},
+			removed: []string{mdsKey},
+			servers: map[string][]string{"mds": {"a"}},
+		},
+		{
+			name:    "all went",
+			kvs:     []*mvccpb.KeyValue{kv(mdsKey, `{"type":"mds"}`), kv("/mit/servers/mds/a", dated), kv("/mit/x", "")},
+			removed: []string{"/mit/servers/mds/a", mdsKey, "/mit/x"},
+		},
+		{
+			name:    "a server turned into something else",
+			kvs:     []*mvccpb.KeyValue{kv("/mit/servers/mds/a", dated), kv("/mit/servers/mds/b", dated), kv("/mit/servers/mds/a", "?")},
+			servers: map[string][]string{"mds": {"b"}},
+			foreign: []string{"/mit/servers/mds/a"},
+		},
+		{
+			name:    "and back",
+			kvs:     []*mvccpb.KeyValue{kv("/mit/servers/mds/a", "?"), kv("/mit/servers/mds/a", dated)},
+			servers: map[string][]string{"mds": {"a"}},
+		},
+		{
+			name: "foreign keys",
+			kvs: []*mvccpb.KeyValue{
+				kv("/mit/itResources/", `{"type":"mds"}`), kv("/mit/servers/mds", dated), kv("/mit/servers/mds/a/b", dated),
+				kv("/mit/servers/mds/%61", dated), kv("/mit/servers/mds/%zz", dated), kv("/mit2/servers/mds/a", dated),
+			},
+			foreign: []string{
+				"/mit/itResources/", "/mit/servers/mds", "/mit/servers/mds/%61", "/mit/servers/mds/%zz",
+				"/mit/servers/mds/a/b", "/mit2/servers/mds/a",
+			},
+		},
+		{
+			name:    "a resource that is another's",
+			kvs:     []*mvccpb.KeyValue{kv(mdsKey, `{"type":"mds","publicBaseUrl":"p"}`), kv(mdsKey, `{"type":"other","publicBaseUrl":"q"}`)},
+			foreign: []string{mdsKey},
+		},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			v := newView(testKeys, 7, test.kvs)
+			for _, key := range test.removed {
+				v.remove(key)
+			}
+			servers := map[string][]string{}
+			for id, r := range v.resources {
+				res := r.snapshot()
+				if res.ID != id || res.ID != mit.ResourceID(res.Type) {
+					t.Errorf("resource %s is kept as %s", res.ID, id)
+				}
+				var ids []string
+				for _, s := range res.Servers {
+					ids = append(ids, s.ServerID)
+				}
+				servers[res.Type] = ids
+				if res.Type == "mds" && res.PublicBaseURL != test.public {
+					t.Errorf("publicBaseUrl %q, want %q", res.PublicBaseURL, test.public)
+				}
+			}
+			if test.servers == nil {
+				test.servers = map[string][]string{}
+			}
+			if diff := cmp.Diff(test.servers, servers); diff != "" {
+				t.Errorf("servers: %s", diff)
+			}
+			if diff := cmp.Diff(test.foreign, slices.Sorted(maps.Keys(v.foreign))); diff != "" {
+				t.Errorf("foreign: %s", diff)
+			}
+		})
+	}
+}
+
+func TestRenewed(t *testing.T) {
+	t0 := time.Date(2026, 1, 2, 3, 4, 5, 678_900_000, time.FixedZone("", 3600))
+	reg := mit.Registration{Type: "mds", ServerID: "a"}
+	first := renewed(nil, reg, t0)
+	if want := t0.UTC().Truncate(time.Millisecond); first.CreatedAt != want || first.UpdatedAt != want {
+		t.Errorf("a new entry has %v, %v, want %v", first.CreatedAt, first.UpdatedAt, want)
+	}
+	for _, now := range []time.Time{t0, t0.Add(-time.Hour), t0.Add(99 * time.Microsecond)} {
+		next := renewed(&entry{Server: first}, reg, now)
+		if next.CreatedAt != first.CreatedAt || next.UpdatedAt != first.UpdatedAt.Add(time.Millisecond) {
+			t.Errorf("renewed at %v: %v after %v", now, next.UpdatedAt, first.UpdatedAt)
+		}
+	}
+}
+
+// Whatever stands under the prefix is either read, and then written the same way, or foreign.
+func FuzzView(f *testing.F) {
+	f.Add("itResources/09d8f1f0-7477-5c54-9770-74879a6d3b25", `{"type":"mds","publicBaseUrl":"p"}`)
+	f.Add("servers/mds/a", dated)
+	f.Add("servers/mds/a%2Fb", `{"location":null,`+dated[1:])
+	f.Add("servers//", dated)
+	f.Add("itResources/", "{}")
+	f.Fuzz(func(t *testing.T, rest, value string) {
+		key := string(testKeys) + rest
+		v := newView(testKeys, 7, []*mvccpb.KeyValue{kv(key, value)})
+		if len(v.foreign)+len(v.resources) != 1 {
+			t.Fatalf("%q is foreign %v, a resource %v", key, v.foreign, v.resources)
+		}
+		for id, r := range v.resources {
+			for _, e := range r.entries {
+				if testKeys.server(r.typ, e.ServerID) != key {
+					t.Errorf("%q is read as server %q of type %q", key, e.ServerID, r.typ)
+				}
+				again, err := encodeServer(e.Server)
+				if err != nil {
+					t.Fatalf("%q cannot be written again: %v", value, err)
+				}
+				if back, err := decodeServer(e.ServerID, []byte(again)); err != nil || !back.UpdatedAt.Equal(e.UpdatedAt) || back.ClusterBaseURL != e.ClusterBaseURL {
+					t.Errorf("%q is written as %q, and then is %+v, %v", value, again, back, err)
+				}
+			}
+			if r.named && testKeys.resource(id) != key {
+				t.Errorf("%q is read as resource %s", key, id)
+			}
+			if r.named == (len(r.entries) == 1) {
+				t.Errorf("%q is read as %d servers, resource %v", key, len(r.entries), r.named)
+			}
+		}
+		v.remove(key)
+		if len(v.foreign)+len(v.resources) != 0 {
+			t.Errorf("%q stays: foreign %v, a resource %v", key, v.foreign, v.resources)
+		}
+	})
+}
