@@ -47,6 +47,7 @@ func chapters() []chapter {
 }
 
 func TestCompatibility(t *testing.T) {
+	install(t) // or say once that there are no npm nodes here
 	t.Parallel()
 	var within []scenario
 	for _, c := range chapters() {
@@ -144,6 +145,9 @@ func TestTable(t *testing.T) {
 			names[s.name] = true
 			fmt.Fprintf(&b, "| %s | %s |\n", s.name, s.says)
 		}
+	}
+	if rows := b.String()[strings.Index(b.String(), "\n## "):]; !strings.Contains(string(read(t, "../README.md")), strings.ReplaceAll(rows, "\n## ", "\n### ")) {
+		t.Errorf("README.md shows another table; its chapters should be:\n%s", strings.ReplaceAll(rows, "\n## ", "\n### "))
 	}
 	b.WriteString(suitesTable(t, names))
 	golden(t, tablePath, b.String())

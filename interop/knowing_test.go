@@ -42,7 +42,7 @@ func knowing() []scenario {
 		},
 		{
 			name:  "a node told to forget itself",
-			says:  "Both kinds answer 200; the npm node then asks its peers as somebody unknown, the Go node registers again at once.",
+			says:  "Both kinds answer 200; the npm node then knows itself no more, the Go node registers again at once.",
 			alone: forgetsItself,
 		},
 	}
