@@ -367,6 +367,7 @@ func (n *node) kill() {
 	n.t.Helper()
 	n.signal(syscall.SIGKILL)
 	<-n.gone
+	holdPort(n.t, n.port)
 }
 
 // exited waits for the process to end by itself, and returns its exit code.

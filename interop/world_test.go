@@ -200,6 +200,7 @@ func (w *world) launch(k kind, env ...string) *node {
 // launchAs is launch with an id and a port; port 0 is any.
 func (w *world) launchAs(k kind, id string, port int, env ...string) *node {
 	w.Helper()
+	releasePort(port)
 	return launch(w.T, k, id, fmt.Sprintf("127.0.0.1:%d", port), w.modules, w.with(env))
 }
 
