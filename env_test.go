@@ -96,7 +96,7 @@ func TestEnvironmentDuringTheFirstTry(t *testing.T) {
 	})
 }
 
-// The npm module says updatedAt and count, but names the lease in none of its variables.
+// The npm module, at 2.4, tells the count and the date in variables, but not the lease.
 func TestEnvironmentFollowsTheView(t *testing.T) {
 	inherit(t)
 	synctest.Test(t, func(t *testing.T) {

@@ -790,8 +790,8 @@ func alone(next http.RoundTripper) http.RoundTripper {
 	})
 }
 
-// The npm module, too, looks again, once; but should that fail, it looks every 3 s for good, and
-// its timer keeps a process from ending.
+// The npm module, too, looks again; from then on it keeps two leases, of which unRegister stops
+// one.
 func TestSecondLookOfTwoThatRegisteredAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 0)

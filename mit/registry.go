@@ -231,6 +231,8 @@ func (g *Registry) fail(w http.ResponseWriter, r *http.Request, err error) {
 			zap.String("reason", message), correlation(r.Context()))
 	} else {
 		g.log.Error("store failed", zap.String("method", r.Method), zap.Error(err), correlation(r.Context()))
+		// Where there are several registries, the next try may come to one that reaches the store.
+		w.Header().Set("Connection", "close")
 	}
 	if status == http.StatusUnauthorized {
 		w.Header().Set("WWW-Authenticate", "Bearer")

@@ -602,6 +602,9 @@ func TestStoreFails(t *testing.T) {
 		if strings.Contains(a.body, "10.1.2.3") {
 			t.Errorf("the answer tells about the inside: %s", a.body)
 		}
+		if a.header.Get("Connection") != "close" {
+			t.Error("the next try comes over the same connection")
+		}
 	}
 	if logs.FilterMessage("store failed").Len() != 2 {
 		t.Errorf("logged %v", logs.All())

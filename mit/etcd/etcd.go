@@ -36,6 +36,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
+	grpcbackoff "google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -158,15 +159,22 @@ func (s *Store) dial() (*clientv3.Client, error) {
 		TLS:         s.cfg.TLS,
 		Username:    s.cfg.Username,
 		Password:    string(s.cfg.Password),
-		DialTimeout: s.cfg.beat(),
+		DialTimeout: s.cfg.timeout(),
 		// A member that went without a word is found out about, and left.
 		DialKeepAliveTime:    10 * time.Second,
 		DialKeepAliveTimeout: s.cfg.timeout(),
 		// We try again ourselves, and know the reason then; the second is for a token that
 		// has run out.
 		MaxUnaryRetries: 2,
-		DialOptions:     []grpc.DialOption{grpc.WithChainUnaryInterceptor(failFast)},
-		Logger:          zap.NewNop(), // it would repeat what our errors say
+		DialOptions: []grpc.DialOption{
+			grpc.WithChainUnaryInterceptor(failFast),
+			// By default a member that was away for long is looked for every two minutes.
+			grpc.WithConnectParams(grpc.ConnectParams{
+				Backoff:           grpcbackoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},
+				MinConnectTimeout: s.cfg.timeout(),
+			}),
+		},
+		Logger: zap.NewNop(), // it would repeat what our errors say
 	})
 }
 

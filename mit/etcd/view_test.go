@@ -1,13 +1,14 @@
 package etcd
 
 import (
+	"cmp"
 	"encoding/json"
 	"maps"
 	"slices"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 
 	"github.com/mimiktech/cluster"
@@ -57,7 +58,7 @@ func TestLayout(t *testing.T) {
 		}
 	}
 	back, err := decodeServer("a/b", []byte(value))
-	if diff := cmp.Diff(server, back); err != nil || diff != "" {
+	if diff := gocmp.Diff(server, back); err != nil || diff != "" {
 		t.Errorf("written and read: %v %s", err, diff)
 	}
 }
@@ -152,10 +153,10 @@ func TestView(t *testing.T) {
 			if test.servers == nil {
 				test.servers = map[string][]string{}
 			}
-			if diff := cmp.Diff(test.servers, servers); diff != "" {
+			if diff := gocmp.Diff(test.servers, servers); diff != "" {
 				t.Errorf("servers: %s", diff)
 			}
-			if diff := cmp.Diff(test.foreign, slices.Sorted(maps.Keys(v.foreign))); diff != "" {
+			if diff := gocmp.Diff(test.foreign, slices.Sorted(maps.Keys(v.foreign))); diff != "" {
 				t.Errorf("foreign: %s", diff)
 			}
 		})
@@ -173,6 +174,26 @@ func TestRenewed(t *testing.T) {
 		next := renewed(&entry{Server: first}, reg, now)
 		if next.CreatedAt != first.CreatedAt || next.UpdatedAt != first.UpdatedAt.Add(time.Millisecond) {
 			t.Errorf("renewed at %v: %v after %v", now, next.UpdatedAt, first.UpdatedAt)
+		}
+	}
+}
+
+// The answer to a Put names its server as it was put, whatever came of it since.
+func TestWith(t *testing.T) {
+	put := cluster.Server{ServerID: "b", ClusterBaseURL: "put", Location: json.RawMessage(`{}`)}
+	for name, there := range map[string][]string{"gone since": {"a", "c"}, "put again since": {"a", "b", "c"}, "alone": {}} {
+		res := mit.Resource{Type: "mds"}
+		want := []cluster.Server{put}
+		for _, id := range there {
+			other := cluster.Server{ServerID: id, ClusterBaseURL: "other"}
+			res.Servers = append(res.Servers, other)
+			if id != "b" {
+				want = append(want, other)
+			}
+		}
+		slices.SortFunc(want, func(a, b cluster.Server) int { return cmp.Compare(a.ServerID, b.ServerID) })
+		if diff := gocmp.Diff(mit.Resource{Type: "mds", Servers: want}, with(res, put)); diff != "" {
+			t.Errorf("%s: %s", name, diff)
 		}
 	}
 }

@@ -75,11 +75,15 @@ func (s *Store) watch(ctx context.Context, heard func()) error {
 	ctx, cancel := context.WithCancelCause(clientv3.WithRequireLeader(ctx))
 	defer cancel(nil)
 	s.mu.Lock()
-	next := s.view.revision + 1
+	known := s.view.revision
 	s.mu.Unlock()
 
-	giveUp := time.AfterFunc(s.cfg.timeout(), func() { cancel(errSilent) }) // Watch waits for a member to be there
-	events := s.client.Watch(ctx, string(s.keys), clientv3.WithPrefix(), clientv3.WithRev(next), clientv3.WithCreatedNotify())
+	// Another member may be more talkative, and is to be asked before the copy is stale.
+	patience := s.cfg.timeout() / 2
+	giveUp := time.AfterFunc(patience, func() { cancel(errSilent) }) // Watch waits for a member to be there
+	// From what is known, not from what comes next: etcd gives no sign of life to those who wait for
+	// a revision that is yet to come.
+	events := s.client.Watch(ctx, string(s.keys), clientv3.WithPrefix(), clientv3.WithRev(known), clientv3.WithCreatedNotify())
 	giveUp.Stop()
 
 	ask := time.NewTicker(s.cfg.beat())
@@ -103,8 +107,8 @@ func (s *Store) watch(ctx context.Context, heard func()) error {
 			last = time.Now()
 			heard()
 		case <-ask.C:
-			if time.Since(last) > s.cfg.timeout() {
-				return errSilent // another member may be more talkative
+			if time.Since(last) > patience {
+				return errSilent
 			}
 			// Nothing may have changed for hours: have etcd say how far it is.
 			asking, cancel := context.WithTimeout(ctx, s.cfg.beat())
@@ -126,6 +130,9 @@ func (s *Store) apply(resp clientv3.WatchResponse) error {
 		revision = resp.Header.Revision
 	}
 	for _, event := range resp.Events {
+		if event.Kv.ModRevision <= s.view.revision {
+			continue // what was known when the watch began
+		}
 		key := string(event.Kv.Key)
 		if event.Type == clientv3.EventTypeDelete {
 			if typ, serverID, gone := s.view.remove(key); gone {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -35,6 +36,9 @@ type Options struct {
 	Tick time.Duration
 	// TLS, if set, is what the members serve clients with.
 	TLS transport.TLSInfo
+	// TokenTTL is how long the tokens are good for that a password gets, unless they are
+	// used; in whole seconds, 5 minutes by default.
+	TokenTTL time.Duration
 }
 
 // A Cluster is a few members of etcd on loopback. Its methods are for one goroutine.
@@ -92,7 +96,11 @@ func start(o Options) (*Cluster, error) {
 		cfg.Dir = filepath.Join(o.Dir, cfg.Name)
 		cfg.TickMs = uint(tick / time.Millisecond)
 		cfg.ElectionMs = 10 * cfg.TickMs
+		cfg.BcryptCost = 4 // the least there is
 		cfg.UnsafeNoFsync = !o.Durable
+		if o.TokenTTL > 0 {
+			cfg.AuthTokenTTL = uint(o.TokenTTL / time.Second)
+		}
 		cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
 		cfg.ListenPeerUrls = []url.URL{{Scheme: "http", Host: peer}}
 		cfg.AdvertisePeerUrls = cfg.ListenPeerUrls
@@ -165,13 +173,17 @@ func (c *Cluster) Leader() int {
 	return -1
 }
 
-// Kill stops a member at once: it hands nothing over.
-func (c *Cluster) Kill(i int) {
-	if m := c.members[i]; m != nil {
-		c.members[i] = nil
-		m.Server.HardStop()
-		m.Close()
+// Kill stops members at once: they hand nothing over.
+func (c *Cluster) Kill(members ...int) {
+	var wg sync.WaitGroup
+	for _, i := range members {
+		if m := c.members[i]; m != nil {
+			c.members[i] = nil
+			m.Server.HardStop()
+			wg.Go(m.Close) // which waits for those who are still connected
+		}
 	}
+	wg.Wait()
 }
 
 // Restart starts a member that was killed, with the data that it had, at the address that it had.
@@ -196,7 +208,9 @@ func (c *Cluster) Client(tb testing.TB) *clientv3.Client {
 
 // Close ends all members.
 func (c *Cluster) Close() {
+	var all []int
 	for i := range c.members {
-		c.Kill(i)
+		all = append(all, i)
 	}
+	c.Kill(all...)
 }
