@@ -380,5 +380,6 @@ func (n *node) exited() int {
 	case <-ctx.Done():
 		n.t.Fatalf("%s node %s does not end", n.kind, n.id)
 	}
+	holdPort(n.t, n.port)
 	return n.cmd.ProcessState.ExitCode()
 }

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// held are the ports of nodes that were killed, and the sockets that keep them: the scenarios that
+// held are the ports of nodes that have ended, and the sockets that keep them: the scenarios that
 // run beside each other share the machine's ports, and none must get one at which another expects
 // to be refused.
 var held sync.Map //nolint:gochecknoglobals // the ports of a machine are the process's, not a test's
@@ -17,11 +17,18 @@ var held sync.Map //nolint:gochecknoglobals // the ports of a machine are the pr
 // test ends.
 func holdPort(t *testing.T, port int) {
 	t.Helper()
+	if _, already := held.Load(port); already {
+		return
+	}
+	syscall.ForkLock.RLock() // a node that starts meanwhile must not inherit the socket
 	socket, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
+	if err == nil {
+		syscall.CloseOnExec(socket)
+	}
+	syscall.ForkLock.RUnlock()
 	if err != nil {
 		t.Fatal(err)
 	}
-	syscall.CloseOnExec(socket)
 	reuse := func(on int) error {
 		return syscall.SetsockoptInt(socket, syscall.SOL_SOCKET, syscall.SO_REUSEADDR, on)
 	}
