@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -69,11 +70,7 @@ func (n *node) Write(b []byte) (int, error) {
 // so that no port is chosen twice and whoever calls too early only waits.
 func launch(t *testing.T, k kind, id, listen, modules string, env map[string]string) *node {
 	t.Helper()
-	var lc net.ListenConfig
-	ln, err := lc.Listen(t.Context(), "tcp", listen)
-	if err != nil {
-		t.Fatal(err)
-	}
+	ln := listenAt(t, listen)
 	port := ln.Addr().(*net.TCPAddr).Port
 	socket, err := ln.(*net.TCPListener).File()
 	if err != nil {
@@ -120,6 +117,22 @@ func launch(t *testing.T, k kind, id, listen, modules string, env map[string]str
 	}()
 	t.Cleanup(n.end)
 	return n
+}
+
+// listenAt listens. A port that was released a moment ago may be busy for another: a process that
+// starts meanwhile has its socket until it runs, and a connection may have been given the port.
+func listenAt(t *testing.T, address string) net.Listener {
+	t.Helper()
+	var lc net.ListenConfig
+	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		ln, err := lc.Listen(t.Context(), "tcp", address)
+		if err == nil {
+			return ln
+		}
+		if !errors.Is(err, syscall.EADDRINUSE) || time.Now().After(end) {
+			t.Fatal(err)
+		}
+	}
 }
 
 // serving waits until the node serves.

@@ -3,6 +3,7 @@
 package interop
 
 import (
+	"errors"
 	"sync"
 	"syscall"
 	"testing"
@@ -41,6 +42,10 @@ func holdPort(t *testing.T, port int) {
 	}
 	if err != nil {
 		_ = syscall.Close(socket)
+		if errors.Is(err, syscall.EADDRINUSE) { // a connection was given it: who dials it is refused, too
+			t.Logf("port %d of a node that ended is not held: %v", port, err)
+			return
+		}
 		t.Fatalf("holding port %d: %v", port, err)
 	}
 	held.Store(port, socket)
