@@ -94,7 +94,8 @@ func (e *WrongServerError) Error() string {
 // A Kind says how a peer failed.
 type Kind string
 
-// The kinds of failure. Only the first three make a peer suspect: whoever answers is alive.
+// The kinds of failure. Only the first three can make a peer suspect, and only if it gave no answer
+// at all: whoever answers is alive, also if the answer then stops half-way.
 const (
 	KindRefused     Kind = "refused"      // its address could not be dialled
 	KindBroken      Kind = "broken"       // the connection broke before an answer

@@ -86,6 +86,26 @@ func ExampleCluster_Register() {
 	// node-3 http://node-3:8080/mds/v1
 }
 
+// A registration that fails is a state with a reason, and the four environment variables say so.
+func ExampleCluster_Status() {
+	w := newWorld(0)
+	defer w.end()
+	ctx, giveUp := context.WithCancel(context.Background())
+	defer giveUp()
+	c := w.Add(cluster.WithTrace(&cluster.Trace{
+		RenewFailed: func(error, time.Duration) { giveUp() },
+	}))
+	w.Network.Down(clustertest.RegistryHost)
+
+	_, err := c.Register(ctx) // it would try for ever
+	s := c.Status()
+	fmt.Println(errors.Is(err, context.Canceled), s.State, s.Reason)
+	fmt.Println(s.Env()["REGISTRATION_STATUS"] == "orphan: "+s.Reason.Error())
+	// Output:
+	// true orphan mIT cannot be reached by POST http://mit.test/mIT/v1/itResources: dial tcp mit.test: connect: connection refused
+	// true
+}
+
 func ExampleCluster_UnRegister() {
 	w := newWorld(3)
 	defer w.end()

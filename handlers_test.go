@@ -41,6 +41,21 @@ type reply struct {
 	Body   string
 }
 
+// exchange sends a request over the network of a world, and reads the answer.
+func exchange(t *testing.T, w *clustertest.World, req *http.Request) reply {
+	t.Helper()
+	resp, err := w.Network.Transport("somebody").RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return reply{resp.StatusCode, resp.Header, string(b)}
+}
+
 // data is that of the envelope, which must name node-1.
 func (r reply) data(t *testing.T) string {
 	t.Helper()
@@ -103,16 +118,7 @@ func bothWays(t *testing.T, f func(visit), opts ...clustertest.Option) {
 						mux.ServeHTTP(rec, req)
 						return reply{rec.Code, rec.Header(), rec.Body.String()}
 					}
-					resp, err := w.Network.Transport("somebody").RoundTrip(req)
-					if err != nil {
-						t.Fatal(err)
-					}
-					defer resp.Body.Close()
-					b, err := io.ReadAll(resp.Body)
-					if err != nil {
-						t.Fatal(err)
-					}
-					return reply{resp.StatusCode, resp.Header, string(b)}
+					return exchange(t, w, req)
 				}})
 			})
 		})
@@ -630,16 +636,7 @@ func TestCorrelationIDOfAnIncomingRequest(t *testing.T) {
 			}
 			req.Header.Set("Authorization", "Bearer "+token)
 			req.Header.Set("X-Correlation-Id", incoming)
-			resp, err := w.Network.Transport("somebody").RoundTrip(req)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer resp.Body.Close()
-			b, err := io.ReadAll(resp.Body)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return reply{resp.StatusCode, resp.Header, string(b)}
+			return exchange(t, w, req)
 		}
 		good := w.Token("mds", true)
 		for name, got := range map[string]reply{
