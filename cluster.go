@@ -54,7 +54,6 @@ import (
 
 	"go.uber.org/zap"
 	"golang.org/x/oauth2"
-	"golang.org/x/sync/semaphore"
 	"golang.org/x/sync/singleflight"
 
 	"github.com/mimiktech/cluster/internal/roster"
@@ -77,7 +76,8 @@ type Cluster struct {
 	verifier  Verifier
 	tokens    *token.Cache
 	roads     roads
-	inFlight  *semaphore.Weighted
+	gate      *gate
+	breakers  *breakers
 	removing  singleflight.Group // the dated deletes under way, by server id
 
 	life    context.Context // ends with Close
@@ -115,7 +115,8 @@ func New(cfg Config, opts ...Option) (*Cluster, error) {
 		noEnv:     o.noEnv,
 		verifier:  o.verifier,
 		roads:     newRoads(o.client, o.policy, cfg.MaxInFlight),
-		inFlight:  semaphore.NewWeighted(int64(cfg.MaxInFlight)),
+		gate:      &gate{size: cfg.MaxInFlight},
+		breakers:  newBreakers(cfg),
 		wake:      make(chan struct{}, 1),
 		posting:   make(chan struct{}, 1),
 		status:    Status{State: Orphan, Reason: ErrNotRegistered, ServerID: cfg.ID},

@@ -24,6 +24,9 @@ var (
 	ErrNotAllowed = errors.New("address not allowed")
 	// ErrTooLarge is inside the [AnswerError] of an answer beyond Config.MaxAnswer.
 	ErrTooLarge = errors.New("answer too large")
+	// ErrEnough is why a peer was not asked, or its answer not waited for: [Request].Need others
+	// have answered.
+	ErrEnough = errors.New("enough peers have answered")
 )
 
 // A StatusError is an answer that is no 2xx. Given to [Cluster.ReplyError] it is the answer of
@@ -104,7 +107,8 @@ const (
 	KindWrongServer Kind = "wrong server" // see WrongServerError
 	KindMalformed   Kind = "malformed"    // an answer that is not the envelope that peers answer, or that broke off
 	KindTooLarge    Kind = "too large"    // an answer beyond Config.MaxAnswer
-	KindCancelled   Kind = "cancelled"    // the call ended before the peer answered
+	KindCancelled   Kind = "cancelled"    // the call ended before the peer answered; see ErrEnough
+	KindHanging     Kind = "hanging"      // it was found to hang, so nothing was sent: see HangingError
 	KindNotAllowed  Kind = "not allowed"  // its address is none that may be called; nothing was sent
 	KindNoToken     Kind = "no token"     // no token for it could be had; nothing was sent
 	KindInvalid     Kind = "invalid"      // the request itself is wrong; nobody was called
@@ -121,6 +125,8 @@ func kindOf(err error) Kind {
 		return KindNotAllowed
 	case errors.Is(err, ErrTooLarge):
 		return KindTooLarge
+	case isHanging(err):
+		return KindHanging
 	case errors.Is(err, context.DeadlineExceeded) || timedOut(err):
 		return KindTimeout
 	}
@@ -141,6 +147,11 @@ func kindOf(err error) Kind {
 
 func isTokenError(err error) bool {
 	_, ok := errors.AsType[*TokenError](err)
+	return ok
+}
+
+func isHanging(err error) bool {
+	_, ok := errors.AsType[*HangingError](err)
 	return ok
 }
 

@@ -25,7 +25,9 @@ import (
 // that a call asked over half are suspect, the fault is likely on this side, and nobody is
 // evicted. Otherwise mIT is asked to delete each suspect unless its entry is newer than the one
 // known here. If it is, the peer came back: the newer entry is taken over, and the peer asked
-// again. No answer from mIT, no eviction.
+// again, unless it has just let a request to that address time out. No answer from mIT, no eviction.
+// Nor does a call evict that asked fewer than three peers of a larger cluster, or that had enough
+// results (see [Request]).
 type Eviction struct {
 	// Off evicts nobody.
 	Off bool
@@ -65,11 +67,11 @@ func (f *fan) suspicious(o *Outcome) bool {
 }
 
 // judge decides on the suspects, given by their places, and puts it into their outcomes.
-func (f *fan) judge(ctx context.Context, suspects []int) {
+func (f *fan) judge(ctx context.Context, suspects []int, results int) {
 	if len(suspects) == 0 {
 		return
 	}
-	if why := f.c.pardon(len(suspects), len(f.peers)); why != nil {
+	if why := f.pardon(len(suspects), results); why != nil {
 		for _, i := range suspects {
 			f.spare(ctx, &f.outcomes[i], why)
 		}
@@ -115,14 +117,24 @@ func (c *Cluster) spread(ctx context.Context, gone []string) {
 }
 
 // pardon is why no suspect at all is evicted, nil if each is to be decided on.
-func (c *Cluster) pardon(suspects, asked int) error {
+func (f *fan) pardon(suspects, results int) error {
+	c, asked, silent := f.c, len(f.peers), suspects
+	for i := range f.outcomes {
+		if f.outcomes[i].Kind == KindHanging {
+			silent++
+		}
+	}
 	switch share := cmp.Or(c.eviction.MaxShare, 0.5); {
 	case c.eviction.Off:
 		return errors.New("eviction is off")
 	case c.stay.Err() != nil:
 		return fmt.Errorf("this node is leaving: %w", context.Cause(c.stay))
-	case asked >= fewPeers && float64(suspects) > share*float64(asked):
-		return fmt.Errorf("%d of %d peers cannot be reached: the fault is likely on this side", suspects, asked)
+	case f.need > 0 && results >= f.need:
+		return ErrEnough
+	case asked >= fewPeers && float64(silent) > share*float64(asked):
+		return fmt.Errorf("%d of %d peers cannot be reached: the fault is likely on this side", silent, asked)
+	case asked < fewPeers && f.others > 0 && asked+f.others >= fewPeers:
+		return fmt.Errorf("only %d of %d peers were asked: too few to tell on which side the fault is", asked, asked+f.others)
 	}
 	return nil
 }
@@ -160,16 +172,31 @@ func (f *fan) decide(ctx, patience context.Context, p *roster.Peer, o *Outcome) 
 			o.Evicted = true
 			return false
 		}
+		if o.Kind == KindTimeout && !known.Told && known.ClusterBaseURL == p.ClusterBaseURL {
+			f.spare(ctx, o, errors.New("it renews its lease: it lives, though it does not answer"))
+			return false
+		}
 		p = known // it came back: ask again
-		attempts, took := o.Attempts, o.Duration
-		f.ask(ctx, p, o, time.Now())
-		o.Attempts, o.Duration = o.Attempts+attempts, o.Duration+took
+		f.askAgain(ctx, p, o)
 		if !f.suspicious(o) {
 			return false
 		}
 	}
 	f.spare(ctx, o, fmt.Errorf("mIT had %d newer entries of it in a row", maxEntries))
 	return false
+}
+
+// askAgain asks a suspect once more, and adds to its outcome what that took.
+func (f *fan) askAgain(ctx context.Context, p *roster.Peer, o *Outcome) {
+	attempts, took, start := o.Attempts, o.Duration, time.Now()
+	if err := f.c.gate.enter(ctx, &f.pass); err != nil {
+		f.fail(ctx, o, err)
+	} else {
+		f.ask(ctx, p, o, start)
+		f.c.gate.leave(&f.pass)
+		o.Attempts += attempts
+	}
+	o.Duration = took + time.Since(start)
 }
 
 // remove has mIT delete a server unless it knows a newer entry, which is then returned. Calls

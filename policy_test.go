@@ -216,6 +216,9 @@ func TestKindsOnSockets(t *testing.T) {
 				}
 				c, _ = onSockets(t, peer.URL, cfg, cluster.WithEviction(cluster.Eviction{Off: true}))
 			}
+			if tt.kind == cluster.KindTimeout { // as the announcement has found: until it is asked again
+				time.Sleep(2 * cfg.RequestTimeout)
+			}
 			o := askOne(t, c, cluster.Request{Method: "POST", Path: "/things", Body: 1})
 			if o.Kind != tt.kind || o.Attempts != tt.attempts {
 				t.Errorf("%s after %d attempts: %v", o.Kind, o.Attempts, o.Err)

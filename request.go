@@ -35,6 +35,19 @@ type Request struct {
 	Customer string
 	// Retry replaces the policy of [WithRetry] for this request.
 	Retry *Retry
+
+	// Filter picks the peers to ask; nil asks all. It is called once for each peer before the first
+	// is asked, and must not change what it is given. Of a call that asks less than three peers of
+	// more, nobody is evicted.
+	Filter func(Server) bool
+	// Need is how many results are enough: once there are as many, the other peers are given up,
+	// and their outcomes say [ErrEnough]. Nobody is evicted then. 0 waits for all.
+	Need int
+	// Hedge sends a GET or HEAD once more, on another connection, to a peer that has not answered
+	// after so long; the first answer counts, and the other request is given up. Set it to what
+	// nearly all answers take less than: each one slower costs a request and a connection. Only places
+	// that are free within Config.MaxInFlight are used for it. 0 never does.
+	Hedge time.Duration
 }
 
 // A call is a request made ready: what all peers are asked alike.
@@ -47,6 +60,9 @@ type call struct {
 
 	timeout  time.Duration // zero for Config.RequestTimeout
 	retry    *Retry
+	filter   func(Server) bool
+	need     int
+	hedge    time.Duration
 	spareAll bool // evict nobody for this
 }
 
@@ -58,7 +74,10 @@ func (c *Cluster) prepare(req Request) (*call, error) {
 	if !c.cfg.Management {
 		return nil, ErrManagementOff
 	}
-	p := &call{method: cmp.Or(req.Method, http.MethodGet), header: req.Header, timeout: req.Timeout, retry: req.Retry}
+	p := &call{
+		method: cmp.Or(req.Method, http.MethodGet), header: req.Header, timeout: req.Timeout, retry: req.Retry,
+		filter: req.Filter, need: req.Need, hedge: req.Hedge,
+	}
 	p.key.Customer = req.Customer
 	wrong := func(format string, args ...any) (*call, error) {
 		return nil, fmt.Errorf("%w: %w", ErrInvalidRequest, fmt.Errorf(format, args...))
@@ -95,6 +114,15 @@ func (c *Cluster) prepare(req Request) (*call, error) {
 	}
 	if req.Timeout < 0 {
 		return wrong("timeout %v is negative", req.Timeout)
+	}
+	if req.Need < 0 {
+		return wrong("need %d is negative", req.Need)
+	}
+	if req.Hedge < 0 {
+		return wrong("hedge %v is negative", req.Hedge)
+	}
+	if req.Hedge > 0 && p.method != http.MethodGet && p.method != http.MethodHead {
+		return wrong("hedge of a %s, which may be executed twice", p.method)
 	}
 	switch body := req.Body.(type) {
 	case nil:

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"math/rand/v2"
 	"net/http"
 	"sync"
 	"sync/atomic"
@@ -59,13 +60,21 @@ func (c *Cluster) gather(ctx context.Context, call *call, view roster.Roster) *R
 	return newResponse(f.outcomes)
 }
 
-// A fan is one call on its way to all peers of a view.
+// A fan is one call on its way to the peers of a view.
 type fan struct {
 	*call
 	c        *Cluster
-	peers    []*roster.Peer // this node is none
+	peers    []*roster.Peer // to be asked; this node is none
+	others   int            // the peers that are not
 	outcomes []Outcome      // of the peers, in their order; each is written before it is yielded
-	first    string         // the token that the call began with
+	answered chan int       // places of peers that have answered; nobody waits to deliver
+	start    time.Time
+	first    string // the token that the call began with
+
+	wg    sync.WaitGroup
+	pass  pass
+	taken atomic.Int64 // how many turns have been taken
+	shift int          // the place of the peer whose turn is the first
 
 	mu       sync.Mutex // guards the fields below
 	bearer   string
@@ -75,7 +84,18 @@ type fan struct {
 
 func (c *Cluster) fan(call *call, view roster.Roster) *fan {
 	peers := view.Without(c.cfg.ID).Peers()
-	return &fan{call: call, c: c, peers: peers, outcomes: make([]Outcome, len(peers))}
+	f := &fan{call: call, c: c, peers: peers}
+	if call.filter != nil {
+		f.peers = nil // what is cut out of the view is not ours to write to
+		for _, p := range peers {
+			if call.filter(Server(p.Server)) {
+				f.peers = append(f.peers, p)
+			}
+		}
+	}
+	f.others = len(peers) - len(f.peers)
+	f.outcomes = make([]Outcome, len(f.peers))
+	return f
 }
 
 // run asks every peer, and yields their places as they answer. Whoever is suspect is judged
@@ -86,49 +106,94 @@ func (f *fan) run(ctx context.Context) iter.Seq[int] {
 			return
 		}
 		ctx, cancel := within(ctx, f.c.life)
-		var wg sync.WaitGroup
-		defer wg.Wait()
+		asking, enough := context.WithCancelCause(ctx)
+		defer f.wg.Wait()
 		defer cancel()
+		defer enough(nil)
 
-		answered := make(chan int, len(f.peers)) // nobody waits to deliver
-		if err := f.authorize(ctx, ""); err != nil {
-			for i, p := range f.peers {
-				f.outcomes[i] = Outcome{Server: Server(p.Server), Err: err, Kind: kindOf(err)}
-				if ctx.Err() != nil {
-					f.outcomes[i].Kind = KindCancelled
-				}
-				answered <- i
-			}
-		} else {
-			f.first = f.bearer
-			start := time.Now()
-			var next atomic.Int64
-			for range min(len(f.peers), f.c.cfg.MaxInFlight) {
-				wg.Go(func() {
-					for i := next.Add(1) - 1; i < int64(len(f.peers)); i = next.Add(1) - 1 {
-						f.ask(ctx, f.peers[i], &f.outcomes[i], start)
-						answered <- int(i)
-					}
-				})
-			}
-		}
-		var suspects []int
+		f.answered = make(chan int, len(f.peers))
+		f.wg.Go(func() { f.askAll(asking) })
+		var (
+			results  int
+			suspects []int
+		)
 		for range f.peers {
-			i := <-answered
+			i := <-f.answered
 			f.c.trace.asked(f.outcomes[i])
+			if f.outcomes[i].Err == nil {
+				if results++; results == f.need {
+					enough(ErrEnough)
+				}
+			}
 			if f.suspicious(&f.outcomes[i]) {
 				suspects = append(suspects, i)
 			} else if !yield(i) {
 				return
 			}
 		}
-		f.judge(ctx, suspects)
+		f.judge(ctx, suspects, results)
 		for _, i := range suspects {
 			if !yield(i) {
 				return
 			}
 		}
 	}
+}
+
+// askAll asks the peers, as many at once as the gate lets through.
+func (f *fan) askAll(ctx context.Context) {
+	f.start = time.Now()
+	f.shift = rand.IntN(len(f.peers)) // calls that begin together don't all go to the same peers first
+	why := f.authorize(ctx, "")
+	f.first = f.bearer
+	f.c.gate.begin()
+	defer f.c.gate.end()
+	for i := range f.turns() {
+		if why == nil {
+			why = f.c.gate.enter(ctx, &f.pass)
+		}
+		if why == nil {
+			f.wg.Go(func() { f.askSome(ctx, i) })
+			continue
+		}
+		f.outcomes[i] = Outcome{Server: Server(f.peers[i].Server), Duration: time.Since(f.start)}
+		f.fail(ctx, &f.outcomes[i], why)
+		f.answered <- i
+	}
+}
+
+// turns takes one turn after the other and gives the place of the peer whose it is, until all
+// have had theirs.
+func (f *fan) turns() iter.Seq[int] {
+	return func(yield func(int) bool) {
+		for n := len(f.peers); ; {
+			turn := int(f.taken.Add(1)) - 1
+			if turn >= n || !yield((f.shift+turn)%n) {
+				return
+			}
+		}
+	}
+}
+
+// askSome asks the i-th peer, and others after it for as long as the call may keep the place that
+// it has been given for that.
+func (f *fan) askSome(ctx context.Context, i int) {
+	f.askOne(ctx, i)
+	if !f.c.gate.stay(&f.pass) {
+		return
+	}
+	for i := range f.turns() {
+		f.askOne(ctx, i)
+		if !f.c.gate.stay(&f.pass) {
+			return
+		}
+	}
+	f.c.gate.leave(&f.pass)
+}
+
+func (f *fan) askOne(ctx context.Context, i int) {
+	f.ask(ctx, f.peers[i], &f.outcomes[i], f.start)
+	f.answered <- i
 }
 
 // authorize makes the template, with a token other than the refused one.
@@ -165,18 +230,21 @@ func (f *fan) authorize(ctx context.Context, refused string) error {
 	return nil
 }
 
-// ask asks one peer, which has been due to be asked since start, repeating as the policy says.
+// ask asks one peer, which has been due to be asked since start, repeating as the policy says. It
+// holds a place.
 func (f *fan) ask(ctx context.Context, p *roster.Peer, o *Outcome, start time.Time) {
 	*o = Outcome{Server: Server(p.Server)}
-	o.Err = f.persist(ctx, p, o)
+	err := f.persist(ctx, p, o)
 	o.Duration = time.Since(start)
-	switch {
-	case o.Err == nil:
-	case ctx.Err() != nil:
+	f.fail(ctx, o, err)
+}
+
+// fail puts down why there is no result; err is nil if there is one.
+func (f *fan) fail(ctx context.Context, o *Outcome, err error) {
+	o.Err, o.Kind = err, kindOf(err)
+	if err != nil && ctx.Err() != nil {
 		o.Kind = KindCancelled
-		o.Err = fmt.Errorf("peer %q: cancelled: %w", p.ServerID, context.Cause(ctx))
-	default:
-		o.Kind = kindOf(o.Err)
+		o.Err = fmt.Errorf("peer %q: cancelled: %w", o.Server.ServerID, context.Cause(ctx))
 	}
 }
 
@@ -184,11 +252,9 @@ func (f *fan) persist(ctx context.Context, p *roster.Peer, o *Outcome) error {
 	if p.Err != nil {
 		return p.Err
 	}
-	if err := f.c.inFlight.Acquire(ctx, 1); err != nil {
-		return err
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
-	defer f.c.inFlight.Release(1)
-
 	retry := f.c.retry
 	if f.retry != nil {
 		retry = *f.retry
@@ -196,43 +262,124 @@ func (f *fan) persist(ctx context.Context, p *roster.Peer, o *Outcome) error {
 	road, start := f.c.roads.peers, time.Now()
 	for attempt := 1; ; attempt++ {
 		err := f.attempt(ctx, p, road, o)
-		if err == nil || !retry.again(f.method, err, attempt, time.Since(start)) || f.c.pause(ctx, retry.delay()) != nil {
+		if err == nil || ctx.Err() != nil || !retry.again(f.method, err, attempt, time.Since(start)) {
+			return err
+		}
+		f.c.gate.outside(ctx, &f.pass, func() { _ = f.c.pause(ctx, retry.delay()) })
+		if ctx.Err() != nil {
 			return err
 		}
 		road = f.c.roads.fresh // the pooled connection may be what was wrong
 	}
 }
 
-// attempt sends one request, or two if the token of the first is refused. It is replaced once a
+// attempt asks once, or twice if the token of the first request is refused. It is replaced once a
 // call: who refuses a new one as well will go on to, and mST must not pay for it.
 func (f *fan) attempt(ctx context.Context, p *roster.Peer, road http.RoundTripper, o *Outcome) error {
-	o.Attempts++
-	bearer, body, err := f.send(ctx, p, road)
-	if tokenRefused(err) && bearer == f.first {
-		if tokenErr := f.authorize(ctx, bearer); tokenErr != nil {
-			return fmt.Errorf("%w (and no other token: %s)", err, tokenErr.Error()) // not wrapped: the peer did answer
+	a := f.exchange(ctx, p, road, o)
+	if tokenRefused(a.err) && a.bearer == f.first {
+		if err := f.authorize(ctx, a.bearer); err != nil {
+			return fmt.Errorf("%w (and no other token: %s)", a.err, err.Error()) // not wrapped: the peer did answer
 		}
-		o.Attempts++
-		bearer, body, err = f.send(ctx, p, road)
+		a = f.exchange(ctx, p, road, o)
 	}
-	if err != nil {
-		return err
+	if a.err != nil {
+		return a.err
 	}
-	o.Body, o.Data, err = readEnvelope(body, p, f.method)
+	var err error
+	o.Body, o.Data, err = readEnvelope(a.body, p, f.method)
 	if wrong, ok := errors.AsType[*WrongServerError](err); ok {
-		wrong.Got = f.c.scrub(wrong.Got, bearer) // there are servers that repeat what they are sent
+		wrong.Got = f.c.scrub(wrong.Got, a.bearer) // there are servers that repeat what they are sent
 	}
 	return err
 }
 
-// send sends one request, and tells also which token went with it.
-func (f *fan) send(ctx context.Context, p *roster.Peer, road http.RoundTripper) (bearer string, body []byte, err error) {
+// An answer is what came of one request.
+type answer struct {
+	bearer string // the token that went with it
+	body   []byte
+	err    error
+}
+
+// exchange sends one request if the peer's breaker lets it, or two if the first is hedged.
+func (f *fan) exchange(ctx context.Context, p *roster.Peer, road http.RoundTripper, o *Outcome) answer {
+	for {
+		silent, err := f.c.breakers.ask(p, o.Attempts > 0)
+		if err != nil {
+			return answer{err: err}
+		}
+		if silent == nil {
+			break
+		}
+		f.c.gate.outside(ctx, &f.pass, func() {
+			select {
+			case <-silent:
+			case <-ctx.Done():
+			}
+		})
+		if ctx.Err() != nil {
+			return answer{err: context.Cause(ctx)}
+		}
+	}
+	o.Attempts++
+	timeout := cmp.Or(f.timeout, f.c.cfg.RequestTimeout)
+	if f.hedge > 0 {
+		return f.race(ctx, p, road, o, timeout)
+	}
+	return f.send(ctx, p, road, timeout)
+}
+
+// race sends a request, and another if the first is slow.
+func (f *fan) race(ctx context.Context, p *roster.Peer, road http.RoundTripper, o *Outcome, timeout time.Duration) answer {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // the slower one
+	answers := make(chan answer, 2)
+	f.wg.Go(func() { answers <- f.send(ctx, p, road, timeout) })
+	slow := time.NewTimer(f.hedge)
+	defer slow.Stop()
+	for underway := 1; ; {
+		select {
+		case a := <-answers:
+			if underway--; underway == 0 || !unreachable(a.err) {
+				return a
+			}
+		case <-slow.C:
+			if !f.c.gate.try(&f.pass) {
+				continue
+			}
+			if silent, err := f.c.breakers.ask(p, false); silent != nil || err != nil {
+				f.c.gate.leave(&f.pass)
+				continue
+			}
+			underway++
+			o.Attempts++
+			f.wg.Go(func() {
+				defer f.c.gate.leave(&f.pass)
+				answers <- f.send(ctx, p, road, timeout-f.hedge)
+			})
+		}
+	}
+}
+
+// send sends one request, and tells the breaker what came of it.
+func (f *fan) send(ctx context.Context, p *roster.Peer, road http.RoundTripper, timeout time.Duration) (a answer) {
+	began := time.Now()
+	defer func() { f.c.breakers.told(p, a.err, ctx.Err() != nil, began, timeout) }()
+
 	f.mu.Lock()
 	bearer, template := f.bearer, f.template
-	ctx = f.due.in(ctx, cmp.Or(f.timeout, f.c.cfg.RequestTimeout))
+	var bounded context.Context
+	if f.hedge == 0 {
+		bounded = f.due.in(ctx, began, timeout)
+	}
 	f.mu.Unlock()
+	if bounded == nil { // ctx is of this peer alone
+		var cancel context.CancelFunc
+		bounded, cancel = context.WithTimeout(ctx, timeout)
+		defer cancel()
+	}
 
-	req := template.WithContext(ctx)
+	req := template.WithContext(bounded)
 	u := *p.Base
 	if u.RawPath != "" || f.ref.RawPath != "" {
 		u.RawPath = u.EscapedPath() + f.ref.EscapedPath()
@@ -243,8 +390,8 @@ func (f *fan) send(ctx context.Context, p *roster.Peer, road http.RoundTripper) 
 	if f.body != nil {
 		req.Body, _ = req.GetBody() // it has no error
 	}
-	body, err = f.c.send(road, party{"peer", p.ServerID}, req)
-	return bearer, body, err
+	body, err := f.c.send(road, party{"peer", p.ServerID}, req)
+	return answer{bearer, body, err}
 }
 
 // A deadline gives requests that begin at about the same moment one context, for a timer of its
@@ -256,8 +403,8 @@ type deadline struct {
 	until   time.Time          // when the next one is due
 }
 
-func (d *deadline) in(call context.Context, timeout time.Duration) context.Context {
-	if now := time.Now(); d.ctx == nil || now.After(d.until) {
+func (d *deadline) in(call context.Context, now time.Time, timeout time.Duration) context.Context {
+	if d.ctx == nil || now.After(d.until) {
 		d.ctx, d.release = context.WithDeadline(call, now.Add(timeout))
 		d.until = now.Add(min(timeout/50, 5*time.Millisecond))
 	}

@@ -1,0 +1,143 @@
+package cluster
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/mimiktech/cluster/internal/roster"
+)
+
+// breakers know which peers hang. A peer that was silent for as long as a request may take is
+// not asked again for a while; then by one request, and all others go on without it until that is
+// answered. So a peer that hangs, and that nobody evicts, costs a timeout now and then
+// instead of one with each call.
+//
+// Before that is known, requests to a silent peer must not take all places: beyond a few they
+// wait until it says something, or is found to hang.
+type breakers struct {
+	patience time.Duration // how long a peer may be silent
+	few      int           // requests that may wait for a silent peer
+
+	mu sync.Mutex // guards the fields below
+	of map[string]*breaker
+}
+
+const (
+	// A peer that has said nothing for so long, though it was asked, is silent.
+	silence = time.Second
+	// A peer that hangs is asked again this often at least.
+	longestBreak = time.Minute
+)
+
+// A breaker is about one peer: while requests to it are under way, and while it is silent.
+type breaker struct {
+	underway int
+	since    time.Time     // when it was first asked of what it has not answered
+	missed   bool          // a request has timed out since then
+	changed  chan struct{} // closed when it says something, or is found to hang; nil if nobody waits
+
+	hangs int          // how often in a row it was found to; 0: it does not
+	peer  *roster.Peer // as it was then
+	next  time.Time    // when to ask it again
+}
+
+func newBreakers(cfg Config) *breakers {
+	return &breakers{patience: cfg.RequestTimeout, few: max(1, cfg.MaxInFlight/16), of: make(map[string]*breaker)}
+}
+
+// A HangingError is a peer that was not asked, because it hangs: it has let requests time out, and
+// said nothing since. It is asked again after a while, and at once when it registers anew.
+type HangingError struct {
+	Server string        // its id
+	For    time.Duration // how long it has been silent
+	Retry  time.Duration // when it is asked again; 0 while somebody else is asking
+}
+
+func (e *HangingError) Error() string {
+	when := "somebody is asking it again"
+	if e.Retry > 0 {
+		when = fmt.Sprintf("it will be asked again in %v", e.Retry.Round(time.Millisecond))
+	}
+	return fmt.Sprintf("peer %q was not asked: it hangs, silent for %v; %s", e.Server, e.For.Round(time.Millisecond), when)
+}
+
+// ask comes before a request to a peer. It gives what to wait for before asking again, or an
+// error if the peer hangs; neither, if the request is a repetition, which a policy wants.
+func (bs *breakers) ask(p *roster.Peer, repeated bool) (<-chan struct{}, error) {
+	bs.mu.Lock()
+	defer bs.mu.Unlock()
+	b, now := bs.of[p.ServerID], time.Now()
+	if b == nil {
+		b = &breaker{since: now}
+		bs.of[p.ServerID] = b
+	}
+	switch {
+	case repeated:
+	case b.hangs > 0:
+		if p.ClusterBaseURL != b.peer.ClusterBaseURL || p.Seen().After(b.peer.Seen()) {
+			b.next, b.peer = now, p // it has been alive meanwhile
+		}
+		if wait := b.next.Sub(now); wait > 0 || b.underway > 0 {
+			return nil, &HangingError{p.ServerID, now.Sub(b.since), max(0, wait)}
+		}
+	case b.underway == 0 && !b.missed:
+		b.since = now
+	case b.underway >= bs.few && now.Sub(b.since) >= silence:
+		if b.changed == nil {
+			b.changed = make(chan struct{})
+		}
+		return b.changed, nil
+	}
+	b.underway++
+	return nil, nil
+}
+
+// told comes after the request: what came of it, when it began and how long it might have taken.
+// A request that its caller gave up says nothing of the peer.
+func (bs *breakers) told(p *roster.Peer, err error, gaveUp bool, began time.Time, timeout time.Duration) {
+	bs.mu.Lock()
+	defer bs.mu.Unlock()
+	b, now := bs.of[p.ServerID], time.Now()
+	b.underway--
+	switch {
+	case err != nil && gaveUp:
+	case !timedOut(err):
+		b.since, b.missed, b.hangs = now, false, 0
+		b.notify()
+	case b.since.After(began): // it has said something else meanwhile
+	case timeout >= bs.patience:
+		b.trip(p, now, min(bs.patience<<min(b.hangs, 10), longestBreak))
+		b.hangs++
+		bs.sweepLocked(now)
+	case now.Sub(b.since) >= bs.patience: // it was silent for long enough, if not towards one request
+		b.trip(p, now, timeout)
+		b.hangs = max(1, b.hangs)
+	default:
+		b.missed = true
+	}
+	if b.underway == 0 && !b.missed {
+		delete(bs.of, p.ServerID)
+	}
+}
+
+func (b *breaker) trip(p *roster.Peer, now time.Time, rest time.Duration) {
+	b.missed, b.peer, b.next = true, p, now.Add(rest)
+	b.notify()
+}
+
+func (b *breaker) notify() {
+	if b.changed != nil {
+		close(b.changed)
+		b.changed = nil
+	}
+}
+
+// sweepLocked forgets peers that nobody has asked for long: they are gone.
+func (bs *breakers) sweepLocked(now time.Time) {
+	for id, b := range bs.of {
+		if b.underway == 0 && now.Sub(b.since) > 10*longestBreak && now.After(b.next) {
+			delete(bs.of, id)
+		}
+	}
+}
