@@ -13,19 +13,22 @@ import (
 // answered. So a peer that hangs, and that nobody evicts, costs a timeout now and then
 // instead of one with each call.
 //
-// Before that is known, requests to a silent peer must not take all places: beyond a few they
-// wait until it says something, or is found to hang.
+// Before that is known, requests to it must not take all places: beyond some, and beyond a few once
+// it is silent, they wait until it says something, or is found to hang.
 type breakers struct {
 	patience time.Duration // how long a peer may be silent
-	few      int           // requests that may wait for a silent peer
+	places   int           // for requests to peers
 
 	mu sync.Mutex // guards the fields below
 	of map[string]*breaker
 }
 
 const (
-	// A peer that has said nothing for so long, though it was asked, is silent.
-	silence = time.Second
+	// A peer that has said nothing for so long, though it was asked, is silent. Then one of so many
+	// places is for requests to it, and before that one of so many, or of as many as there are peers.
+	silence    = time.Second
+	silentPart = 16
+	part       = 4
 	// A peer that hangs is asked again this often at least.
 	longestBreak = time.Minute
 )
@@ -43,7 +46,7 @@ type breaker struct {
 }
 
 func newBreakers(cfg Config) *breakers {
-	return &breakers{patience: cfg.RequestTimeout, few: max(1, cfg.MaxInFlight/16), of: make(map[string]*breaker)}
+	return &breakers{patience: cfg.RequestTimeout, places: cfg.MaxInFlight, of: make(map[string]*breaker)}
 }
 
 // A HangingError is a peer that was not asked, because it hangs: it has let requests time out, and
@@ -62,9 +65,9 @@ func (e *HangingError) Error() string {
 	return fmt.Sprintf("peer %q was not asked: it hangs, silent for %v; %s", e.Server, e.For.Round(time.Millisecond), when)
 }
 
-// ask comes before a request to a peer. It gives what to wait for before asking again, or an
-// error if the peer hangs; neither, if the request is a repetition, which a policy wants.
-func (bs *breakers) ask(p *roster.Peer, repeated bool) (<-chan struct{}, error) {
+// ask comes before a request to one of so many peers. It gives what to wait for before asking
+// again, or an error if the peer hangs; neither, if the request is a repetition, which a policy wants.
+func (bs *breakers) ask(p *roster.Peer, peers int, repeated bool) (<-chan struct{}, error) {
 	bs.mu.Lock()
 	defer bs.mu.Unlock()
 	b, now := bs.of[p.ServerID], time.Now()
@@ -83,7 +86,7 @@ func (bs *breakers) ask(p *roster.Peer, repeated bool) (<-chan struct{}, error) 
 		}
 	case b.underway == 0 && !b.missed:
 		b.since = now
-	case b.underway >= bs.few && now.Sub(b.since) >= silence:
+	case b.underway >= max(1, bs.places/min(peers, part)) || b.underway >= max(1, bs.places/silentPart) && now.Sub(b.since) >= silence:
 		if b.changed == nil {
 			b.changed = make(chan struct{})
 		}

@@ -73,8 +73,8 @@ type Config struct {
 	MaxAnswer int64
 	// MaxBody bounds the bodies that the peer endpoints read, in bytes; 1 MiB by default.
 	MaxBody int64
-	// MaxInFlight bounds the requests to peers under way at once, those of all calls together;
-	// 256 by default.
+	// MaxInFlight bounds the requests to peers under way at once, those of all calls together, which
+	// share them evenly; 256 by default. Of four peers or more, none gets more than a quarter of them.
 	MaxInFlight int
 
 	// RegistryURL and RegistryAudience are mIT's [MIT_URL, MIT_AUDIENCE]. Mandatory.

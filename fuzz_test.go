@@ -512,6 +512,11 @@ func FuzzPeerAnswer(f *testing.F) {
 		{200, `{"data":["a"],"server":"node-2"}`},
 		{200, `{"server":{"serverId":"node-2"},"server":{"serverId":"node-3"}}`},
 		{200, `{"server":{"serverId":"\u006eode-2"}}`},
+		{200, `{"\u0073erver":{"server\u0049d":"node-2"},"d\u0061ta":1}`},
+		{200, `{"SERVER":{"serverId":"node-2"}}`},
+		{200, `{"server":{"serverid":"node-2"}}`},
+		{200, `{"server":{"serverId":"node-2"},"server":{}}`},
+		{200, `{"data":{"server":{"serverId":"node-3"}},"server":{"x":{"serverId":"node-3"},"serverId":"node-2"}}`},
 		{200, `["node-2"]`},
 		{200, `null`},
 		{200, ``},
@@ -550,11 +555,12 @@ func FuzzPeerAnswer(f *testing.F) {
 		if len(mustHoldView(t, c)) != 2 {
 			t.Errorf("the view became %v", c.Servers())
 		}
-		var said struct {
-			Data   json.RawMessage
-			Server *struct{ ServerID string }
-		}
-		good := valid(status)/100 == 2 && json.Unmarshal(body, &said) == nil && said.Server != nil && said.Server.ServerID == "node-2"
+		var (
+			said, server map[string]json.RawMessage // exactly so named, and the last of two counts
+			id           string
+		)
+		good := valid(status)/100 == 2 && json.Unmarshal(body, &said) == nil && json.Unmarshal(said["server"], &server) == nil &&
+			json.Unmarshal(server["serverId"], &id) == nil && id == "node-2"
 		if good != (len(res.Results) == 1) {
 			t.Fatalf("%d %q gives %+v", valid(status), body, res)
 		}
@@ -582,11 +588,11 @@ func FuzzPeerAnswer(f *testing.F) {
 		}
 		var elements []json.RawMessage
 		switch {
-		case len(said.Data) == 0:
-		case json.Unmarshal(said.Data, &elements) != nil:
-			elements = []json.RawMessage{said.Data}
-		case elements == nil && string(said.Data) == "null":
-			elements = []json.RawMessage{said.Data}
+		case len(said["data"]) == 0:
+		case json.Unmarshal(said["data"], &elements) != nil:
+			elements = []json.RawMessage{said["data"]}
+		case elements == nil && string(said["data"]) == "null":
+			elements = []json.RawMessage{said["data"]}
 		}
 		values, err := cluster.Decode[json.RawMessage](res)
 		if err != nil || len(values) != len(elements) {

@@ -7,26 +7,27 @@ import (
 )
 
 // A gate bounds the requests to peers under way at once, those of all calls together, and
-// shares its places out evenly: while others wait, a call that holds more than its share gives
-// up a place with each answer. So a call to ten peers is not held up by one to a thousand.
+// shares its places out evenly: a call that holds more than its share gives up a place with each
+// answer, and who holds the fewest gets it. So a call to ten peers is not held up by one to a
+// thousand.
 type gate struct {
 	size int
 
 	mu      sync.Mutex // guards the fields below, and those of every pass
 	taken   int
-	calls   int
-	waiting []waiter // first come, first served
+	calls   int      // that want places
+	waiting []waiter // in the order in which they came
 }
 
 // A pass is what one call has of a gate.
-type pass struct{ held, waiting int }
+type pass struct{ held int }
 
 type waiter struct {
 	pass *pass
 	in   chan struct{} // closed once a place is taken for it
 }
 
-// begin comes before all else that a call does at a gate, and end after it.
+// begin and end tell since when and until when a call wants places.
 func (g *gate) begin() { g.count(1) }
 func (g *gate) end()   { g.count(-1) }
 
@@ -57,7 +58,6 @@ func (g *gate) enter(ctx context.Context, p *pass) error {
 		return nil
 	}
 	g.waiting = slices.Delete(g.waiting, i, i+1)
-	p.waiting--
 	return context.Cause(ctx)
 }
 
@@ -77,7 +77,6 @@ func (g *gate) ask(p *pass) <-chan struct{} {
 	}
 	w := waiter{p, make(chan struct{})}
 	g.waiting = append(g.waiting, w)
-	p.waiting++
 	return w.in
 }
 
@@ -94,7 +93,7 @@ func (g *gate) takeLocked(p *pass) bool {
 func (g *gate) stay(p *pass) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.taken <= g.size && (len(g.waiting) == p.waiting || p.held*g.calls <= g.size) {
+	if g.taken <= g.size && (g.calls <= 1 || p.held*g.calls <= g.size) {
 		return true
 	}
 	g.leaveLocked(p)
@@ -112,12 +111,16 @@ func (g *gate) leaveLocked(p *pass) {
 	g.taken--
 	p.held--
 	for g.taken < g.size && len(g.waiting) > 0 {
-		w := g.waiting[0]
-		g.waiting[0] = waiter{} // its call must not be kept
-		g.waiting = g.waiting[1:]
+		next := 0
+		for i, w := range g.waiting {
+			if w.pass.held < g.waiting[next].pass.held {
+				next = i
+			}
+		}
+		w := g.waiting[next]
+		g.waiting = slices.Delete(g.waiting, next, next+1)
 		g.taken++
 		w.pass.held++
-		w.pass.waiting--
 		close(w.in)
 	}
 }

@@ -6,8 +6,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"net/http"
 	"time"
+	"unicode/utf8"
 
 	"github.com/mimiktech/cluster/internal/roster"
 )
@@ -103,8 +105,8 @@ func newResponse(outcomes []Outcome) *Response {
 	return r
 }
 
-// appendData appends the elements of an array, or the value that is none. data is JSON, without
-// space around it: it has been read before. So an array can be cut at its commas.
+// appendData appends the elements of an array, or the value that is none. data is valid JSON,
+// without space around it.
 func appendData(all []json.RawMessage, data json.RawMessage) []json.RawMessage {
 	if len(data) == 0 || data[0] != '[' {
 		if len(data) > 0 {
@@ -112,27 +114,8 @@ func appendData(all []json.RawMessage, data json.RawMessage) []json.RawMessage {
 		}
 		return all
 	}
-	depth, start, quoted := 0, 1, false
-	for i := 0; i < len(data); i++ {
-		switch b := data[i]; {
-		case quoted && b == '\\':
-			i++
-		case b == '"':
-			quoted = !quoted
-		case quoted:
-		case b == '[' || b == '{':
-			depth++
-		case b == ']' || b == '}' || b == ',' && depth == 1:
-			if b != ',' {
-				depth--
-			}
-			if depth == 0 || b == ',' {
-				if element := bytes.TrimSpace(data[start:i]); len(element) > 0 {
-					all = append(all, json.RawMessage(element))
-				}
-				start = i + 1
-			}
-		}
+	for element := range parts(data) {
+		all = append(all, element)
 	}
 	return all
 }
@@ -154,21 +137,99 @@ func Decode[T any](r *Response) ([]T, error) {
 
 // readEnvelope reads what a peer answers. An answer by anybody else is none.
 func readEnvelope(body []byte, p *roster.Peer, method string) (whole, data json.RawMessage, err error) {
-	var envelope struct {
-		Data   json.RawMessage `json:"data"`
-		Server *struct {
-			ServerID string `json:"serverId"`
-		} `json:"server"`
+	unusable := func(err error) (whole, data json.RawMessage, _ error) {
+		return nil, nil, &AnswerError{party{"peer", p.ServerID}.String(), method, bare(p.Base), err}
 	}
-	peer := party{"peer", p.ServerID}
-	if err := json.Unmarshal(body, &envelope); err != nil {
-		return nil, nil, &AnswerError{peer.String(), method, bare(p.Base), err}
+	if !json.Valid(body) {
+		return unusable(json.Unmarshal(body, new(any)))
 	}
-	switch {
-	case envelope.Server == nil || envelope.Server.ServerID == "":
-		return nil, nil, &AnswerError{peer.String(), method, bare(p.Base), errors.New("it does not say which server it is from")}
-	case envelope.Server.ServerID != p.ServerID:
-		return nil, nil, &WrongServerError{URL: bare(p.Base), Want: p.ServerID, Got: envelope.Server.ServerID}
+	from := ""
+	for name, value := range members(body) {
+		switch name {
+		case "data": // it may be large: it is not decoded, and not copied
+			data = value
+		case "server":
+			from = ""
+			for name, value := range members(value) {
+				if name == "serverId" {
+					from = text(value)
+				}
+			}
+		}
 	}
-	return body, envelope.Data, nil
+	switch from {
+	case p.ServerID:
+		return body, data, nil
+	case "":
+		return unusable(errors.New("it does not say which server it is from"))
+	}
+	return nil, nil, &WrongServerError{URL: bare(p.Base), Want: p.ServerID, Got: from}
+}
+
+// space is what may stand between the tokens of JSON.
+const space = " \t\r\n"
+
+// parts cuts a valid JSON array or object at its commas, into its elements or members.
+func parts(data []byte) iter.Seq[[]byte] {
+	return func(yield func([]byte) bool) {
+		depth, start := 0, 0
+		for i := 0; i < len(data); i++ {
+			switch b := data[i]; b {
+			case '"':
+				i += quoted(data[i:]) - 1
+			case '[', '{':
+				if depth++; depth == 1 {
+					start = i + 1
+				}
+			case ']', '}', ',':
+				if b != ',' {
+					depth--
+				}
+				if depth > 1 || depth == 1 && b != ',' {
+					continue
+				}
+				if part := bytes.Trim(data[start:i], space); len(part) > 0 && !yield(part) {
+					return
+				}
+				start = i + 1
+			}
+		}
+	}
+}
+
+// quoted is the length of the string that data begins with, with its quotes.
+func quoted(data []byte) int {
+	for i := 1; i < len(data); i++ {
+		switch data[i] {
+		case '\\':
+			i++
+		case '"':
+			return i + 1
+		}
+	}
+	return len(data)
+}
+
+// members are the names and values of a valid JSON object; none of anything else.
+func members(data []byte) iter.Seq2[string, []byte] {
+	return func(yield func(string, []byte) bool) {
+		if data = bytes.TrimLeft(data, space); data[0] != '{' {
+			return
+		}
+		for member := range parts(data) {
+			n := quoted(member)
+			if !yield(text(member[:n]), bytes.TrimLeft(member[n:], ":"+space)) {
+				return
+			}
+		}
+	}
+}
+
+// text is a JSON string; "" if the value is none.
+func text(value []byte) (s string) {
+	if value[0] == '"' && bytes.IndexByte(value, '\\') < 0 && utf8.Valid(value) {
+		return string(value[1 : len(value)-1])
+	}
+	_ = json.Unmarshal(value, &s)
+	return s
 }

@@ -304,7 +304,7 @@ type answer struct {
 // exchange sends one request if the peer's breaker lets it, or two if the first is hedged.
 func (f *fan) exchange(ctx context.Context, p *roster.Peer, road http.RoundTripper, o *Outcome) answer {
 	for {
-		silent, err := f.c.breakers.ask(p, o.Attempts > 0)
+		silent, err := f.c.breakers.ask(p, len(f.peers)+f.others, o.Attempts > 0)
 		if err != nil {
 			return answer{err: err}
 		}
@@ -347,7 +347,7 @@ func (f *fan) race(ctx context.Context, p *roster.Peer, road http.RoundTripper, 
 			if !f.c.gate.try(&f.pass) {
 				continue
 			}
-			if silent, err := f.c.breakers.ask(p, false); silent != nil || err != nil {
+			if silent, err := f.c.breakers.ask(p, len(f.peers)+f.others, false); silent != nil || err != nil {
 				f.c.gate.leave(&f.pass)
 				continue
 			}

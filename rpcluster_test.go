@@ -751,7 +751,8 @@ func TestMaxInFlight(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		if took := time.Since(start); most.Load() != 2 || took != 9*time.Second {
+		// A second more if in the end two calls wait for one peer, which is asked by one at a time.
+		if took := time.Since(start); most.Load() != 2 || took != 9*time.Second && took != 10*time.Second {
 			t.Errorf("18 requests of 1 s took %v, %d of them at once; want 9 s, 2", took, most.Load())
 		}
 	})

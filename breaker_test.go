@@ -1,0 +1,238 @@
+package cluster_test
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/mimiktech/cluster"
+	"github.com/mimiktech/cluster/clustertest"
+)
+
+func evictNobody() clustertest.Option {
+	return clustertest.WithOptions(cluster.WithEviction(cluster.Eviction{Off: true}))
+}
+
+// asking makes one call and says what came of the one peer that is in trouble: its kind and how long
+// the call took.
+func asking(t *testing.T, n *clustertest.Node, req cluster.Request) string {
+	t.Helper()
+	if req.Path == "" {
+		req.Path = "/things"
+	}
+	start := time.Now()
+	res := rpc(t, n, req)
+	took := time.Since(start)
+	kind := cluster.Kind("all well")
+	for _, o := range res.Failures {
+		kind = o.Kind
+		hanging, ok := errors.AsType[*cluster.HangingError](o.Err)
+		if ok != (o.Kind == cluster.KindHanging) || ok && (o.Attempts != 0 || hanging.Server != o.Server.ServerID || hanging.For < 0 || o.Evicted || o.Spared != nil) {
+			t.Errorf("%s: %v after %d attempts, evicted %t, spared %v", o.Kind, o.Err, o.Attempts, o.Evicted, o.Spared)
+		}
+	}
+	return fmt.Sprintf("%s in %v", kind, took)
+}
+
+// A peer that hangs, and is not evicted, costs a timeout now and then, at ever longer intervals, and
+// nothing in between. It is asked as before once it answers.
+func TestHangingPeerIsAskedNowAndThen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 4, evictNobody())
+		n, peer := w.Nodes[0], w.Nodes[2]
+		w.Network.Fault(n.Host, peer.Host, clustertest.Hang)
+		seen := keepLedger(w)
+		start := time.Now()
+		var paid []time.Duration // when calls began that waited for it
+		for time.Since(start) < 5*time.Minute {
+			began := time.Since(start)
+			switch got := asking(t, n, cluster.Request{}); got {
+			case "timeout in 10s":
+				paid = append(paid, began)
+			case "hanging in 0s":
+			default:
+				t.Fatalf("at %v: %s", began, got)
+			}
+			time.Sleep(time.Second)
+		}
+		if want := []time.Duration{0, 20 * time.Second, 50 * time.Second, 100 * time.Second, 170 * time.Second, 240 * time.Second}; !cmp.Equal(paid, want) {
+			t.Errorf("calls that waited began after %v, want %v", paid, want)
+		}
+		if got := len(seen.of("GET", n.Host, peer.Host)); got != len(paid) {
+			t.Errorf("it was asked %d times in %d calls", got, len(paid))
+		}
+		w.Network.Fault(n.Host, peer.Host, nil)
+		if got := asking(t, n, cluster.Request{}); got != "hanging in 0s" {
+			t.Errorf("before anybody knows that it is back: %s", got)
+		}
+		time.Sleep(time.Minute)
+		for range 3 {
+			if got := asking(t, n, cluster.Request{}); got != "all well in 0s" {
+				t.Errorf("when it is back: %s", got)
+			}
+		}
+	})
+}
+
+// While one call tries a hanging peer, the others do not wait for it.
+func TestOnlyOneCallTriesAHangingPeer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 4, evictNobody())
+		n := w.Nodes[0]
+		w.Network.Fault(n.Host, w.Nodes[2].Host, clustertest.Hang)
+		asking(t, n, cluster.Request{})
+		time.Sleep(10 * time.Second)
+		got := map[string]int{}
+		var (
+			mu sync.Mutex
+			wg sync.WaitGroup
+		)
+		for range 20 {
+			wg.Go(func() {
+				what := asking(t, n, cluster.Request{})
+				mu.Lock()
+				got[what]++
+				mu.Unlock()
+			})
+		}
+		wg.Wait()
+		if diff := cmp.Diff(map[string]int{"timeout in 10s": 1, "hanging in 0s": 19}, got); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+	})
+}
+
+// What makes a peer hang is that it says nothing for Config.RequestTimeout, whatever it is given.
+func TestWhenAPeerHangs(t *testing.T) {
+	short := cluster.Request{Timeout: time.Second}
+	for name, tt := range map[string]struct {
+		fault clustertest.Fault
+		req   cluster.Request
+		pause time.Duration // between calls
+		want  []string
+	}{
+		"silent":                      {clustertest.Hang, cluster.Request{}, 0, []string{"timeout in 10s", "hanging in 0s"}},
+		"stops half-way":              {clustertest.Stall(3), cluster.Request{}, 0, []string{"timeout in 10s", "hanging in 0s"}},
+		"slow":                        {clustertest.Slow(9 * time.Second), cluster.Request{}, 0, []string{"all well in 9s", "all well in 9s"}},
+		"refuses":                     {clustertest.Refuse, cluster.Request{}, 0, []string{"refused in 10ms", "refused in 10ms"}},
+		"breaks":                      {clustertest.Reset, cluster.Request{}, 0, []string{"broken in 10ms", "broken in 10ms"}},
+		"silent for less":             {clustertest.Hang, short, 0, []string{"timeout in 1s", "timeout in 1s", "timeout in 1s"}},
+		"silent for less, and longer": {clustertest.Hang, short, 2 * time.Second, []string{"timeout in 1s", "timeout in 1s", "timeout in 1s", "timeout in 1s", "hanging in 0s"}},
+		"silent for more":             {clustertest.Hang, cluster.Request{Timeout: time.Minute}, 0, []string{"timeout in 1m0s", "hanging in 0s"}},
+		"tried as the policy says":    {clustertest.Hang, cluster.Request{Retry: new(cluster.RetryReference())}, 0, []string{"timeout in 32s", "hanging in 0s"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := clustertest.Start(t, 4, evictNobody())
+				n := w.Nodes[0]
+				w.Network.Fault(n.Host, w.Nodes[2].Host, tt.fault)
+				for i, want := range tt.want {
+					if i > 0 && want != "hanging in 0s" {
+						time.Sleep(tt.pause)
+					}
+					if got := asking(t, n, tt.req); got != want {
+						t.Errorf("call %d: %s, want %s", i, got, want)
+					}
+				}
+			})
+		})
+	}
+}
+
+// A peer that registers anew while it is taken for hanging is asked at once.
+func TestHangingPeerComesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 4, evictNobody())
+		n, peer := w.Nodes[0], w.Nodes[2]
+		w.Network.Fault(n.Host, peer.Host, clustertest.Hang)
+		for range 5 {
+			asking(t, n, cluster.Request{})
+			time.Sleep(time.Minute)
+		}
+		asking(t, n, cluster.Request{})
+		if got := asking(t, n, cluster.Request{}); got != "hanging in 0s" {
+			t.Errorf("before: %s", got)
+		}
+		w.Network.Fault(n.Host, peer.Host, nil)
+		if _, err := peer.Register(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := asking(t, n, cluster.Request{}); got != "all well in 0s" {
+			t.Errorf("after it announced itself: %s", got)
+		}
+	})
+}
+
+// Answers that nobody waits for any more are nothing against a peer.
+func TestGivenUpIsNotHanging(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 4, evictNobody())
+		n := w.Nodes[0]
+		w.Network.Fault(n.Host, w.Nodes[2].Host, clustertest.Slow(9*time.Second))
+		for range 100 {
+			if res := rpc(t, n, cluster.Request{Path: "/things", Need: 2}); len(res.Results) != 2 {
+				t.Fatal(failures(res))
+			}
+		}
+		if got := asking(t, n, cluster.Request{}); got != "all well in 9s" {
+			t.Error(got)
+		}
+	})
+}
+
+// A peer that hangs takes a few places, and what the others answer is not held up, however many
+// calls there are until it is found to hang; each ends with the first timeout or soon after.
+func TestHangingPeerTakesFewPlaces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 5, evictNobody(), clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = 32 }))
+		n := w.Nodes[0]
+		hanging := w.Nodes[2]
+		w.Network.Fault(n.Host, hanging.Host, clustertest.Hang)
+		start := time.Now()
+		var wg sync.WaitGroup
+		for i := range 300 {
+			wg.Go(func() {
+				time.Sleep(time.Duration(i) * 30 * time.Millisecond) // for 9 s
+				began := time.Now()
+				for o := range n.Stream(t.Context(), cluster.Request{Path: "/things"}) {
+					switch at := time.Since(began); {
+					case o.Server.ServerID == hanging.ID && time.Since(start) > 12*time.Second:
+						t.Errorf("call %d was told of the hanging peer after %v", i, at)
+					case o.Server.ServerID != hanging.ID && at != 0:
+						t.Errorf("call %d: %s took %v", i, o.Server.ServerID, at)
+					}
+				}
+			})
+		}
+		wg.Wait()
+	})
+}
+
+// A node that is cut off finds all its peers hanging. As they are tried one by one, it must not take
+// the one that is tried for the only one in trouble.
+func TestCutOffNodeTriesItsPeersAndEvictsNone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := startRenewed(t, 6)
+		n := w.Nodes[0]
+		seen := keepLedger(w)
+		for _, peer := range w.Nodes[1:] {
+			w.Network.Fault(n.Host, peer.Host, clustertest.Hang)
+		}
+		// So that they are not all tried by the same call.
+		for _, peer := range w.Nodes[1:] {
+			rpc(t, n, cluster.Request{Path: "/things", Filter: only(peer.ID)})
+		}
+		for range 600 {
+			rpc(t, n, cluster.Request{Path: "/things"})
+			time.Sleep(time.Second)
+		}
+		if got := len(seen.of("DELETE", n.Host, clustertest.RegistryHost)); got != 0 || len(w.Listed()) != 6 {
+			t.Errorf("mIT was asked %d times, and lists %d", got, len(w.Listed()))
+		}
+	})
+}

@@ -1,0 +1,271 @@
+package cluster_test
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/mimiktech/cluster"
+	"github.com/mimiktech/cluster/clustertest"
+)
+
+func only(ids ...string) func(cluster.Server) bool {
+	return func(s cluster.Server) bool { return slices.Contains(ids, s.ServerID) }
+}
+
+func TestFilter(t *testing.T) {
+	for name, tt := range map[string]struct {
+		filter func(cluster.Server) bool
+		want   []string
+	}{
+		"none":           {nil, []string{"node-2", "node-3", "node-4", "node-5"}},
+		"some":           {only("node-4", "node-2"), []string{"node-2", "node-4"}},
+		"not oneself":    {only("node-1", "node-2"), []string{"node-2"}},
+		"who is unknown": {only("node-9"), []string{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := clustertest.Start(t, 5)
+				n := w.Nodes[0]
+				seen := keepLedger(w)
+				res := rpc(t, n, cluster.Request{Path: "/things", Filter: tt.filter})
+				if diff := cmp.Diff(tt.want, idsOfOutcomes(res.Results)); diff != "" || len(res.Failures) != 0 {
+					t.Errorf("results (-want +got):\n%s\nfailures: %v", diff, failures(res))
+				}
+				if got := len(seen.of("GET", n.Host, clustertest.Any)); got != len(tt.want) {
+					t.Errorf("%d requests for %d peers", got, len(tt.want))
+				}
+			})
+		})
+	}
+}
+
+// The filter sees each peer once, and the node itself never.
+func TestFilterSeesEachPeerOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 4)
+		var saw []string
+		rpc(t, w.Nodes[1], cluster.Request{Path: "/things", Filter: func(s cluster.Server) bool {
+			saw = append(saw, s.ServerID)
+			return true
+		}})
+		if diff := cmp.Diff([]string{"node-1", "node-3", "node-4"}, saw); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+	})
+}
+
+// One or two peers of many that cannot be reached say nothing about whose fault it is. A node that is
+// cut off, and asks one after the other, must not evict them all.
+func TestFilterEvictsOnlyAmongEnough(t *testing.T) {
+	for name, tt := range map[string]struct {
+		nodes   int
+		filter  func(cluster.Server) bool
+		evicted bool
+	}{
+		"one of four":                 {5, only("node-3"), false},
+		"two of four":                 {5, only("node-3", "node-4"), false},
+		"three of four":               {5, only("node-2", "node-3", "node-4"), true},
+		"all of four":                 {5, func(cluster.Server) bool { return true }, true},
+		"one of two":                  {3, only("node-3"), true}, // no call could ask more than two
+		"one of one, which is all":    {2, only("node-2"), true},
+		"three of four, most of them": {5, only("node-3", "node-4", "node-5"), false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := startRenewed(t, tt.nodes)
+				n := w.Nodes[0]
+				dead := w.Nodes[min(2, tt.nodes-1)]
+				dead.Kill()
+				if strings.HasSuffix(name, "most of them") {
+					w.Nodes[3].Kill()
+				}
+				res := rpc(t, n, cluster.Request{Path: "/things", Filter: tt.filter})
+				for _, o := range res.Failures {
+					if o.Evicted != tt.evicted || (o.Spared == nil) != tt.evicted {
+						t.Errorf("%s: evicted %t, spared %v", o.Server.ServerID, o.Evicted, o.Spared)
+					}
+				}
+				if len(res.Failures) == 0 {
+					t.Error("nobody failed")
+				}
+			})
+		})
+	}
+}
+
+// Enough is enough: the others are given up, and say so.
+func TestNeed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 7)
+		n := w.Nodes[0]
+		for i, peer := range w.Nodes[1:] {
+			w.Network.Fault(n.Host, peer.Host, clustertest.Slow(time.Duration(i)*time.Second))
+		}
+		w.Network.Fault(n.Host, w.Nodes[2].Host, clustertest.Status(http.StatusNotFound)) // no result
+		w.Network.Fault(n.Host, w.Nodes[6].Host, clustertest.Hang)
+		start := time.Now()
+		res := rpc(t, n, cluster.Request{Path: "/things", Need: 3})
+		if took := time.Since(start); took != 3*time.Second {
+			t.Errorf("took %v", took)
+		}
+		wantOnce(t, res, w.Nodes[1:])
+		if diff := cmp.Diff([]string{"node-2", "node-4", "node-5"}, idsOfOutcomes(res.Results)); diff != "" {
+			t.Errorf("results (-want +got):\n%s", diff)
+		}
+		for _, o := range res.Failures {
+			enough := o.Server.ServerID != "node-3"
+			if errors.Is(o.Err, cluster.ErrEnough) != enough || (o.Kind == cluster.KindCancelled) != enough || o.Evicted || o.Spared != nil {
+				t.Errorf("%s: %s, %v, evicted %t, spared %v", o.Server.ServerID, o.Kind, o.Err, o.Evicted, o.Spared)
+			}
+		}
+		if len(n.Servers()) != 7 {
+			t.Error("peers were evicted that nobody needed")
+		}
+	})
+}
+
+// Peers that have not had their turn by then are not asked at all.
+func TestNeedAsksNoMoreThanItMust(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 20, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = 2 }))
+		n := w.Nodes[0]
+		w.Network.Fault(n.Host, clustertest.Any, clustertest.Slow(time.Second))
+		seen := keepLedger(w)
+		res := rpc(t, n, cluster.Request{Path: "/things", Need: 4})
+		wantOnce(t, res, w.Nodes[1:])
+		asked := 0
+		for _, o := range res.Failures {
+			asked += o.Attempts
+		}
+		if got := len(seen.of("GET", n.Host, clustertest.Any)); len(res.Results) != 4 || got > 4+asked || asked > 2 {
+			t.Errorf("%d results of %d requests, %d of them given up", len(res.Results), got, asked)
+		}
+	})
+}
+
+func TestNeedOfMoreThanThereAre(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := startRenewed(t, 5)
+		w.Nodes[2].Kill()
+		res := rpc(t, w.Nodes[0], cluster.Request{Path: "/things", Need: 4})
+		if o := onlyFailure(t, res); len(res.Results) != 3 || !o.Evicted {
+			t.Errorf("%d results, evicted %t", len(res.Results), o.Evicted)
+		}
+	})
+}
+
+// What failed before there was enough is not decided on: nobody waits for mIT then.
+func TestEnoughDecidesOnNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := startRenewed(t, 5)
+		n := w.Nodes[0]
+		w.Nodes[2].Kill()
+		for _, peer := range []int{1, 3, 4} {
+			w.Network.Fault(n.Host, w.Nodes[peer].Host, clustertest.Slow(time.Second))
+		}
+		seen := keepLedger(w)
+		o := onlyFailure(t, rpc(t, n, cluster.Request{Path: "/things", Need: 3}))
+		if o.Kind != cluster.KindRefused || o.Evicted || !errors.Is(o.Spared, cluster.ErrEnough) {
+			t.Errorf("%s, evicted %t, spared %v", o.Kind, o.Evicted, o.Spared)
+		}
+		if got := len(seen.of("DELETE", n.Host, clustertest.RegistryHost)); got != 0 {
+			t.Errorf("mIT was asked %d times", got)
+		}
+	})
+}
+
+func TestNeedInAStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 6)
+		n := w.Nodes[0]
+		for _, peer := range w.Nodes[3:] {
+			w.Network.Fault(n.Host, peer.Host, clustertest.Hang)
+		}
+		var results, given int
+		for o := range n.Stream(t.Context(), cluster.Request{Path: "/things", Need: 2}) {
+			switch {
+			case o.Err == nil:
+				results++
+			case errors.Is(o.Err, cluster.ErrEnough):
+				given++
+			}
+		}
+		if results != 2 || given != 3 {
+			t.Errorf("%d results, %d given up", results, given)
+		}
+	})
+}
+
+// slowOnce makes the first request to each peer so slow.
+func slowOnce(d time.Duration) clustertest.Fault { return clustertest.Times(1, slowAnswer(d)) }
+
+func TestHedge(t *testing.T) {
+	for name, tt := range map[string]struct {
+		fault    clustertest.Fault
+		inFlight int
+		took     time.Duration
+		attempts int
+		kind     cluster.Kind
+	}{
+		"fast":                        {nil, 0, 0, 1, ""},
+		"slow once":                   {slowOnce(5 * time.Second), 0, time.Second, 2, ""},
+		"slow twice, the first first": {slowAnswer(1500 * time.Millisecond), 0, 1500 * time.Millisecond, 2, ""},
+		"slow, and no place is free":  {slowOnce(5 * time.Second), 1, 5 * time.Second, 1, ""},
+		"hanging":                     {clustertest.Hang, 0, 10 * time.Second, 2, cluster.KindTimeout},
+		"hanging once":                {clustertest.Times(1, clustertest.Hang), 0, time.Second, 2, ""},
+		"an error is an answer":       {clustertest.Chain(slowOnce(1100*time.Millisecond), clustertest.Status(500)), 0, time.Second, 2, cluster.KindStatus},
+		"refused: not slow":           {clustertest.Refuse, 0, 10 * time.Millisecond, 2, cluster.KindRefused},
+		"slow, then broken":           {clustertest.Times(1, clustertest.Chain(clustertest.Slow(2*time.Second), clustertest.Reset)), 0, time.Second, 2, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := clustertest.Start(t, 2,
+					clustertest.WithOptions(cluster.WithEviction(cluster.Eviction{Off: true})),
+					clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = tt.inFlight }))
+				n := w.Nodes[0]
+				w.Network.Fault(n.Host, w.Nodes[1].Host, tt.fault)
+				start := time.Now()
+				res := rpc(t, n, cluster.Request{Path: "/things", Hedge: time.Second})
+				took := time.Since(start)
+				wantOnce(t, res, w.Nodes[1:])
+				o := slices.Concat(res.Results, res.Failures)[0]
+				if took != tt.took || o.Attempts != tt.attempts || o.Kind != tt.kind {
+					t.Errorf("%q, %v, after %d attempts in %v", o.Kind, o.Err, o.Attempts, took)
+				}
+				synctest.Wait()
+			})
+		})
+	}
+}
+
+// The loser of a race is given up at once, and is nothing against the peer.
+func TestHedgeGivesTheSlowerUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 3)
+		n := w.Nodes[0]
+		var ended atomic.Int64
+		w.Network.Fault(n.Host, w.Nodes[1].Host, clustertest.Times(1, func(next http.RoundTripper) http.RoundTripper {
+			return clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
+				<-req.Context().Done()
+				ended.Add(1)
+				return nil, context.Cause(req.Context())
+			})
+		}))
+		res := rpc(t, n, cluster.Request{Path: "/things", Hedge: 100 * time.Millisecond})
+		if len(res.Results) != 2 || ended.Load() != 1 {
+			t.Errorf("%d results, %d requests given up, failures: %v", len(res.Results), ended.Load(), failures(res))
+		}
+		if res := rpc(t, n, cluster.Request{Path: "/things"}); len(res.Results) != 2 || res.Results[0].Attempts != 1 {
+			t.Errorf("then %d results, failures: %v", len(res.Results), failures(res))
+		}
+	})
+}
