@@ -161,6 +161,33 @@ func ExampleCluster_Stream() {
 	// node-3 ["thing of node-3"]
 }
 
+// Two answers are enough here, of whichever peers are picked.
+func ExampleRequest() {
+	w := newWorld(5)
+	defer w.end()
+	w.Network.Fault("node-1:8080", "node-4:8080", clustertest.Hang)
+
+	res, err := w.Nodes[0].RPCluster(context.Background(), cluster.Request{
+		Path:   "/things",
+		Filter: func(s cluster.Server) bool { return s.ServerID != "node-2" },
+		Need:   2,
+	})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	for _, o := range res.Results {
+		fmt.Println(o.Server.ServerID, "answered")
+	}
+	for _, o := range res.Failures {
+		fmt.Println(o.Server.ServerID, "was not waited for:", errors.Is(o.Err, cluster.ErrEnough))
+	}
+	// Output:
+	// node-3 answered
+	// node-5 answered
+	// node-4 was not waited for: true
+}
+
 func ExampleDecode() {
 	w := newWorld(3)
 	defer w.end()
