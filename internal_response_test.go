@@ -52,7 +52,7 @@ func FuzzMembers(f *testing.F) {
 		}
 		got := map[string]json.RawMessage{}
 		for name, value := range members(data) {
-			got[name] = value
+			got[string(name)] = value
 		}
 		want := map[string]json.RawMessage{}
 		if json.Unmarshal(data, &want) != nil || want == nil {

@@ -143,27 +143,27 @@ func readEnvelope(body []byte, p *roster.Peer, method string) (whole, data json.
 	if !json.Valid(body) {
 		return unusable(json.Unmarshal(body, new(any)))
 	}
-	from := ""
+	var from []byte
 	for name, value := range members(body) {
-		switch name {
+		switch string(name) {
 		case "data": // it may be large: it is not decoded, and not copied
 			data = value
 		case "server":
-			from = ""
+			from = nil
 			for name, value := range members(value) {
-				if name == "serverId" {
+				if string(name) == "serverId" {
 					from = text(value)
 				}
 			}
 		}
 	}
-	switch from {
+	switch string(from) {
 	case p.ServerID:
 		return body, data, nil
 	case "":
 		return unusable(errors.New("it does not say which server it is from"))
 	}
-	return nil, nil, &WrongServerError{URL: bare(p.Base), Want: p.ServerID, Got: from}
+	return nil, nil, &WrongServerError{URL: bare(p.Base), Want: p.ServerID, Got: string(from)}
 }
 
 // space is what may stand between the tokens of JSON.
@@ -211,8 +211,8 @@ func quoted(data []byte) int {
 }
 
 // members are the names and values of a valid JSON object; none of anything else.
-func members(data []byte) iter.Seq2[string, []byte] {
-	return func(yield func(string, []byte) bool) {
+func members(data []byte) iter.Seq2[[]byte, []byte] {
+	return func(yield func(name, value []byte) bool) {
 		if data = bytes.TrimLeft(data, space); data[0] != '{' {
 			return
 		}
@@ -225,11 +225,14 @@ func members(data []byte) iter.Seq2[string, []byte] {
 	}
 }
 
-// text is a JSON string; "" if the value is none.
-func text(value []byte) (s string) {
+// text is what a JSON string says; nil if the value is none.
+func text(value []byte) []byte {
 	if value[0] == '"' && bytes.IndexByte(value, '\\') < 0 && utf8.Valid(value) {
-		return string(value[1 : len(value)-1])
+		return value[1 : len(value)-1]
 	}
-	_ = json.Unmarshal(value, &s)
-	return s
+	var s string
+	if json.Unmarshal(value, &s) != nil {
+		return nil
+	}
+	return []byte(s)
 }
