@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -36,9 +37,9 @@ const (
 // A breaker is about one peer: while requests to it are under way, and while it is silent.
 type breaker struct {
 	underway int
-	since    time.Time     // when it was first asked of what it has not answered
-	missed   bool          // a request has timed out since then
-	changed  chan struct{} // closed when it says something, or is found to hang; nil if nobody waits
+	since    time.Time       // when it was first asked of what it has not answered
+	missed   bool            // a request has timed out since then
+	waiting  []chan struct{} // of requests that are too many; closed when one may be tried again
 
 	hangs int          // how often in a row it was found to; 0: it does not
 	peer  *roster.Peer // as it was then
@@ -67,7 +68,8 @@ func (e *HangingError) Error() string {
 
 // ask comes before a request to one of so many peers. It gives what to wait for before asking
 // again, or an error if the peer hangs; neither, if the request is a repetition, which a policy wants.
-func (bs *breakers) ask(p *roster.Peer, peers int, repeated bool) (<-chan struct{}, error) {
+// Who does not wait to the end, or does not ask again, must quit.
+func (bs *breakers) ask(p *roster.Peer, peers int, repeated bool) (turn chan struct{}, err error) {
 	bs.mu.Lock()
 	defer bs.mu.Unlock()
 	b, now := bs.of[p.ServerID], time.Now()
@@ -87,13 +89,28 @@ func (bs *breakers) ask(p *roster.Peer, peers int, repeated bool) (<-chan struct
 	case b.underway == 0 && !b.missed:
 		b.since = now
 	case b.underway >= max(1, bs.places/min(peers, part)) || b.underway >= max(1, bs.places/silentPart) && now.Sub(b.since) >= silence:
-		if b.changed == nil {
-			b.changed = make(chan struct{})
-		}
-		return b.changed, nil
+		turn = make(chan struct{})
+		b.waiting = append(b.waiting, turn)
+		return turn, nil
 	}
 	b.underway++
 	return nil, nil
+}
+
+// quit gives a turn up, to whoever is next.
+func (bs *breakers) quit(p *roster.Peer, turn chan struct{}) {
+	bs.mu.Lock()
+	defer bs.mu.Unlock()
+	b := bs.of[p.ServerID]
+	if b == nil {
+		return
+	}
+	if i := slices.Index(b.waiting, turn); i >= 0 {
+		b.waiting = slices.Delete(b.waiting, i, i+1)
+	} else {
+		b.wake(1)
+	}
+	bs.tidyLocked(p, b)
 }
 
 // told comes after the request: what came of it, when it began and how long it might have taken.
@@ -103,11 +120,11 @@ func (bs *breakers) told(p *roster.Peer, err error, gaveUp bool, began time.Time
 	defer bs.mu.Unlock()
 	b, now := bs.of[p.ServerID], time.Now()
 	b.underway--
+	b.wake(1)
 	switch {
 	case err != nil && gaveUp:
 	case !timedOut(err):
 		b.since, b.missed, b.hangs = now, false, 0
-		b.notify()
 	case b.since.After(began): // it has said something else meanwhile
 	case timeout >= bs.patience:
 		b.trip(p, now, min(bs.patience<<min(b.hangs, 10), longestBreak))
@@ -119,27 +136,32 @@ func (bs *breakers) told(p *roster.Peer, err error, gaveUp bool, began time.Time
 	default:
 		b.missed = true
 	}
-	if b.underway == 0 && !b.missed {
+	bs.tidyLocked(p, b)
+}
+
+func (bs *breakers) tidyLocked(p *roster.Peer, b *breaker) {
+	if b.underway == 0 && !b.missed && len(b.waiting) == 0 {
 		delete(bs.of, p.ServerID)
 	}
 }
 
 func (b *breaker) trip(p *roster.Peer, now time.Time, rest time.Duration) {
 	b.missed, b.peer, b.next = true, p, now.Add(rest)
-	b.notify()
+	b.wake(len(b.waiting)) // to be told
 }
 
-func (b *breaker) notify() {
-	if b.changed != nil {
-		close(b.changed)
-		b.changed = nil
+func (b *breaker) wake(n int) {
+	n = min(n, len(b.waiting))
+	for _, turn := range b.waiting[:n] {
+		close(turn)
 	}
+	b.waiting = slices.Delete(b.waiting, 0, n)
 }
 
 // sweepLocked forgets peers that nobody has asked for long: they are gone.
 func (bs *breakers) sweepLocked(now time.Time) {
 	for id, b := range bs.of {
-		if b.underway == 0 && now.Sub(b.since) > 10*longestBreak && now.After(b.next) {
+		if b.underway == 0 && len(b.waiting) == 0 && now.Sub(b.since) > 10*longestBreak && now.After(b.next) {
 			delete(bs.of, id)
 		}
 	}

@@ -1,6 +1,7 @@
 package cluster_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"sync"
@@ -233,6 +234,35 @@ func TestCutOffNodeTriesItsPeersAndEvictsNone(t *testing.T) {
 		}
 		if got := len(seen.of("DELETE", n.Host, clustertest.RegistryHost)); got != 0 || len(w.Listed()) != 6 {
 			t.Errorf("mIT was asked %d times, and lists %d", got, len(w.Listed()))
+		}
+	})
+}
+
+// More requests than one peer may have wait for each other, and get through one after the other, also
+// when some are given up.
+func TestManyCallsToOnePeer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 5, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = 16 }))
+		n := w.Nodes[0]
+		w.Network.Fault(n.Host, w.Nodes[2].Host, clustertest.Slow(100*time.Millisecond))
+		start := time.Now()
+		var wg sync.WaitGroup
+		for i := range 100 {
+			wg.Go(func() {
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				if i%3 == 0 {
+					time.AfterFunc(time.Duration(i)*10*time.Millisecond, cancel)
+				}
+				res, err := n.RPCluster(ctx, cluster.Request{Path: "/things"})
+				if err != nil || i%3 > 0 && len(res.Results) != 4 {
+					t.Errorf("call %d: %v, %v", i, failures(res), err)
+				}
+			})
+		}
+		wg.Wait()
+		if took := time.Since(start); took > 2600*time.Millisecond {
+			t.Errorf("100 requests of 100 ms, 4 at once, took %v", took)
 		}
 	})
 }

@@ -304,20 +304,21 @@ type answer struct {
 // exchange sends one request if the peer's breaker lets it, or two if the first is hedged.
 func (f *fan) exchange(ctx context.Context, p *roster.Peer, road http.RoundTripper, o *Outcome) answer {
 	for {
-		silent, err := f.c.breakers.ask(p, len(f.peers)+f.others, o.Attempts > 0)
+		turn, err := f.c.breakers.ask(p, len(f.peers)+f.others, o.Attempts > 0)
 		if err != nil {
 			return answer{err: err}
 		}
-		if silent == nil {
+		if turn == nil {
 			break
 		}
 		f.c.gate.outside(ctx, &f.pass, func() {
 			select {
-			case <-silent:
+			case <-turn:
 			case <-ctx.Done():
 			}
 		})
 		if ctx.Err() != nil {
+			f.c.breakers.quit(p, turn)
 			return answer{err: context.Cause(ctx)}
 		}
 	}
@@ -347,7 +348,10 @@ func (f *fan) race(ctx context.Context, p *roster.Peer, road http.RoundTripper, 
 			if !f.c.gate.try(&f.pass) {
 				continue
 			}
-			if silent, err := f.c.breakers.ask(p, len(f.peers)+f.others, false); silent != nil || err != nil {
+			if turn, err := f.c.breakers.ask(p, len(f.peers)+f.others, false); turn != nil || err != nil {
+				if turn != nil {
+					f.c.breakers.quit(p, turn)
+				}
 				f.c.gate.leave(&f.pass)
 				continue
 			}
