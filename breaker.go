@@ -1,7 +1,6 @@
 package cluster
 
 import (
-	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -48,22 +47,6 @@ type breaker struct {
 
 func newBreakers(cfg Config) *breakers {
 	return &breakers{patience: cfg.RequestTimeout, places: cfg.MaxInFlight, of: make(map[string]*breaker)}
-}
-
-// A HangingError is a peer that was not asked, because it hangs: it has let requests time out, and
-// said nothing since. It is asked again after a while, and at once when it registers anew.
-type HangingError struct {
-	Server string        // its id
-	For    time.Duration // how long it has been silent
-	Retry  time.Duration // when it is asked again; 0 while somebody else is asking
-}
-
-func (e *HangingError) Error() string {
-	when := "somebody is asking it again"
-	if e.Retry > 0 {
-		when = fmt.Sprintf("it will be asked again in %v", e.Retry.Round(time.Millisecond))
-	}
-	return fmt.Sprintf("peer %q was not asked: it hangs, silent for %v; %s", e.Server, e.For.Round(time.Millisecond), when)
 }
 
 // ask comes before a request to one of so many peers. It gives what to wait for before asking

@@ -20,7 +20,8 @@
 //
 // [Cluster.RPCluster] sends one request to every peer and accounts for each of them: a peer
 // stands exactly once in the Results or in the Failures of the [Response]. [Decode] reads the
-// joint data. [Cluster.Stream] gives the same outcomes as they arrive.
+// joint data. [Cluster.Stream] gives the same outcomes as they arrive. A [Request] may pick
+// peers, be content with some answers, and ask a slow peer a second time.
 //
 // # Who is in the cluster
 //

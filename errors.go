@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"time"
 )
 
 // What the package decides, for errors.Is.
@@ -92,6 +93,22 @@ type WrongServerError struct {
 
 func (e *WrongServerError) Error() string {
 	return fmt.Sprintf("peer %q expected at %s, but server %q answered", e.Want, e.URL, e.Got)
+}
+
+// A HangingError is a peer that was not asked, because it hangs: it has let requests time out, and
+// said nothing since. It is asked again after a while, and at once when it registers anew.
+type HangingError struct {
+	Server string        // its id
+	For    time.Duration // how long it has been silent
+	Retry  time.Duration // when it is asked again; 0 while somebody else is asking
+}
+
+func (e *HangingError) Error() string {
+	when := "somebody is asking it again"
+	if e.Retry > 0 {
+		when = fmt.Sprintf("it will be asked again in %v", e.Retry.Round(time.Millisecond))
+	}
+	return fmt.Sprintf("peer %q was not asked: it hangs, silent for %v; %s", e.Server, e.For.Round(time.Millisecond), when)
 }
 
 // A Kind says how a peer failed.

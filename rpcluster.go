@@ -17,7 +17,8 @@ import (
 	"github.com/mimiktech/cluster/internal/roster"
 )
 
-// RPCluster sends req to every peer in the view and waits for all of them. The error is about
+// RPCluster sends req to every peer in the view, or to those that it picks, and waits for all of
+// them, or for as many as it needs. The error is about
 // the call: management is off ([ErrManagementOff]), or req is wrong ([ErrInvalidRequest]), and
 // then nobody was called. What happens to a peer is in its [Outcome], also when ctx ends early. A node without
 // peers gets an empty Response at once. The node does not ask itself: what it has of its own, the
@@ -32,7 +33,7 @@ func (c *Cluster) RPCluster(ctx context.Context, req Request) (*Response, error)
 	return c.gather(correlated(ctx), call, c.roster()), nil
 }
 
-// Stream sends req to every peer and yields each outcome as it arrives; those of peers that
+// Stream sends req like RPCluster and yields each outcome as it arrives; those of peers that
 // cannot be reached come last, once it is decided whether they are evicted. Breaking off ends
 // the requests under way. Where RPCluster would return an error, the one Outcome has it as its
 // Err, and no server.
