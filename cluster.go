@@ -95,6 +95,8 @@ type Cluster struct {
 	leasing   bool // the lease goroutine has been started
 	forgotten bool // a peer told us to forget ourselves
 	departed  bool // mIT knows that we left
+
+	untold map[string]bool // servers that this node has evicted, and has still to tell of
 }
 
 // New makes the node that cfg describes. It starts nothing and calls nobody; one error names
@@ -120,6 +122,7 @@ func New(cfg Config, opts ...Option) (*Cluster, error) {
 		breakers:  newBreakers(cfg),
 		wake:      make(chan struct{}, 1),
 		posting:   make(chan struct{}, 1),
+		untold:    make(map[string]bool),
 		status:    Status{State: Orphan, Reason: ErrNotRegistered, ServerID: cfg.ID},
 	}
 	c.self = wire.Registration{

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"sync"
@@ -50,6 +51,9 @@ const (
 	longAgo = "1970-01-01T00:00:00.000Z"
 	// How many dated deletes one call has under way at mIT.
 	maxRemovals = 8
+	// For each server that there is, how long a node may wait before it tells of an eviction. Telling
+	// takes less than that for each.
+	tellingPause = time.Millisecond
 )
 
 // suspicious tells whether an outcome leaves open that the peer is gone.
@@ -103,17 +107,37 @@ func (f *fan) judge(ctx context.Context, suspects []int, results int) {
 	f.c.spread(ctx, evicted)
 }
 
-// spread tells the peers that are left who is gone by this node's doing, beside the call.
+// spread tells the peers that are left who is gone by this node's doing, beside the call. All nodes of
+// a large cluster may find it out at the same moment, and each of them telling all others would be
+// worse than the loss: so each waits for a moment of its own, and leaves out whom it has been told of.
 func (c *Cluster) spread(ctx context.Context, gone []string) {
 	if len(gone) == 0 {
 		return
 	}
-	view := c.roster()
+	c.mu.Lock()
+	for _, id := range gone {
+		c.untold[id] = true
+	}
+	c.mu.Unlock()
 	c.background(ctx, func(ctx context.Context) {
+		_ = c.pause(ctx, rand.N(tellingPause*time.Duration(1+c.roster().Len()))) // the end of ctx is found below
 		for _, id := range gone {
-			c.tell(ctx, view, id)
+			if view, untold := c.toTell(id); untold {
+				c.tell(ctx, view, id)
+			}
 		}
 	})
+}
+
+// toTell is whom to tell that a server is gone, if that is still to be done: nobody else has, and it
+// has not come back.
+func (c *Cluster) toTell(gone string) (view roster.Roster, untold bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	untold = c.untold[gone]
+	delete(c.untold, gone)
+	_, back := c.view.Get(gone)
+	return c.view, untold && !back
 }
 
 // pardon is why no suspect at all is evicted, nil if each is to be decided on.

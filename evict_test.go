@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -70,7 +71,7 @@ func TestEvict(t *testing.T) {
 			t.Errorf("%s: %s, evicted %t, spared %v", o.Server.ServerID, o.Kind, o.Evicted, o.Spared)
 		}
 		wantView(t, n, "node-1", "node-2", "node-4", "node-5")
-		synctest.Wait()
+		time.Sleep(time.Second) // the word spreads
 		for _, other := range []*clustertest.Node{w.Nodes[1], w.Nodes[3], w.Nodes[4]} {
 			wantView(t, other, "node-1", "node-2", "node-4", "node-5")
 			if told := seen.of("DELETE", n.Host, other.Host); len(told) != 1 || !strings.HasSuffix(told[0].Path, "/servers/node-3") {
@@ -120,7 +121,7 @@ func TestEvictedOnceByCallsAtOnce(t *testing.T) {
 					})
 				}
 				wg.Wait()
-				synctest.Wait()
+				time.Sleep(time.Second) // the word spreads
 				wantView(t, n, "node-1", "node-2", "node-4", "node-5")
 				if e := decided.evicted.Load(); e != 1 {
 					t.Errorf("evicted %d times", e)
@@ -135,6 +136,64 @@ func TestEvictedOnceByCallsAtOnce(t *testing.T) {
 			})
 		})
 	}
+}
+
+// All nodes find out at one moment that one is gone. One of them tells the others, or a few do; not each
+// tells each.
+func TestTheWordSpreadsOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const nodes = 40
+		w := startRenewed(t, nodes)
+		for _, n := range w.Nodes {
+			w.Network.Fault(n.Host, clustertest.Any, clustertest.Slow(2*time.Millisecond))
+		}
+		w.Nodes[2].Kill()
+		alive := slices.Delete(slices.Clone(w.Nodes), 2, 3)
+		seen := keepLedger(w)
+		var wg sync.WaitGroup
+		for _, n := range alive {
+			wg.Go(func() {
+				if o := onlyFailure(t, rpc(t, n, cluster.Request{Path: "/things"})); !o.Evicted {
+					t.Errorf("%s did not evict it: %v", n.ID, o.Spared)
+				}
+			})
+		}
+		wg.Wait()
+		time.Sleep(time.Second)
+		told := 0
+		for _, n := range alive {
+			if len(n.Servers()) != nodes-1 {
+				t.Errorf("%s knows %d servers", n.ID, len(n.Servers()))
+			}
+			for _, other := range alive {
+				told += len(seen.of("DELETE", n.Host, other.Host))
+			}
+		}
+		if least := nodes - 2; told < least || told > nodes/2*least { // 2 ms of 40 ms are a twentieth of the nodes
+			t.Errorf("%d words for %d nodes", told, least)
+		}
+	})
+}
+
+// Who came back before the word of its eviction was given is not said to be gone.
+func TestTheWordOfWhoCameBackIsNotSpread(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := startRenewed(t, 5)
+		n, peer := w.Nodes[0], w.Nodes[2]
+		peer.Kill()
+		seen := keepLedger(w)
+		if o := onlyFailure(t, rpc(t, n, cluster.Request{Path: "/things"})); !o.Evicted {
+			t.Fatalf("spared: %v", o.Spared)
+		}
+		peer.Restart() // at once, and it announces itself
+		time.Sleep(time.Second)
+		for _, member := range w.Nodes {
+			wantView(t, member, "node-1", "node-2", "node-3", "node-4", "node-5")
+		}
+		if told := len(seen.of("DELETE", n.Host, w.Nodes[1].Host)); told != 0 {
+			t.Errorf("a peer was told %d times", told)
+		}
+	})
 }
 
 // A peer that came back is asked again, where mIT says that it is. The npm module does so as
@@ -549,7 +608,7 @@ func TestPartition(t *testing.T) {
 			t.Fatalf("at mIT (-want +got):\n%s", diff)
 		}
 		rpc(t, majority[0], cluster.Request{Path: "/things"})
-		synctest.Wait()
+		time.Sleep(time.Second) // the word spreads
 		for _, n := range majority {
 			wantView(t, n, "node-3", "node-4", "node-5", "node-6")
 		}

@@ -130,6 +130,7 @@ func (c *Cluster) dropServer(ctx context.Context, id, serverID string) (any, err
 			return
 		}
 		*view, s.UpdatedAt = view.Without(serverID), time.Now()
+		delete(c.untold, serverID)
 	})
 	switch {
 	case ours != id || ours == "":
