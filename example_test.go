@@ -9,7 +9,6 @@ import (
 	"net/url"
 	"os"
 	"strings"
-	"testing"
 	"time"
 
 	"golang.org/x/oauth2"
@@ -455,7 +454,6 @@ func newWorld(nodes int, opts ...clustertest.Option) world {
 
 // ending stands in for the test that an example is not.
 type ending struct {
-	testing.TB
 	cleanups []func()
 }
 

@@ -3,7 +3,6 @@ package clustertest_test
 import (
 	"context"
 	"fmt"
-	"testing"
 
 	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/clustertest"
@@ -37,7 +36,6 @@ func ExampleStart() {
 
 // An example has no *testing.T. A test needs none of this.
 type example struct {
-	testing.TB
 	cleanups []func()
 }
 

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net/http"
 	"sync"
-	"testing"
 	"time"
 
 	"github.com/mimiktech/cluster"
@@ -37,7 +36,7 @@ type World struct {
 	// Nodes are all nodes ever added, in that order.
 	Nodes []*Node
 
-	t    testing.TB
+	t    TB
 	opts options
 
 	mu     sync.Mutex // guards the fields below
@@ -96,9 +95,18 @@ func WithHandler(handler func(*Node) http.Handler) Option {
 // [World.ForgetAll] then puts an empty one in its place.
 func WithStore(s mit.Store) Option { return optionFunc(func(o *options) { o.store = s }) }
 
+// A TB is what a world needs of a test. Every [testing.TB] is one, and a program may make its own.
+type TB interface {
+	Helper()
+	Context() context.Context
+	Cleanup(func())
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
+}
+
 // Start makes a world with that many nodes, all registered and announced. What it started ends
 // with the test, which fails at once if anything cannot be made.
-func Start(t testing.TB, nodes int, opts ...Option) *World {
+func Start(t TB, nodes int, opts ...Option) *World {
 	t.Helper()
 	w := &World{Network: &Network{}, t: t, opts: options{typ: "mds", lease: time.Hour, store: mit.NewMemory()}}
 	w.opts.handler = things
