@@ -2,9 +2,11 @@ package cluster
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"strings"
 	"time"
@@ -120,6 +122,7 @@ const (
 	KindRefused     Kind = "refused"      // its address could not be dialled
 	KindBroken      Kind = "broken"       // the connection broke before an answer
 	KindTimeout     Kind = "timeout"      // no answer in time, or one that stopped half-way
+	KindUntrusted   Kind = "untrusted"    // it answers, but TLS does not hold: its certificate, or that it speaks no TLS
 	KindStatus      Kind = "status"       // an answer that is no 2xx: see StatusError
 	KindWrongServer Kind = "wrong server" // see WrongServerError
 	KindMalformed   Kind = "malformed"    // an answer that is not the envelope that peers answer, or that broke off
@@ -156,10 +159,28 @@ func kindOf(err error) Kind {
 	if _, ok := errors.AsType[*AnswerError](err); ok {
 		return KindMalformed
 	}
+	if untrusted(err) {
+		return KindUntrusted
+	}
 	if neverSent(err) {
 		return KindRefused
 	}
 	return KindBroken
+}
+
+// untrusted tells whether there was somebody, with whom no TLS connection could be made.
+func untrusted(err error) bool {
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return true
+	}
+	if _, ok := errors.AsType[tls.AlertError](err); ok {
+		return true
+	}
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" { // an alert that it sent
+		return true
+	}
+	_, ok := errors.AsType[tls.RecordHeaderError](err)
+	return ok
 }
 
 func isTokenError(err error) bool {
@@ -175,5 +196,5 @@ func isHanging(err error) bool {
 // unreachable tells whether the error leaves open that the peer is alive: no answer came.
 func unreachable(err error) bool {
 	_, ok := errors.AsType[*UnreachableError](err)
-	return ok && !errors.Is(err, ErrNotAllowed)
+	return ok && !errors.Is(err, ErrNotAllowed) && !untrusted(err)
 }

@@ -1,10 +1,12 @@
 package cluster_test
 
 import (
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -225,6 +227,37 @@ func TestKindsOnSockets(t *testing.T) {
 			}
 			if suspect := o.Spared != nil; suspect != tt.evicted {
 				t.Errorf("suspect %t", suspect)
+			}
+		})
+	}
+}
+
+// A peer whose TLS does not hold is alive: it is asked once, and nobody is evicted.
+func TestUntrustedPeers(t *testing.T) {
+	ok := http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("it was asked") })
+	secure := func(edit func(*tls.Config)) string {
+		s := httptest.NewUnstartedServer(ok)
+		s.Config.ErrorLog = log.New(io.Discard, "", 0)
+		s.TLS = &tls.Config{}
+		edit(s.TLS)
+		s.StartTLS()
+		t.Cleanup(s.Close)
+		return s.URL
+	}
+	for name, address := range map[string]string{
+		"nobody knows who signed": secure(func(*tls.Config) {}),
+		"it speaks no TLS":        "https" + strings.TrimPrefix(listen(t, ok).URL, "http"),
+		"no version in common":    secure(func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS10, tls.VersionTLS10 }), //nolint:gosec // that is the point
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := config()
+			cfg.Management = true
+			c, deleted := onSockets(t, address, cfg)
+			if o := askOne(t, c, cluster.Request{Path: "/things"}); o.Kind != cluster.KindUntrusted || o.Attempts != 1 || o.Evicted || o.Spared != nil {
+				t.Errorf("%s after %d attempts: %v; evicted %t, spared %v", o.Kind, o.Attempts, o.Err, o.Evicted, o.Spared)
+			}
+			if deleted.Load() != 0 || len(c.Servers()) != 2 {
+				t.Errorf("mIT was asked %d times, %d servers are known", deleted.Load(), len(c.Servers()))
 			}
 		})
 	}
