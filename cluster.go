@@ -79,6 +79,7 @@ type Cluster struct {
 	roads     roads
 	gate      *gate
 	breakers  *breakers
+	registry  *replicas
 	removing  singleflight.Group // the dated deletes under way, by server id
 
 	life    context.Context // ends with Close
@@ -117,6 +118,7 @@ func New(cfg Config, opts ...Option) (*Cluster, error) {
 		policy:    o.policy,
 		noEnv:     o.noEnv,
 		verifier:  o.verifier,
+		registry:  newReplicas(cfg.RegistryURL),
 		roads:     newRoads(o.client, o.policy, cfg.MaxInFlight),
 		gate:      &gate{size: cfg.MaxInFlight},
 		breakers:  newBreakers(cfg),

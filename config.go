@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -77,8 +78,12 @@ type Config struct {
 	// share them evenly; 256 by default. Of four peers or more, none gets more than a quarter of them.
 	MaxInFlight int
 
-	// RegistryURL and RegistryAudience are mIT's [MIT_URL, MIT_AUDIENCE]. Mandatory.
-	RegistryURL      string
+	// RegistryURL is where mIT is [MIT_URL]. Mandatory. It may list several URLs, with commas
+	// between: those of replicas of one registry. The node keeps to one of them, and goes on to
+	// another when that one cannot be reached, does not answer in time, or answers 5xx.
+	RegistryURL string
+	// RegistryAudience is the audience of tokens for mIT, at whatever URL [MIT_AUDIENCE].
+	// Mandatory.
 	RegistryAudience string
 	// PeerAudience is the audience of tokens for peers [{TYPE}_AUDIENCE, such as MDS_AUDIENCE].
 	// Mandatory with Management.
@@ -366,7 +371,11 @@ func (cfg Config) problems(o options, known map[string]bool) []error {
 		report("WithRetry", "has a Delay of %v and Within %v: neither can be negative", r.Delay, r.Within)
 	}
 
-	needURL("MIT_URL", cfg.RegistryURL)
+	if urls, err := listedURLs(cfg.RegistryURL); err != nil {
+		report("MIT_URL", "is wrong: %v", err)
+	} else if len(urls) == 0 {
+		report("MIT_URL", "is missing")
+	}
 	need("MIT_AUDIENCE", cfg.RegistryAudience)
 	if cfg.Management {
 		name := "{TYPE}_AUDIENCE"
@@ -387,6 +396,32 @@ func (cfg Config) problems(o options, known map[string]bool) []error {
 		need("OAUTH_GENERIC_AUDIENCE (or OAUTH_CLIENT_AUDIENCE)", cfg.receivedAudience())
 	}
 	return found
+}
+
+// listedURLs are the base URLs in a list, each once, without slashes at their ends. Blank entries
+// count for nothing.
+func listedURLs(list string) (urls []string, err error) {
+	entries := strings.Split(list, ",")
+	var problems []string
+	for i, entry := range entries {
+		entry = strings.TrimRight(strings.TrimSpace(entry), "/")
+		if entry == "" || slices.Contains(urls, entry) {
+			continue
+		}
+		_, err := parseBase(entry)
+		switch {
+		case err == nil:
+			urls = append(urls, entry)
+		case len(entries) == 1:
+			return nil, err
+		default:
+			problems = append(problems, fmt.Sprintf("entry %d of %d is %v", i+1, len(entries), err))
+		}
+	}
+	if problems != nil {
+		return nil, errors.New(strings.Join(problems, ", "))
+	}
+	return urls, nil
 }
 
 // plainName tells whether s can stand in a path, a header and an env variable as it is. An '@'
@@ -433,7 +468,8 @@ func (cfg Config) withDefaults() Config {
 		cfg.ClusterBaseURL = fmt.Sprintf("http://%s:%d%s", cmp.Or(cfg.LocalIPv4, localIPv4()), cfg.Port, cfg.BasePath)
 	}
 	cfg.ClusterBaseURL = strings.TrimRight(cfg.ClusterBaseURL, "/")
-	cfg.RegistryURL = strings.TrimRight(cfg.RegistryURL, "/")
+	urls, _ := listedURLs(cfg.RegistryURL) // they have been checked
+	cfg.RegistryURL = strings.Join(urls, ",")
 	cfg.RegistrationRetry = cmp.Or(cfg.RegistrationRetry, 3*time.Second)
 	cfg.RenewalShare = cmp.Or(cfg.RenewalShare, 2.0/3)
 	cfg.RequestTimeout = cmp.Or(cfg.RequestTimeout, 10*time.Second)

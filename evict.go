@@ -41,6 +41,8 @@ type Eviction struct {
 	Wait time.Duration
 }
 
+func (e Eviction) wait() time.Duration { return cmp.Or(e.Wait, 2*time.Second) }
+
 const (
 	// Of fewer peers than these, more than half say little about this node.
 	fewPeers = 3
@@ -81,7 +83,7 @@ func (f *fan) judge(ctx context.Context, suspects []int, results int) {
 		}
 		return
 	}
-	patience, cancel := context.WithTimeoutCause(ctx, cmp.Or(f.c.eviction.Wait, 2*time.Second), errors.New("mIT took too long"))
+	patience, cancel := context.WithTimeoutCause(ctx, f.c.eviction.wait(), errors.New("mIT took too long"))
 	defer cancel()
 	gone := make([]bool, len(suspects))
 	places := semaphore.NewWeighted(maxRemovals)
@@ -237,7 +239,7 @@ func (c *Cluster) remove(ctx context.Context, p *roster.Peer) (newer *wire.Serve
 	done := c.removing.DoChan(path, func() (any, error) {
 		ctx, cancel := within(context.WithoutCancel(ctx), c.life)
 		defer cancel()
-		body, err := c.askRegistry(ctx, http.MethodDelete, path, nil)
+		body, address, err := c.askRegistry(ctx, http.MethodDelete, path, nil)
 		if err != nil {
 			return nil, err
 		}
@@ -254,7 +256,7 @@ func (c *Cluster) remove(ctx context.Context, p *roster.Peer) (newer *wire.Serve
 		default:
 			return (*wire.Server)(nil), nil
 		}
-		return nil, &AnswerError{"mIT", http.MethodDelete, c.cfg.RegistryURL + path, err}
+		return nil, &AnswerError{"mIT", http.MethodDelete, address, err}
 	})
 	select {
 	case r := <-done:

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -13,7 +12,6 @@ import (
 
 	"go.uber.org/zap"
 
-	"github.com/mimiktech/cluster/internal/token"
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
@@ -202,28 +200,4 @@ func (c *Cluster) sendJSON(ctx context.Context, name, method, address, bearer st
 		req.Header.Set("Content-Type", "application/json")
 	}
 	return c.send(c.roads.backend, party{name, ""}, req)
-}
-
-// askRegistry sends one authorized request to mIT. If it refuses the token, the request is
-// repeated once with a new one.
-func (c *Cluster) askRegistry(ctx context.Context, method, path string, body any) ([]byte, error) {
-	key := token.Key{Audience: c.cfg.RegistryAudience}
-	for attempt := 1; ; attempt++ {
-		bearer, err := c.tokens.Token(ctx, key)
-		if err != nil {
-			return nil, err
-		}
-		answer, err := c.sendJSON(ctx, "mIT", method, c.cfg.RegistryURL+path, bearer, body)
-		if !tokenRefused(err) || attempt > 1 {
-			return answer, err
-		}
-		c.tokens.Drop(key, bearer)
-	}
-}
-
-// tokenRefused tells whether an answer says that the token was not good enough. mimik's parties
-// say it with a 403, others, and those whose key has changed, with a 401.
-func tokenRefused(err error) bool {
-	se, ok := errors.AsType[*StatusError](err)
-	return ok && (se.Code == http.StatusForbidden || se.Code == http.StatusUnauthorized)
 }

@@ -88,13 +88,13 @@ func (c *Cluster) renew(ctx context.Context) (renewal, error) {
 	if !c.cfg.Management {
 		path += "?managedCluster=off"
 	}
-	body, err := c.askRegistry(ctx, http.MethodPost, path, c.self)
+	body, address, err := c.askRegistry(ctx, http.MethodPost, path, c.self)
 	if err != nil {
 		return renewal{}, err
 	}
 	it, lease, err := c.readRegistered(body)
 	if err != nil {
-		return renewal{}, &AnswerError{"mIT", http.MethodPost, c.cfg.RegistryURL + "/itResources", err}
+		return renewal{}, &AnswerError{"mIT", http.MethodPost, address, err}
 	}
 	answered := roster.New(it, c.policy.check, before)
 	// The lease runs from when the request was sent, so the time mIT took is part of the wait.
@@ -217,7 +217,7 @@ func (c *Cluster) UnRegister(ctx context.Context) Departure {
 		return d
 	}
 	path := "/itResources/" + url.PathEscape(view.ID()) + "/servers/" + url.PathEscape(c.cfg.ID)
-	if _, err := c.askRegistry(ctx, http.MethodDelete, path, nil); err != nil {
+	if _, _, err := c.askRegistry(ctx, http.MethodDelete, path, nil); err != nil {
 		d.Errors = append(d.Errors, err)
 		c.log.Warn("mIT was not told that we leave", zap.Error(err), correlation(ctx))
 	}

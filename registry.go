@@ -1,0 +1,155 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/mimiktech/cluster/internal/token"
+)
+
+// askRegistry sends one authorized request to mIT, and gives the answer with the URL it came from,
+// without its query. If mIT refuses the token, the request is repeated once with a new one.
+func (c *Cluster) askRegistry(ctx context.Context, method, path string, body any) (answer []byte, address string, err error) {
+	key := token.Key{Audience: c.cfg.RegistryAudience}
+	for attempt := 1; ; attempt++ {
+		bearer, err := c.tokens.Token(ctx, key)
+		if err != nil {
+			return nil, "", err
+		}
+		answer, address, err := c.askReplicas(ctx, method, path, bearer, body)
+		if !tokenRefused(err) || attempt > 1 {
+			return answer, address, err
+		}
+		c.tokens.Drop(key, bearer)
+	}
+}
+
+// tokenRefused tells whether an answer says that the token was not good enough. mimik's parties
+// say it with a 403, others, and those whose key has changed, with a 401.
+func tokenRefused(err error) bool {
+	se, ok := errors.AsType[*StatusError](err)
+	return ok && (se.Code == http.StatusForbidden || se.Code == http.StatusUnauthorized)
+}
+
+// askReplicas asks the replicas of mIT, each at most once, until one gives an answer. All of them
+// together have the time that one would have.
+//
+// What a replica did before it failed is asked for again at the next, and that does no harm: to
+// register is to renew; who is gone may be deleted again. A repeated dated delete is told that the
+// server is gone, as the first would have been, or of a server that came back in between.
+func (c *Cluster) askReplicas(ctx context.Context, method, path, bearer string, body any) (answer []byte, address string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, c.cfg.RequestTimeout)
+	defer cancel()
+	until, _ := ctx.Deadline()
+	if wait := time.Now().Add(c.eviction.wait()); method == http.MethodDelete && wait.Before(until) {
+		until = wait // a call waits for it no longer than that
+	}
+	was, urls := c.registry.order(method == http.MethodPost && rand.N(homing) == 0)
+	var failed error
+	for i, url := range urls {
+		left := time.Until(until) / time.Duration(len(urls)-i)
+		if i == len(urls)-1 {
+			left = c.cfg.RequestTimeout // nobody waits behind it
+		}
+		answer, err := c.askReplica(ctx, left, method, url+path, bearer, body)
+		if !replicaFailed(err) {
+			c.keepTo(ctx, was, url, failed)
+			address, _, _ := strings.Cut(url+path, "?")
+			return answer, address, err
+		}
+		if failed != nil {
+			err = fmt.Errorf("%w; %w", failed, err)
+		}
+		failed = err
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return nil, "", failed
+}
+
+func (c *Cluster) askReplica(ctx context.Context, wait time.Duration, method, address, bearer string, body any) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, wait)
+	defer cancel()
+	return c.sendJSON(ctx, "mIT", method, address, bearer, body)
+}
+
+// replicaFailed tells whether another replica may do better: there was no answer, not all of one,
+// or a 5xx. All would say the same below that, and be as lengthy.
+func replicaFailed(err error) bool {
+	if se, ok := errors.AsType[*StatusError](err); ok {
+		return se.Code >= 500
+	}
+	_, broke := errors.AsType[*AnswerError](err)
+	return broke && !errors.Is(err, ErrTooLarge) || unreachable(err)
+}
+
+// keepTo makes the replica that answered the one that is asked first, and says so if it is another.
+func (c *Cluster) keepTo(ctx context.Context, was, url string, failed error) {
+	if !c.registry.use(was, url) {
+		return
+	}
+	fields := []zap.Field{zap.String("from", was), zap.String("to", url), correlation(ctx)}
+	if failed != nil {
+		c.log.Warn("on to another replica of mIT", append(fields, zap.NamedError("why", failed))...)
+	} else {
+		c.log.Info("back to the first choice among the replicas of mIT", fields...)
+	}
+}
+
+// homing is how many renewals of a node that had to leave its first choice it takes, on average,
+// until one begins there again. So a replica that is back gets its nodes back over a few leases, with
+// renewals that were due anyway, and one that stays away costs few of them a second try.
+const homing = 4
+
+// replicas are the base URLs of one registry, and which of them the node keeps to.
+type replicas struct {
+	urls []string // in this node's own order; the first is its first choice
+
+	mu  sync.Mutex // guards the field below
+	now string     // the one in use
+}
+
+// newReplicas puts the URLs of a list that has been checked into an order of this node's own: of
+// many nodes each replica gets its share, and if it fails the others share what it had. It is drawn,
+// not made of the server id, so that who starts again is not bound to where it failed.
+func newReplicas(list string) *replicas {
+	urls := strings.Split(list, ",")
+	rand.Shuffle(len(urls), func(i, j int) { urls[i], urls[j] = urls[j], urls[i] })
+	return &replicas{urls: urls, now: urls[0]}
+}
+
+// order is the one in use, and the order in which to ask them all: from that one on, but home
+// begins with the first choice.
+func (r *replicas) order(home bool) (now string, urls []string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	i := slices.Index(r.urls, r.now)
+	switch {
+	case i == 0:
+		return r.now, r.urls
+	case home:
+		return r.now, slices.Concat(r.urls[:1], r.urls[i:], r.urls[1:i])
+	}
+	return r.now, slices.Concat(r.urls[i:], r.urls[:i])
+}
+
+// use makes url the one in use, unless another call has already gone on from the one that was.
+func (r *replicas) use(was, url string) (changed bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.now != was || url == was {
+		return false
+	}
+	r.now = url
+	return true
+}
