@@ -293,7 +293,7 @@ func TestConfigFromEnvMalformed(t *testing.T) {
 		"REGISTRATION_SET":          {"Off", "false", "0"},
 		"REGISTRATION_RETRY":        {"0", "-1", "1.5", "3s", "31536000001", "9223372036854775807", "99999999999999999999"},
 		"REQUEST_TIMEOUT":           {"0", "-1", "1e3", "10s", "31536000001"},
-		"MIT_URL":                   {"mit", "//mit/mIT/v1", "http://mit?x=y", "http://mit/#", "http://user:password@mit"},
+		"MIT_URL":                   {"mit", "//mit/mIT/v1", "http://mit?x=y", "http://mit/#", "http://user:password@mit", "http://a,mit", "http://user:password@mit,http://a", "http://a, http://b/?x=y", "http://a;http://b/#", "http://a/b,c", ",", " , ,"},
 		"OAUTH_ISSUER":              {"mst", "ftp://mst", "http://mst?x=y", "http://user:password@mst"},
 	} {
 		for _, value := range values {
@@ -555,6 +555,44 @@ func TestRegistration(t *testing.T) {
 	}
 	if agent := got.Header.Get("User-Agent"); !strings.HasPrefix(agent, "mimik-mds/2.1/node-1 (") {
 		t.Errorf("user agent %q", agent)
+	}
+}
+
+// Of a list each URL counts once, and blanks do not.
+func TestRegistryURLs(t *testing.T) {
+	for list, want := range map[string]string{
+		"http://a":                             "http://a",
+		"http://a/mIT/v1//":                    "http://a/mIT/v1",
+		"http://a,http://b/,https://c:1/d":     "http://a,http://b,https://c:1/d",
+		" http://b ,, http://a/ ,\thttp://b/,": "http://b,http://a",
+		"http://a/x%2Cy,http://a/x":            "http://a/x%2Cy,http://a/x",
+	} {
+		cfg := config()
+		cfg.RegistryURL = list
+		c, err := cluster.New(cfg, cluster.WithoutEnv())
+		if err != nil {
+			t.Errorf("%q: %v", list, err)
+			continue
+		}
+		defer c.Close()
+		if got := c.Config().RegistryURL; got != want {
+			t.Errorf("%q is taken for %q, want %q", list, got, want)
+		}
+	}
+	for list, want := range map[string]string{
+		"":                               "MIT_URL is missing",
+		" ":                              "MIT_URL is missing",
+		" ,, ":                           "MIT_URL is missing",
+		"mit":                            "MIT_URL is wrong: not an absolute http or https URL",
+		"http://a,mit":                   "MIT_URL is wrong: entry 2 of 2 is not an absolute http or https URL",
+		"http://u:hidden@a,,http://b/?c": "MIT_URL is wrong: entry 1 of 3 is a URL with credentials in it, entry 3 of 3 is a URL with more than a path",
+		"http://a/b,c":                   "MIT_URL is wrong: entry 2 of 2 is not an absolute http or https URL",
+	} {
+		cfg := config()
+		cfg.RegistryURL = list
+		if _, err := cluster.New(cfg); err == nil || err.Error() != "cluster: configuration: "+want {
+			t.Errorf("%q: %v, want %s", list, err, want)
+		}
 	}
 }
 
