@@ -98,6 +98,7 @@ type Cluster struct {
 	departed  bool // mIT knows that we left
 
 	untold map[string]bool // servers that this node has evicted, and has still to tell of
+	kept      bool // the last renewal kept peers that mIT did not list
 }
 
 // New makes the node that cfg describes. It starts nothing and calls nobody; one error names

@@ -1,6 +1,7 @@
 package cluster_test
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -767,6 +768,110 @@ func TestForgottenByTheRegistry(t *testing.T) {
 			wantState(t, n, cluster.Registered)
 			wantView(t, n, "node-1", "node-2", "node-3")
 		}
+	})
+}
+
+// While a registry that lost its memory fills again, nobody loses sight of anybody: who has renewed
+// keeps those that have yet to, for once.
+func TestRegistryThatForgotAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const lease = time.Hour
+		w := clustertest.Start(t, 5, clustertest.WithLease(lease))
+		time.Sleep(lease) // all have renewed, and know each other from mIT
+		dead := w.Nodes[4]
+		dead.Kill()
+		l := keepLedger(w)
+		w.ForgetAll()
+		began, shortest := time.Now(), 5
+		for time.Since(began) < 2*lease {
+			time.Sleep(time.Minute)
+			if listed := len(w.Listed()); listed > 0 {
+				shortest = min(shortest, listed)
+			}
+			for _, n := range w.Nodes[:4] {
+				got := ids(n.Servers())
+				if len(got) == 5 && time.Since(began) < 3*lease/2 { // the dead one, which nobody has missed yet
+					got = got[:4]
+				}
+				if !cmp.Equal(got, []string{"node-1", "node-2", "node-3", "node-4"}) {
+					t.Fatalf("after %v %s knows %q", time.Since(began), n.ID, ids(n.Servers()))
+				}
+			}
+		}
+		if shortest > 2 {
+			t.Errorf("mIT listed at least %d servers at any time: that shows nothing", shortest)
+		}
+		for _, n := range w.Nodes[:4] {
+			if got := len(l.announcements(n, w.Nodes[0].Host)) + len(l.announcements(n, w.Nodes[1].Host)); got == 0 {
+				t.Errorf("%s, whose entry is a new one, announced itself to nobody", n.ID)
+			}
+		}
+	})
+}
+
+// Whom an mIT that lost its memory does not list is kept by those who knew it, but not spread; if it
+// is dead, the first call that asks it has it evicted.
+func TestKeptPeerIsNotSpread(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 3)
+		time.Sleep(time.Hour) // all have renewed, and know each other from mIT
+		n, other, dead := w.Nodes[0], w.Nodes[1], w.Nodes[2]
+		dead.Kill()
+		gone(t, w, other, dead.ID)
+		w.ForgetAll()
+		gone(t, w, n, n.ID) // so that it renews at once
+		synctest.Wait()
+		wantView(t, n, "node-1", "node-2", "node-3")
+		wantView(t, other, "node-1", "node-2")
+		if got := ids(w.Listed()); !cmp.Equal(got, []string{"node-1"}) {
+			t.Errorf("mIT lists %q", got)
+		}
+		if o := onlyFailure(t, rpc(t, n, cluster.Request{Path: "/things"})); o.Server.ServerID != dead.ID || !o.Evicted {
+			t.Errorf("%s: evicted %t, spared %v", o.Server.ServerID, o.Evicted, o.Spared)
+		}
+		wantView(t, n, "node-1", "node-2")
+	})
+}
+
+// An mIT that forgot this node, but not the others, is right about them.
+func TestForgottenAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := mit.NewMemory()
+		w := clustertest.Start(t, 4, clustertest.WithStore(store))
+		time.Sleep(time.Hour)
+		n, dead := w.Nodes[0], w.Nodes[3]
+		dead.Kill()
+		for _, forgotten := range []*clustertest.Node{n, dead} {
+			if err := store.Delete(t.Context(), mit.ResourceID("mds"), forgotten.ID); err != nil {
+				t.Fatal(err)
+			}
+		}
+		gone(t, w, n, n.ID) // so that it renews at once
+		synctest.Wait()
+		wantView(t, n, "node-1", "node-2", "node-3")
+	})
+}
+
+// A newborn is a store that makes every entry anew whenever it is renewed.
+type newborn struct{ *mit.Memory }
+
+func (s newborn) Put(ctx context.Context, reg mit.Registration, life time.Duration) (mit.Resource, error) {
+	if err := s.Delete(ctx, mit.ResourceID(reg.Type), reg.ServerID); err != nil {
+		return mit.Resource{}, err
+	}
+	return s.Memory.Put(ctx, reg, life)
+}
+
+// An mIT that seems to forget everybody all the time is believed every other time.
+func TestKeptPeersGoInTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 3, clustertest.WithStore(newborn{mit.NewMemory()}),
+			clustertest.WithOptions(cluster.WithEviction(cluster.Eviction{Off: true})))
+		time.Sleep(time.Hour)
+		w.Nodes[2].Kill()
+		time.Sleep(4 * time.Hour) // its lease and the grace, and two renewals of the others
+		wantView(t, w.Nodes[0], "node-1", "node-2")
+		wantView(t, w.Nodes[1], "node-1", "node-2")
 	})
 }
 

@@ -71,8 +71,8 @@ type renewal struct {
 	strange bool          // peers may not know us: our lease had run out, or our entry is a new one
 }
 
-// renew registers or renews; it is the same call. What mIT answers becomes the view. One is
-// under way at a time.
+// renew registers or renews; it is the same call. What mIT answers becomes the view, but if it has
+// forgotten everybody, those it does not list stay for once. One is under way at a time.
 func (c *Cluster) renew(ctx context.Context) (renewal, error) {
 	select {
 	case c.posting <- struct{}{}:
@@ -102,7 +102,11 @@ func (c *Cluster) renew(ctx context.Context) (renewal, error) {
 	c.change(func(view *roster.Roster, s *Status) {
 		r.strange = s.State == Lost || c.forgotten || reborn(before, it, c.cfg.ID)
 		c.forgotten = false
-		*view = answered.Since(before, *view)
+		known := *view
+		*view = answered.Since(before, known)
+		if c.kept = !c.kept && blank(before, it, c.cfg.ID); c.kept {
+			*view = view.Keep(known)
+		}
 		if s.State != Left {
 			s.State, s.Reason = Registered, nil
 		}
@@ -125,6 +129,19 @@ func reborn(before roster.Roster, it wire.ItResource, id string) bool {
 		}
 	}
 	return false
+}
+
+// blank tells whether mIT has forgotten everybody, as one that keeps all in memory has after a
+// restart: it has neither this node's entry nor that of anybody else as it was. Then those it does
+// not list have likely just not renewed yet.
+func blank(before roster.Roster, it wire.ItResource, id string) bool {
+	for _, s := range it.Servers {
+		was, known := before.Get(s.ServerID)
+		if known && !was.Told && s.CreatedAt.Equal(was.CreatedAt) {
+			return false
+		}
+	}
+	return reborn(before, it, id) && it.ID == before.ID()
 }
 
 // readRegistered reads what mIT answers to a registration. An answer that does not name this

@@ -18,6 +18,7 @@ type Peer struct {
 	Base *url.URL
 	Err  error
 	Told bool // by a peer: mIT has not said so itself
+	Kept bool // by this node: mIT has forgotten it, and nobody else is told
 }
 
 // Check parses a server's address, or says why it must not be called.
@@ -59,7 +60,7 @@ func describe(it wire.ItResource, check Check, known Roster, told bool) Roster {
 
 func newPeer(s wire.Server, check Check, known Roster, told bool) *Peer {
 	if p, ok := known.Get(s.ServerID); ok && p.ClusterBaseURL == s.ClusterBaseURL {
-		if p.Told == told && p.Seen().Equal(s.Seen()) && string(p.Raw) == string(s.Raw) {
+		if p.Told == told && !p.Kept && p.Seen().Equal(s.Seen()) && string(p.Raw) == string(s.Raw) {
 			return p
 		}
 		return &Peer{Server: s, Base: p.Base, Err: p.Err, Told: told}
@@ -115,6 +116,21 @@ func (r Roster) Union(o Roster) Roster {
 	return u
 }
 
+// Keep is r with those servers of o that it lacks, as kept.
+func (r Roster) Keep(o Roster) Roster {
+	k := r
+	k.peers = slices.Clone(r.peers)
+	for _, p := range o.peers {
+		if _, listed := r.Index(p.ServerID); !listed {
+			kept := *p
+			kept.Kept = true
+			k.peers = append(k.peers, &kept)
+		}
+	}
+	slices.SortFunc(k.peers, func(a, b *Peer) int { return cmp.Compare(a.ServerID, b.ServerID) })
+	return k
+}
+
 // Callable is r without the servers whose address must not be called.
 func (r Roster) Callable() Roster {
 	c := r
@@ -135,9 +151,11 @@ func (r Roster) Without(id string) Roster {
 
 // Resource is the roster as it is told to others.
 func (r Roster) Resource() wire.ItResource {
-	servers := make([]wire.Server, len(r.peers))
-	for i, p := range r.peers {
-		servers[i] = p.Server
+	servers := make([]wire.Server, 0, len(r.peers))
+	for _, p := range r.peers {
+		if !p.Kept {
+			servers = append(servers, p.Server)
+		}
 	}
 	return wire.ItResource{ID: r.id, Type: r.typ, PublicBaseURL: r.publicBaseURL, Servers: servers, Extra: r.extra}
 }

@@ -420,12 +420,37 @@ func TestResource(t *testing.T) {
 	others.id, others.typ = "other", "other"
 	for name, next := range map[string]Roster{
 		"Union": r.Union(others), "Without": r.Without("a"), "Callable": r.Callable(), "Since": r.Since(of(), of(entry("b", 1, "b"))),
+		"Keep": r.Keep(others),
 	} {
 		got := next.Resource()
 		got.Servers = it.Servers
 		if diff := cmp.Diff(it, got); diff != "" {
 			t.Errorf("%s (-want +got)\n%s", name, diff)
 		}
+	}
+}
+
+// What is kept is in the view, and in nothing that others are told, until mIT names it again.
+func TestKeep(t *testing.T) {
+	known := of(entry("a", 1, "a"), entry("b", 9, "b"), entry("c", 1, "c"))
+	answer := of(entry("b", 2, "b2"), entry("d", 2, "d"))
+	r := answer.Keep(known)
+	if diff := cmp.Diff([]string{"a at 1 http://a", "b at 2 http://b2", "c at 1 http://c", "d at 2 http://d"}, read(r)); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	if diff := cmp.Diff(answer.Resource(), r.Resource()); diff != "" {
+		t.Errorf("what others are told (-want +got)\n%s", diff)
+	}
+	if a, _ := known.Get("a"); a.Kept {
+		t.Error("it changed the peer that it kept")
+	}
+	it := wire.ItResource{ID: "resource", Servers: []wire.Server{entry("a", 1, "a"), entry("b", 2, "b2")}}
+	next := New(it, check, r).Since(r, r) // the next answer
+	if diff := cmp.Diff([]string{"a at 1 http://a", "b at 2 http://b2"}, read(next)); diff != "" {
+		t.Errorf("the next renewal (-want +got)\n%s", diff)
+	}
+	if a, _ := next.Get("a"); a.Kept {
+		t.Error("mIT has named it again, and it is still kept")
 	}
 }
 
