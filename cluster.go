@@ -93,12 +93,11 @@ type Cluster struct {
 	mu        sync.Mutex // guards the fields below
 	view      roster.Roster
 	status    Status
-	leasing   bool // the lease goroutine has been started
-	forgotten bool // a peer told us to forget ourselves
-	departed  bool // mIT knows that we left
-
-	untold map[string]bool // servers that this node has evicted, and has still to tell of
-	kept      bool // the last renewal kept peers that mIT did not list
+	leasing   bool            // the lease goroutine has been started
+	forgotten bool            // a peer told us to forget ourselves
+	departed  bool            // mIT knows that we left
+	kept      bool            // the last renewal kept peers that mIT did not list
+	untold    map[string]bool // servers that this node has evicted, and has still to tell of
 }
 
 // New makes the node that cfg describes. It starts nothing and calls nobody; one error names
