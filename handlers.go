@@ -29,7 +29,8 @@ func (c *Cluster) Mount(mux interface {
 
 // CreateItResource is the endpoint that peers announce themselves at: POST {base}/itResources,
 // with an itResource as its body. The servers it names are joined to the view; of two entries
-// of one server the newer stays. It answers the resource as now known.
+// of one server the newer stays. It answers the resource as now known, or null to a caller that
+// says "Prefer: return=minimal" (RFC 7240), as nodes of this package do.
 //
 // It takes a cluster token of the node's own type. A resource of another id changes nothing,
 // and is no error. A server whose address the [PeerPolicy] does not allow is left out.
@@ -39,8 +40,32 @@ func (c *Cluster) CreateItResource(w http.ResponseWriter, r *http.Request) {
 		if err := c.readBody(w, r, &it); err != nil {
 			return nil, err
 		}
-		return c.joinServers(ctx, it)
+		known, err := c.joinServers(ctx, it)
+		if err != nil {
+			return nil, err
+		}
+		if prefersMinimal(r.Header) {
+			w.Header().Set("Preference-Applied", returnMinimal)
+			return nil, nil
+		}
+		return known.Resource(), nil
 	})
+}
+
+// returnMinimal is the preference of a caller that does not need the list of all servers back.
+const returnMinimal = "return=minimal"
+
+// prefersMinimal tells whether a request says so. Of two preferences for one thing the first
+// counts.
+func prefersMinimal(h http.Header) bool {
+	for preference := range strings.SplitSeq(strings.Join(h.Values("Prefer"), ","), ",") {
+		preference, _, _ = strings.Cut(preference, ";") // its parameters
+		name, value, _ := strings.Cut(preference, "=")
+		if strings.EqualFold(strings.TrimSpace(name), "return") {
+			return strings.Trim(strings.TrimSpace(value), `"`) == "minimal"
+		}
+	}
+	return false
 }
 
 // DeleteServer is the endpoint that peers report at who is gone: DELETE
@@ -70,11 +95,11 @@ func pathValues(r *http.Request) (id, serverID string) {
 	return id, serverID
 }
 
-// joinServers takes in an announcement.
-func (c *Cluster) joinServers(ctx context.Context, it wire.ItResource) (any, error) {
+// joinServers takes in an announcement, and returns what is known then.
+func (c *Cluster) joinServers(ctx context.Context, it wire.ItResource) (roster.Roster, error) {
 	if c.policy.AskRegistry {
 		c.hurry()
-		return c.roster().Resource(), nil
+		return c.roster(), nil
 	}
 	announced := roster.Announced(it, c.policy.check, c.roster())
 	var problems []error
@@ -103,7 +128,7 @@ func (c *Cluster) joinServers(ctx context.Context, it wire.ItResource) (any, err
 		}
 	})
 	if joined > 0 {
-		return nil, &StatusError{
+		return roster.Roster{}, &StatusError{
 			Code:    http.StatusBadRequest,
 			Message: fmt.Sprintf("the cluster would have %d servers, %d are allowed", joined, c.policy.maxServers()),
 		}
@@ -111,7 +136,7 @@ func (c *Cluster) joinServers(ctx context.Context, it wire.ItResource) (any, err
 	if known.ID() != it.ID {
 		c.log.Warn("inconsistent cluster: no change", zap.String("itResource", known.ID()), zap.String("announced", it.ID), correlation(ctx))
 	}
-	return known.Resource(), nil
+	return known, nil
 }
 
 // dropServer takes in a departure.

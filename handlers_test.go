@@ -303,6 +303,7 @@ func TestUnknownFieldsSurvive(t *testing.T) {
 		known = `{"serverId":"node-2","clusterBaseUrl":"http://node-2:8080/mds/v1"`
 		more  = `{"n":1.50,"big":12345678901234567890,"serverId":"node-2","clusterBaseUrl":"http://node-2:8080/mds/v1","x":{"é":[1e2,null]}`
 	)
+	ofNode1 := func(text string) string { return strings.ReplaceAll(text, "node-2", "node-1") }
 	t.Run("of an announcement", func(t *testing.T) {
 		bothWays(t, func(v visit) {
 			t, w, send := v.T, v.World, v.send
@@ -329,6 +330,7 @@ func TestUnknownFieldsSurvive(t *testing.T) {
 					defer resp.Body.Close()
 					b, err := io.ReadAll(resp.Body)
 					text := strings.Replace(string(b), known, more, 1)
+					text = strings.Replace(text, ofNode1(known), ofNode1(more), 1)
 					text = strings.Replace(text, `"servers":`, `"region":{"n":2.50},"servers":`, 1)
 					resp.Body, resp.ContentLength = io.NopCloser(strings.NewReader(text)), -1
 					return resp, err
@@ -350,11 +352,95 @@ func TestUnknownFieldsSurvive(t *testing.T) {
 			if _, err := n.Register(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			if !strings.Contains(announced, more) || !strings.Contains(announced, `"region":{"n":2.50}`) {
-				t.Errorf("%s\nor the region is not in %s", more, announced)
+			if !strings.Contains(announced, ofNode1(more)) || !strings.Contains(announced, `"region":{"n":2.50}`) {
+				t.Errorf("%s\nor the region is not in %s", ofNode1(more), announced)
 			}
 			if res := marshal(t, rpc(t, n, cluster.Request{Path: "/things"})); !strings.Contains(res, more) {
 				t.Errorf("%s\nis not in %s", more, res)
+			}
+		})
+	})
+}
+
+// An announcement is about the node that sends it, and no more comes back than that it was heard:
+// when all nodes start together, lists would go from each to each.
+func TestAnnouncementIsShort(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 4)
+		l := keepLedger(w)
+		n := w.Add()
+		r, err := n.Register(t.Context())
+		if err != nil || len(r.Results) != 4 {
+			t.Fatalf("%+v, %v", r, err)
+		}
+		for _, o := range r.Results {
+			if want := `{"data":null,"server":{"serverId":"` + o.Server.ServerID + `"}}`; string(o.Body) != want {
+				t.Errorf("%s answers %s, want %s", o.Server.ServerID, o.Body, want)
+			}
+		}
+		for _, peer := range w.Nodes {
+			wantView(t, peer, "node-1", "node-2", "node-3", "node-4", "node-5")
+		}
+		own, err := json.Marshal(n.Servers()[4])
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, x := range l.announcements(n, clustertest.Any) {
+			if most := int64(len(own)) + 150; x.Sent > most { // with what is said of the resource
+				t.Errorf("an announcement has %d bytes, more than %d", x.Sent, most)
+			}
+		}
+	})
+}
+
+// Who does not say that it can do without gets the list, as the npm module's nodes do.
+func TestAnswerToAnAnnouncement(t *testing.T) {
+	for name, tt := range map[string]struct {
+		prefer []string
+		short  bool
+	}{
+		"no preference":            {nil, false},
+		"empty":                    {[]string{""}, false},
+		"minimal":                  {[]string{"return=minimal"}, true},
+		"spaces, quotes, capitals": {[]string{` Return = "minimal" `}, true},
+		"with a parameter":         {[]string{"return=minimal; why=much"}, true},
+		"among others":             {[]string{"respond-async, wait=10, return=minimal"}, true},
+		"in another header":        {[]string{"wait=10", "return=minimal"}, true},
+		"representation":           {[]string{"return=representation"}, false},
+		"the first counts":         {[]string{"return=representation", "return=minimal"}, false},
+		"another preference":       {[]string{"returns=minimal, minimal, x=return=minimal"}, false},
+		"no value":                 {[]string{"return"}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := clustertest.Start(t, 2)
+				n := w.Nodes[0]
+				req := httptest.NewRequest(http.MethodPost, itResources, strings.NewReader(announcement("node-9")))
+				req.Header.Set("Authorization", "Bearer "+w.Token("mds", true))
+				req.Header["Prefer"] = tt.prefer
+				rec := httptest.NewRecorder()
+				n.CreateItResource(rec, req)
+				applied, want := rec.Header().Get("Preference-Applied"), ""
+				if tt.short {
+					want = "return=minimal"
+				}
+				if rec.Code != http.StatusOK || applied != want || strings.Contains(rec.Body.String(), "node-2") == tt.short {
+					t.Errorf("it answered %d %q %s", rec.Code, applied, rec.Body)
+				}
+				wantView(t, n, "node-1", "node-2", "node-9")
+			})
+		})
+	}
+	t.Run("of a refusal", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			w := clustertest.Start(t, 1)
+			req := httptest.NewRequest(http.MethodPost, itResources, strings.NewReader("null"))
+			req.Header.Set("Authorization", "Bearer "+w.Token("mds", true))
+			req.Header.Set("Prefer", "return=minimal")
+			rec := httptest.NewRecorder()
+			w.Nodes[0].CreateItResource(rec, req)
+			if applied := rec.Header().Get("Preference-Applied"); rec.Code != http.StatusBadRequest || applied != "" {
+				t.Errorf("it answered %d %q %s", rec.Code, applied, rec.Body)
 			}
 		})
 	})

@@ -112,7 +112,9 @@ func (c *Cluster) keepLease(ctx context.Context, wait time.Duration) {
 		default:
 			retry, wait = nil, r.renewIn
 			if (alone || r.strange) && c.cfg.Management {
-				c.background(ctx, func(ctx context.Context) { c.announce(ctx) })
+				// Of several that were told to be alone the first to look again must tell of all:
+				// whoever hears of it is alone no more, and will not look.
+				c.background(ctx, func(ctx context.Context) { c.announce(ctx, alone) })
 			}
 		}
 		next = time.Now().Add(wait)

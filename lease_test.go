@@ -936,6 +936,27 @@ func TestSecondLookOfTwoThatRegisteredAtOnce(t *testing.T) {
 	})
 }
 
+// The first to look again tells all others of all, for those who hear of it do not look: they are
+// alone no more.
+func TestSecondLookOfManyThatRegisteredAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 0)
+		nodes := []*clustertest.Node{w.Add(), w.Add(), w.Add(), w.Add()}
+		for _, n := range nodes {
+			w.Network.Fault(n.Host, clustertest.RegistryHost, clustertest.Times(1, alone))
+			if err := <-registering(t.Context(), n); err != nil {
+				t.Fatal(err)
+			}
+			wantView(t, n, n.ID)
+		}
+		time.Sleep(70 * time.Second)
+		synctest.Wait()
+		for _, n := range nodes {
+			wantView(t, n, "node-1", "node-2", "node-3", "node-4")
+		}
+	})
+}
+
 func TestNoSecondLookOfTheOneAmongMany(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 1)
@@ -1032,7 +1053,7 @@ func TestAnnouncedWhileRegistering(t *testing.T) {
 		done := registering(t.Context(), n)
 		time.Sleep(time.Second)
 		w.Join() // mIT tells it of node-2, which mIT has told of node-1 alone
-		wantView(t, n, "node-1", "node-3")
+		wantView(t, n, "node-3")
 		if err := <-done; err != nil {
 			t.Fatal(err)
 		}

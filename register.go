@@ -18,8 +18,10 @@ import (
 
 // Register joins the cluster. It registers with mIT, trying again every
 // Config.RegistrationRetry until it succeeds or ctx ends, and starts the lease; with
-// Config.Management it then announces the node to all peers, and returns what they answered.
-// With management off the Response is nil.
+// Config.Management it then announces the node to all peers. The Response says which of them
+// took it in; what they answer is of no use to a node that has its view from mIT, so peers of
+// this package answer null, and those of the npm module all they know. With management off the
+// Response is nil.
 //
 // ctx bounds this call only: the lease lasts until [Cluster.UnRegister] or [Cluster.Close],
 // which also end a Register under way. Registering again while registered renews and
@@ -37,7 +39,7 @@ func (c *Cluster) Register(ctx context.Context) (*Response, error) {
 	if !c.cfg.Management {
 		return nil, nil
 	}
-	return c.announce(ctx), nil
+	return c.announce(ctx, false), nil
 }
 
 // join registers until mIT accepts, and says when to renew.
@@ -163,15 +165,26 @@ func (c *Cluster) readRegistered(body []byte) (wire.ItResource, time.Duration, e
 	return wire.ItResource{}, 0, fmt.Errorf("this node is not among its %d servers", len(answer.ItResource.Servers))
 }
 
-// announce tells all peers who is in the cluster.
-func (c *Cluster) announce(ctx context.Context) *Response {
+// announce tells all peers that this node is in the cluster: of the servers only its own entry,
+// for what it knows of the others is mIT's to tell, and all lists of all nodes that start
+// together would be a flood. With everybody it tells them of all servers.
+func (c *Cluster) announce(ctx context.Context, everybody bool) *Response {
 	view := c.roster()
-	body, err := json.Marshal(view.Resource())
+	news := view.Only(c.cfg.ID)
+	if everybody {
+		news = view
+	}
+	body, err := json.Marshal(news.Resource())
 	if err != nil { // it was JSON when it came
 		c.log.Error("cannot announce", zap.Error(err), correlation(ctx))
 		return newResponse(nil)
 	}
-	return c.gather(ctx, &call{method: http.MethodPost, ref: &url.URL{Path: "/itResources"}, body: body}, view)
+	return c.gather(ctx, &call{
+		method: http.MethodPost,
+		ref:    &url.URL{Path: "/itResources"},
+		header: http.Header{"Prefer": {returnMinimal}},
+		body:   body,
+	}, view)
 }
 
 // A Departure is how leaving went.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/google/go-cmp/cmp"
@@ -24,6 +25,16 @@ func knowing() []scenario {
 			name:   "an announcement adds a server",
 			says:   "Both kinds take in the servers of an announcement, answer 200 with all they know, and pass on fields that they don't know.",
 			within: announcementAdds,
+		},
+		{
+			name:   "an announcement whose answer nobody needs",
+			says:   "A Go node that is told `Prefer: return=minimal`, as Go nodes tell their peers, answers an announcement with `data: null`; the npm module answers all it knows. Both take the servers in.",
+			within: nothingBack,
+		},
+		{
+			name: "an announcement to a node that has not registered",
+			says: "A Go node announces itself alone, an npm node all servers; a node of either kind that has yet to register takes that for its view, and knows all once it has registered.",
+			each: announcedBeforeRegistering,
 		},
 		{
 			name:   "an announcement of another cluster",
@@ -134,6 +145,50 @@ func announcementAdds(m *mixed) {
 		}
 		m.sees(n, m.nodes...)
 	}
+}
+
+func nothingBack(m *mixed) {
+	for _, n := range m.nodes {
+		newcomer := map[string]any{"serverId": "newcomer", "clusterBaseUrl": "http://127.0.0.1:1" + basePath}
+		a := m.call(http.MethodPost, n.base+"/itResources", m.token(serverType, true), announcement(resourceID(), newcomer), "Prefer", "return=minimal")
+		var envelope map[string]any
+		if err := json.Unmarshal(a.body, &envelope); err != nil || a.status != http.StatusOK {
+			m.Fatalf("%s answers %d: %s", n.id, a.status, a.body)
+		}
+		short, applied := envelope["data"] == nil, a.header.Get("Preference-Applied")
+		if short != (n.kind == goKind) || short != (applied == "return=minimal") {
+			m.Errorf("%s answers with the preference applied: %q, %s", n.id, applied, a.body)
+		}
+		_, envelope = m.peerCall(n, http.MethodPost, "/itResources", announcement(resourceID()))
+		if entry(envelope, "newcomer") == nil {
+			m.Errorf("%s did not take in the newcomer: %v", n.id, envelope)
+		}
+		m.peerCall(n, http.MethodDelete, "/itResources/"+resourceID()+"/servers/newcomer", nil)
+		m.sees(n, m.nodes...)
+	}
+}
+
+func announcedBeforeRegistering(w *world, k kind) {
+	first := w.cluster(k.other())[0]
+	n := w.start(k)
+	w.list(n.id, n.base) // from a life before
+	newcomer := w.start(k.other())
+	newcomer.register()
+	told := map[kind][]string{npmKind: {newcomer.id}, goKind: sorted([]*node{first, newcomer})}[k]
+	m := &mixed{w, []*node{first, n, newcomer}}
+	w.until("it is told", func() error {
+		_, envelope := m.peerCall(n, http.MethodPost, "/itResources", announcement(resourceID()))
+		var known []string
+		for _, other := range m.nodes {
+			if entry(envelope, other.id) != nil {
+				known = append(known, other.id)
+			}
+		}
+		slices.Sort(known)
+		return same(known, told)
+	})
+	n.register()
+	w.settle(m.nodes...)
 }
 
 func anotherCluster(m *mixed) {

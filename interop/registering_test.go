@@ -34,7 +34,7 @@ func registering() []scenario {
 		},
 		{
 			name: "management off",
-			says: "A node of either kind without management registers with `managedCluster=off`, announces nothing, refuses to ask its peers, and is asked by them.",
+			says: "A node of either kind without management registers with `managedCluster=off`, announces nothing, refuses to ask its peers, and is asked by them once the registry, or a newcomer of the npm module, has told them.",
 			each: managementOff,
 		},
 		{
@@ -186,7 +186,11 @@ func managementOff(w *world, k kind) {
 	}
 	w.sees(early, early) // nobody told it
 	late.serving().register()
-	w.settle(early, quiet, late) // late tells both what the registry told it
+	if late.kind == goKind { // it announces nobody but itself: the registry tells early
+		w.sees(early, early, late)
+		early.register()
+	}
+	w.settle(early, quiet, late) // an npm node tells both what the registry told it
 	if f := early.ask(fanoutArgs{Path: "/things"}); same(f.answered(), sorted([]*node{late, quiet})) != nil {
 		w.Errorf("%s: answered %v, failed %v", early.id, f.answered(), f.failed())
 	}

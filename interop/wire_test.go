@@ -175,6 +175,18 @@ func whatANodeSends(outer *world) {
 			"the npm module needs one more token for one more address",
 		},
 		{
+			"      },\n      {\n        \"clusterBaseUrl\": \"{peer}\",\n        \"createdAt\": \"{date}\",\n" +
+				"        \"serverId\": \"peer\",\n        \"updatedAt\": \"{date}\"\n      }\n",
+			"      }\n",
+			"a Go node announces itself, and nobody else",
+		},
+		{
+			"/mds/v1/itResources\n  accept: application/json\n  accept-encoding: gzip\n  authorization: Bearer {token}\n  content-type: application/json\n",
+			"/mds/v1/itResources\n  accept: application/json\n  accept-encoding: gzip\n  authorization: Bearer {token}\n  content-type: application/json\n" +
+				"  prefer: return=minimal\n",
+			"a Go node does not need the list back",
+		},
+		{
 			"# evicting a dead peer\n\nDELETE", "# evicting a dead peer\n\n" +
 				"DELETE {back end}/mIT/v1/itResources/09d8f1f0-7477-5c54-9770-74879a6d3b25/servers/gone@" + longAgo + "\n" +
 				"  accept: application/json\n  accept-encoding: gzip\n  authorization: Bearer {token}\n" +

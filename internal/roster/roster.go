@@ -149,6 +149,16 @@ func (r Roster) Without(id string) Roster {
 	return w
 }
 
+// Only is r with no server but the one of that id; with none if r has not got it.
+func (r Roster) Only(id string) Roster {
+	o := r
+	o.peers = nil
+	if i, ok := r.Index(id); ok {
+		o.peers = r.peers[i : i+1 : i+1]
+	}
+	return o
+}
+
 // Resource is the roster as it is told to others.
 func (r Roster) Resource() wire.ItResource {
 	servers := make([]wire.Server, 0, len(r.peers))
