@@ -286,6 +286,8 @@ func FuzzRegistryAnswer(f *testing.F) {
 		{200, `{"itResource":{"id":"it","servers":[{"serverId":"node-1"},{"serverId":"x","clusterBaseUrl":"http://user:pass@169.254.169.254"}]}}`},
 		{200, `{"itResource":{"id":"../..","servers":[{"serverId":"node-1"},{"serverId":"..","clusterBaseUrl":"http://x.test/../"}]}}`},
 		{200, `{"itResource":{"id":"it","servers":[{"serverId":"node-1"},{}]}}`},
+		{200, `{"itResource":{"id":"it","servers":[null,{"serverId":"node-2","clusterBaseUrl":5,"updatedAt":7},{"serverId":"node-1"},["x"]]},"leaseTime":"x"}`},
+		{200, `{"ITRESOURCE":{"Id":"it","id":null,"servers":[],"SERVERS":[{"serverId":"node-1","serverid":"node-2"},{"\u0073erverId":"node-1"}]}}`},
 		{200, `{"itResource":{"id":"it","servers":null}}`},
 		{200, `{"itResource":null}`},
 		{200, `{"data":{}}`},
@@ -336,7 +338,7 @@ func FuzzRegistryAnswer(f *testing.F) {
 			return
 		}
 		var told struct {
-			ItResource struct{ Servers []cluster.Server }
+			ItResource struct{ Servers []json.RawMessage }
 		}
 		if valid(status)/100 != 2 || json.Unmarshal(body, &told) != nil || len(ids) > len(told.ItResource.Servers) {
 			t.Errorf("%d %q was taken for an answer: %q", valid(status), body, ids)

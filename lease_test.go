@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/clustertest"
@@ -250,6 +252,7 @@ func TestLeaseTimeOfAnAnswer(t *testing.T) {
 		"next to nothing":  {"1e-300", time.Second},
 		"beyond 2^31":      {"4294967296", 4294967296 * time.Millisecond},
 		"beyond 2^63":      {"1e300", 365 * 24 * time.Hour},
+		"a text":           {`"3600000"`, time.Hour},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -596,10 +599,10 @@ func TestReferenceHalfList(t *testing.T) {
 		"an itResource with no id": {
 			answerBody(`{"itResource":{"servers":[{"serverId":"node-1","clusterBaseUrl":"http://node-1:8080"}]}}`), "itResource without id",
 		},
-		"a nameless server":       {answerBody(`{"itResource":{"id":"x","servers":[{"clusterBaseUrl":"http://y"}]}}`), "server without serverId"},
-		"servers of another kind": {answerBody(`{"itResource":{"id":"x","servers":{"node-1":{}}}}`), "cannot unmarshal object"},
-		"an array":                {answerBody(`[]`), "cannot unmarshal array"},
-		"text":                    {answerBody(`"ok"`), "cannot unmarshal string"},
+		"a nameless server":       {answerBody(`{"itResource":{"id":"x","servers":[{"clusterBaseUrl":"http://y"}]}}`), "not among its 0 servers, and 1 are left out: server without serverId"},
+		"servers of another kind": {answerBody(`{"itResource":{"id":"x","servers":{"node-1":{}}}}`), "its servers cannot be read"},
+		"an array":                {answerBody(`[]`), "not an object"},
+		"text":                    {answerBody(`"ok"`), "not an object"},
 		"null":                    {answerBody(`null`), "no itResource in it"},
 		"HTML":                    {answerBody(`<html>`), "invalid character '<'"},
 		"nothing":                 {answerBody(``), "unexpected end of JSON input"},
@@ -653,6 +656,34 @@ func TestReferenceHalfList(t *testing.T) {
 			})
 		})
 	}
+}
+
+// One bad entry costs nobody the others. Who can be named stays, so that no fan-out is silent about
+// it; who cannot is left out, with a warning.
+func TestRegistryListsBadEntries(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 2)
+		core, logs := observer.New(zap.WarnLevel)
+		n := w.Add(cluster.WithLogger(zap.New(core)))
+		list := resourceOf("2000-01-01T00:00:00.000Z", "node-1", "node-3")
+		list = strings.Replace(list, `"servers":[`, `"servers":[null,{"clusterBaseUrl":"http://y"},{"serverId":"node-2","clusterBaseUrl":5,"updatedAt":7,"x":1},`, 1)
+		w.Network.Fault(n.Host, clustertest.RegistryHost, answerBody(`{"itResource":`+list+`,"leaseTime":3600000}`))
+		if _, err := n.Register(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		wantView(t, n, "node-1", "node-2", "node-3")
+		if got, want := string(n.Servers()[1].Raw), `{"serverId":"node-2","clusterBaseUrl":5,"updatedAt":7,"x":1}`; got != want {
+			t.Errorf("the bad entry is kept as %s, want %s", got, want)
+		}
+		res := rpc(t, n, cluster.Request{Path: "/things"})
+		if len(res.Results) != 1 || len(res.Failures) != 1 || res.Failures[0].Kind != cluster.KindNotAllowed || res.Failures[0].Evicted {
+			t.Errorf("asking them: %+v", res)
+		}
+		left := logs.FilterMessage("servers left out of what mIT answered").All()
+		if len(left) != 1 || left[0].ContextMap()["leftOut"] != int64(2) {
+			t.Errorf("logged: %+v", logs.All())
+		}
+	})
 }
 
 // The npm module does what it is told, and is no longer in its own view.

@@ -98,6 +98,9 @@ func (c *Cluster) renew(ctx context.Context) (renewal, error) {
 	if err != nil {
 		return renewal{}, &AnswerError{"mIT", http.MethodPost, address, err}
 	}
+	if len(it.LeftOut) > 0 { // nobody can name them, but all others are there
+		c.log.Warn("servers left out of what mIT answered", zap.Int("leftOut", len(it.LeftOut)), zap.Error(it.LeftOut[0]), correlation(ctx))
+	}
 	answered := roster.New(it, c.policy.check, before)
 	// The lease runs from when the request was sent, so the time mIT took is part of the wait.
 	r := renewal{renewIn: max(0, jitter(time.Duration(c.cfg.RenewalShare*float64(lease)), 0.1)-time.Since(sent))}
@@ -162,7 +165,11 @@ func (c *Cluster) readRegistered(body []byte) (wire.ItResource, time.Duration, e
 			return *answer.ItResource, leaseOf(answer.LeaseTime), nil
 		}
 	}
-	return wire.ItResource{}, 0, fmt.Errorf("this node is not among its %d servers", len(answer.ItResource.Servers))
+	err := fmt.Errorf("this node is not among its %d servers", len(answer.ItResource.Servers))
+	if leftOut := answer.ItResource.LeftOut; len(leftOut) > 0 {
+		err = fmt.Errorf("%w, and %d are left out: %w", err, len(leftOut), leftOut[0])
+	}
+	return wire.ItResource{}, 0, err
 }
 
 // announce tells all peers that this node is in the cluster: of the servers only its own entry,

@@ -5,6 +5,7 @@ package wire
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -56,25 +57,51 @@ func (s Server) MarshalJSON() ([]byte, error) {
 	return json.Marshal(out)
 }
 
-// UnmarshalJSON keeps the whole entry in Raw. A date that is text but no ISO 8601 is kept
-// there and reads as the zero time: it must not cost a node its view.
+// UnmarshalJSON keeps the whole entry in Raw. It refuses one without a serverId. Whatever else is
+// not what it should be, such as a date that is no ISO 8601, is kept there and reads as missing: it
+// must not cost a node its view.
 func (s *Server) UnmarshalJSON(b []byte) error {
-	var in serverJSON
-	if err := json.Unmarshal(b, &in); err != nil {
-		return fmt.Errorf("server: %w", err)
+	in, err := readEntry(bytes.Clone(b))
+	if err != nil {
+		return err
+	}
+	*s = in.Server
+	s.CreatedAt, _ = time.Parse(time.RFC3339, in.created)
+	s.UpdatedAt, _ = time.Parse(time.RFC3339, in.updated)
+	return nil
+}
+
+// An entry is a server with its dates as they are spelled.
+type entry struct {
+	Server
+	created, updated string
+}
+
+// readEntry reads the entry of a server, which is kept.
+func readEntry(raw json.RawMessage) (entry, error) {
+	in := entry{Server: Server{Raw: raw}}
+	for name, value := range members(raw) {
+		var ok bool
+		known, _ := field(name, "serverId", "clusterBaseUrl", "location", "createdAt", "updatedAt")
+		switch known {
+		case "serverId":
+			if in.ServerID, ok = text(value, in.ServerID); !ok {
+				return entry{}, errors.New("server whose serverId is no text")
+			}
+		case "clusterBaseUrl":
+			in.ClusterBaseURL, _ = text(value, in.ClusterBaseURL)
+		case "location":
+			in.Location = value
+		case "createdAt":
+			in.created, _ = text(value, in.created)
+		case "updatedAt":
+			in.updated, _ = text(value, in.updated)
+		}
 	}
 	if in.ServerID == "" {
-		return errors.New("server without serverId")
+		return entry{}, errors.New("server without serverId")
 	}
-	*s = Server{
-		ServerID:       in.ServerID,
-		ClusterBaseURL: in.ClusterBaseURL,
-		Location:       in.Location,
-		Raw:            bytes.Clone(b),
-	}
-	s.CreatedAt, _ = time.Parse(time.RFC3339, in.CreatedAt)
-	s.UpdatedAt, _ = time.Parse(time.RFC3339, in.UpdatedAt)
-	return nil
+	return in, nil
 }
 
 // Seen is when the entry last changed as far as anybody told: UpdatedAt, else CreatedAt.
@@ -88,12 +115,9 @@ func (s Server) Seen() time.Time {
 // Date is Seen in the spelling of whoever wrote the entry: what a dated delete must quote.
 // It is empty when the entry has no date.
 func (s Server) Date() string {
-	var in serverJSON
-	if s.Raw != nil && json.Unmarshal(s.Raw, &in) == nil {
-		if in.UpdatedAt != "" {
-			return in.UpdatedAt
-		}
-		return in.CreatedAt
+	if s.Raw != nil {
+		in, _ := readEntry(s.Raw) // it was read before
+		return cmp.Or(in.updated, in.created)
 	}
 	if seen := s.Seen(); !seen.IsZero() {
 		return FormatTime(seen)
@@ -109,50 +133,98 @@ type ItResource struct {
 	PublicBaseURL string
 	Servers       []Server
 	Extra         map[string]json.RawMessage
-}
 
-type itResourceJSON struct {
-	ID            string   `json:"id"`
-	Type          string   `json:"type,omitempty"`
-	PublicBaseURL string   `json:"publicBaseUrl"`
-	Servers       []Server `json:"servers"`
+	// LeftOut is why entries in a list of servers that was read are not in Servers.
+	LeftOut []error
 }
 
 // MarshalJSON writes servers as an array even when there are none: npm nodes iterate it.
 func (r ItResource) MarshalJSON() ([]byte, error) {
-	known := itResourceJSON{r.ID, r.Type, r.PublicBaseURL, r.Servers}
-	if known.Servers == nil {
-		known.Servers = []Server{}
-	}
-	b, err := json.Marshal(known)
-	if err != nil || len(r.Extra) == 0 {
-		return b, err
-	}
-	extra, err := json.Marshal(r.Extra)
+	head, err := json.Marshal(struct {
+		ID            string `json:"id"`
+		Type          string `json:"type,omitempty"`
+		PublicBaseURL string `json:"publicBaseUrl"`
+	}{r.ID, r.Type, r.PublicBaseURL})
 	if err != nil {
 		return nil, err
 	}
-	return append(append(b[:len(b)-1], ','), extra[1:]...), nil
+	tail := []byte("]}")
+	if len(r.Extra) > 0 {
+		extra, err := json.Marshal(r.Extra)
+		if err != nil {
+			return nil, err
+		}
+		tail = append([]byte("],"), extra[1:]...)
+	}
+	size := len(head) + len(`,"servers":[`) + len(tail)
+	for i := range r.Servers {
+		size += len(r.Servers[i].Raw) + 1
+	}
+	b := append(make([]byte, 0, size), head[:len(head)-1]...)
+	b = append(b, `,"servers":[`...)
+	for i, s := range r.Servers {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		entry, err := s.MarshalJSON()
+		if err != nil {
+			return nil, err
+		}
+		b = append(b, entry...)
+	}
+	return append(b, tail...), nil
 }
 
-// UnmarshalJSON refuses a resource without an id.
+// UnmarshalJSON refuses a resource without an id. A server that it cannot read it leaves out; see
+// LeftOut.
 func (r *ItResource) UnmarshalJSON(b []byte) error {
-	var known itResourceJSON
-	if err := json.Unmarshal(b, &known); err != nil {
-		return fmt.Errorf("itResource: %w", err)
+	in := ItResource{Extra: map[string]json.RawMessage{}}
+	for name, value := range members(b) {
+		known, spelled := field(name, "id", "type", "publicBaseUrl", "servers")
+		ok := true
+		switch known {
+		case "id":
+			in.ID, ok = text(value, in.ID)
+		case "type":
+			in.Type, ok = text(value, in.Type)
+		case "publicBaseUrl":
+			in.PublicBaseURL, ok = text(value, in.PublicBaseURL)
+		case "servers":
+			ok = in.readServers(value)
+		}
+		if !ok {
+			return fmt.Errorf("itResource: its %s cannot be read", known)
+		}
+		if known == "" || known != spelled {
+			in.Extra[spelled] = bytes.Clone(value)
+		}
 	}
-	if known.ID == "" {
+	if in.ID == "" {
 		return errors.New("itResource without id")
 	}
-	var extra map[string]json.RawMessage
-	if err := json.Unmarshal(b, &extra); err != nil {
-		return fmt.Errorf("itResource: %w", err)
-	}
-	for _, name := range []string{"id", "type", "publicBaseUrl", "servers"} {
-		delete(extra, name)
-	}
-	*r = ItResource{known.ID, known.Type, known.PublicBaseURL, known.Servers, extra}
+	*r = in
 	return nil
+}
+
+// readServers tells whether the value can be servers at all.
+func (r *ItResource) readServers(value []byte) bool {
+	r.Servers, r.LeftOut = nil, nil
+	if string(value) == "null" {
+		return true
+	}
+	if value[0] != '[' {
+		return false
+	}
+	r.Servers = make([]Server, 0, bytes.Count(value, []byte(`"serverId"`))) // about as many
+	for _, one := range members(value) {
+		var s Server
+		if err := s.UnmarshalJSON(one); err != nil {
+			r.LeftOut = append(r.LeftOut, err)
+			continue
+		}
+		r.Servers = append(r.Servers, s)
+	}
+	return true
 }
 
 // Registration is the body of POST /itResources at mIT: registering and renewing alike.
@@ -169,6 +241,43 @@ type Registration struct {
 type Registered struct {
 	ItResource *ItResource `json:"itResource"`
 	LeaseTime  *float64    `json:"leaseTime,omitempty"`
+}
+
+// UnmarshalJSON takes a text with a number in it for a lease time as well, as npm nodes do.
+func (r *Registered) UnmarshalJSON(b []byte) error {
+	if !bytes.HasPrefix(b, []byte("{")) && string(b) != "null" {
+		return errors.New("not an object")
+	}
+	var in Registered
+	for name, value := range members(b) {
+		var err error
+		switch known, _ := field(name, "itResource", "leaseTime"); {
+		case known == "":
+		case string(value) == "null":
+		case known == "itResource":
+			in.ItResource = new(ItResource)
+			err = in.ItResource.UnmarshalJSON(value)
+		default:
+			in.LeaseTime, err = readMilliseconds(value)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	*r = in
+	return nil
+}
+
+func readMilliseconds(value []byte) (*float64, error) {
+	var number json.Number // takes a text, too
+	if err := json.Unmarshal(value, &number); err != nil {
+		return nil, errors.New("leaseTime is no number")
+	}
+	ms, err := number.Float64()
+	if err != nil {
+		return nil, errors.New("leaseTime is beyond all numbers")
+	}
+	return &ms, nil
 }
 
 // Ref names the server that answers.

@@ -127,22 +127,50 @@ func TestServerDates(t *testing.T) {
 	})
 }
 
+// What an entry has wrong beside its id is as good as missing: the server is there.
+func TestServerWithBadFields(t *testing.T) {
+	at := time.Date(2020, 1, 2, 3, 4, 5, 0, time.UTC)
+	for name, tt := range map[string]struct {
+		entry string
+		want  wire.Server
+		date  string
+	}{
+		"number for url":  {`{"serverId":"a","clusterBaseUrl":1}`, wire.Server{ServerID: "a"}, ""},
+		"object for url":  {`{"clusterBaseUrl":{"clusterBaseUrl":"http://b"},"serverId":"a"}`, wire.Server{ServerID: "a"}, ""},
+		"number as date":  {`{"serverId":"a","updatedAt":1577934245678}`, wire.Server{ServerID: "a"}, ""},
+		"one date of two": {`{"serverId":"a","createdAt":"2020-01-02T03:04:05Z","updatedAt":[]}`, wire.Server{ServerID: "a", CreatedAt: at}, "2020-01-02T03:04:05Z"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var s wire.Server
+			if err := json.Unmarshal([]byte(tt.entry), &s); err != nil {
+				t.Fatal(err)
+			}
+			if got := s.Date(); got != tt.date {
+				t.Errorf("Date = %q, want %q", got, tt.date)
+			}
+			tt.want.Raw = json.RawMessage(tt.entry)
+			if diff := cmp.Diff(tt.want, s); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
 func TestServerRefused(t *testing.T) {
 	for name, entry := range map[string]string{
-		"null":           `null`,
-		"empty":          `{}`,
-		"no id":          `{"clusterBaseUrl":"http://a"}`,
-		"empty id":       `{"serverId":""}`,
-		"null id":        `{"serverId":null}`,
-		"number for id":  `{"serverId":1}`,
-		"object for id":  `{"serverId":{"a":1}}`,
-		"array":          `["a"]`,
-		"text":           `"a"`,
-		"number":         `1`,
-		"number for url": `{"serverId":"a","clusterBaseUrl":1}`,
-		"number as date": `{"serverId":"a","updatedAt":1577934245678}`,
-		"cut off":        `{"serverId":"a"`,
-		"too deep":       `{"serverId":"a","x":` + strings.Repeat("[", 20_000) + strings.Repeat("]", 20_000) + `}`,
+		"null":          `null`,
+		"empty":         `{}`,
+		"no id":         `{"clusterBaseUrl":"http://a"}`,
+		"empty id":      `{"serverId":""}`,
+		"null id":       `{"serverId":null}`,
+		"number for id": `{"serverId":1}`,
+		"object for id": `{"serverId":{"a":1}}`,
+		"array":         `["a"]`,
+		"text":          `"a"`,
+		"number":        `1`,
+		"twice an id":   `{"serverId":1,"serverId":"a"}`,
+		"cut off":       `{"serverId":"a"`,
+		"too deep":      `{"serverId":"a","x":` + strings.Repeat("[", 20_000) + strings.Repeat("]", 20_000) + `}`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := wire.Server{ServerID: "before"}
@@ -212,9 +240,8 @@ func TestItResourceRefused(t *testing.T) {
 		"text":                `"it"`,
 		"object for servers":  `{"id":"it","servers":{}}`,
 		"text for servers":    `{"id":"it","servers":"a"}`,
-		"null for a server":   `{"id":"it","servers":[null]}`,
-		"text for a server":   `{"id":"it","servers":["a"]}`,
-		"server without id":   `{"id":"it","servers":[{"serverId":"a"},{"clusterBaseUrl":"http://b"}]}`,
+		"null for servers":    `{"id":null,"servers":null}`,
+		"number for a type":   `{"id":"it","type":1}`,
 		"something after it":  `{"id":"it"} {}`,
 		"a number beyond all": `{"id":"it","publicBaseUrl":1e999}`,
 		"too deep":            `{"id":"it","x":` + strings.Repeat(`{"a":`, 20_000) + `1` + strings.Repeat("}", 20_000) + `}`,
@@ -223,6 +250,65 @@ func TestItResourceRefused(t *testing.T) {
 			var it wire.ItResource
 			if err := json.Unmarshal([]byte(in), &it); err == nil {
 				t.Errorf("accepted as %+v", it)
+			}
+		})
+	}
+}
+
+// A server that cannot be named is no reason to lose the others.
+func TestItResourceLeavesOut(t *testing.T) {
+	const in = `{"id":"it","servers":[null,{"serverId":"a"},"b",{"clusterBaseUrl":"http://c"},{"serverId":"d","x":[{}]},{"serverId":5},[{"serverId":"e"}]]}`
+	var it wire.ItResource
+	if err := json.Unmarshal([]byte(in), &it); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := marshal(t, it), `{"id":"it","publicBaseUrl":"","servers":[{"serverId":"a"},{"serverId":"d","x":[{}]}]}`; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	if len(it.LeftOut) != 5 {
+		t.Errorf("left out are %v", it.LeftOut)
+	}
+}
+
+func TestRegistered(t *testing.T) {
+	for name, tt := range map[string]struct {
+		in        string
+		id        string
+		leaseTime float64 // -1 for none
+		refused   bool
+	}{
+		"both":                    {`{"itResource":{"id":"it"},"leaseTime":36e5}`, "it", 36e5, false},
+		"spelled otherwise":       {`{"ITRESOURCE":{"id":"it"},"lease\u0054ime":1}`, "it", 1, false},
+		"given twice":             {`{"itResource":{"id":"a"},"leaseTime":1,"leaseTime":2,"itResource":{"id":"it"}}`, "it", 2, false},
+		"nested":                  {`{"a":{"itResource":{"id":"a"},"leaseTime":1},"itResource":{"id":"it","leaseTime":2}}`, "it", -1, false},
+		"nulls":                   {`{"itResource":null,"leaseTime":null}`, "", -1, false},
+		"null":                    {`null`, "", -1, false},
+		"a text with a number":    {`{"leaseTime":"7200000"}`, "", 7.2e6, false},
+		"a text with none":        {`{"leaseTime":"2h"}`, "", 0, true},
+		"an empty text":           {`{"leaseTime":""}`, "", 0, true},
+		"beyond all":              {`{"leaseTime":1e999}`, "", 0, true},
+		"a list":                  {`{"leaseTime":[1]}`, "", 0, true},
+		"true":                    {`{"leaseTime":true}`, "", 0, true},
+		"a resource that is none": {`{"itResource":[]}`, "", 0, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var r wire.Registered
+			err := json.Unmarshal([]byte(tt.in), &r)
+			if (err != nil) != tt.refused {
+				t.Fatalf("%+v, %v", r, err)
+			}
+			if err != nil {
+				return
+			}
+			id, leaseTime := "", -1.0
+			if r.ItResource != nil {
+				id = r.ItResource.ID
+			}
+			if r.LeaseTime != nil {
+				leaseTime = *r.LeaseTime
+			}
+			if id != tt.id || leaseTime != tt.leaseTime {
+				t.Errorf("id %q and lease time %v, want %q and %v", id, leaseTime, tt.id, tt.leaseTime)
 			}
 		})
 	}
@@ -261,6 +347,69 @@ func FuzzServer(f *testing.F) {
 		s.Location, again.Location = nil, nil // may have blanks
 		if diff := cmp.Diff(s, again); diff != "" {
 			t.Errorf("%q reads differently when sent on (-want +got):\n%s", entry, diff)
+		}
+	})
+}
+
+// What is read of a resource is what encoding/json would read of it, and of what is no JSON at all
+// reading comes to an end.
+func FuzzItResource(f *testing.F) {
+	for _, seed := range []string{
+		`{"id":"it","type":"mds","publicBaseUrl":"http://p","servers":[{"serverId":"a","x":{"serverId":"b"}},{"serverId":"\u0062"}],"extra":{"id":[1,"]"]}}`,
+		` { "ID" : "a" , "i\u0064" : "it" , "\u017fervers" : [ { "serverId" : "a" } , null , [ ] , 1.5e3 , "x" , true ] } `,
+		`{"id":"it","id":null,"servers":[{"serverId":"a"}],"servers":null,"SERVERS":[{"SERVERID":"é\"\\"}]}`, `{"id":"it","servers":{}}`,
+		`{"id":"it","":"","\ud800":"\ud800","x":"\\\"","y":"\\"}`, "{\"id\":\"\xff\",\"\xff\":1}", `[{"id":"it"}]`, `"id"`, `null`, ``, `{"id":"it"`, `{"id"`, `{"`, `{"\`, `{:}`, `[[`,
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		_ = new(wire.ItResource).UnmarshalJSON(body) // it ends
+		_ = new(wire.Registered).UnmarshalJSON(body)
+
+		var want struct {
+			ID            string            `json:"id"`
+			Type          string            `json:"type"`
+			PublicBaseURL string            `json:"publicBaseUrl"`
+			Servers       []json.RawMessage `json:"servers"`
+		}
+		wanted := json.Unmarshal(body, &want) == nil && want.ID != ""
+		var it wire.ItResource
+		if err := json.Unmarshal(body, &it); (err == nil) != wanted {
+			t.Fatalf("%q: %v, want it read: %v", body, err, wanted)
+		} else if err != nil {
+			return
+		}
+		if it.ID != want.ID || it.Type != want.Type || it.PublicBaseURL != want.PublicBaseURL {
+			t.Errorf("%q: %q %q %q, want %q %q %q", body, it.ID, it.Type, it.PublicBaseURL, want.ID, want.Type, want.PublicBaseURL)
+		}
+		var extra map[string]json.RawMessage
+		if err := json.Unmarshal(body, &extra); err != nil {
+			t.Fatal(err)
+		}
+		for _, known := range []string{"id", "type", "publicBaseUrl", "servers"} {
+			delete(extra, known)
+		}
+		if diff := cmp.Diff(extra, it.Extra); diff != "" {
+			t.Errorf("%q (-want +got):\n%s", body, diff)
+		}
+		var named []string
+		for _, raw := range want.Servers {
+			var s struct {
+				ServerID string `json:"serverId"`
+			}
+			if json.Unmarshal(raw, &s) == nil && s.ServerID != "" {
+				named = append(named, s.ServerID+" "+string(raw))
+			}
+		}
+		var got []string
+		for _, s := range it.Servers {
+			got = append(got, s.ServerID+" "+string(s.Raw))
+		}
+		if diff := cmp.Diff(named, got); diff != "" || len(got)+len(it.LeftOut) != len(want.Servers) {
+			t.Errorf("%q, left out %v (-want +got):\n%s", body, it.LeftOut, diff)
+		}
+		if _, err := json.Marshal(it); err != nil {
+			t.Errorf("%q cannot be sent on: %v", body, err)
 		}
 	})
 }
