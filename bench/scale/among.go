@@ -48,9 +48,9 @@ func newCrowd(count int) crowd {
 // As much as a node reads of an announcement: Config.MaxBody.
 const mostRead = 1 << 20
 
-// standIn answers as the server would: to an announcement with the list that it knows, or that it
-// is too long to be read; to all else with a small thing.
-func standIn(id string, list []byte, how announcing) http.Handler {
+// standIn answers as the server would: to an announcement with the list that it knows if it is to
+// be told back, or that it is too long to be read; to all else with a small thing.
+func standIn(id string, list []byte) http.Handler {
 	thing := fmt.Appendf(nil, `{"data":[%q],"server":{"serverId":%q}}`, id, id)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
@@ -62,11 +62,11 @@ func standIn(id string, list []byte, how announcing) http.Handler {
 			http.Error(w, `{"statusCode":413}`, http.StatusRequestEntityTooLarge)
 			return
 		}
-		if how == nothingBack {
-			heard(w, id)
-			return
+		told := list
+		if r.Header.Get("Prefer") == "return=minimal" {
+			told = []byte("null")
 		}
-		_, _ = fmt.Fprintf(w, `{"data":%s,"server":{"serverId":%q}}`, list, id) // likewise
+		_, _ = fmt.Fprintf(w, `{"data":%s,"server":{"serverId":%q}}`, told, id) // likewise
 	})
 }
 
@@ -87,9 +87,9 @@ func among(ctx context.Context, sizes []int, rounds int) (string, error) {
 		line := func(what string, c cost) {
 			fmt.Fprintf(&b, "| %d | %s | %d | %d | %s | %s | %s |\n", n, what, c.Requests, c.Failed, size(c.Sent), size(c.Received), span(c.Took))
 		}
-		for _, how := range []announcing{wholeList, onlyItself, nothingBack} {
+		for _, how := range []announcing{onlyItself, wholeList} {
 			what := "joins, announcing " + how.String()
-			if all := int64(n) * int64(len(list)); how == onlyItself && all > mostHeld {
+			if all := int64(n) * int64(len(list)); how == wholeList && len(list) <= mostRead && all > mostHeld {
 				fmt.Fprintf(&b, "| %d | %s | %d | | | %s (not done: all in memory at once) | |\n", n, what, n+2, size(all))
 				continue
 			}
@@ -98,12 +98,15 @@ func among(ctx context.Context, sizes []int, rounds int) (string, error) {
 				err := perform(ctx, func(s *stage) {
 					w, node := scene(s, c, list, how, true)
 					joins = append(joins, costing(w.Network, func() { join(s, node) }))
-					if how == wholeList {
+					if how == onlyItself {
 						fanouts = append(fanouts, costing(w.Network, func() { ask(s, node, n-1) }))
 					}
 				})
 				if err != nil {
 					return "", fmt.Errorf("%d servers: %w", n, err)
+				}
+				if how == wholeList {
+					continue // all else is the same
 				}
 				err = perform(ctx, func(s *stage) {
 					w, node := scene(s, c, list, how, false)
@@ -115,27 +118,32 @@ func among(ctx context.Context, sizes []int, rounds int) (string, error) {
 				}
 			}
 			line(what, middle(joins))
-			if how == wholeList {
+			if how == onlyItself {
 				line("renews", middle(renewals))
 				line("asks all", middle(fanouts))
 			}
 		}
-		var reads, slimReads []cost
-		for range rounds {
-			err := perform(ctx, func(s *stage) {
-				reads = append(reads, reading(s, c, list))
-				one, err := only(list, c.servers[0].ServerID)
-				if err != nil {
-					s.Fatal(err)
-				}
-				slimReads = append(slimReads, reading(s, c, one))
-			})
-			if err != nil {
-				return "", fmt.Errorf("%d servers: %w", n, err)
-			}
+		one, err := withServers(list, c.servers[:1])
+		if err != nil {
+			return "", err
 		}
-		line("reads one announcement of the whole list", middle(reads))
-		line("reads one announcement of only the newcomer", middle(slimReads))
+		for _, read := range []struct {
+			what     string
+			resource []byte
+			prefer   string
+		}{
+			{"reads one announcement of only a newcomer", one, "return=minimal"},
+			{"reads one announcement of the whole list", list, ""},
+		} {
+			var reads []cost
+			for range rounds {
+				err := perform(ctx, func(s *stage) { reads = append(reads, reading(s, c, read.resource, read.prefer)) })
+				if err != nil {
+					return "", fmt.Errorf("%d servers: %w", n, err)
+				}
+			}
+			line(read.what, middle(reads))
+		}
 	}
 	return b.String(), nil
 }
@@ -144,13 +152,17 @@ func among(ctx context.Context, sizes []int, rounds int) (string, error) {
 func scene(s *stage, c crowd, list []byte, how announcing, manages bool) (*clustertest.World, *clustertest.Node) {
 	w := clustertest.Start(s, 0, clustertest.WithStore(c), clustertest.WithConfig(func(cfg *cluster.Config) { cfg.Management = manages }))
 	for _, peer := range c.servers {
-		w.Network.Handle(peer.ServerID+":8080", standIn(peer.ServerID, list, how))
+		w.Network.Handle(peer.ServerID+":8080", standIn(peer.ServerID, list))
 	}
-	var opts []cluster.Option
-	if how != wholeList {
-		opts = append(opts, cluster.WithHTTPClient(slimmed(w.Network, "node-1:8080", "node-1")))
+	var (
+		node *clustertest.Node
+		opts []cluster.Option
+	)
+	if how == wholeList {
+		opts = append(opts, cluster.WithHTTPClient(widened(w.Network, "node-1:8080", func() []cluster.Server { return node.Servers() })))
 	}
-	return w, w.Add(opts...)
+	node = w.Add(opts...)
+	return w, node
 }
 
 func join(s *stage, n *clustertest.Node) {
@@ -170,12 +182,13 @@ func ask(s *stage, n *clustertest.Node, want int) {
 }
 
 // reading is what a real node has to do for one announcement.
-func reading(s *stage, c crowd, resource []byte) cost {
-	w, n := scene(s, c, nil, nothingBack, true)
+func reading(s *stage, c crowd, resource []byte, prefer string) cost {
+	w, n := scene(s, c, nil, onlyItself, true)
 	join(s, n)
 	req := httptest.NewRequestWithContext(s.ctx, http.MethodPost, "http://"+n.Host+"/mds/v1/itResources", bytes.NewReader(resource))
 	req.RequestURI = ""
 	req.Header.Set("Authorization", "Bearer "+w.Token("mds", true))
+	req.Header.Set("Prefer", prefer)
 	return costing(w.Network, func() {
 		resp, err := w.Network.Transport("elsewhere").RoundTrip(req)
 		if err != nil {

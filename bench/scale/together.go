@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"net/http"
 	"strings"
 	"sync"
 
@@ -17,7 +16,7 @@ func atOnce(ctx context.Context, groups []int) (string, error) {
 	b.WriteString("That many nodes start together:\n\n")
 	b.WriteString("| nodes | announcing | requests | refused | sent | received | time | know all |\n| ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n")
 	for _, n := range groups {
-		for _, how := range []announcing{wholeList, onlyItself, nothingBack} {
+		for _, how := range []announcing{onlyItself, wholeList} {
 			var (
 				c    cost
 				know int
@@ -25,17 +24,15 @@ func atOnce(ctx context.Context, groups []int) (string, error) {
 			err := perform(ctx, func(s *stage) {
 				w := clustertest.Start(s, 0)
 				for i := range n {
-					host, id := fmt.Sprintf("node-%d:8080", i+1), fmt.Sprintf("node-%d", i+1)
-					var opts []cluster.Option
-					if how != wholeList {
-						opts = append(opts, cluster.WithHTTPClient(slimmed(w.Network, host, id)))
+					var (
+						node *clustertest.Node
+						opts []cluster.Option
+					)
+					if how == wholeList {
+						host := fmt.Sprintf("node-%d:8080", i+1)
+						opts = append(opts, cluster.WithHTTPClient(widened(w.Network, host, func() []cluster.Server { return node.Servers() })))
 					}
-					node := w.Add(opts...)
-					if how == nothingBack {
-						mux := http.NewServeMux()
-						node.Mount(mux)
-						w.Network.Handle(node.Host, short(node.ID, mux))
-					}
+					node = w.Add(opts...)
 				}
 				c = costing(w.Network, func() { startAll(s, w.Nodes) })
 				for _, node := range w.Nodes {
