@@ -159,6 +159,7 @@ func FuzzCreateItResource(f *testing.F) {
 		`{"id":"it","servers":[{"serverId":"node-2","clusterBaseUrl":"http://evil.test","updatedAt":"9999-12-31T23:59:59Z"}]}`,
 		`{"id":"it","servers":[{"serverId":"a/../b","clusterBaseUrl":"http://a.test/../.."},{"serverId":"\u0000","clusterBaseUrl":"http://a.test/%00"}]}`,
 		`{"ID":"it","SERVERS":[{"SERVERID":"x","clusterbaseurl":"https://x.test:99999/"}]}`,
+		`{"id":"it","servers":[{"serverId":"x","clusterBaseUrl":5,"updatedAt":7},{"serverId":"y","clusterBaseUrl":"http://y.test","updatedAt":{}}]}`,
 		`{"id":"it","servers":[{"serverId":"x"},null]}`, `null`, `[]`, `"it"`, `{`, ``, `{"id":"it","servers":{}}`, `{"id":"\ud800"}`,
 		`{"id":"it","servers":[` + strings.Repeat(`{"serverId":"x","clusterBaseUrl":"http://x.test"},`, 20) + `{"serverId":"y"}]}`,
 		strings.Repeat(`{"id":`, 50),

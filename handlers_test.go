@@ -240,6 +240,11 @@ func TestAnnouncement(t *testing.T) {
 			[]string{"node-1", "node-2", "node-3"},
 			"http://c",
 		},
+		"of one whose address is no text": {
+			resource(ours, `[{"serverId":"node-9","clusterBaseUrl":5},{"serverId":"node-8","clusterBaseUrl":"http://node-8","updatedAt":7}]`),
+			[]string{"node-1", "node-2", "node-3", "node-8"},
+			old,
+		},
 		"of ourselves, whom nobody knows better": {
 			resource(ours, `[{"serverId":"node-1","clusterBaseUrl":"http://elsewhere/mds/v1","updatedAt":"2030-01-01T00:00:00Z"}]`),
 			[]string{"node-1", "node-2", "node-3"},

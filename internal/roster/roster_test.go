@@ -327,6 +327,10 @@ func TestWithoutLaws(t *testing.T) {
 		if p, ok := r.Get(x); ok {
 			requireEqual(t, "joining it again", r, w.Union(Roster{peers: []*Peer{p}}))
 		}
+		only := r.Only(x)
+		requireSound(t, "Only", only)
+		requireEqual(t, "those and the others", r, w.Union(only))
+		requireEqual(t, "nobody", only.Without(x), w.Only(x))
 		c := r.Callable()
 		requireSound(t, "Callable", c)
 		for _, p := range r.Peers() {
