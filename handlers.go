@@ -40,8 +40,8 @@ func (c *Cluster) CreateItResource(w http.ResponseWriter, r *http.Request) {
 		if err := c.readBody(w, r, &it); err != nil {
 			return nil, err
 		}
-		if len(it.LeftOut) > 0 {
-			return nil, &StatusError{Code: http.StatusBadRequest, Message: "the body is no itResource: " + it.LeftOut[0].Error()}
+		if it.LeftOut != nil {
+			return nil, &StatusError{Code: http.StatusBadRequest, Message: "the body is no itResource: " + it.LeftOut.Error()}
 		}
 		known, err := c.joinServers(ctx, it)
 		if err != nil {

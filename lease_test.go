@@ -599,7 +599,7 @@ func TestReferenceHalfList(t *testing.T) {
 		"an itResource with no id": {
 			answerBody(`{"itResource":{"servers":[{"serverId":"node-1","clusterBaseUrl":"http://node-1:8080"}]}}`), "itResource without id",
 		},
-		"a nameless server":       {answerBody(`{"itResource":{"id":"x","servers":[{"clusterBaseUrl":"http://y"}]}}`), "not among its 0 servers, and 1 are left out: server without serverId"},
+		"a nameless server":       {answerBody(`{"itResource":{"id":"x","servers":[{"clusterBaseUrl":"http://y"}]}}`), "not among its 0 servers; 1 of 1 entries left out: server without serverId"},
 		"servers of another kind": {answerBody(`{"itResource":{"id":"x","servers":{"node-1":{}}}}`), "its servers cannot be read"},
 		"an array":                {answerBody(`[]`), "not an object"},
 		"text":                    {answerBody(`"ok"`), "not an object"},
@@ -679,8 +679,8 @@ func TestRegistryListsBadEntries(t *testing.T) {
 		if len(res.Results) != 1 || len(res.Failures) != 1 || res.Failures[0].Kind != cluster.KindNotAllowed || res.Failures[0].Evicted {
 			t.Errorf("asking them: %+v", res)
 		}
-		left := logs.FilterMessage("servers left out of what mIT answered").All()
-		if len(left) != 1 || left[0].ContextMap()["leftOut"] != int64(2) {
+		warned := logs.FilterMessage("mIT answered bad entries").All()
+		if len(warned) != 1 || warned[0].ContextMap()["error"] != "2 of 5 entries left out: server without serverId" {
 			t.Errorf("logged: %+v", logs.All())
 		}
 	})

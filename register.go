@@ -98,8 +98,8 @@ func (c *Cluster) renew(ctx context.Context) (renewal, error) {
 	if err != nil {
 		return renewal{}, &AnswerError{"mIT", http.MethodPost, address, err}
 	}
-	if len(it.LeftOut) > 0 { // nobody can name them, but all others are there
-		c.log.Warn("servers left out of what mIT answered", zap.Int("leftOut", len(it.LeftOut)), zap.Error(it.LeftOut[0]), correlation(ctx))
+	if it.LeftOut != nil { // nobody can name them, but all others are there
+		c.log.Warn("mIT answered bad entries", zap.Error(it.LeftOut), correlation(ctx))
 	}
 	answered := roster.New(it, c.policy.check, before)
 	// The lease runs from when the request was sent, so the time mIT took is part of the wait.
@@ -166,8 +166,8 @@ func (c *Cluster) readRegistered(body []byte) (wire.ItResource, time.Duration, e
 		}
 	}
 	err := fmt.Errorf("this node is not among its %d servers", len(answer.ItResource.Servers))
-	if leftOut := answer.ItResource.LeftOut; len(leftOut) > 0 {
-		err = fmt.Errorf("%w, and %d are left out: %w", err, len(leftOut), leftOut[0])
+	if leftOut := answer.ItResource.LeftOut; leftOut != nil {
+		err = fmt.Errorf("%w; %w", err, leftOut)
 	}
 	return wire.ItResource{}, 0, err
 }

@@ -134,8 +134,8 @@ type ItResource struct {
 	Servers       []Server
 	Extra         map[string]json.RawMessage
 
-	// LeftOut is why entries in a list of servers that was read are not in Servers.
-	LeftOut []error
+	// LeftOut is why entries in a list of servers that was read are not in Servers; nil if all are.
+	LeftOut error
 }
 
 // MarshalJSON writes servers as an array even when there are none: npm nodes iterate it.
@@ -215,14 +215,19 @@ func (r *ItResource) readServers(value []byte) bool {
 	if value[0] != '[' {
 		return false
 	}
-	r.Servers = make([]Server, 0, bytes.Count(value, []byte(`"serverId"`))) // about as many
+	var first error
+	leftOut := 0
 	for _, one := range members(value) {
 		var s Server
 		if err := s.UnmarshalJSON(one); err != nil {
-			r.LeftOut = append(r.LeftOut, err)
+			first = cmp.Or(first, err)
+			leftOut++
 			continue
 		}
 		r.Servers = append(r.Servers, s)
+	}
+	if leftOut > 0 {
+		r.LeftOut = fmt.Errorf("%d of %d entries left out: %w", leftOut, leftOut+len(r.Servers), first)
 	}
 	return true
 }
