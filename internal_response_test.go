@@ -37,29 +37,3 @@ func FuzzAppendData(f *testing.F) {
 		}
 	})
 }
-
-// Cutting an object into its members gives what decoding it would.
-func FuzzMembers(f *testing.F) {
-	for _, seed := range []string{
-		`null`, `1`, `"a"`, `[{"a":1}]`, `{}`, ` { } `, `{"a":1}`, ` { "a" : { "b" : [ 1 , "}" ] } , "" : "," } `,
-		`{"a":1,"a":[]}`, `{"\u0061":"\"","\\":{"c":":"}}`, `{"é":"\ud800"}`, "{\"\xff\":1}",
-	} {
-		f.Add([]byte(seed))
-	}
-	f.Fuzz(func(t *testing.T, data []byte) {
-		if !json.Valid(data) {
-			return
-		}
-		got := map[string]json.RawMessage{}
-		for name, value := range members(data) {
-			got[string(name)] = value
-		}
-		want := map[string]json.RawMessage{}
-		if json.Unmarshal(data, &want) != nil || want == nil {
-			want = map[string]json.RawMessage{}
-		}
-		if diff := cmp.Diff(want, got); diff != "" {
-			t.Errorf("%s (-want +got):\n%s", data, diff)
-		}
-	})
-}

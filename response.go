@@ -6,12 +6,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"iter"
 	"net/http"
 	"time"
-	"unicode/utf8"
 
 	"github.com/mimiktech/cluster/internal/roster"
+	"github.com/mimiktech/cluster/internal/wire"
 )
 
 // An Outcome is what came of asking one peer.
@@ -114,7 +113,7 @@ func appendData(all []json.RawMessage, data json.RawMessage) []json.RawMessage {
 		}
 		return all
 	}
-	for element := range parts(data) {
+	for _, element := range wire.Members(data) {
 		all = append(all, element)
 	}
 	return all
@@ -143,96 +142,25 @@ func readEnvelope(body []byte, p *roster.Peer, method string) (whole, data json.
 	if !json.Valid(body) {
 		return unusable(json.Unmarshal(body, new(any)))
 	}
-	var from []byte
-	for name, value := range members(body) {
-		switch string(name) {
+	from := ""
+	for name, value := range wire.Members(bytes.TrimSpace(body)) {
+		switch _, spelled := wire.Field(name, "data", "server"); spelled {
 		case "data": // it may be large: it is not decoded, and not copied
 			data = value
 		case "server":
-			from = nil
-			for name, value := range members(value) {
-				if string(name) == "serverId" {
-					from = text(value)
+			from = ""
+			for name, value := range wire.Members(value) {
+				if _, spelled := wire.Field(name, "serverId"); spelled == "serverId" {
+					from, _ = wire.Text(value, "")
 				}
 			}
 		}
 	}
-	switch string(from) {
+	switch from {
 	case p.ServerID:
 		return body, data, nil
 	case "":
 		return unusable(errors.New("it does not say which server it is from"))
 	}
-	return nil, nil, &WrongServerError{URL: bare(p.Base), Want: p.ServerID, Got: string(from)}
-}
-
-// space is what may stand between the tokens of JSON.
-const space = " \t\r\n"
-
-// parts cuts a valid JSON array or object at its commas, into its elements or members.
-func parts(data []byte) iter.Seq[[]byte] {
-	return func(yield func([]byte) bool) {
-		depth, start := 0, 0
-		for i := 0; i < len(data); i++ {
-			switch b := data[i]; b {
-			case '"':
-				i += quoted(data[i:]) - 1
-			case '[', '{':
-				if depth++; depth == 1 {
-					start = i + 1
-				}
-			case ']', '}', ',':
-				if b != ',' {
-					depth--
-				}
-				if depth > 1 || depth == 1 && b != ',' {
-					continue
-				}
-				if part := bytes.Trim(data[start:i], space); len(part) > 0 && !yield(part) {
-					return
-				}
-				start = i + 1
-			}
-		}
-	}
-}
-
-// quoted is the length of the string that data begins with, with its quotes.
-func quoted(data []byte) int {
-	for i := 1; i < len(data); i++ {
-		switch data[i] {
-		case '\\':
-			i++
-		case '"':
-			return i + 1
-		}
-	}
-	return len(data)
-}
-
-// members are the names and values of a valid JSON object; none of anything else.
-func members(data []byte) iter.Seq2[[]byte, []byte] {
-	return func(yield func(name, value []byte) bool) {
-		if data = bytes.TrimLeft(data, space); data[0] != '{' {
-			return
-		}
-		for member := range parts(data) {
-			n := quoted(member)
-			if !yield(text(member[:n]), bytes.TrimLeft(member[n:], ":"+space)) {
-				return
-			}
-		}
-	}
-}
-
-// text is what a JSON string says; nil if the value is none.
-func text(value []byte) []byte {
-	if value[0] == '"' && bytes.IndexByte(value, '\\') < 0 && utf8.Valid(value) {
-		return value[1 : len(value)-1]
-	}
-	var s string
-	if json.Unmarshal(value, &s) != nil {
-		return nil
-	}
-	return []byte(s)
+	return nil, nil, &WrongServerError{URL: bare(p.Base), Want: p.ServerID, Got: from}
 }

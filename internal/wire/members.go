@@ -8,11 +8,11 @@ import (
 	"unicode/utf8"
 )
 
-// members cuts JSON at its top level: it yields the name, in quotes, and the value of each member
+// Members cuts JSON at its top level: it yields the name, in quotes, and the value of each member
 // of an object, or each element of an array, without a name. The JSON must be valid, as what
 // encoding/json hands to an UnmarshalJSON is: having it read anew on each level of nesting is what
 // made long lists expensive. Of anything else the pieces mean nothing, but they come to an end.
-func members(b []byte) iter.Seq2[[]byte, []byte] {
+func Members(b []byte) iter.Seq2[[]byte, []byte] {
 	return func(yield func(name, value []byte) bool) {
 		if len(b) == 0 || b[0] != '{' && b[0] != '[' {
 			return
@@ -84,9 +84,9 @@ func textEnd(b []byte, i int) int {
 	return len(b)
 }
 
-// text reads a text; ok tells whether it is one. Null is none either, but leaves what was there,
+// Text reads a text; ok tells whether it is one. Null is none either, but leaves what was there,
 // as encoding/json has it.
-func text(value []byte, before string) (t string, ok bool) {
+func Text(value []byte, before string) (t string, ok bool) {
 	if plain, ok := plainText(value); ok {
 		return string(plain), true
 	}
@@ -112,9 +112,9 @@ func plainText(value []byte) ([]byte, bool) {
 	return value, true
 }
 
-// field is which of these fields a name stands for, "" if none: encoding/json does not mind the
+// Field is which of these fields a name stands for, "" if none: encoding/json does not mind the
 // case of a name. It tells also how it is spelled.
-func field(name []byte, fields ...string) (known, spelled string) {
+func Field(name []byte, fields ...string) (known, spelled string) {
 	if plain, ok := plainText(name); ok {
 		for _, f := range fields {
 			if string(plain) == f {
@@ -123,7 +123,7 @@ func field(name []byte, fields ...string) (known, spelled string) {
 		}
 		spelled = string(plain)
 	} else {
-		spelled, _ = text(name, "")
+		spelled, _ = Text(name, "")
 	}
 	for _, f := range fields {
 		if strings.EqualFold(spelled, f) {

@@ -80,22 +80,22 @@ type entry struct {
 // readEntry reads the entry of a server, which is kept.
 func readEntry(raw json.RawMessage) (entry, error) {
 	in := entry{Server: Server{Raw: raw}}
-	for name, value := range members(raw) {
+	for name, value := range Members(raw) {
 		var ok bool
-		known, _ := field(name, "serverId", "clusterBaseUrl", "location", "createdAt", "updatedAt")
+		known, _ := Field(name, "serverId", "clusterBaseUrl", "location", "createdAt", "updatedAt")
 		switch known {
 		case "serverId":
-			if in.ServerID, ok = text(value, in.ServerID); !ok {
+			if in.ServerID, ok = Text(value, in.ServerID); !ok {
 				return entry{}, errors.New("server whose serverId is no text")
 			}
 		case "clusterBaseUrl":
-			in.ClusterBaseURL, _ = text(value, in.ClusterBaseURL)
+			in.ClusterBaseURL, _ = Text(value, in.ClusterBaseURL)
 		case "location":
 			in.Location = value
 		case "createdAt":
-			in.created, _ = text(value, in.created)
+			in.created, _ = Text(value, in.created)
 		case "updatedAt":
-			in.updated, _ = text(value, in.updated)
+			in.updated, _ = Text(value, in.updated)
 		}
 	}
 	if in.ServerID == "" {
@@ -179,16 +179,16 @@ func (r ItResource) MarshalJSON() ([]byte, error) {
 // LeftOut.
 func (r *ItResource) UnmarshalJSON(b []byte) error {
 	in := ItResource{Extra: map[string]json.RawMessage{}}
-	for name, value := range members(b) {
-		known, spelled := field(name, "id", "type", "publicBaseUrl", "servers")
+	for name, value := range Members(b) {
+		known, spelled := Field(name, "id", "type", "publicBaseUrl", "servers")
 		ok := true
 		switch known {
 		case "id":
-			in.ID, ok = text(value, in.ID)
+			in.ID, ok = Text(value, in.ID)
 		case "type":
-			in.Type, ok = text(value, in.Type)
+			in.Type, ok = Text(value, in.Type)
 		case "publicBaseUrl":
-			in.PublicBaseURL, ok = text(value, in.PublicBaseURL)
+			in.PublicBaseURL, ok = Text(value, in.PublicBaseURL)
 		case "servers":
 			ok = in.readServers(value)
 		}
@@ -217,7 +217,7 @@ func (r *ItResource) readServers(value []byte) bool {
 	}
 	var first error
 	leftOut := 0
-	for _, one := range members(value) {
+	for _, one := range Members(value) {
 		var s Server
 		if err := s.UnmarshalJSON(one); err != nil {
 			first = cmp.Or(first, err)
@@ -254,9 +254,9 @@ func (r *Registered) UnmarshalJSON(b []byte) error {
 		return errors.New("not an object")
 	}
 	var in Registered
-	for name, value := range members(b) {
+	for name, value := range Members(b) {
 		var err error
-		switch known, _ := field(name, "itResource", "leaseTime"); {
+		switch known, _ := Field(name, "itResource", "leaseTime"); {
 		case known == "":
 		case string(value) == "null":
 		case known == "itResource":
