@@ -38,6 +38,7 @@ type breaker struct {
 	underway int
 	since    time.Time       // when it was first asked of what it has not answered
 	missed   bool            // a request has timed out since then
+	given    time.Duration   // the longest that one was given for that, patience at most
 	waiting  []chan struct{} // of requests that are too many; closed when one may be tried again
 
 	hangs int          // how often in a row it was found to; 0: it does not
@@ -49,10 +50,13 @@ func newBreakers(cfg Config) *breakers {
 	return &breakers{patience: cfg.RequestTimeout, places: cfg.MaxInFlight, of: make(map[string]*breaker)}
 }
 
-// ask comes before a request to one of so many peers. It gives what to wait for before asking
-// again, or an error if the peer hangs; neither, if the request is a repetition, which a policy wants.
-// Who does not wait to the end, or does not ask again, must quit.
-func (bs *breakers) ask(p *roster.Peer, peers int, repeated bool) (turn chan struct{}, err error) {
+// ask comes before a request to one of so many peers, that may take so long. It gives what to wait for
+// before asking again, or an error if the peer hangs; neither, if the request is a repetition, which a
+// policy wants. Who does not wait to the end, or does not ask again, must quit.
+//
+// What has been found with less time says nothing about a request that has more. One that waited, and
+// heard nothing for all its time, has none left.
+func (bs *breakers) ask(p *roster.Peer, peers int, timeout time.Duration, repeated, waited bool) (turn chan struct{}, err error) {
 	bs.mu.Lock()
 	defer bs.mu.Unlock()
 	b, now := bs.of[p.ServerID], time.Now()
@@ -62,11 +66,16 @@ func (bs *breakers) ask(p *roster.Peer, peers int, repeated bool) (turn chan str
 	}
 	switch {
 	case repeated:
-	case b.hangs > 0:
+	case waited && now.Sub(b.since) >= timeout:
+		b.wake(1) // its turn goes to whoever is next
+		bs.tidyLocked(p, b)
+		return nil, &HangingError{p.ServerID, now.Sub(b.since), 0}
+	case b.hangs > 0 && min(timeout, bs.patience) <= b.given:
 		if p.ClusterBaseURL != b.peer.ClusterBaseURL || p.Seen().After(b.peer.Seen()) {
 			b.next, b.peer = now, p // it has been alive meanwhile
 		}
 		if wait := b.next.Sub(now); wait > 0 || b.underway > 0 {
+			b.wake(1) // who waits has more time, and may have been behind this one
 			return nil, &HangingError{p.ServerID, now.Sub(b.since), max(0, wait)}
 		}
 	case b.underway == 0 && !b.missed:
@@ -107,17 +116,15 @@ func (bs *breakers) told(p *roster.Peer, err error, gaveUp bool, began time.Time
 	switch {
 	case err != nil && gaveUp:
 	case !timedOut(err):
-		b.since, b.missed, b.hangs = now, false, 0
+		b.since, b.missed, b.given, b.hangs = now, false, 0, 0
 	case b.since.After(began): // it has said something else meanwhile
-	case timeout >= bs.patience:
-		b.trip(p, now, min(bs.patience<<min(b.hangs, 10), longestBreak))
-		b.hangs++
-		bs.sweepLocked(now)
-	case now.Sub(b.since) >= bs.patience: // it was silent for long enough, if not towards one request
-		b.trip(p, now, timeout)
-		b.hangs = max(1, b.hangs)
 	default:
-		b.missed = true
+		timeout = min(timeout, bs.patience)
+		b.missed, b.given = true, max(b.given, timeout)
+		if timeout == bs.patience || now.Sub(b.since) >= bs.patience { // or if not towards one request
+			b.trip(p, now.Add(min(timeout<<min(b.hangs, 10), longestBreak)))
+		}
+		bs.sweepLocked(now)
 	}
 	bs.tidyLocked(p, b)
 }
@@ -128,8 +135,9 @@ func (bs *breakers) tidyLocked(p *roster.Peer, b *breaker) {
 	}
 }
 
-func (b *breaker) trip(p *roster.Peer, now time.Time, rest time.Duration) {
-	b.missed, b.peer, b.next = true, p, now.Add(rest)
+func (b *breaker) trip(p *roster.Peer, next time.Time) {
+	b.hangs++
+	b.peer, b.next = p, next
 	b.wake(len(b.waiting)) // to be told
 }
 

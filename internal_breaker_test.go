@@ -20,7 +20,7 @@ func TestBreakersForgetWhoIsGone(t *testing.T) {
 				for i := range 1000 {
 					p := &roster.Peer{Server: wire.Server{ServerID: fmt.Sprint("node-", i)}}
 					began := time.Now()
-					if turn, err := bs.ask(p, 5, false); turn != nil || err != nil {
+					if turn, err := bs.ask(p, 5, timeout, false, false); turn != nil || err != nil {
 						t.Fatal(turn, err)
 					}
 					time.Sleep(timeout)

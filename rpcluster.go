@@ -304,8 +304,9 @@ type answer struct {
 
 // exchange sends one request if the peer's breaker lets it, or two if the first is hedged.
 func (f *fan) exchange(ctx context.Context, p *roster.Peer, road http.RoundTripper, o *Outcome) answer {
-	for {
-		turn, err := f.c.breakers.ask(p, len(f.peers)+f.others, o.Attempts > 0)
+	timeout := cmp.Or(f.timeout, f.c.cfg.RequestTimeout)
+	for waited := false; ; waited = true {
+		turn, err := f.c.breakers.ask(p, len(f.peers)+f.others, timeout, o.Attempts > 0, waited)
 		if err != nil {
 			return answer{err: err}
 		}
@@ -313,8 +314,12 @@ func (f *fan) exchange(ctx context.Context, p *roster.Peer, road http.RoundTripp
 			break
 		}
 		f.c.gate.outside(ctx, &f.pass, func() {
+			late := time.NewTimer(timeout)
+			defer late.Stop()
 			select {
 			case <-turn:
+			case <-late.C:
+				f.c.breakers.quit(p, turn)
 			case <-ctx.Done():
 			}
 		})
@@ -324,7 +329,6 @@ func (f *fan) exchange(ctx context.Context, p *roster.Peer, road http.RoundTripp
 		}
 	}
 	o.Attempts++
-	timeout := cmp.Or(f.timeout, f.c.cfg.RequestTimeout)
 	if f.hedge > 0 {
 		return f.race(ctx, p, road, o, timeout)
 	}
@@ -336,7 +340,11 @@ func (f *fan) race(ctx context.Context, p *roster.Peer, road http.RoundTripper, 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // the slower one
 	answers := make(chan answer, 2)
-	f.wg.Go(func() { answers <- f.send(ctx, p, road, timeout) })
+	ended := make(chan struct{})
+	f.wg.Go(func() {
+		defer close(ended)
+		answers <- f.send(ctx, p, road, timeout)
+	})
 	slow := time.NewTimer(f.hedge)
 	defer slow.Stop()
 	for underway := 1; ; {
@@ -349,7 +357,7 @@ func (f *fan) race(ctx context.Context, p *roster.Peer, road http.RoundTripper, 
 			if !f.c.gate.try(&f.pass) {
 				continue
 			}
-			if turn, err := f.c.breakers.ask(p, len(f.peers)+f.others, false); turn != nil || err != nil {
+			if turn, err := f.c.breakers.ask(p, len(f.peers)+f.others, timeout-f.hedge, false, false); turn != nil || err != nil {
 				if turn != nil {
 					f.c.breakers.quit(p, turn)
 				}
@@ -361,6 +369,7 @@ func (f *fan) race(ctx context.Context, p *roster.Peer, road http.RoundTripper, 
 			f.wg.Go(func() {
 				defer f.c.gate.leave(&f.pass)
 				answers <- f.send(ctx, p, road, timeout-f.hedge)
+				<-ended // the place that the two had at first may be in use again
 			})
 		}
 	}
