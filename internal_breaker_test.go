@@ -34,3 +34,81 @@ func TestBreakersForgetWhoIsGone(t *testing.T) {
 		})
 	}
 }
+
+func TestBreaker(t *testing.T) {
+	const timeout = 10 * time.Second
+	noAnswer := &UnreachableError{Err: context.DeadlineExceeded}
+	peer := func(at string) *roster.Peer {
+		return &roster.Peer{Server: wire.Server{ServerID: "node-1", ClusterBaseURL: at}}
+	}
+	p := peer("http://a")
+	for name, check := range map[string]func(bs *breakers, asks func(int) int){
+		"half of the places for one of two": func(_ *breakers, asks func(int) int) {
+			if got := asks(2); got != 32 {
+				t.Errorf("%d requests at once", got)
+			}
+		},
+		"a quarter for one of many, less once it is silent": func(bs *breakers, asks func(int) int) {
+			if got := asks(9); got != 16 {
+				t.Errorf("%d requests at once", got)
+			}
+			time.Sleep(time.Second)
+			for range 12 {
+				bs.told(p, context.Canceled, true, time.Now(), timeout)
+			}
+			if got := asks(9); got != 0 {
+				t.Errorf("%d more once it is silent", got)
+			}
+		},
+		"a turn that is given up goes to the next": func(bs *breakers, asks func(int) int) {
+			asks(9)
+			first, _ := bs.ask(p, 9, timeout, false, false)
+			second, _ := bs.ask(p, 9, timeout, false, false)
+			waiting := len(bs.of[p.ServerID].waiting) // the one of asks, too
+			for range waiting - 1 {
+				bs.told(p, nil, false, time.Now(), timeout)
+			}
+			<-first
+			bs.quit(p, first)
+			<-second
+		},
+		"an answer counts for requests before it": func(bs *breakers, _ func(int) int) {
+			began := time.Now()
+			_, _ = bs.ask(p, 9, timeout, false, false)
+			time.Sleep(time.Second)
+			_, _ = bs.ask(p, 9, timeout, false, false)
+			bs.told(p, nil, false, time.Now(), timeout)
+			time.Sleep(9 * time.Second)
+			bs.told(p, noAnswer, false, began, timeout)
+			if turn, err := bs.ask(p, 9, timeout, false, false); turn != nil || err != nil {
+				t.Error(turn, err)
+			}
+		},
+		"at a new address it is asked at once": func(bs *breakers, _ func(int) int) {
+			began := time.Now()
+			_, _ = bs.ask(p, 9, timeout, false, false)
+			time.Sleep(timeout)
+			bs.told(p, noAnswer, false, began, timeout)
+			if _, err := bs.ask(p, 9, timeout, false, false); !isHanging(err) {
+				t.Errorf("where it hangs: %v", err)
+			}
+			if turn, err := bs.ask(peer("http://b"), 9, timeout, false, false); turn != nil || err != nil {
+				t.Error(turn, err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(*testing.T) {
+				bs := newBreakers(Config{RequestTimeout: timeout, MaxInFlight: 64})
+				check(bs, func(peers int) (n int) { // until one would have to wait
+					for {
+						if turn, err := bs.ask(p, peers, timeout, false, false); turn != nil || err != nil {
+							return n
+						}
+						n++
+					}
+				})
+			})
+		})
+	}
+}
