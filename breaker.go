@@ -70,7 +70,7 @@ func (bs *breakers) ask(p *roster.Peer, peers int, timeout time.Duration, repeat
 		b.wake(1) // its turn goes to whoever is next
 		bs.tidyLocked(p, b)
 		return nil, &HangingError{p.ServerID, now.Sub(b.since), 0}
-	case b.hangs > 0 && min(timeout, bs.patience) <= b.given:
+	case b.hangs > 0 && min(timeout, bs.patience) <= b.given+b.given/8: // what is left of a call's time is never quite the same
 		if p.ClusterBaseURL != b.peer.ClusterBaseURL || p.Seen().After(b.peer.Seen()) {
 			b.next, b.peer = now, p // it has been alive meanwhile
 		}

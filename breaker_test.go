@@ -266,3 +266,123 @@ func TestManyCallsToOnePeer(t *testing.T) {
 		}
 	})
 }
+
+// Requests that were given less time than a peer takes say nothing against it to those with more.
+func TestShortTimeoutsHarmNobody(t *testing.T) {
+	t.Run("two in an hour", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			w := clustertest.Start(t, 4)
+			n := w.Nodes[0]
+			w.Network.Fault(n.Host, w.Nodes[2].Host, clustertest.Slow(2*time.Second))
+			for range 2 {
+				asking(t, n, cluster.Request{Timeout: 100 * time.Millisecond})
+				time.Sleep(time.Hour)
+			}
+			var wg sync.WaitGroup
+			for range 10 {
+				wg.Go(func() {
+					if got := asking(t, n, cluster.Request{}); got != "all well in 2s" {
+						t.Error(got)
+					}
+				})
+			}
+			wg.Wait()
+		})
+	})
+	t.Run("all the time", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			w := clustertest.Start(t, 4)
+			n := w.Nodes[0]
+			w.Network.Fault(n.Host, w.Nodes[2].Host, clustertest.Slow(200*time.Millisecond))
+			var wg sync.WaitGroup
+			defer wg.Wait()
+			over := make(chan struct{})
+			defer close(over)
+			for i := range 4 {
+				wg.Go(func() {
+					time.Sleep(time.Duration(i) * 30 * time.Millisecond)
+					for {
+						select {
+						case <-over:
+							return
+						case <-time.After(40 * time.Millisecond):
+							rpc(t, n, cluster.Request{Path: "/things", Timeout: 100 * time.Millisecond})
+						}
+					}
+				})
+			}
+			for range 3 {
+				time.Sleep(30 * time.Second)
+				if got := asking(t, n, cluster.Request{}); got != "all well in 200ms" {
+					t.Error(got)
+				}
+			}
+		})
+	})
+}
+
+// A call does not wait for a turn with a silent peer for longer than it would wait for its answer.
+func TestTurnsAreNotWaitedForBeyondTheTimeout(t *testing.T) {
+	for name, tt := range map[string]struct{ others, own time.Duration }{
+		"short behind usual": {0, time.Second},
+		"short behind short": {time.Second, time.Second},
+		"usual behind long":  {time.Minute, 10 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := clustertest.Start(t, 5, evictNobody(), clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = 16 }))
+				n := w.Nodes[0]
+				w.Network.Fault(n.Host, w.Nodes[2].Host, clustertest.Hang)
+				var wg sync.WaitGroup
+				for range 16 {
+					wg.Go(func() { rpc(t, n, cluster.Request{Path: "/things", Timeout: tt.others}) })
+				}
+				time.Sleep(time.Millisecond)
+				start := time.Now()
+				rpc(t, n, cluster.Request{Path: "/things", Timeout: tt.own})
+				if took := time.Since(start); took > tt.own+50*time.Millisecond {
+					t.Errorf("took %v, of %v", took, tt.own)
+				}
+				wg.Wait()
+			})
+		})
+	}
+}
+
+// A hanging peer costs short requests a timeout now and then, too.
+func TestHangingPeerCostsShortRequestsLittle(t *testing.T) {
+	for name, ask := range map[string]func(*testing.T, *clustertest.Node){
+		"by their timeout": func(t *testing.T, n *clustertest.Node) {
+			t.Helper()
+			rpc(t, n, cluster.Request{Path: "/things", Timeout: time.Second})
+		},
+		"by their context": func(t *testing.T, n *clustertest.Node) {
+			t.Helper()
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			if _, err := n.RPCluster(ctx, cluster.Request{Path: "/things"}); err != nil {
+				t.Error(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := clustertest.Start(t, 4, evictNobody())
+				n := w.Nodes[0]
+				w.Network.Fault(n.Host, w.Nodes[2].Host, clustertest.Hang)
+				paid := 0
+				for range 100 {
+					start := time.Now()
+					ask(t, n)
+					if time.Since(start) > 0 {
+						paid++
+					}
+					time.Sleep(2 * time.Second)
+				}
+				if paid > 50 {
+					t.Errorf("%d of 100 calls waited for it", paid)
+				}
+			})
+		})
+	}
+}

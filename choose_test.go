@@ -3,15 +3,19 @@ package cluster_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
 
 	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/clustertest"
@@ -266,6 +270,187 @@ func TestHedgeGivesTheSlowerUp(t *testing.T) {
 		}
 		if res := rpc(t, n, cluster.Request{Path: "/things"}); len(res.Results) != 2 || res.Results[0].Attempts != 1 {
 			t.Errorf("then %d results, failures: %v", len(res.Results), failures(res))
+		}
+	})
+}
+
+// A request that lost a race, but has not ended, still counts among those in flight.
+func TestMaxInFlightCountsTheLosersOfRaces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const most = 16
+		w := clustertest.Start(t, 9, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = most }))
+		n := w.Nodes[0]
+		var now, peak atomic.Int64
+		for _, peer := range w.Nodes[1:] {
+			var asked atomic.Int64
+			w.Network.Fault(n.Host, peer.Host, func(next http.RoundTripper) http.RoundTripper {
+				return clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
+					for at, was := now.Add(1), peak.Load(); at > was && !peak.CompareAndSwap(was, at); was = peak.Load() {
+					}
+					defer now.Add(-1)
+					if asked.Add(1)%2 == 0 {
+						time.Sleep(10 * time.Millisecond)
+						return next.RoundTrip(req)
+					}
+					<-req.Context().Done()
+					time.Sleep(time.Second) // it takes its time to end
+					return nil, context.Cause(req.Context())
+				})
+			})
+		}
+		var wg sync.WaitGroup
+		for i := range 4 {
+			wg.Go(func() {
+				time.Sleep(time.Duration(i) * 150 * time.Millisecond)
+				rpc(t, n, cluster.Request{Path: "/things", Hedge: 100 * time.Millisecond})
+			})
+		}
+		wg.Wait()
+		if got := peak.Load(); got > most {
+			t.Errorf("%d requests at once, %d allowed", got, most)
+		}
+	})
+}
+
+// Whatever a call asks for, and whatever happens meanwhile: each peer that it asks stands once, nobody
+// waits for longer than one timeout and mIT, and no more requests are under way than allowed.
+func TestEveryPeerOnceHoweverChosen(t *testing.T) {
+	faults := map[string]clustertest.Fault{
+		"none": nil, "refuse": clustertest.Refuse, "hang": clustertest.Hang, "reset": clustertest.Reset,
+		"slow": clustertest.Slow(3 * time.Second), "500": clustertest.Status(500), "403": clustertest.Status(403),
+		"once refused": clustertest.Times(1, clustertest.Refuse), "once hanging": clustertest.Times(1, clustertest.Hang),
+		"once 403": clustertest.Times(1, clustertest.Status(403)), "stall": clustertest.Stall(9),
+		"sometimes slow": clustertest.Sometimes(0.5, 1, clustertest.Slow(time.Second)),
+	}
+	names := slices.Sorted(maps.Keys(faults))
+	rapid.Check(t, func(rt *rapid.T) {
+		broken := rapid.SliceOfN(rapid.SampledFrom(names), 1, 6).Draw(rt, "faults of the peers")
+		inFlight := rapid.IntRange(1, 9).Draw(rt, "in flight")
+		type asked struct {
+			req     cluster.Request
+			at, end time.Duration
+			breakAt int // outcomes of a stream to take; -1: no stream
+			picked  []bool
+		}
+		calls := make([]asked, rapid.IntRange(1, 5).Draw(rt, "calls"))
+		for i := range calls {
+			c := &calls[i]
+			c.picked = rapid.SliceOfN(rapid.SampledFrom([]bool{true, true, false}), len(broken), len(broken)).Draw(rt, "picked")
+			c.req = cluster.Request{
+				Path:    "/things",
+				Need:    rapid.IntRange(0, 3).Draw(rt, "need"),
+				Hedge:   rapid.SampledFrom([]time.Duration{0, 5 * time.Millisecond, time.Second, 10 * time.Second}).Draw(rt, "hedge"),
+				Timeout: rapid.SampledFrom([]time.Duration{0, 20 * time.Millisecond, 2 * time.Second, 12 * time.Second}).Draw(rt, "timeout"),
+			}
+			c.at = rapid.SampledFrom([]time.Duration{0, time.Second, 11 * time.Second}).Draw(rt, "begin")
+			c.end = rapid.SampledFrom([]time.Duration{0, 5 * time.Millisecond, 2 * time.Second, time.Hour, time.Hour}).Draw(rt, "end")
+			c.breakAt = rapid.IntRange(-3, 2).Draw(rt, "break off")
+		}
+		closes := rapid.SampledFrom([]time.Duration{0, 0, 0, 1500 * time.Millisecond}).Draw(rt, "close")
+		var (
+			mu       sync.Mutex
+			problems []string
+		)
+		problem := func(format string, args ...any) {
+			mu.Lock()
+			defer mu.Unlock()
+			problems = append(problems, fmt.Sprintf(format, args...))
+		}
+		synctest.Test(t, func(t *testing.T) {
+			w := clustertest.Start(t, 1+len(broken), evictNobody(),
+				clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = inFlight }))
+			n := w.Nodes[0]
+			var now atomic.Int64
+			for i, name := range broken {
+				fault := faults[name]
+				w.Network.Fault(n.Host, w.Nodes[1+i].Host, func(next http.RoundTripper) http.RoundTripper {
+					if fault != nil {
+						next = fault(next)
+					}
+					return clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
+						if req.URL.Path == "/things" || strings.HasSuffix(req.URL.Path, "/things") {
+							defer now.Add(-1)
+							if at := now.Add(1); at > int64(inFlight) && req.Context().Err() == nil {
+								problem("%d requests at once", at)
+							}
+						}
+						return next.RoundTrip(req)
+					})
+				})
+			}
+			if closes > 0 {
+				time.AfterFunc(closes, func() { n.Close() })
+			}
+			var wg sync.WaitGroup
+			for _, c := range calls {
+				wg.Go(func() {
+					time.Sleep(c.at)
+					ctx, cancel := context.WithTimeout(t.Context(), c.end)
+					defer cancel()
+					var ids []string
+					var peers []*clustertest.Node
+					for i, picked := range c.picked {
+						if picked {
+							ids, peers = append(ids, w.Nodes[1+i].ID), append(peers, w.Nodes[1+i])
+						}
+					}
+					c.req.Filter = only(ids...)
+					if c.breakAt >= 0 {
+						took := 0
+						for range n.Stream(ctx, c.req) {
+							if took++; took > c.breakAt {
+								break
+							}
+						}
+						return
+					}
+					res, err := n.RPCluster(ctx, c.req)
+					if err != nil {
+						if !errors.Is(err, cluster.ErrClosed) {
+							problem("%v", err)
+						}
+						return
+					}
+					for _, p := range once(res, peers) {
+						problem("%s", p)
+					}
+				})
+			}
+			wg.Wait()
+			synctest.Wait()
+			if got := now.Load(); got != 0 {
+				problem("%d requests are left", got)
+			}
+			if got := cluster.PlacesTaken(n.Cluster); got != 0 {
+				problem("%d places are lost", got)
+			}
+			if closes > 0 {
+				return
+			}
+			// No turn has been lost.
+			time.Sleep(time.Hour)
+			w.Network.Fault(n.Host, clustertest.Any, nil)
+			for _, peer := range w.Nodes[1:] {
+				w.Network.Fault(n.Host, peer.Host, nil)
+			}
+			for range 2 * inFlight {
+				wg.Go(func() {
+					if res := rpc(t, n, cluster.Request{Path: "/things"}); len(res.Results) != len(broken) {
+						for _, o := range res.Failures {
+							if o.Kind != cluster.KindHanging { // until the first has found it well
+								problem("in the end: %v", o.Err)
+							}
+						}
+					}
+				})
+			}
+			wg.Wait()
+			if res := rpc(t, n, cluster.Request{Path: "/things"}); len(res.Results) != len(broken) {
+				problem("at last: %v", failures(res))
+			}
+		})
+		if problems != nil {
+			rt.Fatal(problems)
 		}
 	})
 }

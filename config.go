@@ -75,7 +75,8 @@ type Config struct {
 	// MaxBody bounds the bodies that the peer endpoints read, in bytes; 1 MiB by default.
 	MaxBody int64
 	// MaxInFlight bounds the requests to peers under way at once, those of all calls together, which
-	// share them evenly; 256 by default. Of four peers or more, none gets more than a quarter of them.
+	// share them evenly; 256 by default. Of four peers or more, none gets more than a quarter of them, but
+	// for repetitions.
 	MaxInFlight int
 
 	// RegistryURL is where mIT is [MIT_URL]. Mandatory. It may list several URLs, with commas

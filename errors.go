@@ -98,7 +98,8 @@ func (e *WrongServerError) Error() string {
 }
 
 // A HangingError is a peer that was not asked, because it hangs: it has let requests time out, and
-// said nothing since. It is asked again after a while, and at once when it registers anew.
+// said nothing since. It is asked again after a while, and at once when it registers anew. Or it is one
+// that was busy, and silent for as long as the call waited for its turn.
 type HangingError struct {
 	Server string        // its id
 	For    time.Duration // how long it has been silent

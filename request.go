@@ -43,8 +43,8 @@ type Request struct {
 	// Need is how many results are enough: once there are as many, the other peers are given up,
 	// and their outcomes say [ErrEnough]. Nobody is evicted then. 0 waits for all.
 	Need int
-	// Hedge sends a GET or HEAD once more, on another connection, to a peer that has not answered
-	// after so long; the first answer counts, and the other request is given up. Set it to what
+	// Hedge sends a GET or HEAD once more, over HTTP/1 on another connection, to a peer that has not
+	// answered after so long; the first answer counts, and the other request is given up. Set it to what
 	// nearly all answers take less than: each one slower costs a request and a connection. Only places
 	// that are free within Config.MaxInFlight are used for it. 0 never does.
 	Hedge time.Duration

@@ -305,6 +305,9 @@ type answer struct {
 // exchange sends one request if the peer's breaker lets it, or two if the first is hedged.
 func (f *fan) exchange(ctx context.Context, p *roster.Peer, road http.RoundTripper, o *Outcome) answer {
 	timeout := cmp.Or(f.timeout, f.c.cfg.RequestTimeout)
+	if end, bounded := ctx.Deadline(); bounded {
+		timeout = min(timeout, time.Until(end))
+	}
 	for waited := false; ; waited = true {
 		turn, err := f.c.breakers.ask(p, len(f.peers)+f.others, timeout, o.Attempts > 0, waited)
 		if err != nil {
@@ -378,7 +381,10 @@ func (f *fan) race(ctx context.Context, p *roster.Peer, road http.RoundTripper, 
 // send sends one request, and tells the breaker what came of it.
 func (f *fan) send(ctx context.Context, p *roster.Peer, road http.RoundTripper, timeout time.Duration) (a answer) {
 	began := time.Now()
-	defer func() { f.c.breakers.told(p, a.err, ctx.Err() != nil, began, timeout) }()
+	defer func() {
+		gaveUp := ctx.Err() != nil && !errors.Is(ctx.Err(), context.DeadlineExceeded)
+		f.c.breakers.told(p, a.err, gaveUp, began, timeout)
+	}()
 
 	f.mu.Lock()
 	bearer, template := f.bearer, f.template
