@@ -305,11 +305,12 @@ type answer struct {
 // exchange sends one request if the peer's breaker lets it, or two if the first is hedged.
 func (f *fan) exchange(ctx context.Context, p *roster.Peer, road http.RoundTripper, o *Outcome) answer {
 	timeout := cmp.Or(f.timeout, f.c.cfg.RequestTimeout)
+	left := timeout
 	if end, bounded := ctx.Deadline(); bounded {
-		timeout = min(timeout, time.Until(end))
+		left = min(timeout, time.Until(end))
 	}
 	for waited := false; ; waited = true {
-		turn, err := f.c.breakers.ask(p, len(f.peers)+f.others, timeout, o.Attempts > 0, waited)
+		turn, err := f.c.breakers.ask(p, len(f.peers)+f.others, left, o.Attempts > 0, waited)
 		if err != nil {
 			return answer{err: err}
 		}
@@ -317,7 +318,7 @@ func (f *fan) exchange(ctx context.Context, p *roster.Peer, road http.RoundTripp
 			break
 		}
 		f.c.gate.outside(ctx, &f.pass, func() {
-			late := time.NewTimer(timeout)
+			late := time.NewTimer(left)
 			defer late.Stop()
 			select {
 			case <-turn:
@@ -382,8 +383,11 @@ func (f *fan) race(ctx context.Context, p *roster.Peer, road http.RoundTripper, 
 func (f *fan) send(ctx context.Context, p *roster.Peer, road http.RoundTripper, timeout time.Duration) (a answer) {
 	began := time.Now()
 	defer func() {
-		gaveUp := ctx.Err() != nil && !errors.Is(ctx.Err(), context.DeadlineExceeded)
-		f.c.breakers.told(p, a.err, gaveUp, began, timeout)
+		given, gaveUp := timeout, ctx.Err() != nil
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			given, gaveUp = time.Since(began), false
+		}
+		f.c.breakers.told(p, a.err, gaveUp, began, given)
 	}()
 
 	f.mu.Lock()
