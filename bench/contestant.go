@@ -7,28 +7,35 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"runtime/pprof"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sync/semaphore"
+
+	"github.com/mimiktech/cluster"
 )
 
 // A fanout asks all peers of the place it was made for.
 type fanout interface {
 	// call asks each of them once.
 	call(ctx context.Context) (tally, error)
-	// rest closes the connections that are idle.
-	rest()
+	// close closes its connections, too.
 	close()
 }
 
-// A streamer tells also of each peer as it answers.
+// A streamer tells also of each peer as it answers: when the first did, and when the last that did well.
 type streamer interface {
-	stream(ctx context.Context) (t tally, first time.Duration)
+	stream(ctx context.Context) (t tally, first, good time.Duration)
 }
 
 // A tally is what became of the peers that were asked.
@@ -43,7 +50,6 @@ func (t *tally) add(o tally) {
 type task struct {
 	Callers int           // how many calls are under way at once
 	For     time.Duration // no call begins later
-	Warm    bool          // make one call for each caller before the round begins
 	Profile string        // where to put profiles of it, "" for none
 }
 
@@ -55,24 +61,28 @@ type round struct {
 	P50, P99      time.Duration // of a call
 	CPU           time.Duration
 	Allocs, Bytes uint64 // allocated; 0 if nobody counts
+	Peak          int64  // the most memory that it had, in bytes
 }
 
 // A single is one call.
 type single struct {
 	tally
-	Took  time.Duration
-	First time.Duration // until the first outcome, if it streams
+	Took        time.Duration
+	First, Good time.Duration // until the first outcome, and the last good one, if it streams
 }
 
 // makers make the contestants that are Go.
 func makers() map[string]func(context.Context, place) (fanout, error) {
+	things := cluster.Request{Path: "/things"}
 	return map[string]func(context.Context, place) (fanout, error){
-		"cluster":       newMember,
-		yardstick:       newLoop(0, plainGetter),
-		"loop, bounded": newLoop(256, plainGetter),
-		"retryablehttp": newLoop(0, retryableGetter),
-		"resty":         newLoop(0, restyGetter),
-		"failsafe":      newLoop(0, failsafeGetter),
+		ours:             newMember(things),
+		yardstick:        newLoop(loop{}, tuned, plainGetter),
+		"loop, bounded":  newLoop(loop{places: semaphore.NewWeighted(256)}, tuned, plainGetter),
+		defaultTransport: newLoop(loop{}, untuned, plainGetter),
+		"retryablehttp":  newLoop(loop{}, tuned, retryableGetter),
+		"resty":          newLoop(loop{}, tuned, restyGetter),
+		"failsafe":       newLoop(loop{}, tuned, failsafeGetter),
+		bareName:         newBare,
 	}
 }
 
@@ -97,15 +107,16 @@ func runContestant(name string) error {
 			return nil, errors.New("nobody to ask yet")
 		}
 		switch what {
-		case "rest":
-			f.rest()
+		case "part":
+			f.close()
+			f = nil
 			return nil, nil
 		case "round":
 			var t task
 			if err := json.Unmarshal(args, &t); err != nil {
 				return nil, err
 			}
-			return measure(ctx, f, t)
+			return play(ctx, f, t)
 		case "call":
 			start := time.Now()
 			got, err := f.call(ctx)
@@ -116,20 +127,26 @@ func runContestant(name string) error {
 				return nil, errors.ErrUnsupported
 			}
 			start := time.Now()
-			got, first := s.stream(ctx)
-			return single{tally: got, Took: time.Since(start), First: first}, nil
+			got, first, good := s.stream(ctx)
+			return single{tally: got, Took: time.Since(start), First: first, Good: good}, nil
 		}
 		return nil, fmt.Errorf("no such order: %s", what)
 	})
 }
 
-func measure(ctx context.Context, f fanout, t task) (round, error) {
-	if t.Warm {
-		if _, err := calls(ctx, f, t.Callers, 0); err != nil {
-			return round{}, err
-		}
+// play is a round. Connecting is no part of it: neither its time, nor the memory it took.
+func play(ctx context.Context, f fanout, t task) (round, error) {
+	if _, err := calls(ctx, f, t.Callers, 0); err != nil {
+		return round{}, err
+	}
+	debug.FreeOSMemory()
+	if _, err := calls(ctx, f, t.Callers, t.For/4); err != nil { // takes again what memory it needs
+		return round{}, err
 	}
 	runtime.GC()
+	if err := forgetPeak(); err != nil {
+		return round{}, err
+	}
 	stop, err := profile(t.Profile)
 	if err != nil {
 		return round{}, err
@@ -141,7 +158,9 @@ func measure(ctx context.Context, f fanout, t task) (round, error) {
 	r.Took, r.CPU = time.Since(start), used()-cpu
 	runtime.ReadMemStats(&after)
 	r.Allocs, r.Bytes = after.Mallocs-before.Mallocs, after.TotalAlloc-before.TotalAlloc
-	return r, errors.Join(err, stop())
+	most, peakErr := peak()
+	r.Peak = most
+	return r, errors.Join(err, stop(), peakErr)
 }
 
 // calls has callers make calls until the time is over, each at least one.
@@ -178,7 +197,7 @@ func calls(ctx context.Context, f fanout, callers int, d time.Duration) (round, 
 
 // quantile is the smallest of the sorted values that so large a share of them does not exceed.
 func quantile[T any](sorted []T, share float64) T {
-	return sorted[min(len(sorted)-1, int(share*float64(len(sorted))))]
+	return sorted[max(0, int(math.Ceil(share*float64(len(sorted))))-1)]
 }
 
 // used is the processor time that this process has used.
@@ -188,6 +207,24 @@ func used() time.Duration {
 		return 0 // it has no way to fail
 	}
 	return time.Duration(ru.Utime.Nano() + ru.Stime.Nano())
+}
+
+// forgetPeak makes the most memory that this process ever had what it has now.
+func forgetPeak() error { return os.WriteFile("/proc/self/clear_refs", []byte("5"), 0) }
+
+// peak is the most memory that this process had since, in bytes.
+func peak() (int64, error) {
+	text, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(text)) {
+		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+			kB, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(rest), "kB")), 10, 64)
+			return kB << 10, err
+		}
+	}
+	return 0, errors.New("no VmHWM")
 }
 
 // profile writes profiles of what happens until stop: of the processor, and of all that was

@@ -3,9 +3,9 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -30,9 +30,9 @@ type plan struct {
 	Profiles string // folder for profiles, "" for none
 }
 
-// order of the table.
+// everybody is all who can take part in the comparison, in the order of the table.
 func everybody() []string {
-	return []string{"cluster", yardstick, "loop, bounded", "retryablehttp", "resty", "failsafe", npmName}
+	return []string{ours, yardstick, "loop, bounded", defaultTransport, "retryablehttp", "resty", "failsafe", npmName}
 }
 
 // A lab has the stub cluster, and starts contestants against it.
@@ -42,6 +42,10 @@ type lab struct {
 	modules string
 	absent  map[string]string // who cannot take part, and why
 	log     func(format string, args ...any)
+
+	all   []cell // what was measured, for the plot
+	days  []badDay
+	marks []mark
 }
 
 func open(ctx context.Context, p plan, log func(string, ...any)) (*lab, error) {
@@ -60,6 +64,11 @@ func open(ctx context.Context, p plan, log func(string, ...any)) (*lab, error) {
 
 func (l *lab) close() { l.stub.end() }
 
+// among are those of the names that take part.
+func (l *lab) among(names ...string) []string {
+	return slices.DeleteFunc(names, func(n string) bool { return !slices.Contains(l.Names, n) })
+}
+
 // meet starts a contestant that knows the stub cluster, and waits until it has told its peers.
 func (l *lab) meet(ctx context.Context, name string, p place) (*process, error) {
 	var (
@@ -74,7 +83,6 @@ func (l *lab) meet(ctx context.Context, name string, p place) (*process, error) 
 	if err != nil {
 		return nil, err
 	}
-	p.Timeout = cmp.Or(p.Timeout, l.Timeout)
 	if err := c.do("meet", p, nil); err != nil {
 		c.end()
 		return nil, err
@@ -89,37 +97,45 @@ func (l *lab) meet(ctx context.Context, name string, p place) (*process, error) 
 	return c, nil
 }
 
-// A cell is one contestant at one number of peers and callers.
+// A setting is what contestants are compared in.
+type setting struct {
+	weather
+	Callers int
+	Canned  bool // answers come out of memory
+}
+
+// A cell is one contestant in one setting.
 type cell struct {
 	Name           string
 	Peers, Callers int
 	Rounds         []round
-	Peaks          []int64
 }
 
-// compare measures everybody: for each number of peers and callers new processes, then round after
-// round, in each of which all have their turn, so that what else the machine does hits all alike.
-func (l *lab) compare(ctx context.Context) ([]cell, error) {
-	var all []cell
+// calls compares everybody when all is well.
+func (l *lab) calls(ctx context.Context) (string, error) {
 	for _, peers := range l.Peers {
 		for _, callers := range l.Callers {
-			l.log("%d peers, %d callers", peers, callers)
-			cells, err := l.cells(ctx, peers, callers)
+			cells, err := l.cells(ctx, l.Names, setting{weather: weather{Peers: peers, Size: l.Size, Delay: l.Delay}, Callers: callers})
 			if err != nil {
-				return all, err
+				return "", err
 			}
-			all = append(all, cells...)
+			l.all = append(l.all, cells...)
 		}
 	}
-	return all, nil
+	l.markCalls()
+	return table(l.all), nil
 }
 
-func (l *lab) cells(ctx context.Context, peers, callers int) ([]cell, error) {
+// cells are one setting: new processes for all, then round after round, in each of which all have
+// their turn, so that what else the machine does hits all alike.
+func (l *lab) cells(ctx context.Context, names []string, s setting) ([]cell, error) {
+	l.log("%d peers, %d callers", s.Peers, s.Callers)
 	var p place
-	if err := l.stub.do("weather", weather{Peers: peers, Size: l.Size, Delay: l.Delay}, &p); err != nil {
+	if err := l.stub.do("weather", s.weather, &p); err != nil {
 		return nil, err
 	}
-	cells, contestants := make([]cell, len(l.Names)), make([]*process, len(l.Names))
+	p.Timeout, p.Canned = l.Timeout, s.Canned
+	cells, contestants := make([]cell, len(names)), make([]*process, len(names))
 	defer func() {
 		for _, c := range contestants {
 			if c != nil {
@@ -127,145 +143,103 @@ func (l *lab) cells(ctx context.Context, peers, callers int) ([]cell, error) {
 			}
 		}
 	}()
-	for i, name := range l.Names {
-		cells[i] = cell{Name: name, Peers: peers, Callers: callers}
+	for i, name := range names {
+		cells[i] = cell{Name: name, Peers: s.Peers, Callers: s.Callers}
 		var err error
 		if contestants[i], err = l.meet(ctx, name, p); err != nil {
 			return nil, err
 		}
+		if err := contestants[i].do("part", nil, nil); err != nil {
+			return nil, err
+		}
 	}
 	for r := range l.Rounds {
-		for k := range contestants {
-			i := (k + r) % len(contestants) // nobody always comes after the same
-			got, peak, err := l.turn(contestants[i], callers, r)
+		for _, i := range rand.Perm(len(contestants)) { // who comes after whom is chance
+			got, err := l.turn(contestants[i], p, s.Callers, r)
 			if err != nil {
 				return nil, err
 			}
-			cells[i].Rounds, cells[i].Peaks = append(cells[i].Rounds, got), append(cells[i].Peaks, peak)
+			cells[i].Rounds = append(cells[i].Rounds, got)
 		}
 	}
 	return cells, nil
 }
 
-// turn is one round of one contestant. Between rounds it keeps no connections: the thousands of
-// all together would be more than one process may have.
-func (l *lab) turn(c *process, callers, r int) (got round, peak int64, err error) {
-	if err := c.forgetPeak(); err != nil {
-		return got, 0, err
+// turn is one round of one contestant. It begins with no connections, and keeps none: the
+// thousands of all together would be more than one process may have.
+func (l *lab) turn(c *process, p place, callers, r int) (got round, err error) {
+	if err := c.do("meet", p, nil); err != nil {
+		return got, err
 	}
-	t := task{Callers: callers, For: l.Time, Warm: true}
+	t := task{Callers: callers, For: l.Time}
 	if l.Profiles != "" && r == 0 {
-		t.Profile = filepath.Join(l.Profiles, fmt.Sprintf("%s.%d", strings.ReplaceAll(c.name, " ", "-"), callers))
+		name := fmt.Sprintf("%s.%d.%d", strings.ReplaceAll(c.name, " ", "-"), len(p.Peers), callers)
+		t.Profile = filepath.Join(l.Profiles, name)
 	}
 	if err := c.do("round", t, &got); err != nil {
-		return got, 0, err
+		return got, err
 	}
-	if peak, err = c.peak(); err != nil {
-		return got, 0, err
-	}
-	return got, peak, c.do("rest", nil, nil)
+	return got, c.do("part", nil, nil)
 }
 
-// Row is a cell in numbers: medians of its rounds.
-type row struct {
-	cell
-	CallsPerSec, AsksPerSec float64
-	P50, P99                time.Duration
-	CPU                     float64 // µs per peer asked
-	Allocs, Bytes           float64 // per peer asked
-	Peak                    float64 // bytes
-	Lost                    int     // peers that stand neither in results nor in failures, or failed
+// tail is a cluster in which now and then somebody takes long to answer.
+func (l *lab) tail(ctx context.Context) (string, error) {
+	w := weather{Peers: 10, Size: l.Size, SlowOne: 97, SlowFor: 200 * time.Millisecond}
+	cells, err := l.cells(ctx, l.among(ours, yardstick, npmName), setting{weather: w, Callers: 1})
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("One of %d answers takes %v.\n\n", w.SlowOne, w.SlowFor) + table(cells), nil
 }
 
-func (c cell) row() row {
-	asks := func(r round) float64 { return float64(r.Calls * c.Peers) }
-	of := func(value func(round) float64) float64 {
-		values := make([]float64, len(c.Rounds))
-		for i, r := range c.Rounds {
-			values[i] = value(r)
-		}
-		return median(values)
-	}
-	r := row{
-		cell:        c,
-		CallsPerSec: of(func(r round) float64 { return float64(r.Calls) / r.Took.Seconds() }),
-		AsksPerSec:  of(func(r round) float64 { return asks(r) / r.Took.Seconds() }),
-		P50:         time.Duration(of(func(r round) float64 { return float64(r.P50) })),
-		P99:         time.Duration(of(func(r round) float64 { return float64(r.P99) })),
-		CPU:         of(func(r round) float64 { return float64(r.CPU.Nanoseconds()) / 1e3 / asks(r) }),
-		Allocs:      of(func(r round) float64 { return float64(r.Allocs) / asks(r) }),
-		Bytes:       of(func(r round) float64 { return float64(r.Bytes) / asks(r) }),
-		Peak:        median(c.Peaks),
-	}
-	for _, got := range c.Rounds {
-		r.Lost += got.Calls*c.Peers - got.Results
-	}
-	return r
-}
-
-// ratio is the median, over the rounds, of a value in relation to the yardstick's in the same round.
-func ratio(c, yard cell, value func(round, cell) float64) float64 {
-	values := make([]float64, len(c.Rounds))
-	for i := range c.Rounds {
-		values[i] = value(c.Rounds[i], c) / value(yard.Rounds[i], yard)
-	}
-	return median(values)
-}
-
-func rate(r round, _ cell) float64 { return float64(r.Calls) / r.Took.Seconds() }
-func work(r round, c cell) float64 { return float64(r.CPU) / float64(r.Calls*c.Peers) }
-
-func median[T int64 | float64 | time.Duration](values []T) float64 {
-	if len(values) == 0 {
-		return 0
-	}
-	sorted := slices.Sorted(slices.Values(values))
-	n := len(sorted)
-	return float64(sorted[(n-1)/2]+sorted[n/2]) / 2
-}
-
-// table is the comparison as Markdown.
-func (l *lab) table(cells []cell) string {
+// start counts what a node fetches until its first call is answered.
+func (l *lab) start(ctx context.Context) (string, error) {
 	var b strings.Builder
-	fmt.Fprintf(&b, "| peers | callers | contestant | calls/s | ×%[1]s | requests/s | p50 | p99 | CPU/request | ×%[1]s | allocs/request | kB/request | peak memory |\n", yardstick)
-	b.WriteString("| ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n")
-	for _, c := range cells {
-		r := c.row()
-		faster, dearer := "", ""
-		if yard := find(cells, yardstick, c.Peers, c.Callers); yard != nil {
-			faster, dearer = fmt.Sprintf("%.2f", ratio(c, *yard, rate)), fmt.Sprintf("%.2f", ratio(c, *yard, work))
+	b.WriteString("| peers | contestant | tokens fetched | registrations | first call |\n| ---: | --- | ---: | ---: | ---: |\n")
+	for _, peers := range l.Peers {
+		var p place
+		if err := l.stub.do("weather", weather{Peers: peers, Size: l.Size}, &p); err != nil {
+			return "", err
 		}
-		allocs, kB := "", ""
-		if r.Allocs > 0 {
-			allocs, kB = fmt.Sprintf("%.1f", r.Allocs), fmt.Sprintf("%.1f", r.Bytes/1e3)
+		p.Timeout = l.Timeout
+		for _, name := range l.among(ours, npmName) {
+			l.log("start: %d peers, %s", peers, name)
+			var took []time.Duration
+			var had counts
+			for range l.Rounds {
+				first, cost, err := l.firstCall(ctx, name, p)
+				if err != nil {
+					return "", err
+				}
+				took, had = append(took, first.Took), cost
+			}
+			fmt.Fprintf(&b, "| %d | %s | %d | %d | %s |\n", peers, name, had.Tokens, had.Registrations, ms(median(took)))
+			if name == ours {
+				l.atMost(fmt.Sprintf("%d peers: tokens fetched until the first call is answered", peers), "", float64(had.Tokens), 2)
+			}
 		}
-		fmt.Fprintf(&b, "| %d | %d | %s | %.1f | %s | %.0f | %s | %s | %.1f µs | %s | %s | %s | %.0f MB |",
-			c.Peers, c.Callers, c.Name, r.CallsPerSec, faster, r.AsksPerSec, ms(r.P50), ms(r.P99), r.CPU, dearer, allocs, kB, r.Peak/1e6)
-		if r.Lost > 0 {
-			fmt.Fprintf(&b, " %d peers without a result!", r.Lost)
-		}
-		b.WriteString("\n")
 	}
-	for name, why := range l.absent {
-		fmt.Fprintf(&b, "\n%s did not take part: %s\n", name, why)
-	}
-	return b.String()
+	return b.String(), nil
 }
 
-func ms(d time.Duration) string {
-	if d >= 10*time.Millisecond {
-		return fmt.Sprintf("%.0f ms", float64(d)/1e6)
+func (l *lab) firstCall(ctx context.Context, name string, p place) (first single, cost counts, err error) {
+	var before, after counts
+	if err := l.stub.do("counts", nil, &before); err != nil {
+		return first, cost, err
 	}
-	return fmt.Sprintf("%.2f ms", float64(d)/1e6)
-}
-
-func find(cells []cell, name string, peers, callers int) *cell {
-	for i, c := range cells {
-		if c.Name == name && c.Peers == peers && c.Callers == callers {
-			return &cells[i]
-		}
+	c, err := l.meet(ctx, name, p)
+	if err != nil {
+		return first, cost, err
 	}
-	return nil
+	defer c.end()
+	if err := c.do("call", nil, &first); err != nil {
+		return first, cost, err
+	}
+	if first.Results != len(p.Peers) {
+		return first, cost, fmt.Errorf("%s: %d of %d peers answered", name, first.Results, len(p.Peers))
+	}
+	err = l.stub.do("counts", nil, &after)
+	return first, after.since(before), err
 }
 
 func say(format string, args ...any) { _, _ = fmt.Fprintf(os.Stderr, format+"\n", args...) } // nobody need listen

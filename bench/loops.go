@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -20,14 +19,17 @@ import (
 )
 
 // yardstick is what everything is compared with: what somebody writes who needs no more.
-const yardstick = "loop"
+const (
+	yardstick        = "loop"
+	defaultTransport = "loop, default transport"
+)
 
 // A getter gets one answer, and gives its body if it is a 200.
 type getter func(ctx context.Context, url string) ([]byte, error)
 
-// A loop is the fan-out that one writes by hand: a goroutine and a timeout for each peer, an
-// answer that is decoded and must be from whom it was asked of. It knows its peers and its token
-// once and for all.
+// A loop is the fan-out that one writes by hand: a goroutine for each peer, one deadline for the
+// call, an answer that is decoded and must be from whom it was asked of. It knows its peers and
+// its token once and for all.
 type loop struct {
 	peers   []seat
 	timeout time.Duration
@@ -36,25 +38,31 @@ type loop struct {
 	conns   *http.Transport
 }
 
-// newLoop makes loops with that many requests in flight at once at most, 0 for any number.
-func newLoop(most int64, with func(token string, t *http.Transport) getter) func(context.Context, place) (fanout, error) {
+// newLoop completes l when it knows its peers.
+func newLoop(l loop, transport func() *http.Transport, with func(token string, t *http.Transport) getter) func(context.Context, place) (fanout, error) {
 	return func(_ context.Context, p place) (fanout, error) {
-		dialer := net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}
-		l := loop{timeout: p.Timeout, conns: &http.Transport{
-			DialContext:         dialer.DialContext,
-			MaxIdleConnsPerHost: 16,
-			IdleConnTimeout:     90 * time.Second,
-		}}
+		l := l
+		l.timeout, l.conns = p.Timeout, transport()
+		l.get = with(p.Token, l.conns)
 		for _, s := range p.Peers {
 			l.peers = append(l.peers, seat{s.ID, s.URL + "/things"})
 		}
-		if most > 0 {
-			l.places = semaphore.NewWeighted(most)
-		}
-		l.get = with(p.Token, l.conns)
 		return l, nil
 	}
 }
+
+// tuned is a transport that keeps a connection for each of sixteen calls at once.
+func tuned() *http.Transport {
+	dialer := net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}
+	return &http.Transport{
+		DialContext:         dialer.DialContext,
+		MaxIdleConnsPerHost: 16,
+		IdleConnTimeout:     90 * time.Second,
+	}
+}
+
+// untuned is http.DefaultTransport, which keeps two connections to each host and a hundred in all.
+func untuned() *http.Transport { return http.DefaultTransport.(*http.Transport).Clone() }
 
 // An answered is what a loop has of one peer.
 type answered struct {
@@ -63,6 +71,8 @@ type answered struct {
 }
 
 func (l loop) call(ctx context.Context) (tally, error) {
+	ctx, cancel := context.WithTimeout(ctx, l.timeout)
+	defer cancel()
 	got := make([]answered, len(l.peers))
 	var wg sync.WaitGroup
 	for i, peer := range l.peers {
@@ -91,8 +101,6 @@ func (l loop) call(ctx context.Context) (tally, error) {
 }
 
 func (l loop) ask(ctx context.Context, peer seat) (json.RawMessage, error) {
-	ctx, cancel := context.WithTimeout(ctx, l.timeout)
-	defer cancel()
 	body, err := l.get(ctx, peer.URL)
 	if err != nil {
 		return nil, err
@@ -112,7 +120,6 @@ func (l loop) ask(ctx context.Context, peer seat) (json.RawMessage, error) {
 	return envelope.Data, nil
 }
 
-func (l loop) rest()  { l.conns.CloseIdleConnections() }
 func (l loop) close() { l.conns.CloseIdleConnections() }
 
 // plainGetter is net/http alone.
@@ -152,9 +159,9 @@ func read(resp *http.Response) ([]byte, error) {
 	if resp.ContentLength < 0 {
 		return io.ReadAll(resp.Body)
 	}
-	body := bytes.NewBuffer(make([]byte, 0, resp.ContentLength+bytes.MinRead))
-	_, err := body.ReadFrom(resp.Body)
-	return body.Bytes(), err
+	body := make([]byte, resp.ContentLength)
+	_, err := io.ReadFull(resp.Body, body)
+	return body, err
 }
 
 func retryableGetter(token string, t *http.Transport) getter {

@@ -36,6 +36,23 @@ func run(args []string) error {
 	return drive(ctx, args)
 }
 
+// An experiment measures something, and tells of it in Markdown.
+type experiment struct {
+	Name, Title string
+	Run         func(*lab, context.Context) (string, error)
+}
+
+func experiments() []experiment {
+	return []experiment{
+		{"calls", "Calls", (*lab).calls},
+		{"added", "What is added to net/http", (*lab).added},
+		{"start", "The first call", (*lab).start},
+		{"tail", "Now and then a slow answer", (*lab).tail},
+		{"bad", "Bad days", (*lab).bad},
+		{"join", "Joining and leaving", (*lab).join},
+	}
+}
+
 func drive(ctx context.Context, args []string) error {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	p := plan{}
@@ -49,9 +66,8 @@ func drive(ctx context.Context, args []string) error {
 	flags.DurationVar(&p.Timeout, "timeout", 10*time.Second, "how long a request may take; on bad days it is 2 s")
 	flags.StringVar(&p.NPM, "npm", "../interop/npm", "folder with the npm module's package.json and lock file")
 	flags.StringVar(&p.Profiles, "profiles", "", "folder to put profiles of the first rounds in")
-	bad := flags.Bool("bad", false, "measure the bad days instead")
-	brief := flags.Bool("brief", false, "a few seconds in all, to see that it works")
-	plot := flags.String("plot", "", "file for a plot of the comparison, in SVG")
+	brief := flags.Bool("brief", false, "little of everything, to see that it works")
+	plot := flags.String("plot", "", "file for a plot of calls and bad days, in SVG")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -66,7 +82,7 @@ func drive(ctx context.Context, args []string) error {
 		if name = strings.TrimSpace(name); !slices.Contains(everybody(), name) {
 			return fmt.Errorf("%q is none of %q", name, everybody())
 		}
-		p.Names = append(p.Names, strings.TrimSpace(name))
+		p.Names = append(p.Names, name)
 	}
 	if *brief {
 		p.Peers, p.Callers, p.Rounds, p.Time = []int{10, 100}, []int{1, 8}, 1, 50*time.Millisecond
@@ -74,35 +90,53 @@ func drive(ctx context.Context, args []string) error {
 	if p.Rounds < 1 {
 		return errors.New("no rounds")
 	}
+	chosen, err := choose(flags.Args())
+	if err != nil {
+		return err
+	}
 
 	l, err := open(ctx, p, say)
 	if err != nil {
 		return err
 	}
 	defer l.close()
-	if *bad {
-		days, err := l.badDays(ctx, func(s scenario) bool { return slices.Contains(p.Peers, s.Then.Peers) })
+	for _, e := range chosen {
+		text, err := e.Run(l, ctx)
 		if err != nil {
+			return fmt.Errorf("%s: %w", e.Name, err)
+		}
+		if _, err := fmt.Fprintf(os.Stdout, "## %s\n\n%s\n", e.Title, text); err != nil {
 			return err
 		}
-		_, err = os.Stdout.WriteString(l.badTable(days))
-		return err
 	}
-	cells, err := l.compare(ctx)
-	if err != nil {
+	if _, err := os.Stdout.WriteString(l.verdict()); err != nil {
 		return err
 	}
 	if *plot != "" {
-		picture, err := draw(cells)
+		picture, err := draw(l.all, l.days)
 		if err != nil {
 			return err
 		}
-		if err := os.WriteFile(*plot, []byte(picture), 0o644); err != nil {
-			return err
-		}
+		return os.WriteFile(*plot, []byte(picture), 0o644)
 	}
-	_, err = os.Stdout.WriteString(l.table(cells))
-	return err
+	return nil
+}
+
+// choose is the experiments of those names; without any it is the first.
+func choose(names []string) ([]experiment, error) {
+	all := experiments()
+	if len(names) == 0 {
+		return all[:1], nil
+	}
+	var chosen []experiment
+	for _, name := range names {
+		i := slices.IndexFunc(all, func(e experiment) bool { return e.Name == name })
+		if i < 0 {
+			return nil, fmt.Errorf("there is no experiment %q", name)
+		}
+		chosen = append(chosen, all[i])
+	}
+	return chosen, nil
 }
 
 func numbers(text string) ([]int, error) {

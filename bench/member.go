@@ -5,29 +5,42 @@ package main
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"sync/atomic"
 	"time"
 
 	"github.com/mimiktech/cluster"
 )
 
+const ours = "cluster"
+
 // A member is a node of this module as a service has it: registered, with tokens from mST, the
 // default retry and eviction, its status in the environment, and a trace that counts.
 type member struct {
 	*cluster.Cluster
+	req   cluster.Request
 	asked *atomic.Int64
 }
 
-func newMember(ctx context.Context, p place) (fanout, error) {
-	m := member{asked: new(atomic.Int64)}
+// newMember makes members that ask their peers for req.
+func newMember(req cluster.Request) func(context.Context, place) (fanout, error) {
+	return func(ctx context.Context, p place) (fanout, error) { return enter(ctx, p, req) }
+}
+
+func enter(ctx context.Context, p place, req cluster.Request) (fanout, error) {
+	m := member{req: req, asked: new(atomic.Int64)}
 	var events atomic.Int64
 	count := func() { events.Add(1) }
+	var client *http.Client // its own transports
+	if p.Canned {
+		client = &http.Client{Transport: newCanned(p)}
+	}
 	c, err := cluster.New(cluster.Config{
 		Type: "mds", ID: "me", Port: 1, LocalIPv4: "127.0.0.1", BasePath: basePath, Management: true,
 		RequestTimeout: p.Timeout,
 		RegistryURL:    p.Registry, RegistryAudience: "mIT", PeerAudience: "mds", Issuer: p.Issuer,
 		ClientID: "mds", ClientSecret: "secret", ClientAccessKey: "key", ClientAudience: "mds",
-	}, cluster.WithTrace(&cluster.Trace{
+	}, cluster.WithHTTPClient(client), cluster.WithTrace(&cluster.Trace{
 		StateChanged: func(_, _ cluster.Status) { count() },
 		Renewed:      func(_, _ time.Duration) { count() },
 		RenewFailed:  func(error, time.Duration) { count() },
@@ -53,29 +66,28 @@ func newMember(ctx context.Context, p place) (fanout, error) {
 }
 
 func (m member) call(ctx context.Context) (tally, error) {
-	r, err := m.RPCluster(ctx, cluster.Request{Path: "/things"})
+	r, err := m.RPCluster(ctx, m.req)
 	if err != nil {
 		return tally{}, err
 	}
 	return tally{len(r.Results), len(r.Failures)}, nil
 }
 
-func (m member) stream(ctx context.Context) (t tally, first time.Duration) {
+func (m member) stream(ctx context.Context) (t tally, first, good time.Duration) {
 	start := time.Now()
-	for o := range m.Stream(ctx, cluster.Request{Path: "/things"}) {
+	for o := range m.Stream(ctx, m.req) {
+		at := time.Since(start)
 		if first == 0 {
-			first = time.Since(start)
+			first = at
 		}
 		if o.Err != nil {
 			t.Failures++
-		} else {
-			t.Results++
+			continue
 		}
+		t.Results++
+		good = at
 	}
-	return t, first
+	return t, first, good
 }
 
 func (m member) close() { _ = m.Close() } // it returns nil
-
-// rest does nothing: a Cluster keeps no more connections than it may have requests in flight.
-func (m member) rest() {}

@@ -5,117 +5,199 @@ package main
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"text/template"
+	"time"
 )
 
-// A panel is one measure of the plot: a column of bars.
-type panel struct {
-	Title string
-	Value func(row) float64
+// What the plot is about: a mark for each of them in each line.
+func plotted() []string { return []string{ours, yardstick, npmName} }
+
+// A line of the plot is how long something took, with each of those; 0 if it is not known.
+type plotLine struct {
+	What string
+	Took []time.Duration
 }
 
-// draw plots the comparison at the most callers: a bar for each contestant and number of peers. It
+// draw plots what was measured of calls and bad days: times, all on one logarithmic scale. It
 // follows the reader's choice of light or dark.
-func draw(cells []cell) (string, error) {
+func draw(cells []cell, days []badDay) (string, error) {
 	const (
-		labels, width, gap = 118, 290, 78 // of the column of names, a panel, and what is beside one
-		line, heading      = 17, 30
-		top                = 44
+		width, left, right = 860, 232, 596 // of the picture, and where the scale begins and ends
+		columns, column    = 622, 74       // of the numbers
+		top, line, heading = 68, 22, 34
 	)
-	type bar struct {
-		X, Y    int
-		Width   float64
-		Class   string
-		Text    string
-		TextX   float64
-		Clipped bool
+	type dot struct {
+		X       float64
+		Y, Kind int
 	}
 	type text struct {
-		X, Y         int
-		Class, Words string
+		X           float64
+		Y           int
+		Class, Text string
 	}
 	var p struct {
-		Width, Height int
-		Title         string
-		Bars          []bar
-		Texts         []text
+		Width, Height, Left, Right, Top, Bottom int
+		Ticks                                   []text
+		Lines                                   []int
+		Dots                                    []dot
+		Texts                                   []text
 	}
-	panels := []panel{
-		{"requests to peers per second: more is better", func(r row) float64 { return r.AsksPerSec }},
-		{"processor time per request, µs: less is better", func(r row) float64 { return r.CPU }},
+	p.Width, p.Left, p.Right, p.Top = width, left, right, top
+	groups := []struct {
+		title string
+		lines []plotLine
+	}{
+		{"processor time per request to a peer", wellLines(cells, func(r row) time.Duration { return time.Duration(r.CPU * 1e3) })},
+		{"a call to all peers, all of them well", wellLines(cells, func(r row) time.Duration { return r.P50 })},
+		{fmt.Sprintf("a call on a bad day; timeout %v", badTimeout), badLines(days)},
 	}
-	most := slices.MaxFunc(cells, func(a, b cell) int { return cmp.Compare(a.Callers, b.Callers) }).Callers
-	var rows []row
-	for _, c := range cells {
-		if c.Callers == most {
-			rows = append(rows, c.row())
-		}
-	}
-	p.Width = labels + len(panels)*(width+gap)
-	p.Title = fmt.Sprintf("Asking all peers, %d calls at once", most)
-	y := top
-	for i, r := range rows {
-		if i == 0 || rows[i-1].Peers != r.Peers {
-			y += heading
-			p.Texts = append(p.Texts, text{0, y - 8, "head", fmt.Sprintf("%d peers", r.Peers)})
-		}
-		p.Texts = append(p.Texts, text{0, y + 12, "", r.Name})
-		for k, panel := range panels {
-			x, value, longest := labels+k*(width+gap), panel.Value(r), longestBar(rows, panel)
-			b := bar{X: x, Y: y + 2, Width: width * min(1, value/longest), Class: "other", Text: fmt.Sprintf("%.0f", value), Clipped: value > longest}
-			switch r.Name {
-			case "cluster":
-				b.Class = "mine"
-			case yardstick:
-				b.Class = "yard"
+	low, high := time.Millisecond, time.Millisecond
+	for _, g := range groups {
+		for _, l := range g.lines {
+			for _, d := range l.Took {
+				if d > 0 {
+					low, high = min(low, d), max(high, d)
+				}
 			}
-			if b.Clipped {
-				b.Text = "» " + b.Text
-			}
-			b.TextX = float64(x) + b.Width + 6
-			p.Bars = append(p.Bars, b)
 		}
-		y += line
 	}
-	for k, panel := range panels {
-		p.Texts = append(p.Texts, text{labels + k*(width+gap), top, "", panel.Title})
+	from, to := math.Floor(math.Log10(float64(low))), math.Ceil(math.Log10(float64(high)))
+	x := func(d float64) float64 { return left + (math.Log10(d)-from)/(to-from)*(right-left) }
+
+	y := top - heading/2
+	for _, g := range groups {
+		if len(g.lines) == 0 {
+			continue
+		}
+		y += heading
+		p.Texts = append(p.Texts, text{16, y, "head", g.title})
+		for _, l := range g.lines {
+			y += line
+			p.Lines = append(p.Lines, y-4)
+			p.Texts = append(p.Texts, text{24, y, "", l.What})
+			for i, d := range l.Took {
+				if d > 0 {
+					p.Dots = append(p.Dots, dot{x(float64(d)), y - 4, i})
+					p.Texts = append(p.Texts, text{float64(columns + i*column), y, fmt.Sprintf("kind%d", i), plain(d)})
+				}
+			}
+		}
 	}
-	p.Height = y + 10
+	for e := from; e <= to; e++ {
+		d := math.Pow(10, e)
+		p.Ticks = append(p.Ticks, text{x(d), y + 24, "tick", plain(time.Duration(d))})
+	}
+	for i, name := range plotted() {
+		p.Dots = append(p.Dots, dot{float64(columns + i*column + 5), 44, i})
+		p.Texts = append(p.Texts, text{float64(columns + i*column + 14), 48, "legend", strings.TrimSuffix(name, " module")})
+	}
+	p.Bottom, p.Height = y+8, y+38
 	var out strings.Builder
 	err := template.Must(template.New("plot").Parse(plotTemplate)).Execute(&out, p)
 	return out.String(), err
 }
 
-// longestBar is the value of a bar across the whole panel. One that is far beyond all others is
-// clipped, for the others to remain readable.
-func longestBar(rows []row, p panel) float64 {
-	var values []float64
-	for _, r := range rows {
-		values = append(values, p.Value(r))
+// wellLines are a value at each number of peers, at the fewest calls at once.
+func wellLines(cells []cell, value func(row) time.Duration) []plotLine {
+	if len(cells) == 0 {
+		return nil
 	}
-	return min(slices.Max(values), 4*median(values))
+	callers := slices.MinFunc(cells, func(a, b cell) int { return cmp.Compare(a.Callers, b.Callers) }).Callers
+	var lines []plotLine
+	for _, c := range cells {
+		what := fmt.Sprintf("%d peers", c.Peers)
+		if slices.ContainsFunc(lines, func(l plotLine) bool { return l.What == what }) {
+			continue
+		}
+		l := plotLine{what, make([]time.Duration, len(plotted()))}
+		for i, name := range plotted() {
+			if found := find(cells, name, c.Peers, callers); found != nil {
+				l.Took[i] = value(found.row())
+			}
+		}
+		lines = append(lines, l)
+	}
+	return lines
 }
 
-const plotTemplate = `<svg xmlns="http://www.w3.org/2000/svg" width="{{.Width}}" height="{{.Height}}" viewBox="0 0 {{.Width}} {{.Height}}" role="img" aria-label="{{.Title}}">
+func badLines(days []badDay) []plotLine {
+	var lines []plotLine
+	add := func(scenario, what string, value func(badDay) time.Duration) {
+		l, any := plotLine{what, make([]time.Duration, len(plotted()))}, false
+		for _, d := range days {
+			if i := slices.Index(plotted(), d.Name); i >= 0 && d.Scenario.What == scenario {
+				l.Took[i], any = value(d), true
+			}
+		}
+		if any {
+			lines = append(lines, l)
+		}
+	}
+	for _, s := range scenarios() {
+		switch {
+		case s.Then.Down || s.Then.Dead != 1 && s.Then.Dead != 100 && s.Then.Hanging == 0:
+		case s.Then.Hanging > 0:
+			add(s.What, s.What, badDay.took)
+			add(s.What, s.What+": the next calls", badDay.next)
+		default:
+			add(s.What, s.What, badDay.took)
+		}
+	}
+	return lines
+}
+
+// plain is a duration with two digits or three.
+func plain(d time.Duration) string {
+	for _, unit := range []struct {
+		d    time.Duration
+		name string
+	}{{time.Second, "s"}, {time.Millisecond, "ms"}} {
+		if d >= unit.d {
+			return brief(float64(d)/float64(unit.d)) + " " + unit.name
+		}
+	}
+	return brief(float64(d)/1e3) + " µs"
+}
+
+func brief(v float64) string {
+	if v < 9.95 && v != math.Trunc(v) {
+		return fmt.Sprintf("%.1f", v)
+	}
+	return fmt.Sprintf("%.0f", v)
+}
+
+const plotTemplate = `<svg xmlns="http://www.w3.org/2000/svg" width="{{.Width}}" height="{{.Height}}" viewBox="0 0 {{.Width}} {{.Height}}" role="img" aria-labelledby="t">
+<title id="t">How long asking all peers takes</title>
 <style>
-text { font: 12px system-ui, sans-serif; fill: #1f2328 }
-.title { font-size: 15px; font-weight: 600 }
+text { font: 13px system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; fill: #1f2328 }
+.title { font-size: 16px; font-weight: 600 }
 .head { font-weight: 600 }
-.mine { fill: #0969da }
-.yard { fill: #57606a }
-.other { fill: #afb8c1 }
+.tick, .note { font-size: 11px; fill: #59636e }
+.tick { text-anchor: middle }
+.back { fill: #ffffff }
+.grid { stroke: #d1d9e0 }
+.kind0 { fill: #0969da } circle.kind0 { stroke: #ffffff }
+.kind1 { fill: #59636e } circle.kind1 { fill: none; stroke: #59636e; stroke-width: 2 }
+.kind2 { fill: #bc4c00 }
 @media (prefers-color-scheme: dark) {
-text { fill: #e6edf3 }
-.mine { fill: #4493f8 }
-.yard { fill: #9198a1 }
-.other { fill: #4c545e }
+text { fill: #f0f6fc }
+.tick, .note { fill: #9198a1 }
+.back { fill: #0d1117 }
+.grid { stroke: #3d444d }
+.kind0 { fill: #58a6ff } circle.kind0 { stroke: #0d1117 }
+.kind1 { fill: #9198a1 } circle.kind1 { fill: none; stroke: #9198a1 }
+.kind2 { fill: #f0883e }
 }
 </style>
-<text class="title" x="0" y="18">{{.Title}}</text>
-{{range .Texts}}<text{{if .Class}} class="{{.Class}}"{{end}} x="{{.X}}" y="{{.Y}}">{{.Words}}</text>
-{{end}}{{range .Bars}}<rect class="{{.Class}}" x="{{.X}}" y="{{.Y}}" width="{{printf "%.1f" .Width}}" height="13" rx="2"/>
-<text x="{{printf "%.1f" .TextX}}" y="{{.Y}}" dy="10">{{.Text}}</text>
+<rect class="back" width="{{.Width}}" height="{{.Height}}" rx="6"/>
+<text class="title" x="16" y="26">How long asking all peers takes</text>
+<text class="note" x="16" y="46">medians, less is better; each step of the scale is ten times the last</text>
+{{range .Ticks}}<path class="grid" d="M{{.X}} {{$.Top}}V{{$.Bottom}}"/><text class="tick" x="{{.X}}" y="{{.Y}}">{{.Text}}</text>
+{{end}}{{range .Lines}}<path class="grid" stroke-dasharray="1 3" d="M{{$.Left}} {{.}}H{{$.Right}}"/>
+{{end}}{{range .Dots}}{{if eq .Kind 2}}<rect class="kind2" x="-4.5" y="-4.5" width="9" height="9" transform="translate({{printf "%.1f" .X}} {{.Y}}) rotate(45)"/>{{else}}<circle class="kind{{.Kind}}" cx="{{printf "%.1f" .X}}" cy="{{.Y}}" r="{{if eq .Kind 0}}4.5{{else}}7{{end}}"/>{{end}}
+{{end}}{{range .Texts}}<text{{with .Class}} class="{{.}}"{{end}} x="{{.X}}" y="{{.Y}}">{{.Text}}</text>
 {{end}}</svg>
 `

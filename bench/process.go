@@ -12,7 +12,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -121,26 +120,6 @@ func (p *process) end() {
 	p.pipe.Close()
 	_ = p.cmd.Process.Kill() // it has nothing to lose
 	_ = p.cmd.Wait()         // it was killed
-}
-
-// forgetPeak makes the most memory that the process ever had what it has now.
-func (p *process) forgetPeak() error {
-	return os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", p.cmd.Process.Pid), []byte("5"), 0)
-}
-
-// peak is the most memory that the process had since, in bytes.
-func (p *process) peak() (int64, error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(text)) {
-		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
-			kB, err := strconv.ParseInt(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(rest), "kB")), 10, 64)
-			return kB << 10, err
-		}
-	}
-	return 0, fmt.Errorf("%s: no VmHWM", p.name)
 }
 
 // obey carries out the orders that come on the standard input, until there are no more.

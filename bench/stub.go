@@ -36,6 +36,7 @@ type weather struct {
 	Hanging int           // they accept everything and never answer
 	Slow    int           // they take SlowFor to answer
 	SlowFor time.Duration //
+	SlowOne int           // and so does one of so many requests, to whichever peer; 0 for none
 
 	Down bool // mIT answers 503 to the dated deletes, instead of agreeing to them
 }
@@ -46,7 +47,9 @@ type place struct {
 	Registry string        // mIT's URL
 	Issuer   string        // mST's
 	Token    string        // one that peers accept, for those who don't ask mST
+	Size     int           // of each answer's data, in bytes
 	Timeout  time.Duration // of each request; the driver sets it
+	Canned   bool          // that answers come out of memory instead; the driver sets it
 }
 
 type seat struct{ ID, URL string }
@@ -76,6 +79,7 @@ type stub struct {
 	peers [maxPeers]stubPeer
 	things, others, registrations, deletes,
 	tokens, unauthorized, broken atomic.Int64
+	slowOne, slowFor atomic.Int64
 
 	mu      sync.Mutex // guards the fields below
 	weather weather
@@ -161,7 +165,9 @@ func (s *stub) set(ctx context.Context, w weather) (place, error) {
 	for k := range w.Dead + w.Hanging + w.Slow {
 		bad[k*w.Peers/(w.Dead+w.Hanging+w.Slow)] = k
 	}
-	p := place{Registry: s.back + "/mit", Issuer: s.back + "/token", Token: s.token}
+	s.slowOne.Store(int64(w.SlowOne))
+	s.slowFor.Store(int64(w.SlowFor))
+	p := place{Registry: s.back + "/mit", Issuer: s.back + "/token", Token: s.token, Size: w.Size}
 	for i := range s.peers {
 		k, isBad := bad[i]
 		is, wait := well, w.Delay
@@ -173,7 +179,7 @@ func (s *stub) set(ctx context.Context, w weather) (place, error) {
 			is, wait = slow, w.SlowFor
 		}
 		peer := &s.peers[i]
-		body := fmt.Appendf(nil, `{"data":[{"from":%q,"pad":%q}],"server":{"serverId":%q}}`, peer.id, strings.Repeat("x", w.Size), peer.id)
+		body := peerAnswer(peer.id, w.Size)
 		peer.body.Store(&body)
 		peer.mood.Store(int32(is))
 		peer.wait.Store(int64(wait))
@@ -190,6 +196,11 @@ func (s *stub) set(ctx context.Context, w weather) (place, error) {
 	defer s.mu.Unlock()
 	s.weather, s.gone = w, make(map[string]bool)
 	return p, nil
+}
+
+// peerAnswer is the envelope that a peer answers with.
+func peerAnswer(id string, size int) []byte {
+	return fmt.Appendf(nil, `{"data":[{"from":%q,"pad":%q}],"server":{"serverId":%q}}`, id, strings.Repeat("x", size), id)
 }
 
 func (p *stubPeer) close() {
@@ -217,8 +228,11 @@ func (s *stub) open(ctx context.Context, i int) error {
 // peer answers whatever a peer is asked with the envelope that peers answer.
 func (s *stub) peer(p *stubPeer) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		wait := time.Duration(p.wait.Load())
 		if r.Method == http.MethodGet {
-			s.things.Add(1)
+			if n, one := s.things.Add(1), s.slowOne.Load(); one > 0 && n%one == 0 {
+				wait = time.Duration(s.slowFor.Load())
+			}
 		} else {
 			s.others.Add(1)
 			_, _ = io.Copy(io.Discard, r.Body) // what breaks off is not answered
@@ -233,7 +247,7 @@ func (s *stub) peer(p *stubPeer) http.Handler {
 			s.broken.Add(1)
 			return
 		}
-		if wait := time.Duration(p.wait.Load()); wait > 0 {
+		if wait > 0 {
 			time.Sleep(wait)
 		}
 		w.Header().Set("Content-Type", "application/json")
