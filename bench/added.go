@@ -87,21 +87,27 @@ func (b bare) close() {}
 // answers out of memory, and the difference is ours.
 func (l *lab) added(ctx context.Context) (string, error) {
 	var b strings.Builder
-	b.WriteString("| peers | | CPU/request | allocs/request | B/request |\n| ---: | --- | ---: | ---: | ---: |\n")
+	b.WriteString("| peers | | time/request | CPU/request | allocs/request | B/request |\n| ---: | --- | ---: | ---: | ---: | ---: |\n")
 	for _, peers := range l.Peers {
 		cells, err := l.cells(ctx, []string{bareName, ours}, setting{weather: weather{Peers: peers, Size: l.Size}, Callers: 1, Canned: true})
 		if err != nil {
 			return "", err
 		}
 		bare, whole := cells[0].row(), cells[1].row()
-		for _, r := range []row{bare, whole} {
-			fmt.Fprintf(&b, "| %d | %s | %.2f µs | %.1f | %.0f |\n", peers, r.Name, r.CPU, r.Allocs, r.Bytes)
+		took := func(r row) float64 { return 1e6 / r.CallsPerSec / float64(peers) }
+		line := func(what string, took, cpu, allocs, bytes float64) {
+			fmt.Fprintf(&b, "| %d | %s | %.2f µs | %.2f µs | %.1f | %.0f |\n", peers, what, took, cpu, allocs, bytes)
 		}
-		cpu, allocs := whole.CPU-bare.CPU, whole.Allocs-bare.Allocs
-		fmt.Fprintf(&b, "| %d | added | %.2f µs | %.1f | %.0f |\n", peers, cpu, allocs, whole.Bytes-bare.Bytes)
+		for _, r := range []row{bare, whole} {
+			line(r.Name, took(r), r.CPU, r.Allocs, r.Bytes)
+		}
+		time, cpu, allocs := took(whole)-took(bare), whole.CPU-bare.CPU, whole.Allocs-bare.Allocs
+		line("added", time, cpu, allocs, whole.Bytes-bare.Bytes)
 		if peers >= 10 { // what a call costs once is spread over its peers
-			l.atMost(fmt.Sprintf("%d peers: added to bare net/http, CPU per peer", peers), "µs", cpu, 3)
-			l.atMost(fmt.Sprintf("%d peers: added to bare net/http, allocations per peer", peers), "", allocs, 15)
+			what := fmt.Sprintf("%d peers: added to bare net/http per peer, ", peers)
+			l.atMost(what+"time", "µs", time, 3)
+			l.atMost(what+"CPU", "µs", cpu, 3)
+			l.atMost(what+"allocations", "", allocs, 15)
 		}
 	}
 	return b.String(), nil

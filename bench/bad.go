@@ -147,7 +147,7 @@ func (l *lab) suffer(ctx context.Context, d *badDay) error {
 	if err := c.do(call, nil, &first); err != nil {
 		return err
 	}
-	after, err := quiet(ctx, l.stub)
+	after, err := quiet(ctx, l.stub, 0)
 	if err != nil {
 		return err
 	}

@@ -111,7 +111,7 @@ func TestAdded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(l.marks) != 2 || strings.Count(text, "\n| 20 |") != 3 {
+	if len(l.marks) != 3 || strings.Count(text, "\n| 20 |") != 3 {
 		t.Errorf("%d marks, and\n%s", len(l.marks), text)
 	}
 	var had counts

@@ -61,7 +61,7 @@ type round struct {
 	P50, P99      time.Duration // of a call
 	CPU           time.Duration
 	Allocs, Bytes uint64 // allocated; 0 if nobody counts
-	Peak          int64  // the most memory that it had, in bytes
+	Peak          int64  // the most memory that it had since it met its peers, in bytes
 }
 
 // A single is one call.
@@ -99,6 +99,10 @@ func runContestant(name string) error {
 			if err := json.Unmarshal(args, &p); err != nil {
 				return nil, err
 			}
+			debug.FreeOSMemory() // what it had before is no part of its peak
+			if err := forgetPeak(); err != nil {
+				return nil, err
+			}
 			var err error
 			f, err = make(ctx, p)
 			return nil, err
@@ -134,19 +138,12 @@ func runContestant(name string) error {
 	})
 }
 
-// play is a round. Connecting is no part of it: neither its time, nor the memory it took.
+// play is a round. Connecting is no part of it, but for the memory it took.
 func play(ctx context.Context, f fanout, t task) (round, error) {
-	if _, err := calls(ctx, f, t.Callers, 0); err != nil {
-		return round{}, err
-	}
-	debug.FreeOSMemory()
-	if _, err := calls(ctx, f, t.Callers, t.For/4); err != nil { // takes again what memory it needs
+	if _, err := calls(ctx, f, t.Callers, t.For/4); err != nil {
 		return round{}, err
 	}
 	runtime.GC()
-	if err := forgetPeak(); err != nil {
-		return round{}, err
-	}
 	stop, err := profile(t.Profile)
 	if err != nil {
 		return round{}, err

@@ -71,6 +71,10 @@ func (l *lab) among(names ...string) []string {
 
 // meet starts a contestant that knows the stub cluster, and waits until it has told its peers.
 func (l *lab) meet(ctx context.Context, name string, p place) (*process, error) {
+	var before counts
+	if err := l.stub.do("counts", nil, &before); err != nil {
+		return nil, err
+	}
 	var (
 		c   *process
 		err error
@@ -90,7 +94,7 @@ func (l *lab) meet(ctx context.Context, name string, p place) (*process, error) 
 	if name != npmName { // the others know their peers now
 		return c, nil
 	}
-	if _, err := quiet(ctx, l.stub); err != nil {
+	if _, err := quiet(ctx, l.stub, before.Others+int64(len(p.Peers))); err != nil {
 		c.end()
 		return nil, err
 	}

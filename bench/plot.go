@@ -52,7 +52,7 @@ func draw(cells []cell, days []badDay) (string, error) {
 	}{
 		{"processor time per request to a peer", wellLines(cells, func(r row) time.Duration { return time.Duration(r.CPU * 1e3) })},
 		{"a call to all peers, all of them well", wellLines(cells, func(r row) time.Duration { return r.P50 })},
-		{fmt.Sprintf("a call on a bad day; timeout %v", badTimeout), badLines(days)},
+		{"a call on a bad day, of requests that may take " + plain(badTimeout), badLines(days)},
 	}
 	low, high := time.Millisecond, time.Millisecond
 	for _, g := range groups {
@@ -92,7 +92,7 @@ func draw(cells []cell, days []badDay) (string, error) {
 	}
 	for i, name := range plotted() {
 		p.Dots = append(p.Dots, dot{float64(columns + i*column + 5), 44, i})
-		p.Texts = append(p.Texts, text{float64(columns + i*column + 14), 48, "legend", strings.TrimSuffix(name, " module")})
+		p.Texts = append(p.Texts, text{float64(columns + i*column + 18), 48, "legend", strings.TrimSuffix(name, " module")})
 	}
 	p.Bottom, p.Height = y+8, y+38
 	var out strings.Builder

@@ -312,7 +312,8 @@ func (s *stub) counts() counts {
 }
 
 // quiet waits until the stub has nothing more to do: what a contestant does beside a call is over.
-func quiet(ctx context.Context, stub *process) (counts, error) {
+// It does not begin before that many announcements and departures are told.
+func quiet(ctx context.Context, stub *process, told int64) (counts, error) {
 	const pause, longest = 200 * time.Millisecond, 3 * time.Minute
 	ctx, cancel := context.WithTimeoutCause(ctx, longest, errors.New("the stub cluster does not come to rest"))
 	defer cancel()
@@ -321,7 +322,7 @@ func quiet(ctx context.Context, stub *process) (counts, error) {
 		if err := stub.do("counts", nil, &now); err != nil {
 			return now, err
 		}
-		if now.total() == before.total() && before.total() > 0 {
+		if now.Others >= told && now.total() == before.total() && before.total() > 0 {
 			return now, nil
 		}
 		before = now

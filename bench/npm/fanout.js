@@ -14,6 +14,7 @@ const pause = (ms) => new Promise((resolve) => { setTimeout(resolve, ms); });
 // meet makes the node and has it register, the first time. The driver waits until all peers have
 // been told.
 const meet = async (place) => {
+  fs.writeFileSync('/proc/self/clear_refs', '5'); // makes the most memory it ever had what it has now
   if (node) return;
   const type = 'mds';
   node = cluster({
@@ -77,9 +78,7 @@ const orders = {
   meet,
   part: () => http.globalAgent.destroy(),
   round: async (task) => {
-    await calls(task.Callers, 0);
     await calls(task.Callers, task.For / 4);
-    fs.writeFileSync('/proc/self/clear_refs', '5');
     const start = now();
     const cpu = used();
     const sum = await calls(task.Callers, task.For);
