@@ -168,7 +168,7 @@ func (l *lab) suffer(ctx context.Context, d *badDay) error {
 // badTable is the bad days as Markdown.
 func badTable(days []badDay) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "Each request may take %v.\n\n", badTimeout)
+	fmt.Fprintf(&b, "Each request may take %s.\n\n", plain(badTimeout))
 	fmt.Fprintf(&b, "| what happens | contestant | that call | first outcome | last good one | results + failures | the next %d | results + failures | requests at mIT | to peers beside |\n", following)
 	b.WriteString("| --- | --- |" + strings.Repeat(" ---: |", 8) + "\n")
 	for _, d := range days {

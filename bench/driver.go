@@ -189,11 +189,15 @@ func (l *lab) turn(c *process, p place, callers, r int) (got round, err error) {
 // tail is a cluster in which now and then somebody takes long to answer.
 func (l *lab) tail(ctx context.Context) (string, error) {
 	w := weather{Peers: 10, Size: l.Size, SlowOne: 97, SlowFor: 200 * time.Millisecond}
-	cells, err := l.cells(ctx, l.among(ours, yardstick, npmName), setting{weather: w, Callers: 1})
+	names := l.among(ours, yardstick, npmName)
+	if makers()[hedged] != nil {
+		names = append([]string{hedged}, names...)
+	}
+	cells, err := l.cells(ctx, names, setting{weather: w, Callers: 1})
 	if err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("One of %d answers takes %v.\n\n", w.SlowOne, w.SlowFor) + table(cells), nil
+	return fmt.Sprintf("One of %d answers takes %s.\n\n", w.SlowOne, ms(w.SlowFor)) + table(cells), nil
 }
 
 // start counts what a node fetches until its first call is answered.

@@ -76,26 +76,32 @@ func (l *lab) visits(ctx context.Context, b *strings.Builder, name string, found
 		return err
 	}
 	defer c.close()
-	var joined, known, left, forgotten []time.Duration
+	var all [4][]time.Duration
 	for r := range l.Rounds {
-		id := fmt.Sprintf("guest-%d", r)
-		g, err := c.admit(ctx, id)
+		took, err := visit(ctx, c, n, fmt.Sprintf("guest-%d", r))
 		if err != nil {
 			return err
 		}
-		defer g.close()
-		took, all, err := until(ctx, n, g.join, func() bool { return c.know(id) == founders })
-		if err != nil {
-			return err
+		for i, d := range took {
+			all[i] = append(all[i], d)
 		}
-		joined, known = append(joined, took), append(known, all)
-		if took, all, err = until(ctx, n, g.leave, func() bool { return c.know(id) == 0 }); err != nil {
-			return err
-		}
-		left, forgotten = append(left, took), append(forgotten, all)
 	}
-	fmt.Fprintf(b, "| %s | %s | %s | %s | %s |\n", name, ms(median(joined)), ms(median(known)), ms(median(left)), ms(median(forgotten)))
+	fmt.Fprintf(b, "| %s | %s | %s | %s | %s |\n", name, ms(median(all[0])), ms(median(all[1])), ms(median(all[2])), ms(median(all[3])))
 	return nil
+}
+
+// visit is how long joining took, until all knew it, leaving, and until all had forgotten it.
+func visit(ctx context.Context, c club, n news, name string) (took [4]time.Duration, err error) {
+	g, err := c.admit(ctx, name)
+	if err != nil {
+		return took, err
+	}
+	defer g.close()
+	if took[0], took[1], err = until(ctx, n, g.join, func() bool { return c.know(name) == founders }); err != nil {
+		return took, err
+	}
+	took[2], took[3], err = until(ctx, n, g.leave, func() bool { return c.know(name) == 0 })
+	return took, err
 }
 
 // until does something, and tells how long that took and how long until all was so.

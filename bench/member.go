@@ -12,7 +12,10 @@ import (
 	"github.com/mimiktech/cluster"
 )
 
-const ours = "cluster"
+const (
+	ours   = "cluster"
+	hedged = "cluster, hedged" // takes part in tail once makers has it, with a Request that hedges
+)
 
 // A member is a node of this module as a service has it: registered, with tokens from mST, the
 // default retry and eviction, its status in the environment, and a trace that counts.
