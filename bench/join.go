@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -47,6 +48,18 @@ func (n news) tell() {
 	}
 }
 
+// await waits until all is so.
+func (n news) await(ctx context.Context, so func() bool) error {
+	for !so() {
+		select {
+		case <-n:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
 // join measures how soon everybody knows who came and who left, here and with a gossip of its kind.
 func (l *lab) join(ctx context.Context) (string, error) {
 	var b strings.Builder
@@ -68,8 +81,6 @@ func (l *lab) join(ctx context.Context) (string, error) {
 }
 
 func (l *lab) visits(ctx context.Context, b *strings.Builder, name string, found func(context.Context, news) (club, error)) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("not everybody learned of it"))
-	defer cancel()
 	n := make(news, 1)
 	c, err := found(ctx, n)
 	if err != nil {
@@ -92,6 +103,9 @@ func (l *lab) visits(ctx context.Context, b *strings.Builder, name string, found
 
 // visit is how long joining took, until all knew it, leaving, and until all had forgotten it.
 func visit(ctx context.Context, c club, n news, name string) (took [4]time.Duration, err error) {
+	// Whom gossip misses learns of it when it next exchanges all it knows with another, or probes it.
+	ctx, cancel := context.WithTimeoutCause(ctx, 2*time.Minute, errors.New("not everybody learned of it"))
+	defer cancel()
 	g, err := c.admit(ctx, name)
 	if err != nil {
 		return took, err
@@ -113,15 +127,9 @@ func until(ctx context.Context, n news, do func(context.Context) error, so func(
 		took = time.Since(start)
 		done <- err
 	}()
-	for !so() {
-		select {
-		case <-n:
-		case <-ctx.Done():
-			return 0, 0, errors.Join(context.Cause(ctx), <-done)
-		}
-	}
+	err = n.await(ctx, so)
 	all = time.Since(start)
-	err = <-done
+	err = errors.Join(err, <-done)
 	return took, all, err
 }
 
@@ -280,13 +288,12 @@ func gossipers(config func() *memberlist.Config) func(context.Context, news) (cl
 				return nil, err
 			}
 		}
-		for c.know("founder-0") < founders-1 {
-			select {
-			case <-n:
-			case <-ctx.Done():
-				c.close()
-				return nil, context.Cause(ctx)
-			}
+		err := n.await(ctx, func() bool {
+			return !slices.ContainsFunc(c.nodes, func(n *gossipNode) bool { return n.NumMembers() < founders })
+		})
+		if err != nil {
+			c.close()
+			return nil, err
 		}
 		return c, nil
 	}
@@ -342,6 +349,9 @@ func (n *gossipNode) join(context.Context) error {
 	return err
 }
 
-func (n *gossipNode) leave(context.Context) error { return n.Leave(time.Minute) }
+// leave is followed by the end, as in a service: whom gossip missed would otherwise find it well.
+func (n *gossipNode) leave(context.Context) error {
+	return errors.Join(n.Leave(time.Minute), n.Shutdown())
+}
 
 func (n *gossipNode) close() { _ = n.Shutdown() } // it is being given up
