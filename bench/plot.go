@@ -39,13 +39,14 @@ func draw(cells []cell, days []badDay) (string, error) {
 		Class, Text string
 	}
 	var p struct {
-		Width, Height, Left, Right, Top, Bottom int
-		Ticks                                   []text
-		Lines                                   []int
-		Dots                                    []dot
-		Texts                                   []text
+		Width, Height, Left, Right int
+		Ticks                      []text
+		Lines                      []int
+		Grid                       [][2]int // from where to where: not through headings
+		Dots                       []dot
+		Texts                      []text
 	}
-	p.Width, p.Left, p.Right, p.Top = width, left, right, top
+	p.Width, p.Left, p.Right = width, left, right
 	groups := []struct {
 		title string
 		lines []plotLine
@@ -74,6 +75,7 @@ func draw(cells []cell, days []badDay) (string, error) {
 		}
 		y += heading
 		p.Texts = append(p.Texts, text{16, y, "head", g.title})
+		p.Grid = append(p.Grid, [2]int{y + 6, y + len(g.lines)*line + 6})
 		for _, l := range g.lines {
 			y += line
 			p.Lines = append(p.Lines, y-4)
@@ -94,7 +96,7 @@ func draw(cells []cell, days []badDay) (string, error) {
 		p.Dots = append(p.Dots, dot{float64(columns + i*column + 5), 44, i})
 		p.Texts = append(p.Texts, text{float64(columns + i*column + 18), 48, "legend", strings.TrimSuffix(name, " module")})
 	}
-	p.Bottom, p.Height = y+8, y+38
+	p.Height = y + 38
 	var out strings.Builder
 	err := template.Must(template.New("plot").Parse(plotTemplate)).Execute(&out, p)
 	return out.String(), err
@@ -195,7 +197,7 @@ text { fill: #f0f6fc }
 <rect class="back" width="{{.Width}}" height="{{.Height}}" rx="6"/>
 <text class="title" x="16" y="26">How long asking all peers takes</text>
 <text class="note" x="16" y="46">medians, less is better; each step of the scale is ten times the last</text>
-{{range .Ticks}}<path class="grid" d="M{{.X}} {{$.Top}}V{{$.Bottom}}"/><text class="tick" x="{{.X}}" y="{{.Y}}">{{.Text}}</text>
+{{range $t := .Ticks}}{{range $.Grid}}<path class="grid" d="M{{$t.X}} {{index . 0}}V{{index . 1}}"/>{{end}}<text class="tick" x="{{.X}}" y="{{.Y}}">{{.Text}}</text>
 {{end}}{{range .Lines}}<path class="grid" stroke-dasharray="1 3" d="M{{$.Left}} {{.}}H{{$.Right}}"/>
 {{end}}{{range .Dots}}{{if eq .Kind 2}}<rect class="kind2" x="-4.5" y="-4.5" width="9" height="9" transform="translate({{printf "%.1f" .X}} {{.Y}}) rotate(45)"/>{{else}}<circle class="kind{{.Kind}}" cx="{{printf "%.1f" .X}}" cy="{{.Y}}" r="{{if eq .Kind 0}}4.5{{else}}7{{end}}"/>{{end}}
 {{end}}{{range .Texts}}<text{{with .Class}} class="{{.}}"{{end}} x="{{.X}}" y="{{.Y}}">{{.Text}}</text>
