@@ -454,3 +454,42 @@ func TestEveryPeerOnceHoweverChosen(t *testing.T) {
 		}
 	})
 }
+
+// Calls that are under way together keep apart, so that no peer has to answer all at once, and there are
+// not as many connections to each as there are calls.
+func TestCallsKeepApart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const peers, calls = 64, 8
+		var most atomic.Int64
+		w := worldOf(t, &list{servers: someServers(0, peers)}, 0, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = 2 * calls }))
+		n := w.Join()
+		for _, s := range n.Servers() {
+			var now atomic.Int64
+			w.Network.Fault(n.Host, s.ServerID+":8080", func(next http.RoundTripper) http.RoundTripper {
+				return clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
+					defer now.Add(-1)
+					if at := now.Add(1); at > most.Load() {
+						most.Store(at)
+					}
+					time.Sleep(10 * time.Millisecond)
+					return next.RoundTrip(req)
+				})
+			})
+		}
+		var wg sync.WaitGroup
+		for i := range calls {
+			wg.Go(func() {
+				time.Sleep(time.Duration(i) * time.Millisecond)
+				for range 5 {
+					if res := rpc(t, n, cluster.Request{Path: "/things"}); len(res.Results) != peers {
+						t.Errorf("failures: %v", failures(res))
+					}
+				}
+			})
+		}
+		wg.Wait()
+		if got := most.Load(); got > 3 {
+			t.Errorf("a peer was asked by %d calls at once", got)
+		}
+	})
+}

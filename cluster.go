@@ -120,7 +120,7 @@ func New(cfg Config, opts ...Option) (*Cluster, error) {
 		verifier:  o.verifier,
 		registry:  newReplicas(cfg.RegistryURL),
 		roads:     newRoads(o.client, o.policy, cfg.MaxInFlight),
-		gate:      &gate{size: cfg.MaxInFlight},
+		gate:      newGate(cfg.MaxInFlight),
 		breakers:  newBreakers(cfg),
 		wake:      make(chan struct{}, 1),
 		posting:   make(chan struct{}, 1),

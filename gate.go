@@ -2,8 +2,11 @@ package cluster
 
 import (
 	"context"
+	"math"
+	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 )
 
 // A gate bounds the requests to peers under way at once, those of all calls together, and
@@ -15,26 +18,72 @@ type gate struct {
 
 	mu      sync.Mutex // guards the fields below, and those of every pass
 	taken   int
-	calls   int      // that want places
-	waiting []waiter // in the order in which they came
+	calls   map[*pass]struct{} // that want places
+	waiting []waiter           // in the order in which they came
 }
 
-// A pass is what one call has of a gate.
-type pass struct{ held int }
+// A pass is what one call has of a gate, and how it goes around its peers.
+type pass struct {
+	held int
+
+	peers, shift int          // how many, and the place of the one whose turn is the first
+	turns        atomic.Int64 // that have been taken
+}
 
 type waiter struct {
 	pass *pass
 	in   chan struct{} // closed once a place is taken for it
 }
 
-// begin and end tell since when and until when a call wants places.
-func (g *gate) begin() { g.count(1) }
-func (g *gate) end()   { g.count(-1) }
+func newGate(size int) *gate { return &gate{size: size, calls: make(map[*pass]struct{})} }
 
-func (g *gate) count(calls int) {
+// begin says that a call to so many peers wants places, until end. It begins far from where others
+// are: calls that go around together would open a connection to each peer for each of them.
+func (g *gate) begin(p *pass, peers int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.calls += calls
+	var others []float64
+	for other := range g.calls {
+		if others = append(others, other.at()); len(others) == 16 {
+			break // there is no room left anyway
+		}
+	}
+	p.peers, p.shift = peers, int(farFrom(others)*float64(peers))%peers
+	g.calls[p] = struct{}{}
+}
+
+func (g *gate) end(p *pass) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.calls, p)
+}
+
+// turn takes a turn: it gives the place of the peer whose turn it is, until all have had theirs.
+func (p *pass) turn() (place int, ok bool) {
+	turn := int(p.turns.Add(1)) - 1
+	return (p.shift + turn) % p.peers, turn < p.peers
+}
+
+// at is how far around a call is, from 0 to 1.
+func (p *pass) at() float64 {
+	return float64((p.shift+int(p.turns.Load()))%p.peers) / float64(p.peers)
+}
+
+// farFrom is the middle of the largest gap between points on a circle that is 1 around.
+func farFrom(points []float64) float64 {
+	if len(points) == 0 {
+		return rand.Float64()
+	}
+	slices.Sort(points)
+	last := points[len(points)-1] - 1
+	from, gap := last, 0.0
+	for _, point := range points {
+		if point-last > gap {
+			from, gap = last, point-last
+		}
+		last = point
+	}
+	return math.Mod(1+from+gap/2, 1)
 }
 
 // enter takes a place, or waits for one while ctx lasts.
@@ -93,7 +142,7 @@ func (g *gate) takeLocked(p *pass) bool {
 func (g *gate) stay(p *pass) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.taken <= g.size && (g.calls <= 1 || p.held*g.calls <= g.size) {
+	if g.taken <= g.size && (len(g.calls) <= 1 || p.held*len(g.calls) <= g.size) {
 		return true
 	}
 	g.leaveLocked(p)

@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"errors"
+	"math"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -18,7 +19,7 @@ type caller struct {
 }
 
 func (c *caller) work(g *gate, requests int) {
-	g.begin()
+	g.begin(&c.pass, requests)
 	c.wg.Go(func() {
 		var workers sync.WaitGroup
 		left := make(chan struct{}, requests)
@@ -41,7 +42,7 @@ func (c *caller) work(g *gate, requests int) {
 				}
 			})
 		}
-		g.end()
+		g.end(&c.pass)
 		workers.Wait()
 	})
 }
@@ -56,7 +57,7 @@ func (c *caller) holds(g *gate) int {
 // share: not quite, since here all are answered at one moment.
 func TestPlacesAreSharedOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := &gate{size: 12}
+		g := newGate(12)
 		var large, later, small caller
 		large.work(g, 12*10)
 		synctest.Wait()
@@ -81,7 +82,7 @@ func TestPlacesAreSharedOut(t *testing.T) {
 		}
 		large.wg.Wait()
 		later.wg.Wait()
-		if g.taken != 0 || g.calls != 0 || len(g.waiting) != 0 {
+		if g.taken != 0 || len(g.calls) != 0 || len(g.waiting) != 0 {
 			t.Errorf("when all is over: %+v", g)
 		}
 	})
@@ -96,8 +97,11 @@ func TestGate(t *testing.T) {
 		who := rapid.SliceOfN(rapid.IntRange(0, 2), 40, 40).Draw(rt, "who")
 		var problem string
 		synctest.Test(t, func(*testing.T) {
-			g := &gate{size: size, calls: 3}
+			g := newGate(size)
 			passes := make([]pass, 3)
+			for i := range passes {
+				g.begin(&passes[i], 1)
+			}
 			type entering struct {
 				cancel context.CancelCauseFunc
 				done   chan struct{}
@@ -136,8 +140,8 @@ func TestGate(t *testing.T) {
 				}
 				collect()
 				held := 0
-				for _, p := range passes {
-					held += p.held
+				for i := range passes {
+					held += passes[i].held
 				}
 				if held != g.taken || held > size || len(under) != len(g.waiting) || len(under) > 0 && held < size {
 					problem = "places were lost or given twice"
@@ -157,8 +161,10 @@ func TestGate(t *testing.T) {
 // Who waits for something else holds no place meanwhile, and has one afterwards.
 func TestOutsideTheGate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := &gate{size: 1, calls: 2}
+		g := newGate(1)
 		var a, b pass
+		g.begin(&a, 2)
+		g.begin(&b, 2)
 		if err := g.enter(t.Context(), &a); err != nil {
 			t.Fatal(err)
 		}
@@ -185,4 +191,23 @@ func TestOutsideTheGate(t *testing.T) {
 			t.Errorf("%d places are taken by nobody", g.taken)
 		}
 	})
+}
+
+func TestFarFrom(t *testing.T) {
+	for _, tt := range []struct {
+		points []float64
+		want   float64
+	}{
+		{[]float64{0}, 0.5},
+		{[]float64{0.75}, 0.25},
+		{[]float64{0.6, 0}, 0.3},
+		{[]float64{0.9, 0.1}, 0.5},
+		{[]float64{0.1, 0.3, 0.2}, 0.7},
+		{[]float64{0.5, 0.7}, 0.1},
+		{[]float64{0.2, 0.2, 0.2}, 0.7},
+	} {
+		if got := farFrom(tt.points); math.Abs(got-tt.want) > 1e-9 {
+			t.Errorf("farFrom(%v) = %v, want %v", tt.points, got, tt.want)
+		}
+	}
 }

@@ -8,10 +8,8 @@ import (
 	"fmt"
 	"io"
 	"iter"
-	"math/rand/v2"
 	"net/http"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/mimiktech/cluster/internal/roster"
@@ -72,10 +70,8 @@ type fan struct {
 	start    time.Time
 	first    string // the token that the call began with
 
-	wg    sync.WaitGroup
-	pass  pass
-	taken atomic.Int64 // how many turns have been taken
-	shift int          // the place of the peer whose turn is the first
+	wg   sync.WaitGroup
+	pass pass
 
 	mu       sync.Mutex // guards the fields below
 	bearer   string
@@ -144,12 +140,11 @@ func (f *fan) run(ctx context.Context) iter.Seq[int] {
 // askAll asks the peers, as many at once as the gate lets through.
 func (f *fan) askAll(ctx context.Context) {
 	f.start = time.Now()
-	f.shift = rand.IntN(len(f.peers)) // calls that begin together don't all go to the same peers first
 	why := f.authorize(ctx, "")
 	f.first = f.bearer
-	f.c.gate.begin()
-	defer f.c.gate.end()
-	for i := range f.turns() {
+	f.c.gate.begin(&f.pass, len(f.peers))
+	defer f.c.gate.end(&f.pass)
+	for i, ok := f.pass.turn(); ok; i, ok = f.pass.turn() {
 		if why == nil {
 			why = f.c.gate.enter(ctx, &f.pass)
 		}
@@ -163,38 +158,17 @@ func (f *fan) askAll(ctx context.Context) {
 	}
 }
 
-// turns takes one turn after the other and gives the place of the peer whose it is, until all
-// have had theirs.
-func (f *fan) turns() iter.Seq[int] {
-	return func(yield func(int) bool) {
-		for n := len(f.peers); ; {
-			turn := int(f.taken.Add(1)) - 1
-			if turn >= n || !yield((f.shift+turn)%n) {
-				return
-			}
-		}
-	}
-}
-
 // askSome asks the i-th peer, and others after it for as long as the call may keep the place that
 // it has been given for that.
 func (f *fan) askSome(ctx context.Context, i int) {
-	f.askOne(ctx, i)
-	if !f.c.gate.stay(&f.pass) {
-		return
-	}
-	for i := range f.turns() {
-		f.askOne(ctx, i)
+	for ok := true; ok; i, ok = f.pass.turn() {
+		f.ask(ctx, f.peers[i], &f.outcomes[i], f.start)
+		f.answered <- i
 		if !f.c.gate.stay(&f.pass) {
 			return
 		}
 	}
 	f.c.gate.leave(&f.pass)
-}
-
-func (f *fan) askOne(ctx context.Context, i int) {
-	f.ask(ctx, f.peers[i], &f.outcomes[i], f.start)
-	f.answered <- i
 }
 
 // authorize makes the template, with a token other than the refused one.
