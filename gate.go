@@ -2,11 +2,8 @@ package cluster
 
 import (
 	"context"
-	"math"
-	"math/rand/v2"
 	"slices"
 	"sync"
-	"sync/atomic"
 )
 
 // A gate bounds the requests to peers under way at once, those of all calls together, and
@@ -22,12 +19,10 @@ type gate struct {
 	waiting []waiter           // in the order in which they came
 }
 
-// A pass is what one call has of a gate, and how it goes around its peers.
+// A pass is what one call has of a gate.
 type pass struct {
+	tour
 	held int
-
-	peers, shift int          // how many, and the place of the one whose turn is the first
-	turns        atomic.Int64 // that have been taken
 }
 
 type waiter struct {
@@ -48,7 +43,7 @@ func (g *gate) begin(p *pass, peers int) {
 			break // there is no room left anyway
 		}
 	}
-	p.peers, p.shift = peers, int(farFrom(others)*float64(peers))%peers
+	p.start(peers, farFrom(others))
 	g.calls[p] = struct{}{}
 }
 
@@ -56,34 +51,6 @@ func (g *gate) end(p *pass) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	delete(g.calls, p)
-}
-
-// turn takes a turn: it gives the place of the peer whose turn it is, until all have had theirs.
-func (p *pass) turn() (place int, ok bool) {
-	turn := int(p.turns.Add(1)) - 1
-	return (p.shift + turn) % p.peers, turn < p.peers
-}
-
-// at is how far around a call is, from 0 to 1.
-func (p *pass) at() float64 {
-	return float64((p.shift+int(p.turns.Load()))%p.peers) / float64(p.peers)
-}
-
-// farFrom is the middle of the largest gap between points on a circle that is 1 around.
-func farFrom(points []float64) float64 {
-	if len(points) == 0 {
-		return rand.Float64()
-	}
-	slices.Sort(points)
-	last := points[len(points)-1] - 1
-	from, gap := last, 0.0
-	for _, point := range points {
-		if point-last > gap {
-			from, gap = last, point-last
-		}
-		last = point
-	}
-	return math.Mod(1+from+gap/2, 1)
 }
 
 // enter takes a place, or waits for one while ctx lasts.
