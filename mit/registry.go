@@ -111,13 +111,20 @@ func (c RegistryConfig) grace(lease time.Duration) time.Duration {
 //	DELETE {BasePath}/itResources/{id}/servers/{serverId}
 //	DELETE {BasePath}/itResources/{id}/servers/{serverId}@{date}
 //
-// to callers with a bearer token of the type they speak for. Its methods may be called from
-// any goroutine. It starts none, and needs no closing.
+// to callers with a bearer token of the type they speak for, and
+//
+//	GET    {BasePath}/health
+//
+// to everybody: 200 while it can do all of that, 503 with the reason while its [Store] says that
+// it cannot, for a load balancer to choose another. Its methods may be called from any goroutine.
+// It starts none, and needs no closing.
 type Registry struct {
 	cfg   RegistryConfig
 	store Store
 	log   *zap.Logger
 	mux   *http.ServeMux
+
+	answers answers
 
 	mu     sync.Mutex // guards the fields below
 	lease  time.Duration
@@ -163,6 +170,8 @@ func NewRegistry(store Store, cfg RegistryConfig) (*Registry, error) {
 	g.handle(base+"/itResources", http.MethodPost, g.register)
 	g.handle(base+"/itResources/{id}", http.MethodGet, g.get)
 	g.handle(base+"/itResources/{id}/servers/{server}", http.MethodDelete, g.delete)
+	g.mux.HandleFunc("GET "+base+"/health", func(w http.ResponseWriter, _ *http.Request) { g.health(w) })
+	g.methodNotAllowed(base+"/health", http.MethodGet)
 	g.mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { notFound(w) })
 	return g, nil
 }
@@ -217,10 +226,26 @@ func (g *Registry) handle(pattern, method string, serve func(w http.ResponseWrit
 		}
 		answer(w, http.StatusOK, body)
 	})
+	g.methodNotAllowed(pattern, method)
+}
+
+func (g *Registry) methodNotAllowed(pattern, method string) {
 	g.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Allow", method)
 		g.fail(w, r, refuse(http.StatusMethodNotAllowed, "only %s is served here", method))
 	})
+}
+
+// health is for those who choose where to send requests. They ask often: nothing is logged.
+func (g *Registry) health(w http.ResponseWriter) {
+	w.Header().Set("Cache-Control", "no-store")
+	if s, ok := g.store.(interface{ Stale() error }); ok {
+		if err := s.Stale(); err != nil {
+			answer(w, http.StatusServiceUnavailable, envelope(http.StatusServiceUnavailable, err.Error()))
+			return
+		}
+	}
+	answer(w, http.StatusOK, map[string]string{"data": "ok"})
 }
 
 func (g *Registry) fail(w http.ResponseWriter, r *http.Request, err error) {
@@ -320,7 +345,7 @@ func (g *Registry) register(w http.ResponseWriter, r *http.Request, typ string) 
 	log(message, zap.String("type", reg.Type), zap.String("serverId", reg.ServerID),
 		zap.String("clusterBaseUrl", reg.ClusterBaseURL), zap.Bool("managed", !reg.Unmanaged),
 		zap.Int("nbServers", len(res.Servers)), correlation(r.Context()))
-	return wire.Registered{ItResource: toWire(res), LeaseTime: leaseTime}, nil
+	return g.answers.registered(res, leaseTime)
 }
 
 // isNewcomer says whether the server has only just come in.
@@ -343,7 +368,7 @@ func (g *Registry) get(_ http.ResponseWriter, r *http.Request, typ string) (any,
 	if err != nil {
 		return nil, err
 	}
-	return wire.Registered{ItResource: toWire(res)}, nil
+	return g.answers.registered(res, nil)
 }
 
 func (g *Registry) delete(_ http.ResponseWriter, r *http.Request, typ string) (any, error) {
@@ -460,14 +485,6 @@ func baseURLProblem(raw string) string {
 		return "must not have a query or a fragment"
 	}
 	return ""
-}
-
-func toWire(r Resource) *wire.ItResource {
-	servers := make([]wire.Server, len(r.Servers))
-	for i, s := range r.Servers {
-		servers[i] = wire.Server(s)
-	}
-	return &wire.ItResource{ID: r.ID, Type: r.Type, PublicBaseURL: r.PublicBaseURL, Servers: servers}
 }
 
 func missing(name, value string) error {

@@ -746,17 +746,22 @@ func FuzzRegistry(f *testing.F) {
 }
 
 func BenchmarkRegistryRenew(b *testing.B) {
-	store := mit.NewMemory()
-	g, err := mit.NewRegistry(store, mit.RegistryConfig{Verify: func(token string) (string, error) { return token, nil }})
-	if err != nil {
-		b.Fatal(err)
-	}
-	for i := range 1000 {
-		if _, err := store.Put(b.Context(), mit.Registration{Type: "mds", ServerID: fmt.Sprint(i), ClusterBaseURL: "http://10.0.0.1:80/v1"}, time.Hour); err != nil {
-			b.Fatal(err)
-		}
-	}
-	for b.Loop() {
-		send(g, "POST", "/itResources", "mds", body("mds", "7"))
+	for _, n := range []int{100, 1000, 10_000} {
+		b.Run(fmt.Sprintf("servers=%d", n), func(b *testing.B) {
+			store := mit.NewMemory()
+			g, err := mit.NewRegistry(store, mit.RegistryConfig{Verify: func(token string) (string, error) { return token, nil }})
+			if err != nil {
+				b.Fatal(err)
+			}
+			for i := range n {
+				if _, err := store.Put(b.Context(), mit.Registration{Type: "mds", ServerID: fmt.Sprint(i), ClusterBaseURL: "http://10.0.0.1:80/v1"}, time.Hour); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				send(g, "POST", "/itResources", "mds", body("mds", "7"))
+			}
+		})
 	}
 }

@@ -23,6 +23,10 @@ var ErrNotFound = errors.New("mit: not found")
 // All methods may be called from any goroutine. What they return is the caller's to keep
 // and to change. An error means that the store could not be asked; package storetest says
 // the rest in code.
+//
+// A store that can be cut off from what it keeps may also have a method Stale() error, which
+// does not block: while it returns an error, the health endpoint of a [Registry] answers 503
+// with it, to anybody, so it must hold no secret.
 type Store interface {
 	// Put registers a server, or renews it: the entry then lives for life, which is
 	// positive, and disappears by the store's own clock if no other Put comes before.

@@ -188,19 +188,31 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// Health is nil if all is well. Else it says since when etcd has been silent, or what stands
+// Health is nil if all is well. Else it says what [Store.Stale] does, or what stands
 // under the prefix and does not belong there, or both. Neither keeps the store from answering.
 func (s *Store) Health() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var errs []error
-	if s.staleLocked() {
-		errs = append(errs, fmt.Errorf("mit/etcd: no word from etcd since %s: what is read may be out of date", s.heard.Format(time.RFC3339)))
-	}
+	errs := []error{s.staleErrorLocked()}
 	if n := len(s.view.foreign); n > 0 {
 		errs = append(errs, fmt.Errorf("mit/etcd: %d keys under %s that cannot be used, such as %q", n, s.keys, s.view.foreignKeys(5)))
 	}
 	return errors.Join(errs...)
+}
+
+// Stale is nil while etcd is heard from. Else it says since when it has been silent: what is read may
+// be out of date then, and what writes is likely to fail. It does not block.
+func (s *Store) Stale() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.staleErrorLocked()
+}
+
+func (s *Store) staleErrorLocked() error {
+	if !s.staleLocked() {
+		return nil
+	}
+	return fmt.Errorf("mit/etcd: no word from etcd since %s: what is read may be out of date", s.heard.Format(time.RFC3339))
 }
 
 func (s *Store) staleLocked() bool { return time.Since(s.heard) > s.cfg.timeout() }
