@@ -95,9 +95,9 @@ func observed() (*zap.Logger, *observer.ObservedLogs) {
 func TestResumesAfterCompaction(t *testing.T) {
 	t.Parallel()
 	c := etcdtest.Run(t, 1)
-	p := newProxy(t, c.Endpoints[0])
+	p := etcdtest.NewProxy(t, c.Endpoints[0])
 	log, logs := observed()
-	asleep := open(t, etcd.Config{Endpoints: []string{p.addr}, Timeout: 4 * time.Second, Logger: log})
+	asleep := open(t, etcd.Config{Endpoints: []string{p.Addr}, Timeout: 4 * time.Second, Logger: log})
 	awake := open(t, etcd.Config{Endpoints: c.Endpoints})
 	for _, id := range []string{"a", "b"} {
 		put(t, awake, id)
@@ -566,8 +566,8 @@ func TestIdle(t *testing.T) {
 func TestReplicaCutOff(t *testing.T) {
 	t.Parallel()
 	c := etcdtest.Run(t, 1)
-	p := newProxy(t, c.Endpoints[0])
-	cut := open(t, etcd.Config{Endpoints: []string{p.addr}, Timeout: 3 * time.Second})
+	p := etcdtest.NewProxy(t, c.Endpoints[0])
+	cut := open(t, etcd.Config{Endpoints: []string{p.Addr}, Timeout: 3 * time.Second})
 	fine := open(t, etcd.Config{Endpoints: c.Endpoints})
 	put(t, fine, "a")
 	eventually(t, "the replica follows", func() bool { return reads(t, cut, "a") })
@@ -605,8 +605,8 @@ func TestReplicaCutOff(t *testing.T) {
 func TestLongOutage(t *testing.T) {
 	t.Parallel()
 	c := etcdtest.Run(t, 1)
-	p := newProxy(t, c.Endpoints[0])
-	s := open(t, etcd.Config{Endpoints: []string{p.addr}, Timeout: 3 * time.Second})
+	p := etcdtest.NewProxy(t, c.Endpoints[0])
+	s := open(t, etcd.Config{Endpoints: []string{p.Addr}, Timeout: 3 * time.Second})
 	p.Cut()
 	time.Sleep(25 * time.Second)
 	p.Heal()
@@ -625,8 +625,8 @@ func TestLongOutage(t *testing.T) {
 func TestLostAnswer(t *testing.T) {
 	t.Parallel()
 	c := etcdtest.Run(t, 1)
-	p := newProxy(t, c.Endpoints[0])
-	s := open(t, etcd.Config{Endpoints: []string{p.addr}, Timeout: patience})
+	p := etcdtest.NewProxy(t, c.Endpoints[0])
+	s := open(t, etcd.Config{Endpoints: []string{p.Addr}, Timeout: patience})
 	put(t, s, "a") // and there is a lease to live on
 	client := c.Client(t)
 	for _, id := range []string{"new", "a"} {
@@ -724,8 +724,8 @@ func TestLeaseRevoked(t *testing.T) {
 func TestClose(t *testing.T) {
 	t.Parallel()
 	c := etcdtest.Run(t, 1)
-	p := newProxy(t, c.Endpoints[0])
-	s := open(t, etcd.Config{Endpoints: []string{p.addr}, Timeout: patience})
+	p := etcdtest.NewProxy(t, c.Endpoints[0])
+	s := open(t, etcd.Config{Endpoints: []string{p.Addr}, Timeout: patience})
 	put(t, s, "a")
 	p.Mute()
 	var wg sync.WaitGroup

@@ -1,4 +1,4 @@
-package etcd_test
+package etcdtest
 
 import (
 	"context"
@@ -7,9 +7,10 @@ import (
 	"testing"
 )
 
-// A proxy stands between a store and a member of etcd, and can be a bad network.
-type proxy struct {
-	addr string
+// A Proxy stands between a store and a member of etcd, and can be a bad network.
+type Proxy struct {
+	// Addr is where it listens.
+	Addr string
 
 	mu    sync.Mutex // guards the fields below
 	cut   bool
@@ -17,13 +18,14 @@ type proxy struct {
 	conns map[net.Conn]bool
 }
 
-func newProxy(t *testing.T, target string) *proxy {
+// NewProxy starts a proxy that ends with its test, and is a good network at first.
+func NewProxy(t *testing.T, target string) *Proxy {
 	t.Helper()
 	ln, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &proxy{addr: ln.Addr().String(), conns: map[net.Conn]bool{}}
+	p := &Proxy{Addr: ln.Addr().String(), conns: map[net.Conn]bool{}}
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for {
@@ -48,7 +50,7 @@ func newProxy(t *testing.T, target string) *proxy {
 	return p
 }
 
-func (p *proxy) add(client, server net.Conn) bool {
+func (p *Proxy) add(client, server net.Conn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.cut {
@@ -60,7 +62,7 @@ func (p *proxy) add(client, server net.Conn) bool {
 }
 
 // pass hands on what comes from src, and ends both connections when one ends.
-func (p *proxy) pass(dst, src net.Conn, answers bool) {
+func (p *Proxy) pass(dst, src net.Conn, answers bool) {
 	defer src.Close()
 	defer dst.Close()
 	buf := make([]byte, 32<<10)
@@ -82,15 +84,15 @@ func (p *proxy) pass(dst, src net.Conn, answers bool) {
 }
 
 // Cut ends all connections, and lets none come about until Heal.
-func (p *proxy) Cut() { p.set(true, false) }
+func (p *Proxy) Cut() { p.set(true, false) }
 
 // Mute loses all answers, and ends nothing: requests still arrive.
-func (p *proxy) Mute() { p.set(false, true) }
+func (p *Proxy) Mute() { p.set(false, true) }
 
 // Heal makes it a good network, for new connections.
-func (p *proxy) Heal() { p.set(false, false) }
+func (p *Proxy) Heal() { p.set(false, false) }
 
-func (p *proxy) set(cut, mute bool) {
+func (p *Proxy) set(cut, mute bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.mute || cut { // a connection that has lost something is beyond help
