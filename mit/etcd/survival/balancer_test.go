@@ -1,0 +1,126 @@
+//go:build unix
+
+package survival
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// A balancer sends requests to replicas in turn, to those whose health is good where there are such, and
+// to the next one where a replica breaks off or answers 503: a registration may be repeated.
+type balancer struct {
+	url      string
+	replicas []string // their URLs
+	healthy  []atomic.Bool
+	client   *http.Client
+
+	turn     atomic.Int64
+	repeated atomic.Int64 // requests that needed more than one replica
+}
+
+func newBalancer(t *testing.T, replicas []string) *balancer {
+	t.Helper()
+	b := &balancer{
+		replicas: replicas,
+		healthy:  make([]atomic.Bool, len(replicas)),
+		client:   &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 32}},
+	}
+	srv := httptest.NewServer(b)
+	b.url = srv.URL
+	ctx, stop := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	for i := range replicas {
+		wg.Go(func() {
+			for {
+				b.healthy[i].Store(health(ctx, b.client, replicas[i]) == http.StatusOK)
+				if sleep(ctx, 250*time.Millisecond) != nil {
+					return
+				}
+			}
+		})
+	}
+	t.Cleanup(func() {
+		stop()
+		srv.CloseClientConnections()
+		srv.Close()
+		wg.Wait()
+		b.client.CloseIdleConnections()
+	})
+	return b
+}
+
+// health is the status of a replica's health endpoint, 0 if there is none within a second.
+func health(ctx context.Context, client *http.Client, replica string) int {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, replica+registryPath+"/health", nil)
+	if err != nil {
+		return 0
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return 0
+	}
+	defer resp.Body.Close()
+	_, _ = io.Copy(io.Discard, resp.Body)
+	return resp.StatusCode
+}
+
+// order is in which order replicas are asked: the healthy ones; if there are none, one.
+func (b *balancer) order() []int {
+	first := int(b.turn.Add(1))
+	var order []int
+	for i := range b.replicas {
+		if i = (first + i) % len(b.replicas); b.healthy[i].Load() {
+			order = append(order, i)
+		}
+	}
+	if order == nil {
+		order = []int{first % len(b.replicas)}
+	}
+	return order
+}
+
+func (b *balancer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return
+	}
+	status, answer := http.StatusBadGateway, []byte(`{"statusCode":502,"title":"Bad Gateway","message":"no replica answers"}`)
+	for n, i := range b.order() {
+		if n == 1 {
+			b.repeated.Add(1)
+		}
+		req, err := http.NewRequestWithContext(r.Context(), r.Method, b.replicas[i]+r.RequestURI, bytes.NewReader(body))
+		if err != nil {
+			continue
+		}
+		req.Header = r.Header.Clone()
+		resp, err := b.client.Transport.RoundTrip(req)
+		if err != nil {
+			continue
+		}
+		text, err := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		if err != nil {
+			continue
+		}
+		status, answer = resp.StatusCode, text
+		if status != http.StatusServiceUnavailable {
+			break
+		}
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(answer)))
+	w.WriteHeader(status)
+	_, _ = w.Write(answer)
+}

@@ -1,0 +1,103 @@
+//go:build unix
+
+package survival
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.uber.org/zap"
+
+	"github.com/mimiktech/cluster/mit/command"
+	"github.com/mimiktech/cluster/mit/etcd/internal/app"
+)
+
+// The test binary is also the processes that the tests kill: the variable says which.
+const (
+	roleVariable = "SURVIVAL_ROLE"
+	roleMember   = "etcd"
+	roleReplica  = "mit"
+)
+
+func TestMain(m *testing.M) {
+	role := os.Getenv(roleVariable)
+	if role == "" {
+		os.Exit(m.Run())
+	}
+	go func() { // it ends with its standard input, and so with the test that started it
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		os.Exit(1)
+	}()
+	switch role {
+	case roleMember:
+		fmt.Fprintln(os.Stderr, runMember(os.Args[1]))
+		os.Exit(1)
+	case roleReplica:
+		command.Main(app.New())
+	}
+}
+
+// A member is what a process needs to know to be a member of etcd.
+type member struct{ Name, Dir, PeerURL, ClientURL, Cluster string }
+
+// runMember is a member of etcd, until it fails.
+func runMember(settings string) error {
+	var m member
+	if err := json.Unmarshal([]byte(settings), &m); err != nil {
+		return err
+	}
+	cfg := embed.NewConfig()
+	cfg.Name, cfg.Dir, cfg.InitialCluster = m.Name, m.Dir, m.Cluster
+	peer, err := url.Parse(m.PeerURL)
+	if err != nil {
+		return err
+	}
+	client, err := url.Parse(m.ClientURL)
+	if err != nil {
+		return err
+	}
+	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{*peer}, []url.URL{*peer}
+	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{*client}, []url.URL{*client}
+	cfg.TickMs, cfg.ElectionMs = 50, 500
+	// What a killed process has written is the machine's to keep: only a machine that dies needs
+	// it on its disk, and these tests are not to wait for that.
+	cfg.UnsafeNoFsync = true
+	log := zap.NewProductionConfig()
+	log.Level.SetLevel(zap.WarnLevel)
+	logger, err := log.Build()
+	if err != nil {
+		return err
+	}
+	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(logger)
+	for range 100 {
+		var etcd *embed.Etcd
+		if etcd, err = embed.StartEtcd(cfg); err == nil {
+			return <-etcd.Err()
+		}
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			return err
+		}
+		_ = sleep(context.Background(), 100*time.Millisecond) // somebody has the port for a moment
+	}
+	return err
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

@@ -1,0 +1,5 @@
+//go:build !race
+
+package survival
+
+const nodes = 100

@@ -1,0 +1,149 @@
+//go:build unix
+
+package survival
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"sync"
+	"syscall"
+	"testing"
+)
+
+// A process is this binary in another role. It ends with its test, and with this process at the latest.
+type process struct {
+	t     *testing.T
+	name  string
+	role  string
+	args  []string
+	cmd   *exec.Cmd // nil while it does not run
+	stdin io.Closer
+	log   *tail
+}
+
+// newProcess makes a process that has not been started.
+func newProcess(t *testing.T, name, role string, args ...string) *process {
+	p := &process{t: t, name: name, role: role, args: args, log: new(tail)}
+	t.Cleanup(func() {
+		p.kill()
+		if t.Failed() {
+			t.Logf("%s said at the end:\n%s", p.name, p.log)
+		}
+	})
+	return p
+}
+
+// start starts it, for the first time or again.
+func (p *process) start() {
+	p.t.Helper()
+	if p.cmd != nil {
+		p.t.Fatalf("%s runs already", p.name)
+	}
+	cmd := exec.CommandContext(context.Background(), os.Args[0], p.args...) // kill ends it
+	cmd.Env = append(os.Environ(), roleVariable+"="+p.role, "MIT_SIGNING_KEY="+signingKey, "MIT_CLIENT_SECRET="+clientSecret)
+	cmd.Stdout, cmd.Stderr = p.log, p.log
+	cmd.SysProcAttr = ownGroup()
+	stdin, err := cmd.StdinPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		p.t.Fatalf("%s: %v", p.name, err)
+	}
+	p.cmd, p.stdin = cmd, stdin
+}
+
+// kill ends it with SIGKILL, if it runs, and waits until it is gone.
+func (p *process) kill() {
+	if p.cmd == nil {
+		return
+	}
+	_ = p.cmd.Process.Kill()
+	_ = p.cmd.Wait() // it was killed
+	_ = p.stdin.Close()
+	p.cmd = nil
+}
+
+// signal sends it a signal.
+func (p *process) signal(s syscall.Signal) {
+	p.t.Helper()
+	if err := p.cmd.Process.Signal(s); err != nil {
+		p.t.Fatalf("%s: %v", p.name, err)
+	}
+}
+
+// port is one that nobody listens at, from below those that connections and other tests are given:
+// whoever is killed is to find its own free when it starts again.
+func port(t *testing.T) int {
+	t.Helper()
+	for range 1000 {
+		port := 15_000 + rand.N(15_000)
+		ln, err := new(net.ListenConfig).Listen(t.Context(), "tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err == nil {
+			_ = ln.Close()
+			return port
+		}
+	}
+	t.Fatal("no free port")
+	return 0
+}
+
+// newMembers makes the members of an etcd, and says where clients reach each. Nobody is started.
+func newMembers(t *testing.T, n int) (members []*process, endpoints []string) {
+	t.Helper()
+	settings := make([]member, n)
+	names := ""
+	for i := range settings {
+		client := fmt.Sprintf("127.0.0.1:%d", port(t))
+		endpoints = append(endpoints, client)
+		settings[i] = member{
+			Name:      fmt.Sprintf("etcd%d", i),
+			Dir:       t.TempDir(),
+			PeerURL:   fmt.Sprintf("http://127.0.0.1:%d", port(t)),
+			ClientURL: "http://" + client,
+		}
+		if i > 0 {
+			names += ","
+		}
+		names += settings[i].Name + "=" + settings[i].PeerURL
+	}
+	for _, m := range settings {
+		m.Cluster = names
+		arg, err := json.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		members = append(members, newProcess(t, m.Name, roleMember, string(arg)))
+	}
+	return members, endpoints
+}
+
+// A tail keeps the end of what a process prints.
+type tail struct {
+	mu   sync.Mutex // guards the field below
+	text []byte
+}
+
+func (t *tail) Write(b []byte) (int, error) {
+	const most = 4 << 10
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.text = append(t.text, b...)
+	if len(t.text) > most {
+		t.text = bytes.Clone(t.text[len(t.text)-most:])
+	}
+	return len(b), nil
+}
+
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return string(t.text)
+}

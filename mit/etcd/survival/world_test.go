@@ -1,0 +1,433 @@
+//go:build unix
+
+package survival
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+
+	"github.com/mimiktech/cluster"
+	"github.com/mimiktech/cluster/mit"
+)
+
+const (
+	signingKey   = "the key that all replicas sign tokens with"
+	clientSecret = "hunter2"
+	serverType   = "example"
+	registryPath = "/mIT/v1"
+	issuerPath   = "/mST/v1/oauth/token"
+
+	// A lease is renewed after half of it, so that there are 4.5 s for a renewal: longer than etcd takes
+	// to elect a leader, and than a replica waits for etcd.
+	lease        = 10 * time.Second
+	renewalShare = 0.5
+	etcdTimeout  = 3 * time.Second
+
+	patience = time.Minute // for what must come about soon, on a machine that has other work
+)
+
+// A world is an etcd, the replicas of a registry over it, and the nodes of one cluster.
+type world struct {
+	*testing.T
+	members   []*process
+	endpoints []string // of the members
+	replicas  []*replica
+	balancer  *balancer
+	etcd      *clientv3.Client
+	roads     *http.Transport // of all nodes, lest each have a connection to each
+	nodes     []*node
+	token     string           // for the registry
+	born      map[string]entry // what the registry said when all had registered
+
+	mu   sync.Mutex // guards the field below
+	lost string     // how a list of servers was not whole, at first
+}
+
+type replica struct {
+	*process
+	url string
+}
+
+// A setting is what differs from one world to another.
+type setting struct {
+	members, replicas int
+	share             float64                                 // of the lease, after which to renew
+	road              func(replica int, member string) string // where a replica finds a member
+}
+
+// newWorld starts everything, and waits until all nodes know each other.
+func newWorld(t *testing.T, s setting) *world {
+	t.Helper()
+	w := &world{T: t, roads: &http.Transport{MaxIdleConnsPerHost: 8, IdleConnTimeout: 5 * time.Second}}
+	t.Cleanup(w.roads.CloseIdleConnections)
+	start := time.Now()
+
+	w.members, w.endpoints = newMembers(t, s.members)
+	for _, m := range w.members {
+		m.start()
+	}
+	var err error
+	if w.etcd, err = clientv3.New(clientv3.Config{Endpoints: w.endpoints, Logger: zap.NewNop()}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = w.etcd.Close() })
+	w.eventually("etcd has a leader", func() bool { return w.leader() >= 0 })
+
+	addresses, urls := make([]string, s.replicas), make([]string, s.replicas)
+	for i := range s.replicas {
+		addresses[i] = fmt.Sprintf("127.0.0.1:%d", port(t))
+		urls[i] = "http://" + addresses[i]
+	}
+	w.balancer = newBalancer(t, urls)
+	for i, address := range addresses {
+		endpoints := slices.Clone(w.endpoints)
+		if s.road != nil {
+			for j, member := range w.endpoints {
+				endpoints[j] = s.road(i, member)
+			}
+		}
+		w.replicas = append(w.replicas, &replica{newProcess(t, fmt.Sprintf("mit%d", i), roleReplica,
+			"--listen", address, "--url", w.balancer.url, "--type", serverType, "--lease", lease.String(), "--log", "warn",
+			"--etcd-endpoints", strings.Join(endpoints, ","), "--etcd-timeout", etcdTimeout.String()), urls[i]})
+		w.replicas[i].start()
+	}
+	w.allHealthy()
+	w.token = w.accessToken()
+
+	var wg sync.WaitGroup
+	for i := range nodes {
+		w.nodes = append(w.nodes, w.newNode(fmt.Sprintf("n%03d", i), s.share))
+	}
+	for _, n := range w.nodes {
+		wg.Go(func() { n.register() })
+	}
+	wg.Wait()
+	if w.Failed() {
+		t.FailNow()
+	}
+	w.eventually("all nodes know each other", w.viewsWhole)
+	w.born = w.list(w.balancer.url)
+	if len(w.born) != nodes {
+		t.Fatalf("the registry lists %d servers, not %d", len(w.born), nodes)
+	}
+	w.watchLists()
+	t.Logf("all is up after %v", time.Since(start).Round(time.Millisecond))
+	return w
+}
+
+// eventually waits until what is true.
+func (w *world) eventually(what string, is func() bool) {
+	w.Helper()
+	for end := time.Now().Add(patience); !is(); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			w.Fatalf("not after %v: %s; nodes: %s", patience, what, w.states())
+		}
+	}
+}
+
+// leader is the member that leads, -1 for none.
+func (w *world) leader() int {
+	for i, endpoint := range w.endpoints {
+		if w.members[i].cmd == nil {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(w.Context(), time.Second)
+		status, err := w.etcd.Status(ctx, endpoint)
+		cancel()
+		if err == nil && status.Leader != 0 && status.Leader == status.Header.MemberId {
+			return i
+		}
+	}
+	return -1
+}
+
+// registryURL is where nodes look for the registry.
+func (w *world) registryURL() string { return w.balancer.url + registryPath }
+
+func (w *world) allHealthy() {
+	w.Helper()
+	w.eventually("all replicas are healthy", func() bool {
+		for _, r := range w.replicas {
+			if health(w.Context(), w.balancer.client, r.url) != http.StatusOK {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// A node is a member of the cluster with a server of its own.
+type node struct {
+	*cluster.Cluster
+	w        *world
+	renewals atomic.Int64
+
+	mu      sync.Mutex // guards the field below
+	changes []string   // of its state, once it was registered
+}
+
+// newNode makes a node that serves, and has not registered. It never leaves.
+func (w *world) newNode(id string, share float64) *node {
+	w.Helper()
+	ln, err := new(net.ListenConfig).Listen(w.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		w.Fatal(err)
+	}
+	n := &node{w: w}
+	n.Cluster, err = cluster.New(cluster.Config{
+		Type:             serverType,
+		ID:               id,
+		Port:             ln.Addr().(*net.TCPAddr).Port,
+		LocalIPv4:        "127.0.0.1",
+		Management:       true,
+		RenewalShare:     share,
+		RegistryURL:      w.registryURL(),
+		RegistryAudience: w.balancer.url + registryPath,
+		Issuer:           w.balancer.url + issuerPath,
+		ClientID:         serverType,
+		ClientSecret:     clientSecret,
+		ClientAccessKey:  signingKey,
+		ClientAudience:   serverType,
+		PeerAudience:     serverType,
+	}, cluster.WithHTTPClient(&http.Client{Transport: w.roads}), cluster.WithoutEnv(), cluster.WithTrace(&cluster.Trace{
+		Renewed: func(time.Duration, time.Duration) { n.renewals.Add(1) },
+		StateChanged: func(from, to cluster.Status) {
+			if from.State == cluster.Orphan {
+				return
+			}
+			n.mu.Lock()
+			defer n.mu.Unlock()
+			n.changes = append(n.changes, fmt.Sprintf("%s: %v", to.State, to.Reason))
+		},
+	}))
+	if err != nil {
+		w.Fatal(err)
+	}
+	mux := http.NewServeMux()
+	n.Mount(mux)
+	mux.Handle("GET "+n.Config().BasePath+"/who", n.AuthenticatePeer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		n.Reply(rw, r, id)
+	})))
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: patience}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_ = srv.Serve(ln) // until it is closed
+	}()
+	w.Cleanup(func() {
+		_ = n.Close()
+		_ = srv.Close()
+		<-served
+	})
+	return n
+}
+
+func (n *node) register() {
+	ctx, cancel := context.WithTimeout(n.w.Context(), patience)
+	defer cancel()
+	if _, err := n.Register(ctx); err != nil {
+		n.w.Errorf("%v: %v", n, err)
+	}
+}
+
+// viewsWhole says whether every node knows all nodes.
+func (w *world) viewsWhole() bool {
+	return !slices.ContainsFunc(w.nodes, func(n *node) bool { return len(n.Servers()) < len(w.nodes) })
+}
+
+// allAre says whether every node is in a state.
+func (w *world) allAre(s cluster.State) bool {
+	return !slices.ContainsFunc(w.nodes, func(n *node) bool { return n.Status().State != s })
+}
+
+func (w *world) states() string {
+	counts := map[cluster.State]int{}
+	for _, n := range w.nodes {
+		counts[n.Status().State]++
+	}
+	return fmt.Sprint(counts)
+}
+
+// allRenew waits until every node has renewed once more.
+func (w *world) allRenew(when string) {
+	w.Helper()
+	var before []int64
+	for _, n := range w.nodes {
+		before = append(before, n.renewals.Load())
+	}
+	w.eventually("all nodes renew "+when, func() bool {
+		for i, n := range w.nodes {
+			if n.renewals.Load() == before[i] {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// stayedRegistered fails the test for every node that was anything but registered since it first was.
+func (w *world) stayedRegistered() {
+	w.Helper()
+	for _, n := range w.nodes {
+		n.mu.Lock()
+		if len(n.changes) > 0 {
+			w.Errorf("%v did not stay registered: %s", n, strings.Join(n.changes, "; "))
+		}
+		n.mu.Unlock()
+	}
+}
+
+// nobodyLost fails the test if the registry lacks a node, had lost one for a moment, or made its
+// entry anew, or if a node does not get an answer from every other.
+func (w *world) nobodyLost() {
+	w.Helper()
+	w.mu.Lock()
+	if w.lost != "" {
+		w.Error(w.lost)
+	}
+	w.mu.Unlock()
+	now := w.list(w.balancer.url)
+	for id, e := range w.born {
+		if now[id].CreatedAt != e.CreatedAt {
+			w.Errorf("the entry of %s was %+v and is %+v", id, e, now[id])
+		}
+		if now[id].UpdatedAt <= e.UpdatedAt {
+			w.Errorf("the entry of %s was %+v, and is no newer: %+v", id, e, now[id])
+		}
+	}
+	w.allAnswer("in the end")
+}
+
+// allAnswer has a node ask all others.
+func (w *world) allAnswer(when string) {
+	w.Helper()
+	res, err := w.nodes[0].RPCluster(w.Context(), cluster.Request{Path: "/who"})
+	if err != nil {
+		w.Fatal(err)
+	}
+	for _, o := range res.Failures {
+		w.Errorf("%s %s does not answer: %v", when, o.Server.ServerID, o.Err)
+	}
+	if got := len(res.Results); got != len(w.nodes)-1 {
+		w.Errorf("%s %d nodes answer, not %d", when, got, len(w.nodes)-1)
+	}
+}
+
+// watchLists looks all the time whether the replicas that answer list everybody.
+func (w *world) watchLists() {
+	ctx, stop := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	for _, r := range w.replicas {
+		wg.Go(func() {
+			for sleep(ctx, 250*time.Millisecond) == nil {
+				status, body := w.ask(ctx, http.MethodGet, r.url+registryPath+"/itResources/"+mit.ResourceID(serverType), nil)
+				if status != http.StatusOK {
+					continue
+				}
+				listed := entries(body)
+				for id := range w.born {
+					if _, ok := listed[id]; ok {
+						continue
+					}
+					w.mu.Lock()
+					if w.lost == "" {
+						w.lost = fmt.Sprintf("%s lacked %s, and had %d servers: %v", r.name, id, len(listed), slices.Sorted(maps.Keys(listed)))
+					}
+					w.mu.Unlock()
+					return
+				}
+			}
+		})
+	}
+	w.Cleanup(func() {
+		stop()
+		wg.Wait()
+	})
+}
+
+// An entry is what the registry says of a server.
+type entry struct{ ServerID, ClusterBaseURL, CreatedAt, UpdatedAt string }
+
+func entries(body []byte) map[string]entry {
+	var answer struct{ ItResource struct{ Servers []entry } }
+	_ = json.Unmarshal(body, &answer) // nobody is listed then
+	listed := map[string]entry{}
+	for _, e := range answer.ItResource.Servers {
+		listed[e.ServerID] = e
+	}
+	return listed
+}
+
+// list is the list of servers as the registry at a URL has it.
+func (w *world) list(url string) map[string]entry {
+	w.Helper()
+	status, body := w.ask(w.Context(), http.MethodGet, url+registryPath+"/itResources/"+mit.ResourceID(serverType), nil)
+	if status != http.StatusOK {
+		w.Fatalf("the list of servers: %d %s", status, body)
+	}
+	return entries(body)
+}
+
+// renewFirst renews the first node at a URL, as that would itself.
+func (w *world) renewFirst(url string) (status int, body []byte) {
+	w.Helper()
+	e := w.born[w.nodes[0].Config().ID]
+	return w.ask(w.Context(), http.MethodPost, url+registryPath+"/itResources",
+		map[string]string{"type": serverType, "serverId": e.ServerID, "clusterBaseUrl": e.ClusterBaseURL})
+}
+
+// ask asks a registry; the status is 0 if there is no answer.
+func (w *world) ask(ctx context.Context, method, url string, body any) (status int, answer []byte) {
+	ctx, cancel := context.WithTimeout(ctx, 3*etcdTimeout)
+	defer cancel()
+	b, err := json.Marshal(body)
+	if err != nil {
+		return 0, nil
+	}
+	req, err := http.NewRequestWithContext(ctx, method, url, bytes.NewReader(b))
+	if err != nil {
+		return 0, nil
+	}
+	req.Header.Set("Authorization", "Bearer "+w.token)
+	resp, err := w.balancer.client.Do(req)
+	if err != nil {
+		return 0, []byte(err.Error())
+	}
+	defer resp.Body.Close()
+	if answer, err = io.ReadAll(resp.Body); err != nil {
+		return 0, []byte(err.Error())
+	}
+	return resp.StatusCode, answer
+}
+
+// accessToken is a token for the registry.
+func (w *world) accessToken() string {
+	w.Helper()
+	status, body := w.ask(w.Context(), http.MethodPost, w.balancer.url+issuerPath, map[string]string{
+		"grant_type": "client_credentials", "client_id": serverType, "client_secret": clientSecret, "audience": w.balancer.url + registryPath,
+	})
+	var answer struct {
+		Data struct {
+			AccessToken string `json:"access_token"`
+		}
+	}
+	if err := json.Unmarshal(body, &answer); err != nil || answer.Data.AccessToken == "" {
+		w.Fatalf("no token: %d %s", status, body)
+	}
+	return answer.Data.AccessToken
+}
