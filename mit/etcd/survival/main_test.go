@@ -6,10 +6,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net/url"
 	"os"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -31,6 +33,8 @@ const (
 func TestMain(m *testing.M) {
 	role := os.Getenv(roleVariable)
 	if role == "" {
+		flag.Parse()
+		atOnce(3)
 		os.Exit(m.Run())
 	}
 	go func() { // it ends with its standard input, and so with the test that started it
@@ -43,6 +47,16 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	case roleReplica:
 		command.Main(app.New())
+	}
+}
+
+// atOnce sets how many tests run side by side, unless the command line did: they wait for time to pass
+// more than they use a processor.
+func atOnce(n int) {
+	chosen := false
+	flag.Visit(func(f *flag.Flag) { chosen = chosen || f.Name == "test.parallel" })
+	if !chosen {
+		_ = flag.Set("test.parallel", strconv.Itoa(n)) // the flag is there, and takes a number
 	}
 }
 

@@ -13,43 +13,6 @@ import (
 	"github.com/mimiktech/cluster/mit/etcd/internal/etcdtest"
 )
 
-// Each replica is killed once while all nodes renew all the time: no node is lost, and none notices.
-func TestReplicaKilled(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t, setting{members: 1, replicas: 3, share: 0.15})
-	for _, r := range w.replicas {
-		r.kill()
-		w.allRenew("without " + r.name)
-		w.allRenew("without " + r.name + " again")
-		r.start()
-		w.allHealthy()
-	}
-	w.allRenew("with all replicas")
-	t.Logf("requests that went to a second replica: %d", w.balancer.repeated.Load())
-	w.stayedRegistered()
-	w.nobodyLost()
-}
-
-// The member that leads etcd is killed, and later the next one that does: no node is lost, and none
-// notices.
-func TestLeaderKilled(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t, setting{members: 3, replicas: 2, share: renewalShare})
-	for range 2 {
-		leader := w.leader()
-		w.members[leader].kill()
-		killed := time.Now()
-		w.eventually("another leader", func() bool { return w.leader() >= 0 })
-		t.Logf("another leader after %v", time.Since(killed).Round(time.Millisecond))
-		w.allRenew("with another leader")
-		w.members[leader].start()
-		w.allRenew("with the old leader back")
-		w.eventually("a leader", func() bool { return w.leader() >= 0 })
-	}
-	w.stayedRegistered()
-	w.nobodyLost()
-}
-
 // For 30 s, three times as long as the lease, etcd has one of three members: one is dead, one stands
 // still. Replicas read and do not write, nodes lose their leases and keep their peers. When both are
 // back all is as before, and nobody's entry was lost.
@@ -108,6 +71,43 @@ func (w *world) readsOnly(r *replica) {
 	}
 }
 
+// Each replica is killed once while all nodes renew all the time: no node is lost, and none notices.
+func TestReplicaKilled(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, setting{members: 1, replicas: 3, share: 0.15})
+	for _, r := range w.replicas {
+		r.kill()
+		w.allRenew("without " + r.name)
+		w.allRenew("without " + r.name + " again")
+		r.start()
+		w.allHealthy()
+	}
+	w.allRenew("with all replicas")
+	t.Logf("requests that went to a second replica: %d", w.balancer.repeated.Load())
+	w.stayedRegistered()
+	w.nobodyLost()
+}
+
+// The member that leads etcd is killed, and later the next one that does: no node is lost, and none
+// notices.
+func TestLeaderKilled(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, setting{members: 3, replicas: 2, share: renewalShare})
+	for range 2 {
+		leader := w.leader()
+		w.members[leader].kill()
+		killed := time.Now()
+		w.eventually("another leader", func() bool { return w.leader() >= 0 })
+		t.Logf("another leader after %v", time.Since(killed).Round(time.Millisecond))
+		w.allRenew("with another leader")
+		w.members[leader].start()
+		w.allRenew("with the old leader back")
+		w.eventually("a leader", func() bool { return w.leader() >= 0 })
+	}
+	w.stayedRegistered()
+	w.nobodyLost()
+}
+
 // A replica is cut off from etcd, and nodes still reach it: it reads and does not write, says that it
 // is stale, and once it reaches etcd again knows what it missed. No node notices.
 func TestReplicaCutOff(t *testing.T) {
@@ -126,7 +126,7 @@ func TestReplicaCutOff(t *testing.T) {
 	if status, body := w.renewFirst(fine.url); status != http.StatusOK {
 		t.Errorf("a renewal at the other replica: %d %s", status, body)
 	}
-	late := w.newNode("late", renewalShare)
+	late := w.newNode("late", renewalShare, true)
 	late.register()
 	if _, knows := w.list(cut.url)["late"]; knows {
 		t.Error("a replica that is cut off knows a newcomer")
