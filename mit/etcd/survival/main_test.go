@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/etcd/etcdutl/v3/etcdutl"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
 
@@ -28,13 +29,14 @@ const (
 	roleVariable = "SURVIVAL_ROLE"
 	roleMember   = "etcd"
 	roleReplica  = "mit"
+	roleRestore  = "etcdutl snapshot"
 )
 
 func TestMain(m *testing.M) {
 	role := os.Getenv(roleVariable)
 	if role == "" {
 		flag.Parse()
-		atOnce(3)
+		atOnce(8)
 		os.Exit(m.Run())
 	}
 	go func() { // it ends with its standard input, and so with the test that started it
@@ -47,6 +49,12 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	case roleReplica:
 		command.Main(app.New())
+	case roleRestore: // the program itself, for the flags that the documentation names
+		etcdutl := etcdutl.NewSnapshotCommand()
+		etcdutl.SetArgs(os.Args[1:])
+		if err := etcdutl.Execute(); err != nil {
+			os.Exit(1)
+		}
 	}
 }
 

@@ -30,6 +30,7 @@ type process struct {
 
 // newProcess makes a process that has not been started.
 func newProcess(t *testing.T, name, role string, args ...string) *process {
+	t.Helper()
 	p := &process{t: t, name: name, role: role, args: args, log: new(tail)}
 	t.Cleanup(func() {
 		p.kill()
@@ -69,6 +70,14 @@ func (p *process) kill() {
 	_ = p.cmd.Wait() // it was killed
 	_ = p.stdin.Close()
 	p.cmd = nil
+}
+
+// wait waits until it has ended by itself.
+func (p *process) wait() error {
+	err := p.cmd.Wait()
+	_ = p.stdin.Close()
+	p.cmd = nil
+	return err
 }
 
 // signal sends it a signal.
