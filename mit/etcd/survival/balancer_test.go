@@ -21,6 +21,7 @@ type balancer struct {
 	url      string
 	replicas []string // their URLs
 	healthy  []atomic.Bool
+	busy     []atomic.Int64 // how many requests each has under way
 	client   *http.Client
 
 	turn     atomic.Int64
@@ -32,6 +33,7 @@ func newBalancer(t *testing.T, replicas []string) *balancer {
 	b := &balancer{
 		replicas: replicas,
 		healthy:  make([]atomic.Bool, len(replicas)),
+		busy:     make([]atomic.Int64, len(replicas)),
 		client:   &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 32}},
 	}
 	srv := httptest.NewServer(b)
@@ -100,21 +102,11 @@ func (b *balancer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if n == 1 {
 			b.repeated.Add(1)
 		}
-		req, err := http.NewRequestWithContext(r.Context(), r.Method, b.replicas[i]+r.RequestURI, bytes.NewReader(body))
+		code, text, err := b.pass(r, i, body)
 		if err != nil {
 			continue
 		}
-		req.Header = r.Header.Clone()
-		resp, err := b.client.Transport.RoundTrip(req)
-		if err != nil {
-			continue
-		}
-		text, err := io.ReadAll(resp.Body)
-		_ = resp.Body.Close()
-		if err != nil {
-			continue
-		}
-		status, answer = resp.StatusCode, text
+		status, answer = code, text
 		if status != http.StatusServiceUnavailable {
 			break
 		}
@@ -123,4 +115,22 @@ func (b *balancer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Length", strconv.Itoa(len(answer)))
 	w.WriteHeader(status)
 	_, _ = w.Write(answer)
+}
+
+// pass sends a request to one replica.
+func (b *balancer) pass(r *http.Request, replica int, body []byte) (status int, answer []byte, err error) {
+	b.busy[replica].Add(1)
+	defer b.busy[replica].Add(-1)
+	req, err := http.NewRequestWithContext(r.Context(), r.Method, b.replicas[replica]+r.RequestURI, bytes.NewReader(body))
+	if err != nil {
+		return 0, nil, err
+	}
+	req.Header = r.Header.Clone()
+	resp, err := b.client.Transport.RoundTrip(req)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer resp.Body.Close()
+	answer, err = io.ReadAll(resp.Body)
+	return resp.StatusCode, answer, err
 }

@@ -71,11 +71,20 @@ func (w *world) readsOnly(r *replica) {
 	}
 }
 
-// Each replica is killed once while all nodes renew all the time: no node is lost, and none notices.
+// Each replica is killed at least once, in the middle of a request, while all nodes renew all the time: no
+// node is lost, and none notices.
 func TestReplicaKilled(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, setting{members: 1, replicas: 3, share: 0.15})
-	for _, r := range w.replicas {
+	for kills := 0; kills < len(w.replicas) || w.balancer.repeated.Load() == 0; kills++ {
+		if kills == 12 {
+			t.Fatalf("after %d kills no request was cut off", kills)
+		}
+		i := kills % len(w.replicas)
+		r := w.replicas[i]
+		for end := time.Now().Add(patience); w.balancer.busy[i].Load() == 0 && time.Now().Before(end); {
+			time.Sleep(time.Millisecond / 2)
+		}
 		r.kill()
 		w.allRenew("without " + r.name)
 		w.allRenew("without " + r.name + " again")
