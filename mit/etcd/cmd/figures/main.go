@@ -19,6 +19,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/mit"
 	"github.com/mimiktech/cluster/mit/etcd"
 	"github.com/mimiktech/cluster/mit/etcd/internal/etcdtest"
@@ -31,13 +32,14 @@ const (
 
 type settings struct {
 	sizes   []int
+	lives   []time.Duration
 	workers int
 	during  time.Duration
 }
 
 func main() {
 	sizes := flag.String("servers", "100,1000,10000", "`numbers` of servers")
-	s := settings{}
+	s := settings{lives: []time.Duration{3 * time.Second, 15 * time.Second, time.Minute}}
 	flag.IntVar(&s.workers, "workers", 32, "callers at once")
 	flag.DurationVar(&s.during, "during", 4*time.Second, "time that renewals are measured for")
 	flag.Parse()
@@ -64,16 +66,86 @@ func (s settings) run(ctx context.Context) error {
 		}
 		for _, members := range []int{1, 3} {
 			for _, replicas := range []int{1, 3} {
-				if err := s.onEtcd(ctx, members, replicas, n); err != nil {
+				err := s.onEtcd(ctx, members, replicas, func(stores []mit.Store) error {
+					return s.row(ctx, fmt.Sprintf("etcd, %d", members), stores, n)
+				})
+				if err != nil {
 					return err
 				}
 			}
 		}
 	}
-	return nil
+	fmt.Println("\n| an entry is to live | in memory it is gone after | on etcd, at the earliest | median | at the latest |")
+	fmt.Println("| ---: | ---: | ---: | ---: | ---: |")
+	return s.onEtcd(ctx, 1, 1, func(stores []mit.Store) error {
+		var wg sync.WaitGroup
+		rows := make([]string, len(s.lives))
+		errs := make([]error, len(s.lives))
+		for i, life := range s.lives {
+			wg.Go(func() { rows[i], errs[i] = expiry(ctx, stores[0], life) })
+		}
+		wg.Wait()
+		fmt.Print(strings.Join(rows, ""))
+		return errors.Join(errs...)
+	})
 }
 
-func (s settings) onEtcd(ctx context.Context, members, replicas, n int) (err error) {
+// expiry measures for how long silent servers are listed that are to live for some time: some register
+// one after the other, as nodes do, and so share leases of etcd.
+func expiry(ctx context.Context, store mit.Store, life time.Duration) (string, error) {
+	reg := registration(0)
+	reg.Type = fmt.Sprint("life-", life)
+	memory := mit.NewMemory()
+	if _, err := memory.Put(ctx, reg, life); err != nil {
+		return "", err
+	}
+	began := time.Now()
+	gone := func(store mit.Store, id string) (bool, error) {
+		res, err := store.Get(ctx, mit.ResourceID(reg.Type))
+		if err != nil && !errors.Is(err, mit.ErrNotFound) {
+			return false, err
+		}
+		return !slices.ContainsFunc(res.Servers, func(s cluster.Server) bool { return s.ServerID == id }), nil
+	}
+	since := map[string]time.Time{}
+	for i := range 40 {
+		reg.ServerID = fmt.Sprint(i)
+		if _, err := store.Put(ctx, reg, life); err != nil {
+			return "", err
+		}
+		since[reg.ServerID] = time.Now()
+		time.Sleep(life / 100)
+	}
+	var took []time.Duration
+	inMemory := time.Duration(0)
+	for len(since) > 0 || inMemory == 0 {
+		if is, err := gone(memory, registration(0).ServerID); err != nil {
+			return "", err
+		} else if is && inMemory == 0 {
+			inMemory = time.Since(began)
+		}
+		for id, registered := range since {
+			is, err := gone(store, id)
+			if err != nil {
+				return "", err
+			}
+			if is {
+				took = append(took, time.Since(registered))
+				delete(since, id)
+			}
+		}
+		if time.Since(began) > 3*life+time.Minute {
+			return "", fmt.Errorf("after %v there are servers left that were to live for %v", time.Since(began), life)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	slices.Sort(took)
+	seconds := func(d time.Duration) string { return strconv.FormatFloat(d.Seconds(), 'f', 1, 64) + " s" }
+	return fmt.Sprintf("| %v | %s | %s | %s | %s |\n", life, seconds(inMemory), seconds(took[0]), seconds(took[len(took)/2]), seconds(took[len(took)-1])), nil
+}
+
+// onEtcd measures with stores on an etcd of their own.
+func (s settings) onEtcd(ctx context.Context, members, replicas int, measure func([]mit.Store) error) (err error) {
 	dir, err := os.MkdirTemp("", "figures")
 	if err != nil {
 		return err
@@ -93,7 +165,7 @@ func (s settings) onEtcd(ctx context.Context, members, replicas, n int) (err err
 		defer store.Close()
 		stores = append(stores, store)
 	}
-	return s.row(ctx, fmt.Sprintf("etcd, %d", members), stores, n)
+	return measure(stores)
 }
 
 // row measures stores that are one registry, empty at first.

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/mimiktech/cluster/mit"
+	"github.com/mimiktech/cluster/mit/etcd/internal/etcdtest"
 )
 
 const deploy = "../../../../deploy/"
@@ -171,8 +173,9 @@ type manifest struct {
 						Name          string
 						ContainerPort int
 					}
-					ReadinessProbe, LivenessProbe struct{ TCPSocket struct{ Port string } }
-					VolumeMounts                  []struct{ Name, MountPath string }
+					ReadinessProbe struct{ HTTPGet struct{ Path, Port string } }
+					LivenessProbe  struct{ TCPSocket struct{ Port string } }
+					VolumeMounts   []struct{ Name, MountPath string }
 				}
 				Volumes []struct {
 					Name   string
@@ -248,10 +251,22 @@ func TestKubernetes(t *testing.T) {
 	if len(service) != 1 || arg("url") != fmt.Sprintf("http://mit.mit.svc:%d", service[0].Port) {
 		t.Errorf("nodes are told %s, the service has %+v", arg("url"), service)
 	}
-	for _, port := range []string{service[0].TargetPort, container.ReadinessProbe.TCPSocket.Port, container.LivenessProbe.TCPSocket.Port} {
+	for _, port := range []string{service[0].TargetPort, container.ReadinessProbe.HTTPGet.Port, container.LivenessProbe.TCPSocket.Port} {
 		if port != container.Ports[0].Name {
 			t.Errorf("port %q, the container has %+v", port, container.Ports)
 		}
+	}
+
+	// The health endpoint is there.
+	c := etcdtest.Run(t, 1)
+	r := startReplica(t, "--etcd-endpoints", c.Endpoints[0])
+	resp, err := http.Get(r.base + container.ReadinessProbe.HTTPGet.Path) //nolint:noctx // the replica ends with the test
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		t.Errorf("%s answers %s", container.ReadinessProbe.HTTPGet.Path, resp.Status)
 	}
 
 	// Every secret is there, and every file.
@@ -281,5 +296,83 @@ func TestKubernetes(t *testing.T) {
 	}
 	if _, err := mit.NewTokenService(mit.TokenConfig{Issuer: arg("url"), Key: "k", Clients: clients}); err != nil {
 		t.Errorf("the clients: %v", err)
+	}
+}
+
+// The image is built here as far as that goes without Docker: what its commands build is the program,
+// and what is copied is there.
+func TestDockerfile(t *testing.T) {
+	text, err := os.ReadFile(deploy + "Dockerfile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var stages, copied, entry []string
+	var build string
+	for line := range strings.Lines(strings.ReplaceAll(string(text), "\\\n", " ")) {
+		line = strings.TrimSpace(line)
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		instruction, rest, _ := strings.Cut(line, " ")
+		words := strings.Fields(rest)
+		switch instruction {
+		case "FROM":
+			stages = append(stages, rest)
+		case "WORKDIR", "USER":
+			if len(words) != 1 {
+				t.Errorf("%q", line)
+			}
+		case "RUN":
+			build = rest
+		case "COPY":
+			if len(words) == 3 {
+				copied = append(copied, words[1]) // from the first stage
+			} else if rest != ". ." {
+				t.Errorf("%q", line)
+			}
+		case "ENTRYPOINT":
+			if err := json.Unmarshal([]byte(rest), &entry); err != nil {
+				t.Errorf("%q: %v", line, err)
+			}
+		default:
+			t.Errorf("instruction %q", line)
+		}
+	}
+	version, err := exec.CommandContext(t.Context(), "go", "mod", "edit", "-json", "../../go.mod").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mod struct{ Go string }
+	if err := json.Unmarshal(version, &mod); err != nil {
+		t.Fatal(err)
+	}
+	if len(stages) != 2 || !strings.HasPrefix(mod.Go, strings.TrimSuffix(strings.TrimPrefix(stages[0], "golang:"), " AS build")) || stages[1] != "scratch" {
+		t.Errorf("stages %q, the module is for Go %s", stages, mod.Go)
+	}
+
+	// The command, with its output put elsewhere, in the root of the repository.
+	binary := filepath.Join(t.TempDir(), "mit")
+	args := strings.Fields(build)
+	var env []string
+	for len(args) > 0 && strings.Contains(args[0], "=") {
+		env, args = append(env, args[0]), args[1:]
+	}
+	i := slices.Index(args, "-o")
+	if i < 0 || args[0] != "go" {
+		t.Fatalf("it builds with %q", build)
+	}
+	built := args[i+1]
+	args[i+1] = binary
+	cmd := exec.CommandContext(t.Context(), args[0], args[1:]...)
+	cmd.Dir, cmd.Env = filepath.Dir(filepath.Clean(deploy)), append(os.Environ(), env...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%q: %v\n%s", build, err, out)
+	}
+	if !slices.Contains(copied, built) || !slices.Equal(entry, []string{built}) {
+		t.Errorf("it builds %q, copies %q and starts %q", built, copied, entry)
+	}
+	help, err := exec.CommandContext(t.Context(), binary, "--help").Output()
+	if err != nil || !strings.Contains(string(help), "-etcd-endpoints") {
+		t.Errorf("what it builds: %v\n%s", err, help)
 	}
 }
