@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -108,7 +109,7 @@ func port(t *testing.T) int {
 func newMembers(t *testing.T, n int) (members []*process, endpoints []string) {
 	t.Helper()
 	settings := make([]member, n)
-	names := ""
+	var names []string
 	for i := range settings {
 		client := fmt.Sprintf("127.0.0.1:%d", port(t))
 		endpoints = append(endpoints, client)
@@ -118,13 +119,10 @@ func newMembers(t *testing.T, n int) (members []*process, endpoints []string) {
 			PeerURL:   fmt.Sprintf("http://127.0.0.1:%d", port(t)),
 			ClientURL: "http://" + client,
 		}
-		if i > 0 {
-			names += ","
-		}
-		names += settings[i].Name + "=" + settings[i].PeerURL
+		names = append(names, settings[i].Name+"="+settings[i].PeerURL)
 	}
 	for _, m := range settings {
-		m.Cluster = names
+		m.Cluster = strings.Join(names, ",")
 		arg, err := json.Marshal(m)
 		if err != nil {
 			t.Fatal(err)
