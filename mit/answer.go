@@ -12,11 +12,16 @@ import (
 )
 
 // answers writes resources as the wire has them. A renewal is answered with all servers, of which
-// one has changed since the last answer: what was written of the others is used again. It holds
-// what the last answer for each resource said.
+// one has changed since the last answer: what was written of the others is used again.
 type answers struct {
-	mu   sync.Mutex                 // guards the field below
-	last map[string][]*writtenEntry // by resource id; each replaced, never changed
+	mu        sync.Mutex // guards the field below
+	resources map[string]*written
+}
+
+// written is what the last answer said of a resource.
+type written struct {
+	mu      sync.Mutex // guards the field below; who writes all anew does so for those who wait, too
+	entries []*writtenEntry
 }
 
 type writtenEntry struct {
@@ -26,7 +31,7 @@ type writtenEntry struct {
 
 // registered is the answer to a registration: what json.Marshal makes of a [wire.Registered].
 func (a *answers) registered(r Resource, leaseTime *float64) (encoded, error) {
-	entries, size, err := a.entries(r)
+	entries, size, err := a.of(r.ID).update(r.Servers)
 	if err != nil {
 		return nil, err
 	}
@@ -50,14 +55,26 @@ func (a *answers) registered(r Resource, leaseTime *float64) (encoded, error) {
 	return append(b, frame[at:]...), nil
 }
 
-// entries are the servers of a resource as they are written, and how much they are together with
-// the commas between them.
-func (a *answers) entries(r Resource) (entries []*writtenEntry, size int, err error) {
+func (a *answers) of(id string) *written {
 	a.mu.Lock()
-	last := a.last[r.ID]
-	a.mu.Unlock()
-	entries = make([]*writtenEntry, len(r.Servers))
-	for i, s := range r.Servers {
+	defer a.mu.Unlock()
+	if a.resources == nil {
+		a.resources = make(map[string]*written)
+	}
+	if a.resources[id] == nil {
+		a.resources[id] = new(written)
+	}
+	return a.resources[id]
+}
+
+// update returns servers as they are written, and how much they are together with the commas
+// between them.
+func (w *written) update(servers []cluster.Server) (entries []*writtenEntry, size int, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	last := w.entries
+	entries = make([]*writtenEntry, len(servers))
+	for i, s := range servers {
 		for len(last) > 0 && cmp.Less(last[0].server.ServerID, s.ServerID) { // both are sorted
 			last = last[1:]
 		}
@@ -72,16 +89,7 @@ func (a *answers) entries(r Resource) (entries []*writtenEntry, size int, err er
 		}
 		size += len(entries[i].json) + 1
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.last == nil {
-		a.last = make(map[string][]*writtenEntry)
-	}
-	if len(entries) > 0 {
-		a.last[r.ID] = entries
-	} else {
-		delete(a.last, r.ID)
-	}
+	w.entries = entries
 	return entries, size, nil
 }
 
