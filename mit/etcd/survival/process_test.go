@@ -8,12 +8,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 )
@@ -89,12 +89,16 @@ func (p *process) signal(s syscall.Signal) {
 	}
 }
 
-// port is one that nobody listens at, from below those that connections and other tests are given:
-// whoever is killed is to find its own free when it starts again.
+// ports is how many have been given, so that none is given twice: who is killed is to find its own free
+// when it starts again.
+var ports atomic.Int64 //nolint:gochecknoglobals // the ports of a machine are the process's, not a test's
+
+// port is one that nobody listens at, from below those that connections and other tests are given.
 func port(t *testing.T) int {
 	t.Helper()
+	const lowest, count = 15_000, 15_000
 	for range 1000 {
-		port := 15_000 + rand.N(15_000)
+		port := lowest + (131*os.Getpid()+int(ports.Add(1)))%count
 		ln, err := new(net.ListenConfig).Listen(t.Context(), "tcp", fmt.Sprintf("127.0.0.1:%d", port))
 		if err == nil {
 			_ = ln.Close()
