@@ -15,8 +15,8 @@ import (
 	"time"
 )
 
-// A balancer sends requests to replicas in turn, to those whose health is good where there are such, and
-// to the next one where a replica breaks off or answers 503: a registration may be repeated.
+// A balancer sends requests to replicas in turn, to those that do not say that they are unhealthy where there
+// are such, and to the next one where a replica breaks off or answers 503: a registration may be repeated.
 type balancer struct {
 	url      string
 	replicas []string // their URLs
@@ -43,7 +43,10 @@ func newBalancer(t *testing.T, replicas []string) *balancer {
 	for i := range replicas {
 		wg.Go(func() {
 			for {
-				b.healthy[i].Store(health(ctx, b.client, replicas[i]) == http.StatusOK)
+				// Who is dead is found out about by the next request, and who is slow is not dead.
+				if status := health(ctx, b.client, replicas[i]); status != 0 {
+					b.healthy[i].Store(status == http.StatusOK)
+				}
 				if sleep(ctx, 250*time.Millisecond) != nil {
 					return
 				}

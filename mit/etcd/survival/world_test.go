@@ -32,10 +32,10 @@ const (
 	registryPath = "/mIT/v1"
 	issuerPath   = "/mST/v1/oauth/token"
 
-	// A lease is renewed after half of it, so that there are 4.5 s for a renewal: longer than etcd takes
-	// to elect a leader, and than a replica waits for etcd.
+	// A lease is renewed after 4 s, give or take a tenth, so that there are 5.6 s for a renewal: longer than etcd
+	// takes to elect a leader, and than a replica waits for etcd.
 	lease        = 10 * time.Second
-	renewalShare = 0.5
+	renewalShare = 0.4
 	etcdTimeout  = 3 * time.Second
 
 	// One node in so many announces itself to all others. If all did, that would be the square of
