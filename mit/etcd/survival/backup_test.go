@@ -25,7 +25,7 @@ const restoreFlags = "--bump-revision 1000000000 --mark-compacted"
 func TestBackupRestored(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, setting{members: 3, replicas: 2, share: renewalShare})
-	left := w.newNode("left", renewalShare, true)
+	left := w.newNode("left", renewalShare, w.registryURL(true))
 	left.register()
 	file := filepath.Join(t.TempDir(), "mit.db")
 	if _, err := snapshot.SaveWithVersion(t.Context(), zap.NewNop(), clientv3.Config{Endpoints: w.endpoints[:1]}, file); err != nil {
@@ -34,7 +34,7 @@ func TestBackupRestored(t *testing.T) {
 	if d := left.UnRegister(t.Context()); d.Errors != nil {
 		t.Fatalf("leaving: %v", d.Errors)
 	}
-	late := w.newNode("late", renewalShare, true)
+	late := w.newNode("late", renewalShare, w.registryURL(true))
 	late.register()
 
 	for _, m := range w.members {

@@ -135,7 +135,7 @@ func TestReplicaCutOff(t *testing.T) {
 	if status, body := w.renewFirst(fine.url); status != http.StatusOK {
 		t.Errorf("a renewal at the other replica: %d %s", status, body)
 	}
-	late := w.newNode("late", renewalShare, true)
+	late := w.newNode("late", renewalShare, w.registryURL(true))
 	late.register()
 	if _, knows := w.list(cut.url)["late"]; knows {
 		t.Error("a replica that is cut off knows a newcomer")

@@ -38,10 +38,6 @@ const (
 	renewalShare = 0.4
 	etcdTimeout  = 3 * time.Second
 
-	// One node in so many announces itself to all others. If all did, that would be the square of
-	// their number, in one process, and again each time that they all were lost.
-	announces = 10
-
 	patience = time.Minute // for what must come about soon, on a machine that has other work
 )
 
@@ -120,7 +116,7 @@ func newWorld(t *testing.T, s setting) *world {
 
 	var wg sync.WaitGroup
 	for i := range nodes {
-		w.nodes = append(w.nodes, w.newNode(fmt.Sprintf("n%03d", i), s.share, i%announces == 0))
+		w.nodes = append(w.nodes, w.newNode(fmt.Sprintf("n%03d", i), s.share, w.registryURL(i%2 == 0)))
 	}
 	turn := make(chan struct{}, 8)
 	for _, n := range w.nodes {
@@ -170,8 +166,18 @@ func (w *world) leader() int {
 	return -1
 }
 
-// registryURL is where nodes look for the registry.
-func (w *world) registryURL() string { return w.balancer.url + registryPath }
+// registryURL is where nodes look for the registry: one half is given all replicas, the other half
+// the balancer before them.
+func (w *world) registryURL(all bool) string {
+	if !all {
+		return w.balancer.url + registryPath
+	}
+	var urls []string
+	for _, r := range w.replicas {
+		urls = append(urls, r.url+registryPath)
+	}
+	return strings.Join(urls, ",")
+}
 
 func (w *world) allHealthy() {
 	w.Helper()
@@ -196,7 +202,7 @@ type node struct {
 }
 
 // newNode makes a node that serves, and has not registered. It never leaves.
-func (w *world) newNode(id string, share float64, managed bool) *node {
+func (w *world) newNode(id string, share float64, registry string) *node {
 	w.Helper()
 	ln, err := new(net.ListenConfig).Listen(w.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -208,9 +214,9 @@ func (w *world) newNode(id string, share float64, managed bool) *node {
 		ID:               id,
 		Port:             ln.Addr().(*net.TCPAddr).Port,
 		LocalIPv4:        "127.0.0.1",
-		Management:       managed,
+		Management:       true,
 		RenewalShare:     share,
-		RegistryURL:      w.registryURL(),
+		RegistryURL:      registry,
 		RegistryAudience: w.balancer.url + registryPath,
 		Issuer:           w.balancer.url + issuerPath,
 		ClientID:         serverType,
