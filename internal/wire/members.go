@@ -75,11 +75,11 @@ func textEnd(b []byte, i int) int {
 		if end < 0 {
 			break
 		}
-		escape := bytes.IndexByte(b[i:i+end], '\\')
-		if escape < 0 {
-			return i + end + 1
+		escapes := end - len(bytes.TrimRight(b[i:i+end], `\`))
+		i += end + 1
+		if escapes%2 == 0 { // else the last of them is for the quote
+			return i
 		}
-		i += escape + 2
 	}
 	return len(b)
 }

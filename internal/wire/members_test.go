@@ -3,7 +3,9 @@ package wire_test
 import (
 	"bytes"
 	"encoding/json"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -14,7 +16,7 @@ import (
 func FuzzMembers(f *testing.F) {
 	for _, seed := range []string{
 		`null`, `1`, `"a"`, `[{"a":1}]`, `{}`, ` { } `, `{"a":1}`, ` { "a" : { "b" : [ 1 , "}" ] } , "" : "," } `,
-		`{"a":1,"a":[]}`, `{"\u0061":"\"","\\":{"c":":"}}`, `{"é":"\ud800"}`, "{\"\xff\":1}",
+		`{"a":"\\","b":"\\\"","c":"\\\\","d":"\"\\"}`, `{"a":1,"a":[]}`, `{"\u0061":"\"","\\":{"c":":"}}`, `{"é":"\ud800"}`, "{\"\xff\":1}",
 	} {
 		f.Add([]byte(seed))
 	}
@@ -40,4 +42,18 @@ func FuzzMembers(f *testing.F) {
 			t.Errorf("%s (-want +got):\n%s", data, diff)
 		}
 	})
+}
+
+// A long text full of escapes, such as one with many lines in it, takes no longer than to look at each
+// byte a few times. The bound is generous: to look for the end of the text anew after each escape took minutes.
+func TestMembersOfALongText(t *testing.T) {
+	const lines = 4 << 20
+	text := []byte(`{"data":"` + strings.Repeat(`\n`, lines) + `","server":{"serverId":"a"}}`)
+	began, members := time.Now(), 0
+	for range wire.Members(text) {
+		members++
+	}
+	if took := time.Since(began); members != 2 || took > 10*time.Second {
+		t.Errorf("%d members after %v", members, took)
+	}
 }
