@@ -96,7 +96,6 @@ type Cluster struct {
 	leasing   bool            // the lease goroutine has been started
 	forgotten bool            // a peer told us to forget ourselves
 	departed  bool            // mIT knows that we left
-	kept      bool            // the last renewal kept peers that mIT did not list
 	untold    map[string]bool // servers that this node has evicted, and has still to tell of
 }
 

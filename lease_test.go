@@ -803,7 +803,7 @@ func TestForgottenByTheRegistry(t *testing.T) {
 }
 
 // While a registry that lost its memory fills again, nobody loses sight of anybody: who has renewed
-// keeps those that have yet to, for once.
+// keeps those that have yet to, for a lease.
 func TestRegistryThatForgotAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const lease = time.Hour
@@ -814,14 +814,14 @@ func TestRegistryThatForgotAll(t *testing.T) {
 		l := keepLedger(w)
 		w.ForgetAll()
 		began, shortest := time.Now(), 5
-		for time.Since(began) < 2*lease {
+		for time.Since(began) < 3*lease {
 			time.Sleep(time.Minute)
 			if listed := len(w.Listed()); listed > 0 {
 				shortest = min(shortest, listed)
 			}
 			for _, n := range w.Nodes[:4] {
 				got := ids(n.Servers())
-				if len(got) == 5 && time.Since(began) < 3*lease/2 { // the dead one, which nobody has missed yet
+				if len(got) == 5 && time.Since(began) < 5*lease/2 { // the dead one, which nobody has missed yet
 					got = got[:4]
 				}
 				if !cmp.Equal(got, []string{"node-1", "node-2", "node-3", "node-4"}) {
@@ -837,6 +837,48 @@ func TestRegistryThatForgotAll(t *testing.T) {
 				t.Errorf("%s, whose entry is a new one, announced itself to nobody", n.ID)
 			}
 		}
+	})
+}
+
+// Some renew soon again, because they are hurried or by chance, before others have for the first time.
+func TestForgottenAndRenewedTwice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const nodes, lease = 40, time.Hour
+		w := clustertest.Start(t, nodes, clustertest.WithLease(lease))
+		time.Sleep(3 * lease)
+		w.ForgetAll()
+		if _, err := w.Nodes[0].Register(t.Context()); err != nil { // and the lease renews once more
+			t.Fatal(err)
+		}
+		for began := time.Now(); time.Since(began) < 3*lease; time.Sleep(time.Minute) {
+			for _, n := range w.Nodes {
+				if got := len(n.Servers()); got != nodes {
+					t.Fatalf("after %v %s knows %d servers", time.Since(began), n.ID, got)
+				}
+			}
+		}
+	})
+}
+
+// Of a peer that has renewed already a node may know before it renews itself: that mIT remembers such
+// a one does not show that it remembers anybody from before.
+func TestForgottenAndOneLearntSince(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := startRenewed(t, 5)
+		n, peer := w.Nodes[0], w.Nodes[1]
+		time.Sleep(time.Minute) // all are quiet
+		w.ForgetAll()
+		unnoticed(t, w, n, peer)
+		w.Network.Fault(n.Host, peer.Host, clustertest.Times(2, clustertest.Refuse)) // so that n learns mIT's entry
+		if res := rpc(t, n, cluster.Request{Path: "/things"}); len(res.Results) != 4 {
+			t.Fatalf("%v", failures(res))
+		}
+		gone(t, w, n, n.ID) // so that it renews at once
+		synctest.Wait()
+		if got := ids(w.Listed()); !cmp.Equal(got, []string{"node-1", "node-2"}) {
+			t.Errorf("mIT lists %q", got)
+		}
+		wantView(t, n, "node-1", "node-2", "node-3", "node-4", "node-5")
 	})
 }
 
@@ -893,7 +935,7 @@ func (s newborn) Put(ctx context.Context, reg mit.Registration, life time.Durati
 	return s.Memory.Put(ctx, reg, life)
 }
 
-// An mIT that seems to forget everybody all the time is believed every other time.
+// An mIT that seems to forget everybody all the time is believed a lease later.
 func TestKeptPeersGoInTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3, clustertest.WithStore(newborn{mit.NewMemory()}),

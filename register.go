@@ -74,7 +74,7 @@ type renewal struct {
 }
 
 // renew registers or renews; it is the same call. What mIT answers becomes the view, but if it has
-// forgotten everybody, those it does not list stay for once. One is under way at a time.
+// forgotten everybody, those it has not listed since stay for a lease. One is under way at a time.
 func (c *Cluster) renew(ctx context.Context) (renewal, error) {
 	select {
 	case c.posting <- struct{}{}:
@@ -104,14 +104,14 @@ func (c *Cluster) renew(ctx context.Context) (renewal, error) {
 	answered := roster.New(it, c.policy.check, before)
 	// The lease runs from when the request was sent, so the time mIT took is part of the wait.
 	r := renewal{renewIn: max(0, jitter(time.Duration(c.cfg.RenewalShare*float64(lease)), 0.1)-time.Since(sent))}
+	var keepUntil time.Time
+	if blank(before, it, c.cfg.ID) {
+		keepUntil = sent.Add(lease) // by then all who live have renewed
+	}
 	c.change(func(view *roster.Roster, s *Status) {
 		r.strange = s.State == Lost || c.forgotten || reborn(before, it, c.cfg.ID)
 		c.forgotten = false
-		known := *view
-		*view = answered.Since(before, known)
-		if c.kept = !c.kept && blank(before, it, c.cfg.ID); c.kept {
-			*view = view.Keep(known)
-		}
+		*view = answered.Since(before, *view).Keep(*view, sent, keepUntil)
 		if s.State != Left {
 			s.State, s.Reason = Registered, nil
 		}
@@ -138,15 +138,20 @@ func reborn(before roster.Roster, it wire.ItResource, id string) bool {
 
 // blank tells whether mIT has forgotten everybody, as one that keeps all in memory has after a
 // restart: it has neither this node's entry nor that of anybody else as it was. Then those it does
-// not list have likely just not renewed yet.
+// not list have likely just not renewed yet. An entry that was made since this node renewed, and
+// that it has been told of, says nothing about that.
 func blank(before roster.Roster, it wire.ItResource, id string) bool {
+	if it.ID != before.ID() || !reborn(before, it, id) {
+		return false
+	}
+	me, _ := before.Get(id)
 	for _, s := range it.Servers {
 		was, known := before.Get(s.ServerID)
-		if known && !was.Told && s.CreatedAt.Equal(was.CreatedAt) {
+		if known && s.CreatedAt.Equal(was.CreatedAt) && !s.CreatedAt.After(me.Seen()) {
 			return false
 		}
 	}
-	return reborn(before, it, id) && it.ID == before.ID()
+	return true
 }
 
 // readRegistered reads what mIT answers to a registration. An answer that does not name this

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"net/url"
 	"slices"
+	"time"
 
 	"github.com/mimiktech/cluster/internal/wire"
 )
@@ -18,7 +19,9 @@ type Peer struct {
 	Base *url.URL
 	Err  error
 	Told bool // by a peer: mIT has not said so itself
-	Kept bool // by this node: mIT has forgotten it, and nobody else is told
+	// Kept is until when this node keeps it, though mIT has forgotten it; nobody else is told. It is
+	// zero if mIT has not.
+	Kept time.Time
 }
 
 // Check parses a server's address, or says why it must not be called.
@@ -60,7 +63,7 @@ func describe(it wire.ItResource, check Check, known Roster, told bool) Roster {
 
 func newPeer(s wire.Server, check Check, known Roster, told bool) *Peer {
 	if p, ok := known.Get(s.ServerID); ok && p.ClusterBaseURL == s.ClusterBaseURL {
-		if p.Told == told && !p.Kept && p.Seen().Equal(s.Seen()) && string(p.Raw) == string(s.Raw) {
+		if p.Told == told && p.Kept.IsZero() && p.Seen().Equal(s.Seen()) && string(p.Raw) == string(s.Raw) {
 			return p
 		}
 		return &Peer{Server: s, Base: p.Base, Err: p.Err, Told: told}
@@ -116,14 +119,23 @@ func (r Roster) Union(o Roster) Roster {
 	return u
 }
 
-// Keep is r with those servers of o that it lacks, as kept.
-func (r Roster) Keep(o Roster) Roster {
+// Keep is r with those servers of o that it lacks: who is kept already stays until its time is up, and
+// the others are kept until then, if that is later than now.
+func (r Roster) Keep(o Roster, now, until time.Time) Roster {
+	if r.id != o.id {
+		return r
+	}
 	k := r
 	k.peers = slices.Clone(r.peers)
 	for _, p := range o.peers {
-		if _, listed := r.Index(p.ServerID); !listed {
-			kept := *p
-			kept.Kept = true
+		if _, listed := r.Index(p.ServerID); listed {
+			continue
+		}
+		kept := *p
+		if kept.Kept.IsZero() {
+			kept.Kept = until
+		}
+		if now.Before(kept.Kept) {
 			k.peers = append(k.peers, &kept)
 		}
 	}
@@ -163,7 +175,7 @@ func (r Roster) Only(id string) Roster {
 func (r Roster) Resource() wire.ItResource {
 	servers := make([]wire.Server, 0, len(r.peers))
 	for _, p := range r.peers {
-		if !p.Kept {
+		if p.Kept.IsZero() {
 			servers = append(servers, p.Server)
 		}
 	}

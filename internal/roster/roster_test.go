@@ -424,7 +424,7 @@ func TestResource(t *testing.T) {
 	others.id, others.typ = "other", "other"
 	for name, next := range map[string]Roster{
 		"Union": r.Union(others), "Without": r.Without("a"), "Callable": r.Callable(), "Since": r.Since(of(), of(entry("b", 1, "b"))),
-		"Keep": r.Keep(others),
+		"Keep": r.Keep(others, time.Time{}, time.Time{}.Add(1)),
 	} {
 		got := next.Resource()
 		got.Servers = it.Servers
@@ -434,28 +434,37 @@ func TestResource(t *testing.T) {
 	}
 }
 
-// What is kept is in the view, and in nothing that others are told, until mIT names it again.
+// What is kept is in the view, and in nothing that others are told, until mIT names it again or its
+// time is up.
 func TestKeep(t *testing.T) {
+	at := func(minute int) time.Time { return time.UnixMilli(0).Add(time.Duration(minute) * time.Minute) }
+	requireRead := func(what string, r Roster, want ...string) {
+		t.Helper()
+		if diff := cmp.Diff(want, read(r)); diff != "" {
+			t.Errorf("%s (-want +got)\n%s", what, diff)
+		}
+	}
 	known := of(entry("a", 1, "a"), entry("b", 9, "b"), entry("c", 1, "c"))
 	answer := of(entry("b", 2, "b2"), entry("d", 2, "d"))
-	r := answer.Keep(known)
-	if diff := cmp.Diff([]string{"a at 1 http://a", "b at 2 http://b2", "c at 1 http://c", "d at 2 http://d"}, read(r)); diff != "" {
-		t.Errorf("(-want +got)\n%s", diff)
-	}
+	requireRead("nothing to keep", answer.Keep(known, at(0), time.Time{}), "b at 2 http://b2", "d at 2 http://d")
+	r := answer.Keep(known, at(0), at(60))
+	requireRead("kept", r, "a at 1 http://a", "b at 2 http://b2", "c at 1 http://c", "d at 2 http://d")
 	if diff := cmp.Diff(answer.Resource(), r.Resource()); diff != "" {
 		t.Errorf("what others are told (-want +got)\n%s", diff)
 	}
-	if a, _ := known.Get("a"); a.Kept {
+	if a, _ := known.Get("a"); !a.Kept.IsZero() {
 		t.Error("it changed the peer that it kept")
 	}
 	it := wire.ItResource{ID: "resource", Servers: []wire.Server{entry("a", 1, "a"), entry("b", 2, "b2")}}
-	next := New(it, check, r).Since(r, r) // the next answer
-	if diff := cmp.Diff([]string{"a at 1 http://a", "b at 2 http://b2"}, read(next)); diff != "" {
-		t.Errorf("the next renewal (-want +got)\n%s", diff)
-	}
-	if a, _ := next.Get("a"); a.Kept {
+	next := New(it, check, r) // the next answer: d has left
+	requireRead("still kept", next.Keep(r, at(59), time.Time{}), "a at 1 http://a", "b at 2 http://b2", "c at 1 http://c")
+	requireRead("time is up", next.Keep(r, at(60), time.Time{}), "a at 1 http://a", "b at 2 http://b2")
+	requireRead("forgotten again", next.Keep(r, at(60), at(120)), "a at 1 http://a", "b at 2 http://b2", "d at 2 http://d")
+	if a, _ := next.Get("a"); !a.Kept.IsZero() {
 		t.Error("mIT has named it again, and it is still kept")
 	}
+	it.ID = "another"
+	requireRead("of another resource", New(it, check, r).Keep(r, at(0), at(60)), "a at 1 http://a", "b at 2 http://b2")
 }
 
 func TestZeroRoster(t *testing.T) {
