@@ -83,14 +83,15 @@ func (c *Cluster) askReplica(ctx context.Context, wait time.Duration, method, ad
 	return c.sendJSON(ctx, "mIT", method, address, bearer, body)
 }
 
-// replicaFailed tells whether another replica may do better: there was no answer, not all of one,
-// or a 5xx. All would say the same below that, and be as lengthy.
+// replicaFailed tells whether another replica may do better: there was no answer that could be
+// trusted, not all of one, or a 5xx. All would say the same below that, and be as lengthy.
 func replicaFailed(err error) bool {
 	if se, ok := errors.AsType[*StatusError](err); ok {
 		return se.Code >= 500
 	}
 	_, broke := errors.AsType[*AnswerError](err)
-	return broke && !errors.Is(err, ErrTooLarge) || unreachable(err)
+	_, silent := errors.AsType[*UnreachableError](err) // TLS that does not hold is one replica's, too
+	return broke && !errors.Is(err, ErrTooLarge) || silent
 }
 
 // keepTo makes the replica that answered the one that is asked first, and says so if it is another.

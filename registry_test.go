@@ -2,6 +2,7 @@ package cluster_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/http"
@@ -112,6 +113,13 @@ func TestKeepsToOneReplica(t *testing.T) {
 	})
 }
 
+// badCertificate is what TLS says of somebody whose certificate does not hold.
+func badCertificate(http.RoundTripper) http.RoundTripper {
+	return clustertest.RoundTripperFunc(func(*http.Request) (*http.Response, error) {
+		return nil, &tls.CertificateVerificationError{Err: errors.New("x509: certificate has expired")}
+	})
+}
+
 // On to another replica, once, from one that does not work; and back to the first choice, by and by,
 // once that works again.
 func TestGoesOnFromAReplicaThatFails(t *testing.T) {
@@ -127,6 +135,7 @@ func TestGoesOnFromAReplicaThatFails(t *testing.T) {
 		"does it, and is gone": {clustertest.Reset, 0, 0},
 		"lost its etcd":        {clustertest.Status(503), 503, 0},
 		"is broken":            {clustertest.Status(500), 500, 0},
+		"is not to be trusted": {badCertificate, 0, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
