@@ -168,7 +168,7 @@ func (c *Cluster) fetcher(sources func(TokenKey) oauth2.TokenSource) token.Fetch
 	return func(ctx context.Context, key token.Key, refresh string) (*oauth2.Token, error) {
 		t, err := fetch(correlated(ctx), key, refresh)
 		if err != nil {
-			if _, named := errors.AsType[*StatusError](err); !named && !unreachable(err) && sources == nil {
+			if sources == nil && !blames(err) {
 				err = &AnswerError{"mST", http.MethodPost, c.cfg.Issuer, err}
 			}
 			err = &TokenError{Audience: key.Audience, Err: err}

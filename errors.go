@@ -199,3 +199,11 @@ func unreachable(err error) bool {
 	_, ok := errors.AsType[*UnreachableError](err)
 	return ok && !errors.Is(err, ErrNotAllowed) && !untrusted(err)
 }
+
+// blames tells whether the error names who failed, and at what, already.
+func blames(err error) bool {
+	_, status := errors.AsType[*StatusError](err)
+	_, answer := errors.AsType[*AnswerError](err)
+	_, silent := errors.AsType[*UnreachableError](err)
+	return status || answer || silent
+}

@@ -836,3 +836,23 @@ func TestReferenceProcessWideState(t *testing.T) {
 		wantView(t, mds.Nodes[1], "node-2")
 	})
 }
+
+// Whatever is wrong with mST, the error says once who failed at what.
+func TestTokenServiceIsBlamedOnce(t *testing.T) {
+	for name, fault := range map[string]clustertest.Fault{
+		"refuses": clustertest.Refuse, "is not to be trusted": badCertificate, "breaks off": clustertest.Truncate(5),
+		"answers 500": clustertest.Status(500), "answers nonsense": answerBody(`{}`),
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := clustertest.Start(t, 0)
+				n := w.Add()
+				w.Network.Fault(n.Host, clustertest.TokenHost, fault)
+				_, err := n.Register(timeout(t, time.Second))
+				if _, ok := errors.AsType[*cluster.TokenError](err); !ok || strings.Count(err.Error(), "POST http://mst.test/") != 1 {
+					t.Errorf("registering: %v", err)
+				}
+			})
+		})
+	}
+}
