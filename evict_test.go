@@ -141,38 +141,45 @@ func TestEvictedOnceByCallsAtOnce(t *testing.T) {
 // All nodes find out at one moment that one is gone. One of them tells the others, or a few do; not each
 // tells each.
 func TestTheWordSpreadsOnce(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		const nodes = 40
-		w := startRenewed(t, nodes)
-		for _, n := range w.Nodes {
-			w.Network.Fault(n.Host, clustertest.Any, clustertest.Slow(2*time.Millisecond))
-		}
-		w.Nodes[2].Kill()
-		alive := slices.Delete(slices.Clone(w.Nodes), 2, 3)
-		seen := keepLedger(w)
-		var wg sync.WaitGroup
-		for _, n := range alive {
-			wg.Go(func() {
-				if o := onlyFailure(t, rpc(t, n, cluster.Request{Path: "/things"})); !o.Evicted {
-					t.Errorf("%s did not evict it: %v", n.ID, o.Spared)
-				}
-			})
-		}
-		wg.Wait()
-		time.Sleep(time.Second)
-		told := 0
-		for _, n := range alive {
-			if len(n.Servers()) != nodes-1 {
-				t.Errorf("%s knows %d servers", n.ID, len(n.Servers()))
+	for name, policy := range map[string]cluster.PeerPolicy{"believed": {}, "for a hint": {AskRegistry: true}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { testTheWordSpreadsOnce(t, policy) })
+		})
+	}
+}
+
+func testTheWordSpreadsOnce(t *testing.T, policy cluster.PeerPolicy) {
+	const nodes = 40
+	w := startRenewed(t, nodes, clustertest.WithOptions(cluster.WithPeerPolicy(policy)))
+	time.Sleep(time.Minute) // those that were hurried are quiet
+	for _, n := range w.Nodes {
+		w.Network.Fault(n.Host, clustertest.Any, clustertest.Slow(2*time.Millisecond))
+	}
+	w.Nodes[2].Kill()
+	alive := slices.Delete(slices.Clone(w.Nodes), 2, 3)
+	seen := keepLedger(w)
+	var wg sync.WaitGroup
+	for _, n := range alive {
+		wg.Go(func() {
+			if o := onlyFailure(t, rpc(t, n, cluster.Request{Path: "/things"})); !o.Evicted {
+				t.Errorf("%s did not evict it: %v", n.ID, o.Spared)
 			}
-			for _, other := range alive {
-				told += len(seen.of("DELETE", n.Host, other.Host))
-			}
+		})
+	}
+	wg.Wait()
+	time.Sleep(time.Second)
+	told := 0
+	for _, n := range alive {
+		if len(n.Servers()) != nodes-1 {
+			t.Errorf("%s knows %d servers", n.ID, len(n.Servers()))
 		}
-		if least := nodes - 2; told < least || told > nodes/2*least { // 2 ms of 40 ms are a twentieth of the nodes
-			t.Errorf("%d words for %d nodes", told, least)
+		for _, other := range alive {
+			told += len(seen.of("DELETE", n.Host, other.Host))
 		}
-	})
+	}
+	if least := nodes - 2; told < least || told > nodes/2*least { // 2 ms of 40 ms are a twentieth of the nodes
+		t.Errorf("%d words for %d nodes", told, least)
+	}
 }
 
 // Who came back before the word of its eviction was given is not said to be gone.

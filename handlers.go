@@ -145,6 +145,9 @@ func (c *Cluster) joinServers(ctx context.Context, it wire.ItResource) (roster.R
 // dropServer takes in a departure.
 func (c *Cluster) dropServer(ctx context.Context, id, serverID string) (any, error) {
 	if c.policy.AskRegistry && serverID != c.cfg.ID {
+		c.mu.Lock()
+		delete(c.untold, serverID) // true or not, the others have been told
+		c.mu.Unlock()
 		c.hurry()
 		return serverID, nil
 	}
