@@ -141,7 +141,7 @@ func reborn(before roster.Roster, it wire.ItResource, id string) bool {
 // not list have likely just not renewed yet. An entry that was made since this node renewed, and
 // that it has been told of, says nothing about that.
 func blank(before roster.Roster, it wire.ItResource, id string) bool {
-	if it.ID != before.ID() || !reborn(before, it, id) {
+	if !reborn(before, it, id) {
 		return false
 	}
 	me, _ := before.Get(id)

@@ -120,7 +120,7 @@ func (r Roster) Union(o Roster) Roster {
 }
 
 // Keep is r with those servers of o that it lacks: who is kept already stays until its time is up, and
-// the others are kept until then, if that is later than now.
+// the others are kept until then, if that is later than now. Of another resource nobody is kept.
 func (r Roster) Keep(o Roster, now, until time.Time) Roster {
 	if r.id != o.id {
 		return r
