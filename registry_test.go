@@ -75,7 +75,7 @@ func join(w *clustertest.World) (n *clustertest.Node, home string) {
 	return n, tries[0].host
 }
 
-// renewal waits until n has renewed its lease once more, and tells how.
+// renewal waits until n has renewed its lease once more, a day at most, and tells how.
 func renewal(w *clustertest.World, n *clustertest.Node) (tries []try, took time.Duration) {
 	var l ledger
 	defer w.Network.Observe(func(x clustertest.Exchange) {
@@ -83,7 +83,8 @@ func renewal(w *clustertest.World, n *clustertest.Node) (tries []try, took time.
 		defer l.mu.Unlock()
 		l.list = append(l.list, x)
 	})()
-	for last := n.Status().RenewedAt; n.Status().RenewedAt.Equal(last); {
+	last, began := n.Status().RenewedAt, time.Now()
+	for n.Status().RenewedAt.Equal(last) && time.Since(began) < 24*time.Hour {
 		time.Sleep(time.Minute)
 	}
 	return l.tries(http.MethodPost, n)
