@@ -149,6 +149,7 @@ func TestTheWordSpreadsOnce(t *testing.T) {
 }
 
 func testTheWordSpreadsOnce(t *testing.T, policy cluster.PeerPolicy) {
+	t.Helper()
 	const nodes = 40
 	w := startRenewed(t, nodes, clustertest.WithOptions(cluster.WithPeerPolicy(policy)))
 	time.Sleep(time.Minute) // those that were hurried are quiet
