@@ -164,13 +164,14 @@ func bare(u *url.URL) string {
 
 // header is what every request carries.
 func (c *Cluster) header(ctx context.Context, bearer string) http.Header {
+	values := [...]string{c.userAgent, "application/json", CorrelationID(ctx), "Bearer " + bearer}
 	h := http.Header{
-		"User-Agent":           {c.userAgent},
-		"Accept":               {"application/json"},
-		wire.CorrelationHeader: {CorrelationID(ctx)},
+		"User-Agent":           values[0:1:1],
+		"Accept":               values[1:2:2],
+		wire.CorrelationHeader: values[2:3:3],
 	}
 	if bearer != "" {
-		h.Set("Authorization", "Bearer "+bearer)
+		h["Authorization"] = values[3:]
 	}
 	return h
 }

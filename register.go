@@ -187,7 +187,7 @@ func (c *Cluster) announce(ctx context.Context, everybody bool) *Response {
 		news = view
 	}
 	body, err := news.Resource().MarshalJSON() // json.Marshal would spell entries anew
-	if err != nil { // it was JSON when it came
+	if err != nil {                            // it was JSON when it came
 		c.log.Error("cannot announce", zap.Error(err), correlation(ctx))
 		return newResponse(nil)
 	}

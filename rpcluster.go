@@ -103,7 +103,10 @@ func (f *fan) run(ctx context.Context) iter.Seq[int] {
 			return
 		}
 		ctx, cancel := within(ctx, f.c.life)
-		asking, enough := context.WithCancelCause(ctx)
+		asking, enough := ctx, context.CancelCauseFunc(func(error) {})
+		if f.need > 0 {
+			asking, enough = context.WithCancelCause(ctx)
+		}
 		defer f.wg.Wait()
 		defer cancel()
 		defer enough(nil)
