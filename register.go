@@ -186,8 +186,9 @@ func (c *Cluster) announce(ctx context.Context, everybody bool) *Response {
 	if everybody {
 		news = view
 	}
-	body, err := news.Resource().MarshalJSON() // json.Marshal would spell entries anew
-	if err != nil {                            // it was JSON when it came
+	// json.Marshal would spell entries anew.
+	body, err := news.Resource().MarshalJSON()
+	if err != nil { // it was JSON when it came
 		c.log.Error("cannot announce", zap.Error(err), correlation(ctx))
 		return newResponse(nil)
 	}
