@@ -147,6 +147,8 @@ func (l *lab) suffer(ctx context.Context, d *badDay) error {
 	if err := c.do(call, nil, &first); err != nil {
 		return err
 	}
+	// A node waits for a moment before it tells of an eviction, in a large cluster for up to a second.
+	time.Sleep(time.Duration(then.Peers+100) * time.Millisecond)
 	after, err := quiet(ctx, l.stub, 0)
 	if err != nil {
 		return err
