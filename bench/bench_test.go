@@ -139,7 +139,7 @@ func TestTail(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if strings.Count(text, "\n| 10 | 1 |") != 2 || strings.Contains(text, "without a result") {
+	if strings.Count(text, "\n| 10 | 1 |") != 3 || strings.Contains(text, "without a result") {
 		t.Error(text)
 	}
 }

@@ -189,10 +189,7 @@ func (l *lab) turn(c *process, p place, callers, r int) (got round, err error) {
 // tail is a cluster in which now and then somebody takes long to answer.
 func (l *lab) tail(ctx context.Context) (string, error) {
 	w := weather{Peers: 10, Size: l.Size, SlowOne: 97, SlowFor: 200 * time.Millisecond}
-	names := l.among(ours, yardstick, npmName)
-	if makers()[hedged] != nil {
-		names = append([]string{hedged}, names...)
-	}
+	names := append([]string{hedged}, l.among(ours, yardstick, npmName)...)
 	cells, err := l.cells(ctx, names, setting{weather: w, Callers: 1})
 	if err != nil {
 		return "", err

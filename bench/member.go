@@ -14,7 +14,7 @@ import (
 
 const (
 	ours   = "cluster"
-	hedged = "cluster, hedged" // takes part in tail once makers has it, with a Request that hedges
+	hedged = "cluster, hedged" // takes part in tail alone
 )
 
 // A member is a node of this module as a service has it: registered, with tokens from mST, the
