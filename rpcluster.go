@@ -16,11 +16,10 @@ import (
 )
 
 // RPCluster sends req to every peer in the view, or to those that it picks, and waits for all of
-// them, or for as many as it needs. The error is about
-// the call: management is off ([ErrManagementOff]), or req is wrong ([ErrInvalidRequest]), and
-// then nobody was called. What happens to a peer is in its [Outcome], also when ctx ends early. A node without
-// peers gets an empty Response at once. The node does not ask itself: what it has of its own, the
-// caller adds.
+// them, or for as many as it needs. The error is about the call: management is off
+// ([ErrManagementOff]), or req is wrong ([ErrInvalidRequest]), and then nobody was called. What
+// happens to a peer is in its [Outcome], also when ctx ends early. A node without peers gets an
+// empty Response at once. The node does not ask itself: what it has of its own, the caller adds.
 //
 // A peer that cannot be reached may be evicted; see [Eviction].
 func (c *Cluster) RPCluster(ctx context.Context, req Request) (*Response, error) {

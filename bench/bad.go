@@ -148,7 +148,11 @@ func (l *lab) suffer(ctx context.Context, d *badDay) error {
 		return err
 	}
 	// A node waits for a moment before it tells of an eviction, in a large cluster for up to a second.
-	time.Sleep(time.Duration(then.Peers+100) * time.Millisecond)
+	select {
+	case <-time.After(time.Duration(then.Peers+100) * time.Millisecond):
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	after, err := quiet(ctx, l.stub, 0)
 	if err != nil {
 		return err
