@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -20,6 +21,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/mimiktech/cluster"
+	"github.com/mimiktech/cluster/internal/freeport"
 	"github.com/mimiktech/cluster/mit"
 )
 
@@ -362,9 +364,12 @@ func start(t *testing.T, env map[string]string, args ...string) *process {
 	p := &process{cmd: exec.CommandContext(ctx, self, args...), stderr: new(bytes.Buffer), ended: make(chan struct{})}
 	p.cmd.Env = []string{asService + "=1", "GORACE=atexit_sleep_ms=0"} // the race detector's second of sleep would be all there is to wait for
 	if env != nil && env["SERVER_PORT"] == "" {
-		port := freePort(t)
-		p.url = "http://127.0.0.1:" + port
-		env["SERVER_PORT"] = port
+		port, err := freeport.Next(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.url = fmt.Sprintf("http://127.0.0.1:%d", port)
+		env["SERVER_PORT"] = strconv.Itoa(port)
 	}
 	for name, value := range env {
 		p.cmd.Env = append(p.cmd.Env, name+"="+value)
@@ -388,17 +393,6 @@ func start(t *testing.T, env map[string]string, args ...string) *process {
 		}
 	})
 	return p
-}
-
-func freePort(t *testing.T) string {
-	t.Helper()
-	var lc net.ListenConfig
-	ln, err := lc.Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ln.Close()
-	return strconv.Itoa(ln.Addr().(*net.TCPAddr).Port)
 }
 
 func (p *process) signal(t *testing.T, s os.Signal) {

@@ -8,14 +8,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"os/exec"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
+
+	"github.com/mimiktech/cluster/internal/freeport"
 )
 
 // A process is this binary in another role. It ends with its test, and with this process at the latest.
@@ -89,24 +89,14 @@ func (p *process) signal(s syscall.Signal) {
 	}
 }
 
-// ports is how many have been given, so that none is given twice: who is killed is to find its own free
-// when it starts again.
-var ports atomic.Int64 //nolint:gochecknoglobals // the ports of a machine are the process's, not a test's
-
-// port is one that nobody listens at, from below those that connections and other tests are given.
+// port is one that nobody listens at, and that who is killed finds free when it starts again.
 func port(t *testing.T) int {
 	t.Helper()
-	const lowest, count = 15_000, 15_000
-	for range 1000 {
-		port := lowest + (131*os.Getpid()+int(ports.Add(1)))%count
-		ln, err := new(net.ListenConfig).Listen(t.Context(), "tcp", fmt.Sprintf("127.0.0.1:%d", port))
-		if err == nil {
-			_ = ln.Close()
-			return port
-		}
+	port, err := freeport.Next(t.Context())
+	if err != nil {
+		t.Fatal(err)
 	}
-	t.Fatal("no free port")
-	return 0
+	return port
 }
 
 // newMembers makes the members of an etcd, and says where clients reach each. Nobody is started.

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -15,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mimiktech/cluster/internal/freeport"
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
@@ -70,7 +70,7 @@ func RunWith(tb testing.TB, o Options) *Cluster {
 // Start starts a cluster and waits until it is ready.
 func Start(o Options) (*Cluster, error) {
 	var errs []error
-	for try := range 5 { // a port that was free may be taken before its member is up
+	for try := range 5 { // others may listen at a port that was free, before its member is up
 		o := o
 		o.Dir = filepath.Join(o.Dir, fmt.Sprint(try))
 		c, err := start(o)
@@ -87,7 +87,11 @@ func start(o Options) (*Cluster, error) {
 	tick := cmp.Or(o.Tick, 50*time.Millisecond)
 	var initial []string
 	for i := range o.Members {
-		peer, err := freeAddress()
+		client, err := address()
+		if err != nil {
+			return nil, err
+		}
+		peer, err := address()
 		if err != nil {
 			return nil, err
 		}
@@ -104,12 +108,13 @@ func start(o Options) (*Cluster, error) {
 		cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
 		cfg.ListenPeerUrls = []url.URL{{Scheme: "http", Host: peer}}
 		cfg.AdvertisePeerUrls = cfg.ListenPeerUrls
-		cfg.ListenClientUrls = []url.URL{{Scheme: "http", Host: "127.0.0.1:0"}}
+		cfg.ListenClientUrls = []url.URL{{Scheme: "http", Host: client}}
 		if !o.TLS.Empty() {
 			cfg.ListenClientUrls[0].Scheme, cfg.ClientTLSInfo = "https", o.TLS
 		}
 		cfg.AdvertiseClientUrls = cfg.ListenClientUrls
 		c.configs = append(c.configs, cfg)
+		c.Endpoints = append(c.Endpoints, client)
 		initial = append(initial, fmt.Sprintf("%s=http://%s", cfg.Name, peer))
 	}
 	for i, cfg := range c.configs {
@@ -124,20 +129,14 @@ func start(o Options) (*Cluster, error) {
 			c.Close()
 			return nil, err
 		}
-		addr := c.members[i].Clients[0].Addr().String()
-		c.Endpoints = append(c.Endpoints, addr)
-		c.configs[i].ListenClientUrls[0].Host = addr
 	}
 	return c, nil
 }
 
-func freeAddress() (string, error) {
-	ln, err := new(net.ListenConfig).Listen(context.Background(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	defer ln.Close()
-	return ln.Addr().String(), nil
+// address is one that a member finds free whenever it starts again.
+func address() (string, error) {
+	port, err := freeport.Next(context.Background())
+	return fmt.Sprintf("127.0.0.1:%d", port), err
 }
 
 func (c *Cluster) begin(i int) error {
