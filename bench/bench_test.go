@@ -133,6 +133,17 @@ func TestFirstCall(t *testing.T) {
 	}
 }
 
+func TestBurst(t *testing.T) {
+	l := newLab(t, plan{Names: []string{ours, yardstick}, Peers: []int{20, 1000}, Rounds: 1, Time: time.Hour, Timeout: 10 * time.Second})
+	text, err := l.burst(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Count(text, "\n| 20 | 8 |") != 2 || strings.Count(text, "\n| 1000 | 8 |") != 2 || strings.Contains(text, "without a result") || len(l.marks) != 1 {
+		t.Errorf("%d marks, and\n%s", len(l.marks), text)
+	}
+}
+
 func TestTail(t *testing.T) {
 	l := newLab(t, plan{Names: []string{ours, yardstick}, Rounds: 1, Time: 100 * time.Millisecond, Timeout: 10 * time.Second})
 	text, err := l.tail(t.Context())

@@ -3,7 +3,7 @@
 //
 //	go -C bench run .                             # calls when all is well, ten minutes
 //	go -C bench run . -brief                      # the same in seconds, to see that it works
-//	go -C bench run . calls added start tail bad join
+//	go -C bench run . calls added start burst tail bad join
 //	go -C bench run . -rounds 3 -plot ../docs/fanout.svg calls bad
 //	go -C bench run ./scale                       # requests and bytes by the size of the cluster
 //
@@ -12,6 +12,7 @@
 //   - calls: how many calls a contestant makes, how long they take, processor time and memory.
 //   - added: what this module does for a peer beside the request, without a network.
 //   - start: what it fetches until its first call is answered.
+//   - burst: eight calls that begin together after all peers have restarted, so without a connection.
 //   - tail: calls when now and then an answer takes long.
 //   - bad: peers that refuse, hang or are slow.
 //   - join: how soon ten nodes know who joined or left, beside hashicorp/memberlist.

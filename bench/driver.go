@@ -32,7 +32,7 @@ type plan struct {
 
 // everybody is all who can take part in the comparison, in the order of the table.
 func everybody() []string {
-	return []string{ours, yardstick, "loop, bounded", defaultTransport, "retryablehttp", "resty", "failsafe", npmName}
+	return []string{ours, yardstick, bounded, defaultTransport, "retryablehttp", "resty", "failsafe", npmName}
 }
 
 // A lab has the stub cluster, and starts contestants against it.
@@ -106,6 +106,7 @@ type setting struct {
 	weather
 	Callers int
 	Canned  bool // answers come out of memory
+	Burst   bool // each caller makes one call, after all peers have restarted
 }
 
 // A cell is one contestant in one setting.
@@ -159,7 +160,7 @@ func (l *lab) cells(ctx context.Context, names []string, s setting) ([]cell, err
 	}
 	for r := range l.Rounds {
 		for _, i := range rand.Perm(len(contestants)) { // who comes after whom is chance
-			got, err := l.turn(contestants[i], p, s.Callers, r)
+			got, err := l.turn(contestants[i], p, s, r)
 			if err != nil {
 				return nil, err
 			}
@@ -171,19 +172,51 @@ func (l *lab) cells(ctx context.Context, names []string, s setting) ([]cell, err
 
 // turn is one round of one contestant. It begins with no connections, and keeps none: the
 // thousands of all together would be more than one process may have.
-func (l *lab) turn(c *process, p place, callers, r int) (got round, err error) {
+func (l *lab) turn(c *process, p place, s setting, r int) (got round, err error) {
 	if err := c.do("meet", p, nil); err != nil {
 		return got, err
 	}
-	t := task{Callers: callers, For: l.Time}
+	t := task{Callers: s.Callers, For: l.Time}
+	if s.Burst {
+		t.For, t.Cold = 0, true
+		if err := l.restart(s.weather); err != nil {
+			return got, err
+		}
+	}
 	if l.Profiles != "" && r == 0 {
-		name := fmt.Sprintf("%s.%d.%d", strings.ReplaceAll(c.name, " ", "-"), len(p.Peers), callers)
+		name := fmt.Sprintf("%s.%d.%d", strings.ReplaceAll(c.name, " ", "-"), len(p.Peers), s.Callers)
 		t.Profile = filepath.Join(l.Profiles, name)
 	}
 	if err := c.do("round", t, &got); err != nil {
 		return got, err
 	}
 	return got, c.do("part", nil, nil)
+}
+
+// restart restarts all peers, which breaks the connections to them.
+func (l *lab) restart(w weather) error {
+	down := w
+	down.Dead = w.Peers
+	if err := l.stub.do("weather", down, nil); err != nil {
+		return err
+	}
+	return l.stub.do("weather", w, nil)
+}
+
+// burst is calls that begin together, when there are no connections.
+func (l *lab) burst(ctx context.Context) (string, error) {
+	const callers = 8
+	var all []cell
+	for _, peers := range l.Peers {
+		s := setting{weather: weather{Peers: peers, Size: l.Size}, Callers: callers, Burst: true}
+		cells, err := l.cells(ctx, l.among(ours, yardstick, bounded, npmName), s)
+		if err != nil {
+			return "", err
+		}
+		all = append(all, cells...)
+	}
+	l.compare(all, comparison{yardstick, "slowest call of a burst", slowest, 1.0 / 2, false, 1000, callers})
+	return burstTable(all), nil
 }
 
 // tail is a cluster in which now and then somebody takes long to answer.

@@ -21,6 +21,7 @@ import (
 // yardstick is what everything is compared with: what somebody writes who needs no more.
 const (
 	yardstick        = "loop"
+	bounded          = "loop, bounded"
 	defaultTransport = "loop, default transport"
 )
 

@@ -47,6 +47,7 @@ func experiments() []experiment {
 		{"calls", "Calls", (*lab).calls},
 		{"added", "What is added to net/http", (*lab).added},
 		{"start", "The first call", (*lab).start},
+		{"burst", "Calls that begin together after all peers have restarted", (*lab).burst},
 		{"tail", "Now and then a slow answer", (*lab).tail},
 		{"bad", "Bad days", (*lab).bad},
 		{"join", "Joining and leaving", (*lab).join},

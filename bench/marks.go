@@ -25,15 +25,18 @@ func withUnit(v float64, unit string) string {
 	return strings.TrimSpace(short(v) + " " + unit)
 }
 
+// A comparison is a mark for one number of this module in relation to a rival's.
+type comparison struct {
+	rival, what    string
+	value          measure
+	bound          float64
+	least          bool // not most
+	peers, callers int  // 0: any
+}
+
 // markCalls compares with the yardstick, the npm module and the default transport.
 func (l *lab) markCalls() {
-	for _, m := range []struct {
-		rival, what    string
-		value          measure
-		bound          float64
-		least          bool // not most
-		peers, callers int  // 0: any
-	}{
+	l.compare(l.all, []comparison{
 		{yardstick, "calls/s", rate, 1, true, 0, 0},
 		{yardstick, "CPU", work, 1, false, 0, 0},
 		{yardstick, "peak memory", memory, 1.0 / 3, false, 1000, 8},
@@ -41,9 +44,13 @@ func (l *lab) markCalls() {
 		{defaultTransport, "calls/s", rate, 2, true, 100, 8},
 		{npmName, "calls/s", rate, 10, true, 0, 0},
 		{npmName, "CPU", work, 0.1, false, 0, 0},
-	} {
-		for _, c := range l.all {
-			to := find(l.all, m.rival, c.Peers, c.Callers)
+	}...)
+}
+
+func (l *lab) compare(cells []cell, marks ...comparison) {
+	for _, m := range marks {
+		for _, c := range cells {
+			to := find(cells, m.rival, c.Peers, c.Callers)
 			if c.Name != ours || to == nil || m.peers != 0 && (m.peers != c.Peers || m.callers != c.Callers) {
 				continue
 			}

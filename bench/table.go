@@ -44,6 +44,14 @@ func (c cell) row() row {
 	return r
 }
 
+// missing says what must not be.
+func (r row) missing() string {
+	if r.Lost == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" %d peers without a result!", r.Lost)
+}
+
 // A measure is one number of a round.
 type measure func(round, cell) float64
 
@@ -101,10 +109,27 @@ func table(cells []cell) string {
 		fmt.Fprintf(&b, "| %d | %d | %s | %s | %s | %s | %s | %s | %s µs | %s | %s | %s | %s | %.0f MB |",
 			c.Peers, c.Callers, c.Name, short(r.CallsPerSec), times(yardstick, rate), times(npmName, rate), ms(r.P50), ms(r.P99),
 			short(r.CPU), times(yardstick, work), times(npmName, work), allocs, kB, r.Peak/1e6)
-		if r.Lost > 0 {
-			fmt.Fprintf(&b, " %d peers without a result!", r.Lost)
+		b.WriteString(r.missing() + "\n")
+	}
+	return b.String()
+}
+
+// burstTable is a comparison of bursts.
+func burstTable(cells []cell) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "| peers | calls at once | contestant | a call | the slowest | ×%[1]s | CPU/request | ×%[1]s | peak memory |\n", yardstick)
+	b.WriteString("| ---: | ---: | --- |" + strings.Repeat(" ---: |", 6) + "\n")
+	for _, c := range cells {
+		r := c.row()
+		times := func(value measure) string {
+			to := find(cells, yardstick, c.Peers, c.Callers)
+			if to == nil {
+				return ""
+			}
+			return short(middle(ratios(c, *to, value)))
 		}
-		b.WriteString("\n")
+		fmt.Fprintf(&b, "| %d | %d | %s | %s | %s | %s | %s µs | %s | %.0f MB |%s\n",
+			c.Peers, c.Callers, c.Name, ms(r.P50), ms(r.P99), times(slowest), short(r.CPU), times(work), r.Peak/1e6, r.missing())
 	}
 	return b.String()
 }
