@@ -19,8 +19,9 @@ type breakers struct {
 	patience time.Duration // how long a peer may be silent
 	places   int           // for requests to peers
 
-	mu sync.Mutex // guards the fields below
-	of map[string]*breaker
+	mu    sync.Mutex // guards the fields below
+	of    map[string]*breaker
+	sweep int // of so many, those are looked for that are of no use
 }
 
 const (
@@ -31,9 +32,11 @@ const (
 	part       = 4
 	// A peer that hangs is asked again this often at least.
 	longestBreak = time.Minute
+	// So few peers are remembered without asking whether they are still there.
+	fewBreakers = 64
 )
 
-// A breaker is about one peer: while requests to it are under way, and while it is silent.
+// A breaker is about one peer.
 type breaker struct {
 	underway int
 	since    time.Time       // when it was first asked of what it has not answered
@@ -47,7 +50,7 @@ type breaker struct {
 }
 
 func newBreakers(cfg Config) *breakers {
-	return &breakers{patience: cfg.RequestTimeout, places: cfg.MaxInFlight, of: make(map[string]*breaker)}
+	return &breakers{patience: cfg.RequestTimeout, places: cfg.MaxInFlight, of: make(map[string]*breaker), sweep: fewBreakers}
 }
 
 // ask comes before a request to one of so many peers, that may take so long. It gives what to wait for
@@ -56,11 +59,14 @@ func newBreakers(cfg Config) *breakers {
 //
 // What has been found with less time says nothing about a request that has more. One that waited, and
 // heard nothing for all its time, has none left.
-func (bs *breakers) ask(p *roster.Peer, peers int, timeout time.Duration, repeated, waited bool) (turn chan struct{}, err error) {
+func (bs *breakers) ask(p *roster.Peer, peers int, now time.Time, timeout time.Duration, repeated, waited bool) (turn chan struct{}, err error) {
 	bs.mu.Lock()
 	defer bs.mu.Unlock()
-	b, now := bs.of[p.ServerID], time.Now()
+	b := bs.of[p.ServerID]
 	if b == nil {
+		if len(bs.of) >= bs.sweep {
+			bs.sweepLocked(now)
+		}
 		b = &breaker{since: now}
 		bs.of[p.ServerID] = b
 	}
@@ -68,7 +74,6 @@ func (bs *breakers) ask(p *roster.Peer, peers int, timeout time.Duration, repeat
 	case repeated:
 	case waited && now.Sub(b.since) >= timeout:
 		b.wake(1) // its turn goes to whoever is next
-		bs.tidyLocked(p, b)
 		return nil, &HangingError{p.ServerID, now.Sub(b.since), 0}
 	case b.hangs > 0 && min(timeout, bs.patience) <= b.given+b.given/8: // what is left of a call's time is never quite the same
 		if p.ClusterBaseURL != b.peer.ClusterBaseURL || p.Seen().After(b.peer.Seen()) {
@@ -102,15 +107,15 @@ func (bs *breakers) quit(p *roster.Peer, turn chan struct{}) {
 	} else {
 		b.wake(1)
 	}
-	bs.tidyLocked(p, b)
 }
 
 // told comes after the request: what came of it, when it began and how long it might have taken.
 // A request that its caller gave up says nothing of the peer.
 func (bs *breakers) told(p *roster.Peer, err error, gaveUp bool, began time.Time, timeout time.Duration) {
+	now := time.Now()
 	bs.mu.Lock()
 	defer bs.mu.Unlock()
-	b, now := bs.of[p.ServerID], time.Now()
+	b := bs.of[p.ServerID]
 	b.underway--
 	b.wake(1)
 	switch {
@@ -124,14 +129,6 @@ func (bs *breakers) told(p *roster.Peer, err error, gaveUp bool, began time.Time
 		if timeout == bs.patience || now.Sub(b.since) >= bs.patience { // or if not towards one request
 			b.trip(p, now.Add(min(timeout<<min(b.hangs, 10), longestBreak)))
 		}
-		bs.sweepLocked(now)
-	}
-	bs.tidyLocked(p, b)
-}
-
-func (bs *breakers) tidyLocked(p *roster.Peer, b *breaker) {
-	if b.underway == 0 && !b.missed && len(b.waiting) == 0 {
-		delete(bs.of, p.ServerID)
 	}
 }
 
@@ -149,11 +146,13 @@ func (b *breaker) wake(n int) {
 	b.waiting = slices.Delete(b.waiting, 0, n)
 }
 
-// sweepLocked forgets peers that nobody has asked for long: they are gone.
+// sweepLocked forgets peers of which there is nothing to remember, and those that nobody has asked for
+// long: they are gone.
 func (bs *breakers) sweepLocked(now time.Time) {
 	for id, b := range bs.of {
-		if b.underway == 0 && len(b.waiting) == 0 && now.Sub(b.since) > 10*longestBreak && now.After(b.next) {
+		if b.underway == 0 && len(b.waiting) == 0 && (!b.missed || now.Sub(b.since) > 10*longestBreak && now.After(b.next)) {
 			delete(bs.of, id)
 		}
 	}
+	bs.sweep = max(fewBreakers, 2*len(bs.of))
 }

@@ -79,6 +79,7 @@ type Cluster struct {
 	roads     roads
 	gate      *gate
 	breakers  *breakers
+	crew      crew
 	registry  *replicas
 	removing  singleflight.Group // the dated deletes under way, by server id
 
@@ -188,6 +189,7 @@ func (c *Cluster) Close() error {
 	c.end(ErrClosed)
 	c.mu.Unlock()
 	c.wg.Wait()
+	c.crew.end()
 	c.change(func(_ *roster.Roster, s *Status) {
 		if s.State != Left {
 			s.State, s.Reason = Left, ErrClosed

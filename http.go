@@ -42,7 +42,7 @@ func correlated(ctx context.Context) context.Context {
 	if CorrelationID(ctx) != "" {
 		return ctx
 	}
-	return WithCorrelationID(ctx, wire.NewCorrelationID())
+	return context.WithValue(ctx, correlationKey{}, wire.NewCorrelationID())
 }
 
 func correlation(ctx context.Context) zap.Field {

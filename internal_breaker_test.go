@@ -20,14 +20,14 @@ func TestBreakersForgetWhoIsGone(t *testing.T) {
 				for i := range 1000 {
 					p := &roster.Peer{Server: wire.Server{ServerID: fmt.Sprint("node-", i)}}
 					began := time.Now()
-					if turn, err := bs.ask(p, 5, timeout, false, false); turn != nil || err != nil {
+					if turn, err := bs.ask(p, 5, time.Now(), timeout, false, false); turn != nil || err != nil {
 						t.Fatal(turn, err)
 					}
 					time.Sleep(timeout)
 					bs.told(p, &UnreachableError{Err: context.DeadlineExceeded}, false, began, timeout)
 					time.Sleep(time.Minute)
 				}
-				if got := len(bs.of); got > 20 {
+				if got := len(bs.of); got > fewBreakers {
 					t.Errorf("%d peers are remembered", got)
 				}
 			})
@@ -62,8 +62,8 @@ func TestBreaker(t *testing.T) {
 		},
 		"a turn that is given up goes to the next": func(bs *breakers, asks func(int) int) {
 			asks(9)
-			first, _ := bs.ask(p, 9, timeout, false, false)
-			second, _ := bs.ask(p, 9, timeout, false, false)
+			first, _ := bs.ask(p, 9, time.Now(), timeout, false, false)
+			second, _ := bs.ask(p, 9, time.Now(), timeout, false, false)
 			waiting := len(bs.of[p.ServerID].waiting) // the one of asks, too
 			for range waiting - 1 {
 				bs.told(p, nil, false, time.Now(), timeout)
@@ -74,25 +74,25 @@ func TestBreaker(t *testing.T) {
 		},
 		"an answer counts for requests before it": func(bs *breakers, _ func(int) int) {
 			began := time.Now()
-			_, _ = bs.ask(p, 9, timeout, false, false)
+			_, _ = bs.ask(p, 9, time.Now(), timeout, false, false)
 			time.Sleep(time.Second)
-			_, _ = bs.ask(p, 9, timeout, false, false)
+			_, _ = bs.ask(p, 9, time.Now(), timeout, false, false)
 			bs.told(p, nil, false, time.Now(), timeout)
 			time.Sleep(9 * time.Second)
 			bs.told(p, noAnswer, false, began, timeout)
-			if turn, err := bs.ask(p, 9, timeout, false, false); turn != nil || err != nil {
+			if turn, err := bs.ask(p, 9, time.Now(), timeout, false, false); turn != nil || err != nil {
 				t.Error(turn, err)
 			}
 		},
 		"at a new address it is asked at once": func(bs *breakers, _ func(int) int) {
 			began := time.Now()
-			_, _ = bs.ask(p, 9, timeout, false, false)
+			_, _ = bs.ask(p, 9, time.Now(), timeout, false, false)
 			time.Sleep(timeout)
 			bs.told(p, noAnswer, false, began, timeout)
-			if _, err := bs.ask(p, 9, timeout, false, false); !isHanging(err) {
+			if _, err := bs.ask(p, 9, time.Now(), timeout, false, false); !isHanging(err) {
 				t.Errorf("where it hangs: %v", err)
 			}
-			if turn, err := bs.ask(peer("http://b"), 9, timeout, false, false); turn != nil || err != nil {
+			if turn, err := bs.ask(peer("http://b"), 9, time.Now(), timeout, false, false); turn != nil || err != nil {
 				t.Error(turn, err)
 			}
 		},
@@ -102,7 +102,7 @@ func TestBreaker(t *testing.T) {
 				bs := newBreakers(Config{RequestTimeout: timeout, MaxInFlight: 64})
 				check(bs, func(peers int) (n int) { // until one would have to wait
 					for {
-						if turn, err := bs.ask(p, peers, timeout, false, false); turn != nil || err != nil {
+						if turn, err := bs.ask(p, peers, time.Now(), timeout, false, false); turn != nil || err != nil {
 							return n
 						}
 						n++

@@ -103,8 +103,8 @@ func WithoutEnv() Option {
 }
 
 // A Trace is told what happens inside a [Cluster]. Any function may be nil. They are called
-// synchronously, from any goroutine, with no lock held: one that blocks holds up what it
-// reports.
+// synchronously, from any goroutine and from several at once, with no lock held: one that blocks
+// holds up what it reports.
 type Trace struct {
 	// StateChanged reports a new [State] of the registration.
 	StateChanged func(from, to Status)

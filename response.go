@@ -142,25 +142,26 @@ func readEnvelope(body []byte, p *roster.Peer, method string) (whole, data json.
 	if !json.Valid(body) {
 		return unusable(json.Unmarshal(body, new(any)))
 	}
-	from := ""
+	var from []byte // it, as JSON
 	for name, value := range wire.Members(bytes.TrimSpace(body)) {
 		switch _, spelled := wire.Field(name, "data", "server"); spelled {
 		case "data": // it may be large: it is not decoded, and not copied
 			data = value
 		case "server":
-			from = ""
+			from = nil
 			for name, value := range wire.Members(value) {
 				if _, spelled := wire.Field(name, "serverId"); spelled == "serverId" {
-					from, _ = wire.Text(value, "")
+					from = value
 				}
 			}
 		}
 	}
-	switch from {
-	case p.ServerID:
+	if wire.Same(from, p.ServerID) {
 		return body, data, nil
-	case "":
+	}
+	got, _ := wire.Text(from, "")
+	if got == "" {
 		return unusable(errors.New("it does not say which server it is from"))
 	}
-	return nil, nil, &WrongServerError{URL: bare(p.Base), Want: p.ServerID, Got: from}
+	return nil, nil, &WrongServerError{URL: bare(p.Base), Want: p.ServerID, Got: got}
 }

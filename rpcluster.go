@@ -53,6 +53,7 @@ func (c *Cluster) Stream(ctx context.Context, req Request) iter.Seq[Outcome] {
 // gather is a fan-out, waited for.
 func (c *Cluster) gather(ctx context.Context, call *call, view roster.Roster) *Response {
 	f := c.fan(call, view)
+	f.whole = f.need == 0
 	for range f.run(ctx) { // all of them
 	}
 	return newResponse(f.outcomes)
@@ -65,7 +66,8 @@ type fan struct {
 	peers    []*roster.Peer // to be asked; this node is none
 	others   int            // the peers that are not
 	outcomes []Outcome      // of the peers, in their order; each is written before it is yielded
-	answered chan int       // places of peers that have answered; nobody waits to deliver
+	whole    bool           // nobody looks at an outcome before all are there
+	answered chan int       // places of peers that have answered, unless whole; nobody waits to deliver
 	start    time.Time
 	first    string // the token that the call began with
 
@@ -110,15 +112,21 @@ func (f *fan) run(ctx context.Context) iter.Seq[int] {
 		defer cancel()
 		defer enough(nil)
 
-		f.answered = make(chan int, len(f.peers))
-		f.wg.Go(func() { f.askAll(asking) })
+		if f.whole { // and need not be woken for each outcome
+			f.askAll(asking)
+			f.wg.Wait()
+		} else {
+			f.answered = make(chan int, len(f.peers))
+			f.wg.Go(func() { f.askAll(asking) })
+		}
 		var (
 			results  int
 			suspects []int
 		)
-		for range f.peers {
-			i := <-f.answered
-			f.c.trace.asked(f.outcomes[i])
+		for i := range f.peers {
+			if !f.whole {
+				i = <-f.answered
+			}
 			if f.outcomes[i].Err == nil {
 				if results++; results == f.need {
 					enough(ErrEnough)
@@ -151,12 +159,19 @@ func (f *fan) askAll(ctx context.Context) {
 			why = f.c.gate.enter(ctx, &f.pass)
 		}
 		if why == nil {
-			f.wg.Go(func() { f.askSome(ctx, i) })
+			f.wg.Add(1)
+			work := func() { defer f.wg.Done(); f.askSome(ctx, i) }
+			if f.whole && f.pass.over() { // the caller would only wait
+				f.c.gate.end(&f.pass)
+				work()
+			} else {
+				f.c.crew.do(work)
+			}
 			continue
 		}
 		f.outcomes[i] = Outcome{Server: Server(f.peers[i].Server), Duration: time.Since(f.start)}
 		f.fail(ctx, &f.outcomes[i], why)
-		f.answered <- i
+		f.tell(i)
 	}
 }
 
@@ -165,12 +180,20 @@ func (f *fan) askAll(ctx context.Context) {
 func (f *fan) askSome(ctx context.Context, i int) {
 	for ok := true; ok; i, ok = f.pass.turn() {
 		f.ask(ctx, f.peers[i], &f.outcomes[i], f.start)
-		f.answered <- i
+		f.tell(i)
 		if !f.c.gate.stay(&f.pass) {
 			return
 		}
 	}
 	f.c.gate.leave(&f.pass)
+}
+
+// tell says that there is an outcome.
+func (f *fan) tell(i int) {
+	f.c.trace.asked(f.outcomes[i])
+	if !f.whole {
+		f.answered <- i
+	}
 }
 
 // authorize makes the template, with a token other than the refused one.
@@ -285,8 +308,9 @@ func (f *fan) exchange(ctx context.Context, p *roster.Peer, road http.RoundTripp
 	if end, bounded := ctx.Deadline(); bounded {
 		left = min(timeout, time.Until(end))
 	}
-	for waited := false; ; waited = true {
-		turn, err := f.c.breakers.ask(p, len(f.peers)+f.others, left, o.Attempts > 0, waited)
+	now := time.Now()
+	for waited := false; ; waited, now = true, time.Now() {
+		turn, err := f.c.breakers.ask(p, len(f.peers)+f.others, now, left, o.Attempts > 0, waited)
 		if err != nil {
 			return answer{err: err}
 		}
@@ -312,7 +336,7 @@ func (f *fan) exchange(ctx context.Context, p *roster.Peer, road http.RoundTripp
 	if f.hedge > 0 {
 		return f.race(ctx, p, road, o, timeout)
 	}
-	return f.send(ctx, p, road, timeout)
+	return f.send(ctx, p, road, now, timeout)
 }
 
 // race sends a request, and another if the first is slow.
@@ -323,7 +347,7 @@ func (f *fan) race(ctx context.Context, p *roster.Peer, road http.RoundTripper, 
 	ended := make(chan struct{})
 	f.wg.Go(func() {
 		defer close(ended)
-		answers <- f.send(ctx, p, road, timeout)
+		answers <- f.send(ctx, p, road, time.Now(), timeout)
 	})
 	slow := time.NewTimer(f.hedge)
 	defer slow.Stop()
@@ -337,7 +361,7 @@ func (f *fan) race(ctx context.Context, p *roster.Peer, road http.RoundTripper, 
 			if !f.c.gate.try(&f.pass) {
 				continue
 			}
-			if turn, err := f.c.breakers.ask(p, len(f.peers)+f.others, timeout-f.hedge, false, false); turn != nil || err != nil {
+			if turn, err := f.c.breakers.ask(p, len(f.peers)+f.others, time.Now(), timeout-f.hedge, false, false); turn != nil || err != nil {
 				if turn != nil {
 					f.c.breakers.quit(p, turn)
 				}
@@ -348,7 +372,7 @@ func (f *fan) race(ctx context.Context, p *roster.Peer, road http.RoundTripper, 
 			o.Attempts++
 			f.wg.Go(func() {
 				defer f.c.gate.leave(&f.pass)
-				answers <- f.send(ctx, p, road, timeout-f.hedge)
+				answers <- f.send(ctx, p, road, time.Now(), timeout-f.hedge)
 				<-ended // the place that the two had at first may be in use again
 			})
 		}
@@ -356,8 +380,7 @@ func (f *fan) race(ctx context.Context, p *roster.Peer, road http.RoundTripper, 
 }
 
 // send sends one request, and tells the breaker what came of it.
-func (f *fan) send(ctx context.Context, p *roster.Peer, road http.RoundTripper, timeout time.Duration) (a answer) {
-	began := time.Now()
+func (f *fan) send(ctx context.Context, p *roster.Peer, road http.RoundTripper, began time.Time, timeout time.Duration) (a answer) {
 	defer func() {
 		given, gaveUp := timeout, ctx.Err() != nil
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {

@@ -25,6 +25,9 @@ func (t *tour) turn() (place int, ok bool) {
 	return (t.shift + n) % t.peers, n < t.peers
 }
 
+// over tells whether the last turn has been taken.
+func (t *tour) over() bool { return int(t.turns.Load()) >= t.peers }
+
 // at is how far around a call is, from 0 to 1.
 func (t *tour) at() float64 {
 	return float64((t.shift+int(t.turns.Load()))%t.peers) / float64(t.peers)

@@ -97,6 +97,15 @@ func Text(value []byte, before string) (t string, ok bool) {
 	return t, err == nil
 }
 
+// Same tells whether a value is that text.
+func Same(value []byte, text string) bool {
+	if plain, ok := plainText(value); ok {
+		return string(plain) == text
+	}
+	t, ok := Text(value, "")
+	return ok && t == text && string(value) != "null"
+}
+
 // plainText is what is between the quotes, if that means what it looks like: nothing in it is
 // escaped, or not ASCII.
 func plainText(value []byte) ([]byte, bool) {

@@ -32,6 +32,14 @@ func FuzzMembers(f *testing.F) {
 					t.Fatalf("%s has a name %s", data, name)
 				}
 				got[text] = value
+				var is *string
+				if json.Unmarshal(value, &is) != nil || is == nil {
+					if wire.Same(value, "") {
+						t.Errorf("%s is taken for a text", value)
+					}
+				} else if !wire.Same(value, *is) || wire.Same(value, *is+"x") {
+					t.Errorf("%s is not taken for %q", value, *is)
+				}
 			}
 		}
 		want := map[string]json.RawMessage{}

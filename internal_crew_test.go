@@ -1,0 +1,54 @@
+package cluster
+
+import (
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestCrew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var c crew
+		together := func(n int) { // has n at work at once
+			var wg sync.WaitGroup
+			enough := make(chan struct{})
+			for range n {
+				wg.Add(1)
+				c.do(func() { defer wg.Done(); <-enough })
+			}
+			synctest.Wait()
+			close(enough)
+			wg.Wait()
+			synctest.Wait()
+		}
+		idle := func(want int, when string) {
+			t.Helper()
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			if got := len(c.idle); got != want {
+				t.Errorf("%s: %d are idle, want %d", when, got, want)
+			}
+		}
+		together(5)
+		idle(5, "after work for five")
+		together(3)
+		idle(5, "after work for three more")
+		for began := time.Now(); time.Since(began) < time.Minute; time.Sleep(time.Second) {
+			together(2)
+		}
+		idle(2, "after a minute of work for two")
+		time.Sleep(2*crewLook + time.Second)
+		idle(0, "after none")
+		together(4)
+		idle(4, "after work for four again")
+
+		busy := make(chan struct{})
+		c.do(func() { <-busy })
+		c.end()
+		idle(0, "after the end")
+		close(busy)
+		together(3)
+		idle(0, "after work that came later")
+	}) // which fails if one of them waits for ever
+}
