@@ -81,7 +81,7 @@ type Config struct {
 
 	// RegistryURL is where mIT is [MIT_URL]. Mandatory. It may list several URLs, with commas
 	// between: those of replicas of one registry. The node keeps to one of them, and goes on to
-	// another when that one cannot be reached, does not answer in time, or answers 5xx.
+	// another when that one gives no answer in time, or none that can be used.
 	RegistryURL string
 	// RegistryAudience is the audience of tokens for mIT, at whatever URL [MIT_AUDIENCE].
 	// Mandatory.

@@ -239,24 +239,12 @@ func (c *Cluster) remove(ctx context.Context, p *roster.Peer) (newer *wire.Serve
 	done := c.removing.DoChan(path, func() (any, error) {
 		ctx, cancel := within(context.WithoutCancel(ctx), c.life)
 		defer cancel()
-		body, address, err := c.askRegistry(ctx, http.MethodDelete, path, nil)
-		if err != nil {
-			return nil, err
-		}
-		var answer wire.Removed
-		err = json.Unmarshal(body, &answer)
-		switch {
-		case err != nil:
-		case answer.Server != nil && answer.Server.ServerID == p.ServerID:
-			return answer.Server, nil
-		case answer.Server != nil:
-			err = errors.New("it is about another server") // not which: it may be anything that we sent
-		case answer.Data == nil || string(answer.Data) == "null":
-			err = errors.New("neither data nor server in it")
-		default:
-			return (*wire.Server)(nil), nil
-		}
-		return nil, &AnswerError{"mIT", http.MethodDelete, address, err}
+		var newer *wire.Server
+		err := c.askRegistry(ctx, http.MethodDelete, path, nil, func(answer []byte) (err error) {
+			newer, err = readRemoved(answer, p.ServerID)
+			return err
+		})
+		return newer, err
 	})
 	select {
 	case r := <-done:
@@ -267,6 +255,21 @@ func (c *Cluster) remove(ctx context.Context, p *roster.Peer) (newer *wire.Serve
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
+}
+
+// readRemoved reads what mIT answers to a dated delete: the newer entry, or nil if the server is gone.
+func readRemoved(body []byte, id string) (newer *wire.Server, err error) {
+	var answer wire.Removed
+	if err := json.Unmarshal(body, &answer); err != nil {
+		return nil, err
+	}
+	switch {
+	case answer.Server != nil && answer.Server.ServerID != id:
+		return nil, errors.New("it is about another server") // not which: it may be anything that we sent
+	case answer.Server == nil && (answer.Data == nil || string(answer.Data) == "null"):
+		return nil, errors.New("neither data nor server in it")
+	}
+	return answer.Server, nil
 }
 
 // learn takes over mIT's entry of a server, whatever its date here.

@@ -90,13 +90,15 @@ func (c *Cluster) renew(ctx context.Context) (renewal, error) {
 	if !c.cfg.Management {
 		path += "?managedCluster=off"
 	}
-	body, address, err := c.askRegistry(ctx, http.MethodPost, path, c.self)
-	if err != nil {
+	var (
+		it    wire.ItResource
+		lease time.Duration
+	)
+	if err := c.askRegistry(ctx, http.MethodPost, path, c.self, func(answer []byte) (err error) {
+		it, lease, err = c.readRegistered(answer)
+		return err
+	}); err != nil {
 		return renewal{}, err
-	}
-	it, lease, err := c.readRegistered(body)
-	if err != nil {
-		return renewal{}, &AnswerError{"mIT", http.MethodPost, address, err}
 	}
 	if it.LeftOut != nil { // nobody can name them, but all others are there
 		c.log.Warn("mIT answered bad entries", zap.Error(it.LeftOut), correlation(ctx))
@@ -261,7 +263,8 @@ func (c *Cluster) UnRegister(ctx context.Context) Departure {
 		return d
 	}
 	path := "/itResources/" + url.PathEscape(view.ID()) + "/servers/" + url.PathEscape(c.cfg.ID)
-	if _, _, err := c.askRegistry(ctx, http.MethodDelete, path, nil); err != nil {
+	whatever := func([]byte) error { return nil }
+	if err := c.askRegistry(ctx, http.MethodDelete, path, nil, whatever); err != nil {
 		d.Errors = append(d.Errors, err)
 		c.log.Warn("mIT was not told that we leave", zap.Error(err), correlation(ctx))
 	}

@@ -16,18 +16,18 @@ import (
 	"github.com/mimiktech/cluster/internal/token"
 )
 
-// askRegistry sends one authorized request to mIT, and gives the answer with the URL it came from,
-// without its query. If mIT refuses the token, the request is repeated once with a new one.
-func (c *Cluster) askRegistry(ctx context.Context, method, path string, body any) (answer []byte, address string, err error) {
+// askRegistry sends one authorized request to mIT, and has the answer read; what read cannot use is
+// an *AnswerError. If mIT refuses the token, the request is repeated once with a new one.
+func (c *Cluster) askRegistry(ctx context.Context, method, path string, body any, read func(answer []byte) error) error {
 	key := token.Key{Audience: c.cfg.RegistryAudience}
 	for attempt := 1; ; attempt++ {
 		bearer, err := c.tokens.Token(ctx, key)
 		if err != nil {
-			return nil, "", err
+			return err
 		}
-		answer, address, err := c.askReplicas(ctx, method, path, bearer, body)
+		err = c.askReplicas(ctx, method, path, bearer, body, read)
 		if !tokenRefused(err) || attempt > 1 {
-			return answer, address, err
+			return err
 		}
 		c.tokens.Drop(key, bearer)
 	}
@@ -40,13 +40,13 @@ func tokenRefused(err error) bool {
 	return ok && (se.Code == http.StatusForbidden || se.Code == http.StatusUnauthorized)
 }
 
-// askReplicas asks the replicas of mIT, each at most once, until one gives an answer. All of them
-// together have the time that one would have.
+// askReplicas asks the replicas of mIT, each at most once, until one gives an answer that is of use.
+// All of them together have the time that one would have.
 //
 // What a replica did before it failed is asked for again at the next, and that does no harm: to
 // register is to renew; who is gone may be deleted again. A repeated dated delete is told that the
 // server is gone, as the first would have been, or of a server that came back in between.
-func (c *Cluster) askReplicas(ctx context.Context, method, path, bearer string, body any) (answer []byte, address string, err error) {
+func (c *Cluster) askReplicas(ctx context.Context, method, path, bearer string, body any, read func([]byte) error) error {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.RequestTimeout)
 	defer cancel()
 	until, _ := ctx.Deadline()
@@ -60,11 +60,10 @@ func (c *Cluster) askReplicas(ctx context.Context, method, path, bearer string, 
 		if i == len(urls)-1 {
 			left = c.cfg.RequestTimeout // nobody waits behind it
 		}
-		answer, err := c.askReplica(ctx, left, method, url+path, bearer, body)
-		if !replicaFailed(err) {
+		err := c.askReplica(ctx, left, method, url+path, bearer, body, read)
+		if !replicaFailed(method, err) {
 			c.keepTo(ctx, was, url, failed)
-			address, _, _ := strings.Cut(url+path, "?")
-			return answer, address, err
+			return err
 		}
 		if failed != nil {
 			err = fmt.Errorf("%w; %w", failed, err)
@@ -74,20 +73,35 @@ func (c *Cluster) askReplicas(ctx context.Context, method, path, bearer string, 
 			break
 		}
 	}
-	return nil, "", failed
+	return failed
 }
 
-func (c *Cluster) askReplica(ctx context.Context, wait time.Duration, method, address, bearer string, body any) ([]byte, error) {
+func (c *Cluster) askReplica(ctx context.Context, wait time.Duration, method, address, bearer string, body any, read func([]byte) error) error {
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
-	return c.sendJSON(ctx, "mIT", method, address, bearer, body)
+	answer, err := c.sendJSON(ctx, "mIT", method, address, bearer, body)
+	if err != nil {
+		return err
+	}
+	if err := read(answer); err != nil {
+		address, _, _ = strings.Cut(address, "?")
+		return &AnswerError{"mIT", method, address, err}
+	}
+	return nil
 }
 
-// replicaFailed tells whether another replica may do better: there was no answer that could be
-// trusted, not all of one, or a 5xx. All would say the same below that, and be as lengthy.
-func replicaFailed(err error) bool {
+// replicaFailed tells whether another replica may do better. It may, unless there was an answer that
+// can be used, or one that all would give, because it is about what was asked for: that it is wrong,
+// may not be done, or is of a server which is gone.
+func replicaFailed(method string, err error) bool {
 	if se, ok := errors.AsType[*StatusError](err); ok {
-		return se.Code >= 500
+		switch se.Code {
+		case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusConflict, http.StatusUnprocessableEntity:
+			return false
+		case http.StatusNotFound:
+			return method == http.MethodPost // to register somewhere else than at a registry
+		}
+		return true
 	}
 	_, broke := errors.AsType[*AnswerError](err)
 	_, silent := errors.AsType[*UnreachableError](err) // TLS that does not hold is one replica's, too

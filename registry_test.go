@@ -121,6 +121,11 @@ func badCertificate(http.RoundTripper) http.RoundTripper {
 	})
 }
 
+// says answers everything with that.
+func says(body string) clustertest.Fault {
+	return clustertest.Answer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(body)) }))
+}
+
 // On to another replica, once, from one that does not work; and back to the first choice, by and by,
 // once that works again.
 func TestGoesOnFromAReplicaThatFails(t *testing.T) {
@@ -137,6 +142,11 @@ func TestGoesOnFromAReplicaThatFails(t *testing.T) {
 		"lost its etcd":        {clustertest.Status(503), 503, 0},
 		"is broken":            {clustertest.Status(500), 500, 0},
 		"is not to be trusted": {badCertificate, 0, 0},
+		"is overrun":           {clustertest.Status(429), 429, 0},
+		"is no registry":       {clustertest.Status(404), 404, 0},
+		"sends one elsewhere":  {clustertest.Status(302), 302, 0},
+		"says something else":  {says("<html>"), 200, 0},
+		"knows us not":         {says(`{"itResource": {"id": "1", "servers": []}}`), 200, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -222,9 +232,9 @@ func TestGoesOnFromTwoReplicasThatFail(t *testing.T) {
 	})
 }
 
-// An answer below 500 is an answer: another replica would give the same.
+// An answer about what was asked for is one: another replica would give the same.
 func TestStaysWithAReplicaThatAnswers(t *testing.T) {
-	for _, tt := range []struct{ status, tries int }{{302, 1}, {400, 1}, {401, 2}, {403, 2}, {404, 1}, {409, 1}, {429, 1}} {
+	for _, tt := range []struct{ status, tries int }{{400, 1}, {401, 2}, {403, 2}, {409, 1}, {422, 1}} {
 		t.Run(fmt.Sprint(tt.status), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				failed := make(chan error, 1)
@@ -399,6 +409,7 @@ func TestEvictsThroughAnotherReplica(t *testing.T) {
 		"one hangs":                {clustertest.Hang, 1, 2 * time.Second},
 		"two hang":                 {clustertest.Hang, 2, 2 * time.Second},
 		"two are without etcd":     {clustertest.Status(503), 2, 0},
+		"one says something else":  {says("{}"), 1, 0},
 		"one does it, and is gone": {clustertest.Reset, 1, 0}, // the second says that the server is gone
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -492,13 +503,18 @@ func TestUnusableAnswerNamesItsReplica(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startReplicas(t, 0)
 		n, home := join(w)
-		w.Network.Fault(clustertest.Any, home, clustertest.Answer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			_, _ = w.Write([]byte(`{"itResource": {"id": "1", "servers": []}}`))
-		})))
+		for _, host := range replicaHosts() {
+			w.Network.Fault(clustertest.Any, host, says(`{"itResource": {"id": "1", "servers": []}}`))
+		}
 		_, err := n.Register(timeout(t, time.Second))
 		ae, ok := errors.AsType[*cluster.AnswerError](err)
 		if !ok || ae.URL != "http://"+home+"/mIT/v1/itResources" {
 			t.Errorf("registering: %v", err)
+		}
+		for _, host := range replicaHosts() {
+			if err == nil || !strings.Contains(err.Error(), "http://"+host+"/mIT/v1/itResources") {
+				t.Errorf("%s is not named: %v", host, err)
+			}
 		}
 	})
 }
