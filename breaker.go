@@ -64,11 +64,14 @@ func (bs *breakers) ask(p *roster.Peer, peers int, now time.Time, timeout time.D
 	defer bs.mu.Unlock()
 	b := bs.of[p.ServerID]
 	if b == nil {
-		if len(bs.of) >= bs.sweep {
+		if len(bs.of) >= max(bs.sweep, 2*peers) {
 			bs.sweepLocked(now)
 		}
-		b = &breaker{since: now}
+		b = new(breaker)
 		bs.of[p.ServerID] = b
+	}
+	if b.underway == 0 && !b.missed { // it owes nobody an answer
+		b.since = now
 	}
 	switch {
 	case repeated:
@@ -83,8 +86,6 @@ func (bs *breakers) ask(p *roster.Peer, peers int, now time.Time, timeout time.D
 			b.wake(1) // who waits has more time, and may have been behind this one
 			return nil, &HangingError{p.ServerID, now.Sub(b.since), max(0, wait)}
 		}
-	case b.underway == 0 && !b.missed:
-		b.since = now
 	case b.underway >= max(1, bs.places/min(peers, part)) || b.underway >= max(1, bs.places/silentPart) && now.Sub(b.since) >= silence:
 		turn = make(chan struct{})
 		b.waiting = append(b.waiting, turn)
@@ -146,8 +147,8 @@ func (b *breaker) wake(n int) {
 	b.waiting = slices.Delete(b.waiting, 0, n)
 }
 
-// sweepLocked forgets peers of which there is nothing to remember, and those that nobody has asked for
-// long: they are gone.
+// sweepLocked forgets peers of which there is nothing to remember, and those that have long been silent
+// and should have been tried since: they are gone.
 func (bs *breakers) sweepLocked(now time.Time) {
 	for id, b := range bs.of {
 		if b.underway == 0 && len(b.waiting) == 0 && (!b.missed || now.Sub(b.since) > 10*longestBreak && now.After(b.next)) {

@@ -2,7 +2,9 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -32,6 +34,28 @@ func TestBreakersForgetWhoIsGone(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// Those that are asked again and again are remembered, however many.
+func TestBreakersStay(t *testing.T) {
+	const peers = 4 * fewBreakers
+	bs := newBreakers(Config{RequestTimeout: 10 * time.Second, MaxInFlight: 16})
+	round := func() {
+		for i := range peers {
+			p := &roster.Peer{Server: wire.Server{ServerID: fmt.Sprint("node-", i)}}
+			now := time.Now()
+			if turn, err := bs.ask(p, peers, now, time.Second, false, false); turn != nil || err != nil {
+				t.Fatal(turn, err)
+			}
+			bs.told(p, nil, false, now, time.Second)
+		}
+	}
+	round()
+	before := maps.Clone(bs.of)
+	round()
+	if len(before) != peers || !maps.Equal(before, bs.of) {
+		t.Errorf("%d of %d peers are remembered, or not as they were", len(bs.of), peers)
 	}
 }
 
@@ -81,6 +105,30 @@ func TestBreaker(t *testing.T) {
 			time.Sleep(9 * time.Second)
 			bs.told(p, noAnswer, false, began, timeout)
 			if turn, err := bs.ask(p, 9, time.Now(), timeout, false, false); turn != nil || err != nil {
+				t.Error(turn, err)
+			}
+		},
+		"silence begins with a request, not with the answer before": func(bs *breakers, _ func(int) int) {
+			const short = 100 * time.Millisecond
+			_, _ = bs.ask(p, 9, time.Now(), short, false, false)
+			bs.told(p, &UnreachableError{Err: errors.New("refused")}, false, time.Now(), short)
+			time.Sleep(timeout + 5*time.Second) // as a policy may have it
+			began := time.Now()
+			_, _ = bs.ask(p, 9, began, short, true, false)
+			time.Sleep(short)
+			bs.told(p, noAnswer, false, began, short)
+			if turn, err := bs.ask(p, 9, time.Now(), short, false, false); turn != nil || err != nil {
+				t.Error(turn, err)
+			}
+		},
+		"nor with one that was given up": func(bs *breakers, asks func(int) int) {
+			began := time.Now()
+			n := asks(9) // and one waits
+			time.Sleep(52 * time.Second)
+			for range n {
+				bs.told(p, context.Canceled, true, began, time.Minute)
+			}
+			if turn, err := bs.ask(p, 9, time.Now(), timeout, false, true); turn != nil || err != nil {
 				t.Error(turn, err)
 			}
 		},

@@ -1307,11 +1307,11 @@ func TestReferenceTimers(t *testing.T) {
 			t.Fatal(err)
 		}
 		for range 10 {
+			time.Sleep(25 * time.Minute)
 			synctest.Wait()
 			if got := goroutines(t); got != rest+1 {
 				t.Errorf("a registered node at rest has %d goroutines, want one", got-rest)
 			}
-			time.Sleep(25 * time.Minute)
 		}
 		n.UnRegister(t.Context())
 		synctest.Wait()

@@ -103,8 +103,8 @@ func WithoutEnv() Option {
 }
 
 // A Trace is told what happens inside a [Cluster]. Any function may be nil. They are called
-// synchronously, from any goroutine and from several at once, with no lock held: one that blocks
-// holds up what it reports.
+// synchronously, from any goroutine, with no lock held: one that blocks holds up what it
+// reports.
 type Trace struct {
 	// StateChanged reports a new [State] of the registration.
 	StateChanged func(from, to Status)
@@ -112,7 +112,8 @@ type Trace struct {
 	Renewed func(lease, renewIn time.Duration)
 	// RenewFailed reports one that failed, and when the next try is.
 	RenewFailed func(err error, retryIn time.Duration)
-	// Asked reports the outcome of one peer in a fan-out, before eviction is decided.
+	// Asked reports the outcome of one peer in a fan-out, before eviction is decided. A call that
+	// waits for all peers reports them all at its end.
 	Asked func(Outcome)
 	// Evicted reports a peer that this node evicted.
 	Evicted func(Server)

@@ -9,6 +9,7 @@ import (
 	"io"
 	"iter"
 	"net/http"
+	"runtime/pprof"
 	"sync"
 	"time"
 
@@ -127,6 +128,7 @@ func (f *fan) run(ctx context.Context) iter.Seq[int] {
 			if !f.whole {
 				i = <-f.answered
 			}
+			f.c.trace.asked(f.outcomes[i])
 			if f.outcomes[i].Err == nil {
 				if results++; results == f.need {
 					enough(ErrEnough)
@@ -159,14 +161,17 @@ func (f *fan) askAll(ctx context.Context) {
 			why = f.c.gate.enter(ctx, &f.pass)
 		}
 		if why == nil {
-			f.wg.Add(1)
-			work := func() { defer f.wg.Done(); f.askSome(ctx, i) }
 			if f.whole && f.pass.over() { // the caller would only wait
 				f.c.gate.end(&f.pass)
-				work()
-			} else {
-				f.c.crew.do(work)
+				f.askSome(ctx, i)
+				return
 			}
+			f.wg.Add(1)
+			f.c.crew.do(func() {
+				defer f.wg.Done()
+				pprof.SetGoroutineLabels(ctx) // a goroutine of its own would have them
+				f.askSome(ctx, i)
+			})
 			continue
 		}
 		f.outcomes[i] = Outcome{Server: Server(f.peers[i].Server), Duration: time.Since(f.start)}
@@ -178,19 +183,23 @@ func (f *fan) askAll(ctx context.Context) {
 // askSome asks the i-th peer, and others after it for as long as the call may keep the place that
 // it has been given for that.
 func (f *fan) askSome(ctx context.Context, i int) {
+	held := true
+	defer func() { // a Retry.When may panic, and the caller recover
+		if held {
+			f.c.gate.leave(&f.pass)
+		}
+	}()
 	for ok := true; ok; i, ok = f.pass.turn() {
 		f.ask(ctx, f.peers[i], &f.outcomes[i], f.start)
 		f.tell(i)
-		if !f.c.gate.stay(&f.pass) {
+		if held = f.c.gate.stay(&f.pass); !held {
 			return
 		}
 	}
-	f.c.gate.leave(&f.pass)
 }
 
 // tell says that there is an outcome.
 func (f *fan) tell(i int) {
-	f.c.trace.asked(f.outcomes[i])
 	if !f.whole {
 		f.answered <- i
 	}

@@ -1189,3 +1189,26 @@ func (l *ledger) by(n *clustertest.Node) (found []clustertest.Exchange) {
 	}
 	return found
 }
+
+// Whoever recovers from a panic of a function of his has lost the call, and nothing else.
+func TestPanicLosesNoPlace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 2)
+		n := w.Nodes[0]
+		w.Network.Fault(n.Host, w.Nodes[1].Host, clustertest.Times(1, clustertest.Refuse))
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Error("nobody panicked")
+				}
+			}()
+			rpc(t, n, cluster.Request{Path: "/things", Retry: &cluster.Retry{When: func(string, error) bool { panic("of the caller's") }}})
+		}()
+		if got := cluster.PlacesTaken(n.Cluster); got != 0 {
+			t.Errorf("%d places are taken", got)
+		}
+		if res := rpc(t, n, cluster.Request{Path: "/things"}); len(res.Results) != 1 {
+			t.Errorf("failures %v", failures(res))
+		}
+	})
+}

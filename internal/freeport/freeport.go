@@ -18,7 +18,7 @@ var given atomic.Int64 // how many there were
 
 // Next returns a port of 127.0.0.1 at which nobody listens, and that neither a connection nor anybody who
 // asks for any port will be given: its owner finds it free after a restart, too. No two calls in a process
-// return the same; processes that run side by side begin far apart.
+// return the same; processes that run side by side begin apart.
 func Next(ctx context.Context) (int, error) {
 	var failed error
 	for range 1000 {

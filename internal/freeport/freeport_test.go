@@ -15,8 +15,8 @@ func TestNext(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if seen[port] || port >= 32768 {
-			t.Errorf("got %d, after %d others", port, len(seen))
+		if seen[port] {
+			t.Errorf("got %d twice", port)
 		}
 		seen[port] = true
 		ln, err := new(net.ListenConfig).Listen(t.Context(), "tcp", fmt.Sprintf("127.0.0.1:%d", port))
