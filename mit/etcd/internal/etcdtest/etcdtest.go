@@ -14,11 +14,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/mimiktech/cluster/internal/freeport"
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
+
+	"github.com/mimiktech/cluster/internal/freeport"
 )
 
 const patience = 30 * time.Second // for a member to be ready
