@@ -57,6 +57,8 @@ import (
 	"golang.org/x/oauth2"
 	"golang.org/x/sync/singleflight"
 
+	"github.com/mimiktech/cluster/internal/breaker"
+	"github.com/mimiktech/cluster/internal/fanout"
 	"github.com/mimiktech/cluster/internal/roster"
 	"github.com/mimiktech/cluster/internal/token"
 	"github.com/mimiktech/cluster/internal/wire"
@@ -77,9 +79,8 @@ type Cluster struct {
 	verifier  Verifier
 	tokens    *token.Cache
 	roads     roads
-	gate      *gate
-	breakers  *breakers
-	crew      crew
+	scheduler *fanout.Scheduler
+	breakers  *breaker.Set
 	registry  *replicas
 	removing  singleflight.Group // the dated deletes under way, by server id
 
@@ -120,8 +121,8 @@ func New(cfg Config, opts ...Option) (*Cluster, error) {
 		verifier:  o.verifier,
 		registry:  newReplicas(cfg.RegistryURL),
 		roads:     newRoads(o.client, o.policy, cfg.MaxInFlight),
-		gate:      newGate(cfg.MaxInFlight),
-		breakers:  newBreakers(cfg),
+		scheduler: fanout.New(cfg.MaxInFlight),
+		breakers:  breaker.New(cfg.RequestTimeout, cfg.MaxInFlight),
 		wake:      make(chan struct{}, 1),
 		posting:   make(chan struct{}, 1),
 		untold:    make(map[string]bool),
@@ -189,7 +190,7 @@ func (c *Cluster) Close() error {
 	c.end(ErrClosed)
 	c.mu.Unlock()
 	c.wg.Wait()
-	c.crew.end()
+	c.scheduler.Close()
 	c.change(func(_ *roster.Roster, s *Status) {
 		if s.State != Left {
 			s.State, s.Reason = Left, ErrClosed

@@ -10,6 +10,9 @@ import (
 	"net/http"
 	"strings"
 	"time"
+
+	"github.com/mimiktech/cluster/internal/breaker"
+	"github.com/mimiktech/cluster/internal/roster"
 )
 
 // What the package decides, for errors.Is.
@@ -112,6 +115,14 @@ func (e *HangingError) Error() string {
 		when = fmt.Sprintf("it will be asked again in %v", e.Retry.Round(time.Millisecond))
 	}
 	return fmt.Sprintf("peer %q was not asked: it hangs, silent for %v; %s", e.Server, e.For.Round(time.Millisecond), when)
+}
+
+// hanging is err, of a peer's breaker, as a *HangingError.
+func hanging(p *roster.Peer, err error) error {
+	if open, ok := errors.AsType[*breaker.OpenError](err); ok {
+		return &HangingError{p.ServerID, open.Silent, open.RetryIn}
+	}
+	return err
 }
 
 // A Kind says how a peer failed.

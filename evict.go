@@ -215,11 +215,11 @@ func (f *fan) decide(ctx, patience context.Context, p *roster.Peer, o *Outcome) 
 // askAgain asks a suspect once more, and adds to its outcome what that took.
 func (f *fan) askAgain(ctx context.Context, p *roster.Peer, o *Outcome) {
 	attempts, took, start := o.Attempts, o.Duration, time.Now()
-	if err := f.c.gate.enter(ctx, &f.pass); err != nil {
+	if err := f.slots.Acquire(ctx); err != nil {
 		f.fail(ctx, o, err)
 	} else {
 		f.ask(ctx, p, o, start)
-		f.c.gate.leave(&f.pass)
+		f.slots.Release()
 		o.Attempts += attempts
 	}
 	o.Duration = took + time.Since(start)

@@ -1,8 +1,4 @@
 package cluster
 
-// PlacesTaken is how many requests to peers the gate takes to be under way.
-func PlacesTaken(c *Cluster) int {
-	c.gate.mu.Lock()
-	defer c.gate.mu.Unlock()
-	return c.gate.taken
-}
+// PlacesTaken is how many requests to peers the scheduler takes to be under way.
+func PlacesTaken(c *Cluster) int { return c.scheduler.InFlight() }

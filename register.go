@@ -234,7 +234,7 @@ func (d Departure) MarshalJSON() ([]byte, error) {
 func (c *Cluster) UnRegister(ctx context.Context) Departure {
 	left := fmt.Errorf("%w: it has left", ErrNotRegistered)
 	c.leave(left)
-	c.crew.end()
+	c.scheduler.Close()
 	d := Departure{ServerID: c.cfg.ID}
 
 	ctx, cancel := within(correlated(ctx), c.life)

@@ -9,10 +9,11 @@ import (
 	"io"
 	"iter"
 	"net/http"
-	"runtime/pprof"
 	"sync"
 	"time"
 
+	"github.com/mimiktech/cluster/internal/breaker"
+	"github.com/mimiktech/cluster/internal/fanout"
 	"github.com/mimiktech/cluster/internal/roster"
 )
 
@@ -72,8 +73,8 @@ type fan struct {
 	start    time.Time
 	first    string // the token that the call began with
 
-	wg   sync.WaitGroup
-	pass pass
+	wg    sync.WaitGroup
+	slots *fanout.Call
 
 	mu       sync.Mutex // guards the fields below
 	bearer   string
@@ -94,6 +95,7 @@ func (c *Cluster) fan(call *call, view roster.Roster) *fan {
 	}
 	f.others = len(peers) - len(f.peers)
 	f.outcomes = make([]Outcome, len(f.peers))
+	f.slots = c.scheduler.NewCall(len(f.peers))
 	return f
 }
 
@@ -149,53 +151,25 @@ func (f *fan) run(ctx context.Context) iter.Seq[int] {
 	}
 }
 
-// askAll asks the peers, as many at once as the gate lets through.
+// askAll asks the peers, as many at once as the scheduler allows.
 func (f *fan) askAll(ctx context.Context) {
 	f.start = time.Now()
-	why := f.authorize(ctx, "")
-	f.first = f.bearer
-	f.c.gate.begin(&f.pass, len(f.peers))
-	defer f.c.gate.end(&f.pass)
-	for i, ok := f.pass.turn(); ok; i, ok = f.pass.turn() {
-		if why == nil {
-			why = f.c.gate.enter(ctx, &f.pass)
-		}
-		if why == nil {
-			if f.whole && f.pass.over() { // the caller would only wait
-				f.c.gate.end(&f.pass)
-				f.askSome(ctx, i)
-				return
-			}
-			f.wg.Add(1)
-			f.c.crew.do(func() {
-				defer f.wg.Done()
-				pprof.SetGoroutineLabels(ctx) // a goroutine of its own would have them
-				f.askSome(ctx, i)
-			})
-			continue
-		}
+	skip := func(i int, err error) {
 		f.outcomes[i] = Outcome{Server: Server(f.peers[i].Server), Duration: time.Since(f.start)}
-		f.fail(ctx, &f.outcomes[i], why)
+		f.fail(ctx, &f.outcomes[i], err)
 		f.tell(i)
 	}
-}
-
-// askSome asks the i-th peer, and others after it for as long as the call may keep the place that
-// it has been given for that.
-func (f *fan) askSome(ctx context.Context, i int) {
-	held := true
-	defer func() { // a Retry.When may panic, and the caller recover
-		if held {
-			f.c.gate.leave(&f.pass)
+	if err := f.authorize(ctx, ""); err != nil {
+		for i := range f.peers {
+			skip(i, err)
 		}
-	}()
-	for ok := true; ok; i, ok = f.pass.turn() {
+		return
+	}
+	f.first = f.bearer
+	f.slots.Run(ctx, func(i int) {
 		f.ask(ctx, f.peers[i], &f.outcomes[i], f.start)
 		f.tell(i)
-		if held = f.c.gate.stay(&f.pass); !held {
-			return
-		}
-	}
+	}, skip)
 }
 
 // tell says that there is an outcome.
@@ -274,7 +248,7 @@ func (f *fan) persist(ctx context.Context, p *roster.Peer, o *Outcome) error {
 		if err == nil || ctx.Err() != nil || !retry.again(f.method, err, attempt, time.Since(start)) {
 			return err
 		}
-		f.c.gate.outside(ctx, &f.pass, func() { _ = f.c.pause(ctx, retry.delay()) })
+		f.slots.Released(ctx, func() { _ = f.c.pause(ctx, retry.delay()) })
 		if ctx.Err() != nil {
 			return err
 		}
@@ -319,25 +293,25 @@ func (f *fan) exchange(ctx context.Context, p *roster.Peer, road http.RoundTripp
 	}
 	now := time.Now()
 	for waited := false; ; waited, now = true, time.Now() {
-		turn, err := f.c.breakers.ask(p, len(f.peers)+f.others, now, left, o.Attempts > 0, waited)
+		turn, err := f.c.breakers.Allow(p, breaker.Request{Peers: len(f.peers) + f.others, Now: now, Timeout: left, Retry: o.Attempts > 0, Waited: waited})
 		if err != nil {
-			return answer{err: err}
+			return answer{err: hanging(p, err)}
 		}
 		if turn == nil {
 			break
 		}
-		f.c.gate.outside(ctx, &f.pass, func() {
+		f.slots.Released(ctx, func() {
 			late := time.NewTimer(left)
 			defer late.Stop()
 			select {
 			case <-turn:
 			case <-late.C:
-				f.c.breakers.quit(p, turn)
+				f.c.breakers.Cancel(p, turn)
 			case <-ctx.Done():
 			}
 		})
 		if ctx.Err() != nil {
-			f.c.breakers.quit(p, turn)
+			f.c.breakers.Cancel(p, turn)
 			return answer{err: context.Cause(ctx)}
 		}
 	}
@@ -367,20 +341,20 @@ func (f *fan) race(ctx context.Context, p *roster.Peer, road http.RoundTripper, 
 				return a
 			}
 		case <-slow.C:
-			if !f.c.gate.try(&f.pass) {
+			if !f.slots.TryAcquire() {
 				continue
 			}
-			if turn, err := f.c.breakers.ask(p, len(f.peers)+f.others, time.Now(), timeout-f.hedge, false, false); turn != nil || err != nil {
+			if turn, err := f.c.breakers.Allow(p, breaker.Request{Peers: len(f.peers) + f.others, Now: time.Now(), Timeout: timeout - f.hedge}); turn != nil || err != nil {
 				if turn != nil {
-					f.c.breakers.quit(p, turn)
+					f.c.breakers.Cancel(p, turn)
 				}
-				f.c.gate.leave(&f.pass)
+				f.slots.Release()
 				continue
 			}
 			underway++
 			o.Attempts++
 			f.wg.Go(func() {
-				defer f.c.gate.leave(&f.pass)
+				defer f.slots.Release()
 				answers <- f.send(ctx, p, road, time.Now(), timeout-f.hedge)
 				<-ended // the place that the two had at first may be in use again
 			})
@@ -395,7 +369,14 @@ func (f *fan) send(ctx context.Context, p *roster.Peer, road http.RoundTripper, 
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
 			given, gaveUp = time.Since(began), false
 		}
-		f.c.breakers.told(p, a.err, gaveUp, began, given)
+		result := breaker.Answered
+		switch {
+		case a.err != nil && gaveUp:
+			result = breaker.Abandoned
+		case timedOut(a.err):
+			result = breaker.TimedOut
+		}
+		f.c.breakers.Record(p, result, began, given)
 	}()
 
 	f.mu.Lock()

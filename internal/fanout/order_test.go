@@ -1,11 +1,11 @@
-package cluster
+package fanout
 
 import (
 	"math"
 	"testing"
 )
 
-func TestFarFrom(t *testing.T) {
+func TestFarthest(t *testing.T) {
 	for _, tt := range []struct {
 		points []float64
 		want   float64
@@ -18,8 +18,8 @@ func TestFarFrom(t *testing.T) {
 		{[]float64{0.5, 0.7}, 0.1},
 		{[]float64{0.2, 0.2, 0.2}, 0.7},
 	} {
-		if got := farFrom(tt.points); math.Abs(got-tt.want) > 1e-9 {
-			t.Errorf("farFrom(%v) = %v, want %v", tt.points, got, tt.want)
+		if got := farthest(tt.points); math.Abs(got-tt.want) > 1e-9 {
+			t.Errorf("farthest(%v) = %v, want %v", tt.points, got, tt.want)
 		}
 	}
 }

@@ -1,4 +1,4 @@
-package cluster
+package fanout
 
 import (
 	"sync"
@@ -7,15 +7,15 @@ import (
 	"time"
 )
 
-func TestCrew(t *testing.T) {
+func TestWorkers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var c crew
+		var c workers
 		together := func(n int) { // has n at work at once
 			var wg sync.WaitGroup
 			enough := make(chan struct{})
 			for range n {
 				wg.Add(1)
-				c.do(func() { defer wg.Done(); <-enough })
+				c.run(func() { defer wg.Done(); <-enough })
 			}
 			synctest.Wait()
 			close(enough)
@@ -38,14 +38,14 @@ func TestCrew(t *testing.T) {
 			together(2)
 		}
 		idle(2, "after a minute of work for two")
-		time.Sleep(2*crewLook + time.Second)
+		time.Sleep(2*trimInterval + time.Second)
 		idle(0, "after none")
 		together(4)
 		idle(4, "after work for four again")
 
 		busy := make(chan struct{})
-		c.do(func() { <-busy })
-		c.end()
+		c.run(func() { <-busy })
+		c.close()
 		idle(0, "after the end")
 		close(busy)
 		together(3)

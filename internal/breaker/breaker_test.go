@@ -1,4 +1,4 @@
-package cluster
+package breaker
 
 import (
 	"context"
@@ -14,11 +14,11 @@ import (
 )
 
 // Peers that come, time out once and go for good are forgotten, whatever they were given.
-func TestBreakersForgetWhoIsGone(t *testing.T) {
+func TestForgetWhoIsGone(t *testing.T) {
 	for _, timeout := range []time.Duration{time.Second, 10 * time.Second, time.Minute} {
 		t.Run(timeout.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				bs := newBreakers(Config{RequestTimeout: 10 * time.Second, MaxInFlight: 16})
+				bs := New(10*time.Second, 16)
 				for i := range 1000 {
 					p := &roster.Peer{Server: wire.Server{ServerID: fmt.Sprint("node-", i)}}
 					began := time.Now()
@@ -26,10 +26,10 @@ func TestBreakersForgetWhoIsGone(t *testing.T) {
 						t.Fatal(turn, err)
 					}
 					time.Sleep(timeout)
-					bs.told(p, &UnreachableError{Err: context.DeadlineExceeded}, false, began, timeout)
+					bs.told(p, context.DeadlineExceeded, false, began, timeout)
 					time.Sleep(time.Minute)
 				}
-				if got := len(bs.of); got > fewBreakers {
+				if got := len(bs.peers); got > minSweep {
 					t.Errorf("%d peers are remembered", got)
 				}
 			})
@@ -38,9 +38,9 @@ func TestBreakersForgetWhoIsGone(t *testing.T) {
 }
 
 // Those that are asked again and again are remembered, however many.
-func TestBreakersStay(t *testing.T) {
-	const peers = 4 * fewBreakers
-	bs := newBreakers(Config{RequestTimeout: 10 * time.Second, MaxInFlight: 16})
+func TestStay(t *testing.T) {
+	const peers = 4 * minSweep
+	bs := New(10*time.Second, 16)
 	round := func() {
 		for i := range peers {
 			p := &roster.Peer{Server: wire.Server{ServerID: fmt.Sprint("node-", i)}}
@@ -52,27 +52,27 @@ func TestBreakersStay(t *testing.T) {
 		}
 	}
 	round()
-	before := maps.Clone(bs.of)
+	before := maps.Clone(bs.peers)
 	round()
-	if len(before) != peers || !maps.Equal(before, bs.of) {
-		t.Errorf("%d of %d peers are remembered, or not as they were", len(bs.of), peers)
+	if len(before) != peers || !maps.Equal(before, bs.peers) {
+		t.Errorf("%d of %d peers are remembered, or not as they were", len(bs.peers), peers)
 	}
 }
 
 func TestBreaker(t *testing.T) {
 	const timeout = 10 * time.Second
-	noAnswer := &UnreachableError{Err: context.DeadlineExceeded}
+	noAnswer := context.DeadlineExceeded
 	peer := func(at string) *roster.Peer {
 		return &roster.Peer{Server: wire.Server{ServerID: "node-1", ClusterBaseURL: at}}
 	}
 	p := peer("http://a")
-	for name, check := range map[string]func(bs *breakers, asks func(int) int){
-		"half of the places for one of two": func(_ *breakers, asks func(int) int) {
+	for name, check := range map[string]func(bs *Set, asks func(int) int){
+		"half of the places for one of two": func(_ *Set, asks func(int) int) {
 			if got := asks(2); got != 32 {
 				t.Errorf("%d requests at once", got)
 			}
 		},
-		"a quarter for one of many, less once it is silent": func(bs *breakers, asks func(int) int) {
+		"a quarter for one of many, less once it is silent": func(bs *Set, asks func(int) int) {
 			if got := asks(9); got != 16 {
 				t.Errorf("%d requests at once", got)
 			}
@@ -84,19 +84,19 @@ func TestBreaker(t *testing.T) {
 				t.Errorf("%d more once it is silent", got)
 			}
 		},
-		"a turn that is given up goes to the next": func(bs *breakers, asks func(int) int) {
+		"a turn that is given up goes to the next": func(bs *Set, asks func(int) int) {
 			asks(9)
 			first, _ := bs.ask(p, 9, time.Now(), timeout, false, false)
 			second, _ := bs.ask(p, 9, time.Now(), timeout, false, false)
-			waiting := len(bs.of[p.ServerID].waiting) // the one of asks, too
+			waiting := len(bs.peers[p.ServerID].waiters) // the one of asks, too
 			for range waiting - 1 {
 				bs.told(p, nil, false, time.Now(), timeout)
 			}
 			<-first
-			bs.quit(p, first)
+			bs.Cancel(p, first)
 			<-second
 		},
-		"an answer counts for requests before it": func(bs *breakers, _ func(int) int) {
+		"an answer counts for requests before it": func(bs *Set, _ func(int) int) {
 			began := time.Now()
 			_, _ = bs.ask(p, 9, time.Now(), timeout, false, false)
 			time.Sleep(time.Second)
@@ -108,10 +108,10 @@ func TestBreaker(t *testing.T) {
 				t.Error(turn, err)
 			}
 		},
-		"silence begins with a request, not with the answer before": func(bs *breakers, _ func(int) int) {
+		"silence begins with a request, not with the answer before": func(bs *Set, _ func(int) int) {
 			const short = 100 * time.Millisecond
 			_, _ = bs.ask(p, 9, time.Now(), short, false, false)
-			bs.told(p, &UnreachableError{Err: errors.New("refused")}, false, time.Now(), short)
+			bs.told(p, errors.New("refused"), false, time.Now(), short)
 			time.Sleep(timeout + 5*time.Second) // as a policy may have it
 			began := time.Now()
 			_, _ = bs.ask(p, 9, began, short, true, false)
@@ -121,7 +121,7 @@ func TestBreaker(t *testing.T) {
 				t.Error(turn, err)
 			}
 		},
-		"nor with one that was given up": func(bs *breakers, asks func(int) int) {
+		"nor with one that was given up": func(bs *Set, asks func(int) int) {
 			began := time.Now()
 			n := asks(9) // and one waits
 			time.Sleep(52 * time.Second)
@@ -132,7 +132,7 @@ func TestBreaker(t *testing.T) {
 				t.Error(turn, err)
 			}
 		},
-		"at a new address it is asked at once": func(bs *breakers, _ func(int) int) {
+		"at a new address it is asked at once": func(bs *Set, _ func(int) int) {
 			began := time.Now()
 			_, _ = bs.ask(p, 9, time.Now(), timeout, false, false)
 			time.Sleep(timeout)
@@ -147,7 +147,7 @@ func TestBreaker(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(*testing.T) {
-				bs := newBreakers(Config{RequestTimeout: timeout, MaxInFlight: 64})
+				bs := New(timeout, 64)
 				check(bs, func(peers int) (n int) { // until one would have to wait
 					for {
 						if turn, err := bs.ask(p, peers, time.Now(), timeout, false, false); turn != nil || err != nil {
@@ -159,4 +159,23 @@ func TestBreaker(t *testing.T) {
 			})
 		})
 	}
+}
+
+func (s *Set) ask(p *roster.Peer, peers int, now time.Time, timeout time.Duration, retry, waited bool) (chan struct{}, error) {
+	return s.Allow(p, Request{peers, now, timeout, retry, waited})
+}
+
+func (s *Set) told(p *roster.Peer, err error, gaveUp bool, began time.Time, timeout time.Duration) {
+	r := Answered
+	if err != nil && gaveUp {
+		r = Abandoned
+	} else if errors.Is(err, context.DeadlineExceeded) {
+		r = TimedOut
+	}
+	s.Record(p, r, began, timeout)
+}
+
+func isHanging(err error) bool {
+	_, ok := errors.AsType[*OpenError](err)
+	return ok
 }

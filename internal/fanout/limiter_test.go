@@ -1,4 +1,4 @@
-package cluster
+package fanout
 
 import (
 	"context"
@@ -13,12 +13,13 @@ import (
 
 // A caller is a call whose every request takes an hour.
 type caller struct {
-	pass
+	*Call
 	wg sync.WaitGroup
 }
 
-func (c *caller) work(g *gate, requests int) {
-	g.begin(&c.pass, requests)
+func (c *caller) work(g *Scheduler, requests int) {
+	c.Call = g.NewCall(requests)
+	c.begin()
 	c.wg.Go(func() {
 		var workers sync.WaitGroup
 		left := make(chan struct{}, requests)
@@ -27,28 +28,28 @@ func (c *caller) work(g *gate, requests int) {
 		}
 		close(left)
 		for range left {
-			if g.enter(context.Background(), &c.pass) != nil {
+			if c.Acquire(context.Background()) != nil {
 				return
 			}
 			workers.Go(func() {
 				time.Sleep(time.Hour)
-				for g.stay(&c.pass) {
+				for g.limiter.keep(c.Call) {
 					if _, more := <-left; !more {
-						g.leave(&c.pass)
+						c.Release()
 						return
 					}
 					time.Sleep(time.Hour)
 				}
 			})
 		}
-		g.end(&c.pass)
+		c.end()
 		workers.Wait()
 	})
 }
 
-func (c *caller) holds(g *gate) int {
-	g.mu.Lock()
-	defer g.mu.Unlock()
+func (c *caller) holds(g *Scheduler) int {
+	g.limiter.mu.Lock()
+	defer g.limiter.mu.Unlock()
 	return c.held
 }
 
@@ -56,7 +57,7 @@ func (c *caller) holds(g *gate) int {
 // share: not quite, since here all are answered at one moment.
 func TestPlacesAreSharedOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGate(12)
+		g := New(12)
 		var large, later, small caller
 		large.work(g, 12*10)
 		synctest.Wait()
@@ -81,7 +82,7 @@ func TestPlacesAreSharedOut(t *testing.T) {
 		}
 		large.wg.Wait()
 		later.wg.Wait()
-		if g.taken != 0 || len(g.calls) != 0 || len(g.waiting) != 0 {
+		if g.limiter.inFlight != 0 || len(g.limiter.calls) != 0 || len(g.limiter.waiters) != 0 {
 			t.Errorf("when all is over: %+v", g)
 		}
 	})
@@ -96,10 +97,11 @@ func TestGate(t *testing.T) {
 		who := rapid.SliceOfN(rapid.IntRange(0, 2), 40, 40).Draw(rt, "who")
 		var problem string
 		synctest.Test(t, func(*testing.T) {
-			g := newGate(size)
-			passes := make([]pass, 3)
+			g := New(size)
+			passes := make([]*Call, 3)
 			for i := range passes {
-				g.begin(&passes[i], 1)
+				passes[i] = g.NewCall(1)
+				passes[i].begin()
 			}
 			type entering struct {
 				cancel context.CancelCauseFunc
@@ -126,11 +128,11 @@ func TestGate(t *testing.T) {
 					under = append(under, e)
 					go func() {
 						defer close(e.done)
-						_ = g.enter(ctx, &passes[p]) // or it was given up
+						_ = passes[p].Acquire(ctx) // or it was given up
 					}()
 				case 2:
 					if passes[p].held > 0 {
-						g.leave(&passes[p])
+						passes[p].Release()
 					}
 				case 3:
 					if len(under) > 0 {
@@ -142,7 +144,7 @@ func TestGate(t *testing.T) {
 				for i := range passes {
 					held += passes[i].held
 				}
-				if held != g.taken || held > size || len(under) != len(g.waiting) || len(under) > 0 && held < size {
+				if held != g.limiter.inFlight || held > size || len(under) != len(g.limiter.waiters) || len(under) > 0 && held < size {
 					problem = "places were lost or given twice"
 				}
 			}
@@ -160,34 +162,34 @@ func TestGate(t *testing.T) {
 // Who waits for something else holds no place meanwhile, and has one afterwards.
 func TestOutsideTheGate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := newGate(1)
-		var a, b pass
-		g.begin(&a, 2)
-		g.begin(&b, 2)
-		if err := g.enter(t.Context(), &a); err != nil {
+		g := New(1)
+		a, b := g.NewCall(2), g.NewCall(2)
+		a.begin()
+		b.begin()
+		if err := a.Acquire(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		g.outside(t.Context(), &a, func() {
-			if !g.try(&b) || g.try(&b) {
+		a.Released(t.Context(), func() {
+			if !b.TryAcquire() || b.TryAcquire() {
 				t.Error("the place was not free, or free twice")
 			}
-			time.AfterFunc(time.Hour, func() { g.leave(&b) })
+			time.AfterFunc(time.Hour, func() { b.Release() })
 		})
-		if a.held != 1 || b.held != 0 || g.taken != 1 {
-			t.Errorf("afterwards %d and %d of %d", a.held, b.held, g.taken)
+		if a.held != 1 || b.held != 0 || g.limiter.inFlight != 1 {
+			t.Errorf("afterwards %d and %d of %d", a.held, b.held, g.limiter.inFlight)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
-		g.outside(ctx, &a, func() { // the call is over, and somebody has the place
-			if !g.try(&b) {
+		a.Released(ctx, func() { // the call is over, and somebody has the place
+			if !b.TryAcquire() {
 				t.Error("the place was not free")
 			}
 			cancel()
 		})
-		if a.held != 1 || g.taken != 2 || g.stay(&a) {
-			t.Errorf("at the end of a call %d of %d", a.held, g.taken)
+		if a.held != 1 || g.limiter.inFlight != 2 || g.limiter.keep(a) {
+			t.Errorf("at the end of a call %d of %d", a.held, g.limiter.inFlight)
 		}
-		if g.leave(&b); g.taken != 0 {
-			t.Errorf("%d places are taken by nobody", g.taken)
+		if b.Release(); g.limiter.inFlight != 0 {
+			t.Errorf("%d places are taken by nobody", g.limiter.inFlight)
 		}
 	})
 }
