@@ -16,7 +16,7 @@ import (
 )
 
 func evictNobody() clustertest.Option {
-	return clustertest.WithOptions(cluster.WithEviction(cluster.Eviction{Off: true}))
+	return clustertest.WithOptions(cluster.WithEviction(cluster.Eviction{Disabled: true}))
 }
 
 // asking makes one call and says what came of the one peer that is in trouble: its kind and how long
@@ -32,9 +32,9 @@ func asking(t *testing.T, n *clustertest.Node, req cluster.Request) string {
 	kind := cluster.Kind("all well")
 	for _, o := range res.Failures {
 		kind = o.Kind
-		hanging, ok := errors.AsType[*cluster.HangingError](o.Err)
-		if ok != (o.Kind == cluster.KindHanging) || ok && (o.Attempts != 0 || hanging.Server != o.Server.ServerID || hanging.For < 0 || o.Evicted || o.Spared != nil) {
-			t.Errorf("%s: %v after %d attempts, evicted %t, spared %v", o.Kind, o.Err, o.Attempts, o.Evicted, o.Spared)
+		hanging, ok := errors.AsType[*cluster.CircuitOpenError](o.Err)
+		if ok != (o.Kind == cluster.KindCircuitOpen) || ok && (o.Attempts != 0 || hanging.ServerID != o.Server.ServerID || hanging.SilentFor < 0 || o.Evicted || o.EvictionSkipped != nil) {
+			t.Errorf("%s: %v after %d attempts, evicted %t, spared %v", o.Kind, o.Err, o.Attempts, o.Evicted, o.EvictionSkipped)
 		}
 	}
 	return fmt.Sprintf("%s in %v", kind, took)
@@ -55,7 +55,7 @@ func TestHangingPeerIsAskedNowAndThen(t *testing.T) {
 			switch got := asking(t, n, cluster.Request{}); got {
 			case "timeout in 10s":
 				paid = append(paid, began)
-			case "hanging in 0s":
+			case "circuit_open in 0s":
 			default:
 				t.Fatalf("at %v: %s", began, got)
 			}
@@ -68,7 +68,7 @@ func TestHangingPeerIsAskedNowAndThen(t *testing.T) {
 			t.Errorf("it was asked %d times in %d calls", got, len(paid))
 		}
 		w.Network.Fault(n.Host, peer.Host, nil)
-		if got := asking(t, n, cluster.Request{}); got != "hanging in 0s" {
+		if got := asking(t, n, cluster.Request{}); got != "circuit_open in 0s" {
 			t.Errorf("before anybody knows that it is back: %s", got)
 		}
 		time.Sleep(time.Minute)
@@ -102,7 +102,7 @@ func TestOnlyOneCallTriesAHangingPeer(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		if diff := cmp.Diff(map[string]int{"timeout in 10s": 1, "hanging in 0s": 19}, got); diff != "" {
+		if diff := cmp.Diff(map[string]int{"timeout in 10s": 1, "circuit_open in 0s": 19}, got); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
 		}
 	})
@@ -117,15 +117,15 @@ func TestWhenAPeerHangs(t *testing.T) {
 		pause time.Duration // between calls
 		want  []string
 	}{
-		"silent":                      {clustertest.Hang, cluster.Request{}, 0, []string{"timeout in 10s", "hanging in 0s"}},
-		"stops half-way":              {clustertest.Stall(3), cluster.Request{}, 0, []string{"timeout in 10s", "hanging in 0s"}},
-		"slow":                        {clustertest.Slow(9 * time.Second), cluster.Request{}, 0, []string{"all well in 9s", "all well in 9s"}},
+		"silent":                      {clustertest.Hang, cluster.Request{}, 0, []string{"timeout in 10s", "circuit_open in 0s"}},
+		"stops half-way":              {clustertest.Stall(3), cluster.Request{}, 0, []string{"timeout in 10s", "circuit_open in 0s"}},
+		"slow":                        {clustertest.Delay(9 * time.Second), cluster.Request{}, 0, []string{"all well in 9s", "all well in 9s"}},
 		"refuses":                     {clustertest.Refuse, cluster.Request{}, 0, []string{"refused in 10ms", "refused in 10ms"}},
-		"breaks":                      {clustertest.Reset, cluster.Request{}, 0, []string{"broken in 10ms", "broken in 10ms"}},
+		"breaks":                      {clustertest.Reset, cluster.Request{}, 0, []string{"connection_lost in 10ms", "connection_lost in 10ms"}},
 		"silent for less":             {clustertest.Hang, short, 0, []string{"timeout in 1s", "timeout in 1s", "timeout in 1s"}},
-		"silent for less, and longer": {clustertest.Hang, short, 2 * time.Second, []string{"timeout in 1s", "timeout in 1s", "timeout in 1s", "timeout in 1s", "hanging in 0s"}},
-		"silent for more":             {clustertest.Hang, cluster.Request{Timeout: time.Minute}, 0, []string{"timeout in 1m0s", "hanging in 0s"}},
-		"tried as the policy says":    {clustertest.Hang, cluster.Request{Retry: new(cluster.RetryReference())}, 0, []string{"timeout in 32s", "hanging in 0s"}},
+		"silent for less, and longer": {clustertest.Hang, short, 2 * time.Second, []string{"timeout in 1s", "timeout in 1s", "timeout in 1s", "timeout in 1s", "circuit_open in 0s"}},
+		"silent for more":             {clustertest.Hang, cluster.Request{Timeout: time.Minute}, 0, []string{"timeout in 1m0s", "circuit_open in 0s"}},
+		"tried as the policy says":    {clustertest.Hang, cluster.Request{Retry: new(cluster.RetryNPM())}, 0, []string{"timeout in 32s", "circuit_open in 0s"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -133,7 +133,7 @@ func TestWhenAPeerHangs(t *testing.T) {
 				n := w.Nodes[0]
 				w.Network.Fault(n.Host, w.Nodes[2].Host, tt.fault)
 				for i, want := range tt.want {
-					if i > 0 && want != "hanging in 0s" {
+					if i > 0 && want != "circuit_open in 0s" {
 						time.Sleep(tt.pause)
 					}
 					if got := asking(t, n, tt.req); got != want {
@@ -156,7 +156,7 @@ func TestHangingPeerComesBack(t *testing.T) {
 			time.Sleep(time.Minute)
 		}
 		asking(t, n, cluster.Request{})
-		if got := asking(t, n, cluster.Request{}); got != "hanging in 0s" {
+		if got := asking(t, n, cluster.Request{}); got != "circuit_open in 0s" {
 			t.Errorf("before: %s", got)
 		}
 		w.Network.Fault(n.Host, peer.Host, nil)
@@ -174,9 +174,9 @@ func TestGivenUpIsNotHanging(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 4, evictNobody())
 		n := w.Nodes[0]
-		w.Network.Fault(n.Host, w.Nodes[2].Host, clustertest.Slow(9*time.Second))
+		w.Network.Fault(n.Host, w.Nodes[2].Host, clustertest.Delay(9*time.Second))
 		for range 100 {
-			if res := rpc(t, n, cluster.Request{Path: "/things", Need: 2}); len(res.Results) != 2 {
+			if res := rpc(t, n, cluster.Request{Path: "/things", MinResults: 2}); len(res.Results) != 2 {
 				t.Fatal(failures(res))
 			}
 		}
@@ -232,8 +232,8 @@ func TestCutOffNodeTriesItsPeersAndEvictsNone(t *testing.T) {
 			rpc(t, n, cluster.Request{Path: "/things"})
 			time.Sleep(time.Second)
 		}
-		if got := len(seen.of("DELETE", n.Host, clustertest.RegistryHost)); got != 0 || len(w.Listed()) != 6 {
-			t.Errorf("mIT was asked %d times, and lists %d", got, len(w.Listed()))
+		if got := len(seen.of("DELETE", n.Host, clustertest.RegistryHost)); got != 0 || len(w.Registered()) != 6 {
+			t.Errorf("mIT was asked %d times, and lists %d", got, len(w.Registered()))
 		}
 	})
 }
@@ -244,7 +244,7 @@ func TestManyCallsToOnePeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 5, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = 16 }))
 		n := w.Nodes[0]
-		w.Network.Fault(n.Host, w.Nodes[2].Host, clustertest.Slow(100*time.Millisecond))
+		w.Network.Fault(n.Host, w.Nodes[2].Host, clustertest.Delay(100*time.Millisecond))
 		start := time.Now()
 		var wg sync.WaitGroup
 		for i := range 100 {
@@ -273,7 +273,7 @@ func TestShortTimeoutsHarmNobody(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := clustertest.Start(t, 4)
 			n := w.Nodes[0]
-			w.Network.Fault(n.Host, w.Nodes[2].Host, clustertest.Slow(2*time.Second))
+			w.Network.Fault(n.Host, w.Nodes[2].Host, clustertest.Delay(2*time.Second))
 			for range 2 {
 				asking(t, n, cluster.Request{Timeout: 100 * time.Millisecond})
 				time.Sleep(time.Hour)
@@ -293,7 +293,7 @@ func TestShortTimeoutsHarmNobody(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := clustertest.Start(t, 4)
 			n := w.Nodes[0]
-			w.Network.Fault(n.Host, w.Nodes[2].Host, clustertest.Slow(200*time.Millisecond))
+			w.Network.Fault(n.Host, w.Nodes[2].Host, clustertest.Delay(200*time.Millisecond))
 			var wg sync.WaitGroup
 			defer wg.Wait()
 			over := make(chan struct{})

@@ -94,8 +94,8 @@ func TestFilterEvictsOnlyAmongEnough(t *testing.T) {
 				}
 				res := rpc(t, n, cluster.Request{Path: "/things", Filter: tt.filter})
 				for _, o := range res.Failures {
-					if o.Evicted != tt.evicted || (o.Spared == nil) != tt.evicted {
-						t.Errorf("%s: evicted %t, spared %v", o.Server.ServerID, o.Evicted, o.Spared)
+					if o.Evicted != tt.evicted || (o.EvictionSkipped == nil) != tt.evicted {
+						t.Errorf("%s: evicted %t, spared %v", o.Server.ServerID, o.Evicted, o.EvictionSkipped)
 					}
 				}
 				if len(res.Failures) == 0 {
@@ -112,12 +112,12 @@ func TestNeed(t *testing.T) {
 		w := clustertest.Start(t, 7)
 		n := w.Nodes[0]
 		for i, peer := range w.Nodes[1:] {
-			w.Network.Fault(n.Host, peer.Host, clustertest.Slow(time.Duration(i)*time.Second))
+			w.Network.Fault(n.Host, peer.Host, clustertest.Delay(time.Duration(i)*time.Second))
 		}
 		w.Network.Fault(n.Host, w.Nodes[2].Host, clustertest.Status(http.StatusNotFound)) // no result
 		w.Network.Fault(n.Host, w.Nodes[6].Host, clustertest.Hang)
 		start := time.Now()
-		res := rpc(t, n, cluster.Request{Path: "/things", Need: 3})
+		res := rpc(t, n, cluster.Request{Path: "/things", MinResults: 3})
 		if took := time.Since(start); took != 3*time.Second {
 			t.Errorf("took %v", took)
 		}
@@ -127,8 +127,8 @@ func TestNeed(t *testing.T) {
 		}
 		for _, o := range res.Failures {
 			enough := o.Server.ServerID != "node-3"
-			if errors.Is(o.Err, cluster.ErrEnough) != enough || (o.Kind == cluster.KindCancelled) != enough || o.Evicted || o.Spared != nil {
-				t.Errorf("%s: %s, %v, evicted %t, spared %v", o.Server.ServerID, o.Kind, o.Err, o.Evicted, o.Spared)
+			if errors.Is(o.Err, cluster.ErrEnoughResults) != enough || (o.Kind == cluster.KindCanceled) != enough || o.Evicted || o.EvictionSkipped != nil {
+				t.Errorf("%s: %s, %v, evicted %t, spared %v", o.Server.ServerID, o.Kind, o.Err, o.Evicted, o.EvictionSkipped)
 			}
 		}
 		if len(n.Servers()) != 7 {
@@ -142,9 +142,9 @@ func TestNeedAsksNoMoreThanItMust(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 20, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = 2 }))
 		n := w.Nodes[0]
-		w.Network.Fault(n.Host, clustertest.Any, clustertest.Slow(time.Second))
+		w.Network.Fault(n.Host, clustertest.Any, clustertest.Delay(time.Second))
 		seen := keepLedger(w)
-		res := rpc(t, n, cluster.Request{Path: "/things", Need: 4})
+		res := rpc(t, n, cluster.Request{Path: "/things", MinResults: 4})
 		wantOnce(t, res, w.Nodes[1:])
 		asked := 0
 		for _, o := range res.Failures {
@@ -160,7 +160,7 @@ func TestNeedOfMoreThanThereAre(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startRenewed(t, 5)
 		w.Nodes[2].Kill()
-		res := rpc(t, w.Nodes[0], cluster.Request{Path: "/things", Need: 4})
+		res := rpc(t, w.Nodes[0], cluster.Request{Path: "/things", MinResults: 4})
 		if o := onlyFailure(t, res); len(res.Results) != 3 || !o.Evicted {
 			t.Errorf("%d results, evicted %t", len(res.Results), o.Evicted)
 		}
@@ -174,12 +174,12 @@ func TestEnoughDecidesOnNobody(t *testing.T) {
 		n := w.Nodes[0]
 		w.Nodes[2].Kill()
 		for _, peer := range []int{1, 3, 4} {
-			w.Network.Fault(n.Host, w.Nodes[peer].Host, clustertest.Slow(time.Second))
+			w.Network.Fault(n.Host, w.Nodes[peer].Host, clustertest.Delay(time.Second))
 		}
 		seen := keepLedger(w)
-		o := onlyFailure(t, rpc(t, n, cluster.Request{Path: "/things", Need: 3}))
-		if o.Kind != cluster.KindRefused || o.Evicted || !errors.Is(o.Spared, cluster.ErrEnough) {
-			t.Errorf("%s, evicted %t, spared %v", o.Kind, o.Evicted, o.Spared)
+		o := onlyFailure(t, rpc(t, n, cluster.Request{Path: "/things", MinResults: 3}))
+		if o.Kind != cluster.KindRefused || o.Evicted || !errors.Is(o.EvictionSkipped, cluster.ErrEnoughResults) {
+			t.Errorf("%s, evicted %t, spared %v", o.Kind, o.Evicted, o.EvictionSkipped)
 		}
 		if got := len(seen.of("DELETE", n.Host, clustertest.RegistryHost)); got != 0 {
 			t.Errorf("mIT was asked %d times", got)
@@ -195,11 +195,11 @@ func TestNeedInAStream(t *testing.T) {
 			w.Network.Fault(n.Host, peer.Host, clustertest.Hang)
 		}
 		var results, given int
-		for o := range n.Stream(t.Context(), cluster.Request{Path: "/things", Need: 2}) {
+		for o := range n.Stream(t.Context(), cluster.Request{Path: "/things", MinResults: 2}) {
 			switch {
 			case o.Err == nil:
 				results++
-			case errors.Is(o.Err, cluster.ErrEnough):
+			case errors.Is(o.Err, cluster.ErrEnoughResults):
 				given++
 			}
 		}
@@ -210,7 +210,7 @@ func TestNeedInAStream(t *testing.T) {
 }
 
 // slowOnce makes the first request to each peer so slow.
-func slowOnce(d time.Duration) clustertest.Fault { return clustertest.Times(1, slowAnswer(d)) }
+func slowOnce(d time.Duration) clustertest.Fault { return clustertest.FirstN(1, slowAnswer(d)) }
 
 func TestHedge(t *testing.T) {
 	for name, tt := range map[string]struct {
@@ -220,25 +220,25 @@ func TestHedge(t *testing.T) {
 		attempts int
 		kind     cluster.Kind
 	}{
-		"fast":                        {nil, 0, 0, 1, ""},
-		"slow once":                   {slowOnce(5 * time.Second), 0, time.Second, 2, ""},
-		"slow twice, the first first": {slowAnswer(1500 * time.Millisecond), 0, 1500 * time.Millisecond, 2, ""},
-		"slow, and no place is free":  {slowOnce(5 * time.Second), 1, 5 * time.Second, 1, ""},
+		"fast":                        {nil, 0, 0, 1, cluster.KindOK},
+		"slow once":                   {slowOnce(5 * time.Second), 0, time.Second, 2, cluster.KindOK},
+		"slow twice, the first first": {slowAnswer(1500 * time.Millisecond), 0, 1500 * time.Millisecond, 2, cluster.KindOK},
+		"slow, and no place is free":  {slowOnce(5 * time.Second), 1, 5 * time.Second, 1, cluster.KindOK},
 		"hanging":                     {clustertest.Hang, 0, 10 * time.Second, 2, cluster.KindTimeout},
-		"hanging once":                {clustertest.Times(1, clustertest.Hang), 0, time.Second, 2, ""},
+		"hanging once":                {clustertest.FirstN(1, clustertest.Hang), 0, time.Second, 2, cluster.KindOK},
 		"an error is an answer":       {clustertest.Chain(slowOnce(1100*time.Millisecond), clustertest.Status(500)), 0, time.Second, 2, cluster.KindStatus},
 		"refused: not slow":           {clustertest.Refuse, 0, 10 * time.Millisecond, 2, cluster.KindRefused},
-		"slow, then broken":           {clustertest.Times(1, clustertest.Chain(clustertest.Slow(2*time.Second), clustertest.Reset)), 0, time.Second, 2, ""},
+		"slow, then broken":           {clustertest.FirstN(1, clustertest.Chain(clustertest.Delay(2*time.Second), clustertest.Reset)), 0, time.Second, 2, cluster.KindOK},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := clustertest.Start(t, 2,
-					clustertest.WithOptions(cluster.WithEviction(cluster.Eviction{Off: true})),
+					clustertest.WithOptions(cluster.WithEviction(cluster.Eviction{Disabled: true})),
 					clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = tt.inFlight }))
 				n := w.Nodes[0]
 				w.Network.Fault(n.Host, w.Nodes[1].Host, tt.fault)
 				start := time.Now()
-				res := rpc(t, n, cluster.Request{Path: "/things", Hedge: time.Second})
+				res := rpc(t, n, cluster.Request{Path: "/things", HedgeAfter: time.Second})
 				took := time.Since(start)
 				wantOnce(t, res, w.Nodes[1:])
 				o := slices.Concat(res.Results, res.Failures)[0]
@@ -257,14 +257,14 @@ func TestHedgeGivesTheSlowerUp(t *testing.T) {
 		w := clustertest.Start(t, 3)
 		n := w.Nodes[0]
 		var ended atomic.Int64
-		w.Network.Fault(n.Host, w.Nodes[1].Host, clustertest.Times(1, func(next http.RoundTripper) http.RoundTripper {
+		w.Network.Fault(n.Host, w.Nodes[1].Host, clustertest.FirstN(1, func(next http.RoundTripper) http.RoundTripper {
 			return clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
 				<-req.Context().Done()
 				ended.Add(1)
 				return nil, context.Cause(req.Context())
 			})
 		}))
-		res := rpc(t, n, cluster.Request{Path: "/things", Hedge: 100 * time.Millisecond})
+		res := rpc(t, n, cluster.Request{Path: "/things", HedgeAfter: 100 * time.Millisecond})
 		if len(res.Results) != 2 || ended.Load() != 1 {
 			t.Errorf("%d results, %d requests given up, failures: %v", len(res.Results), ended.Load(), failures(res))
 		}
@@ -302,7 +302,7 @@ func TestMaxInFlightCountsTheLosersOfRaces(t *testing.T) {
 		for i := range 4 {
 			wg.Go(func() {
 				time.Sleep(time.Duration(i) * 150 * time.Millisecond)
-				rpc(t, n, cluster.Request{Path: "/things", Hedge: 100 * time.Millisecond})
+				rpc(t, n, cluster.Request{Path: "/things", HedgeAfter: 100 * time.Millisecond})
 			})
 		}
 		wg.Wait()
@@ -317,10 +317,10 @@ func TestMaxInFlightCountsTheLosersOfRaces(t *testing.T) {
 func TestEveryPeerOnceHoweverChosen(t *testing.T) {
 	faults := map[string]clustertest.Fault{
 		"none": nil, "refuse": clustertest.Refuse, "hang": clustertest.Hang, "reset": clustertest.Reset,
-		"slow": clustertest.Slow(3 * time.Second), "500": clustertest.Status(500), "403": clustertest.Status(403),
-		"once refused": clustertest.Times(1, clustertest.Refuse), "once hanging": clustertest.Times(1, clustertest.Hang),
-		"once 403": clustertest.Times(1, clustertest.Status(403)), "stall": clustertest.Stall(9),
-		"sometimes slow": clustertest.Sometimes(0.5, 1, clustertest.Slow(time.Second)),
+		"slow": clustertest.Delay(3 * time.Second), "500": clustertest.Status(500), "403": clustertest.Status(403),
+		"once refused": clustertest.FirstN(1, clustertest.Refuse), "once hanging": clustertest.FirstN(1, clustertest.Hang),
+		"once 403": clustertest.FirstN(1, clustertest.Status(403)), "stall": clustertest.Stall(9),
+		"sometimes slow": clustertest.WithProbability(0.5, 1, clustertest.Delay(time.Second)),
 	}
 	names := slices.Sorted(maps.Keys(faults))
 	rapid.Check(t, func(rt *rapid.T) {
@@ -337,10 +337,10 @@ func TestEveryPeerOnceHoweverChosen(t *testing.T) {
 			c := &calls[i]
 			c.picked = rapid.SliceOfN(rapid.SampledFrom([]bool{true, true, false}), len(broken), len(broken)).Draw(rt, "picked")
 			c.req = cluster.Request{
-				Path:    "/things",
-				Need:    rapid.IntRange(0, 3).Draw(rt, "need"),
-				Hedge:   rapid.SampledFrom([]time.Duration{0, 5 * time.Millisecond, time.Second, 10 * time.Second}).Draw(rt, "hedge"),
-				Timeout: rapid.SampledFrom([]time.Duration{0, 20 * time.Millisecond, 2 * time.Second, 12 * time.Second}).Draw(rt, "timeout"),
+				Path:       "/things",
+				MinResults: rapid.IntRange(0, 3).Draw(rt, "need"),
+				HedgeAfter: rapid.SampledFrom([]time.Duration{0, 5 * time.Millisecond, time.Second, 10 * time.Second}).Draw(rt, "hedge"),
+				Timeout:    rapid.SampledFrom([]time.Duration{0, 20 * time.Millisecond, 2 * time.Second, 12 * time.Second}).Draw(rt, "timeout"),
 			}
 			c.at = rapid.SampledFrom([]time.Duration{0, time.Second, 11 * time.Second}).Draw(rt, "begin")
 			c.end = rapid.SampledFrom([]time.Duration{0, 5 * time.Millisecond, 2 * time.Second, time.Hour, time.Hour}).Draw(rt, "end")
@@ -437,7 +437,7 @@ func TestEveryPeerOnceHoweverChosen(t *testing.T) {
 				wg.Go(func() {
 					if res := rpc(t, n, cluster.Request{Path: "/things"}); len(res.Results) != len(broken) {
 						for _, o := range res.Failures {
-							if o.Kind != cluster.KindHanging { // until the first has found it well
+							if o.Kind != cluster.KindCircuitOpen { // until the first has found it well
 								problem("in the end: %v", o.Err)
 							}
 						}

@@ -59,7 +59,7 @@ import (
 
 	"github.com/mimiktech/cluster/internal/breaker"
 	"github.com/mimiktech/cluster/internal/fanout"
-	"github.com/mimiktech/cluster/internal/roster"
+	"github.com/mimiktech/cluster/internal/membership"
 	"github.com/mimiktech/cluster/internal/token"
 	"github.com/mimiktech/cluster/internal/wire"
 )
@@ -67,66 +67,66 @@ import (
 // A Cluster is one node's membership in its cluster. Make one with [New]; all its methods may
 // be called from any goroutine. It leaves once: to join again, make another.
 type Cluster struct {
-	cfg       Config // read-only after New, like all down to mu
-	self      wire.Registration
-	userAgent string
-	log       *zap.Logger
-	trace     Trace
-	retry     Retry
-	eviction  Eviction
-	policy    PeerPolicy
-	noEnv     bool
-	verifier  Verifier
-	tokens    *token.Cache
-	roads     roads
-	scheduler *fanout.Scheduler
-	breakers  *breaker.Set
-	registry  *replicas
-	removing  singleflight.Group // the dated deletes under way, by server id
+	cfg        Config // read-only after New, like all down to mu
+	self       wire.Registration
+	userAgent  string
+	log        *zap.Logger
+	trace      Trace
+	retry      Retry
+	eviction   Eviction
+	policy     PeerPolicy
+	noEnv      bool
+	verifier   Verifier
+	tokens     *token.Cache
+	transports transports
+	scheduler  *fanout.Scheduler
+	breakers   *breaker.Set
+	registry   *replicas
+	deletes    singleflight.Group // the dated deletes under way, by server id
 
-	life    context.Context // ends with Close
-	end     context.CancelCauseFunc
-	stay    context.Context // ends with UnRegister or Close
-	leave   context.CancelCauseFunc
-	wake    chan struct{}  // hurries the lease on
-	posting chan struct{}  // held by whoever speaks to mIT about ourselves: one at a time
-	wg      sync.WaitGroup // the lease, and what is told to peers beside a call
+	ctx              context.Context // ends with Close
+	cancel           context.CancelCauseFunc
+	memberCtx        context.Context // ends with UnRegister or Close
+	cancelMember     context.CancelCauseFunc
+	renewNow         chan struct{}  // hurries the lease on
+	registrationLock chan struct{}  // held by whoever speaks to mIT about ourselves: one at a time
+	wg               sync.WaitGroup // the lease, and what is told to peers beside a call
 
-	mu        sync.Mutex // guards the fields below
-	view      roster.Roster
-	status    Status
-	leasing   bool            // the lease goroutine has been started
-	forgotten bool            // a peer told us to forget ourselves
-	departed  bool            // mIT knows that we left
-	untold    map[string]bool // servers that this node has evicted, and has still to tell of
+	mu                sync.Mutex // guards the fields below
+	view              membership.View
+	status            Status
+	leaseStarted      bool            // the lease goroutine has been started
+	mustReregister    bool            // a peer told us to forget ourselves
+	deregistered      bool            // mIT knows that we left
+	pendingDepartures map[string]bool // servers that this node has evicted, and has still to tell of
 }
 
 // New makes the node that cfg describes. It starts nothing and calls nobody; one error names
 // everything that is missing or wrong in cfg, by the names of the environment variables.
 func New(cfg Config, opts ...Option) (*Cluster, error) {
-	o := collect(opts)
-	if err := configError(cfg.problems(o, nil)); err != nil {
+	o := applyOptions(opts)
+	if err := configError(cfg.validate(o, nil)); err != nil {
 		return nil, err
 	}
 	cfg = cfg.withDefaults()
 	c := &Cluster{
-		cfg:       cfg,
-		userAgent: wire.UserAgent(cfg.Type, cfg.Version, cfg.ID),
-		log:       o.log.With(zap.String("serverId", cfg.ID)),
-		trace:     o.trace,
-		retry:     o.retry,
-		eviction:  o.eviction,
-		policy:    o.policy,
-		noEnv:     o.noEnv,
-		verifier:  o.verifier,
-		registry:  newReplicas(cfg.RegistryURL),
-		roads:     newRoads(o.client, o.policy, cfg.MaxInFlight),
-		scheduler: fanout.New(cfg.MaxInFlight),
-		breakers:  breaker.New(cfg.RequestTimeout, cfg.MaxInFlight),
-		wake:      make(chan struct{}, 1),
-		posting:   make(chan struct{}, 1),
-		untold:    make(map[string]bool),
-		status:    Status{State: Orphan, Reason: ErrNotRegistered, ServerID: cfg.ID},
+		cfg:               cfg,
+		userAgent:         wire.UserAgent(cfg.Type, cfg.Version, cfg.ID),
+		log:               o.log.With(zap.String("serverId", cfg.ID)),
+		trace:             o.trace,
+		retry:             o.retry,
+		eviction:          o.eviction,
+		policy:            o.policy,
+		noEnv:             o.noEnv,
+		verifier:          o.verifier,
+		registry:          newReplicas(cfg.RegistryURL),
+		transports:        newTransports(o.client, o.policy, cfg.MaxInFlight),
+		scheduler:         fanout.New(cfg.MaxInFlight),
+		breakers:          breaker.New(cfg.RequestTimeout, cfg.MaxInFlight),
+		renewNow:          make(chan struct{}, 1),
+		registrationLock:  make(chan struct{}, 1),
+		pendingDepartures: make(map[string]bool),
+		status:            Status{State: Orphan, Reason: ErrNotRegistered, ServerID: cfg.ID},
 	}
 	c.self = wire.Registration{
 		Type:           cfg.Type,
@@ -141,17 +141,17 @@ func New(cfg Config, opts ...Option) (*Cluster, error) {
 		}
 		c.self.Location = location
 	}
-	c.life, c.end = context.WithCancelCause(context.Background())
-	c.stay, c.leave = context.WithCancelCause(c.life)
+	c.ctx, c.cancel = context.WithCancelCause(context.Background())
+	c.memberCtx, c.cancelMember = context.WithCancelCause(c.ctx)
 	if c.verifier == nil {
 		c.verifier = newKeyVerifier(cfg)
 	}
-	c.tokens = token.NewCache(c.life, c.fetcher(o.tokens))
+	c.tokens = token.NewCache(c.ctx, c.tokenFetcher(o.tokens))
 	return c, nil
 }
 
 // fetcher is how tokens are had: from mST, or from the caller's sources.
-func (c *Cluster) fetcher(sources func(TokenKey) oauth2.TokenSource) token.Fetch {
+func (c *Cluster) tokenFetcher(sources func(TokenKey) oauth2.TokenSource) token.Fetch {
 	client := token.Client{
 		ID:     c.cfg.ClientID,
 		Secret: string(c.cfg.ClientSecret),
@@ -168,13 +168,13 @@ func (c *Cluster) fetcher(sources func(TokenKey) oauth2.TokenSource) token.Fetch
 		fetch = token.FromSources(func(k token.Key) oauth2.TokenSource { return sources(TokenKey(k)) })
 	}
 	return func(ctx context.Context, key token.Key, refresh string) (*oauth2.Token, error) {
-		t, err := fetch(correlated(ctx), key, refresh)
+		t, err := fetch(ensureCorrelationID(ctx), key, refresh)
 		if err != nil {
-			if sources == nil && !blames(err) {
-				err = &AnswerError{"mST", http.MethodPost, c.cfg.Issuer, err}
+			if sources == nil && !namesRemote(err) {
+				err = &InvalidResponseError{"mST", http.MethodPost, c.cfg.Issuer, err}
 			}
 			err = &TokenError{Audience: key.Audience, Err: err}
-			c.log.Warn("no token", zap.Error(err), correlation(ctx))
+			c.log.Warn("no token", zap.Error(err), correlationField(ctx))
 		}
 		c.trace.tokenFetched(TokenKey(key), err)
 		return t, err
@@ -187,16 +187,16 @@ func (c *Cluster) fetcher(sources func(TokenKey) oauth2.TokenSource) token.Fetch
 // [Cluster.UnRegister] first.
 func (c *Cluster) Close() error {
 	c.mu.Lock() // so that background cannot slip in between
-	c.end(ErrClosed)
+	c.cancel(ErrClosed)
 	c.mu.Unlock()
 	c.wg.Wait()
 	c.scheduler.Close()
-	c.change(func(_ *roster.Roster, s *Status) {
+	c.update(func(_ *membership.View, s *Status) {
 		if s.State != Left {
 			s.State, s.Reason = Left, ErrClosed
 		}
 	})
-	c.roads.close()
+	c.transports.close()
 	return nil
 }
 
@@ -207,7 +207,7 @@ func (c *Cluster) Config() Config { return c.cfg }
 // Servers returns the servers of the cluster as last heard of, this one included, sorted by
 // id. It does not block; the slice is the caller's to keep.
 func (c *Cluster) Servers() []Server {
-	peers := c.roster().Peers()
+	peers := c.snapshot().Peers()
 	servers := make([]Server, len(peers))
 	for i, p := range peers {
 		servers[i] = Server(p.Server)
@@ -226,7 +226,7 @@ func (c *Cluster) Status() Status {
 // finds inside.
 func (c *Cluster) Format(f fmt.State, _ rune) { _, _ = fmt.Fprintf(f, "%s/%s", c.cfg.Type, c.cfg.ID) }
 
-func (c *Cluster) roster() roster.Roster {
+func (c *Cluster) snapshot() membership.View {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.view
@@ -234,14 +234,14 @@ func (c *Cluster) roster() roster.Roster {
 
 // change is the one door to what the node believes: edit changes view and status as one, and
 // the environment follows before anybody else looks.
-func (c *Cluster) change(edit func(*roster.Roster, *Status)) {
+func (c *Cluster) update(edit func(*membership.View, *Status)) {
 	c.mu.Lock()
 	before := c.status
 	edit(&c.view, &c.status)
 	c.status.Servers = c.view.Len()
 	after := c.status
 	if !c.noEnv {
-		after.mirror()
+		after.setEnv()
 	}
 	c.mu.Unlock()
 
@@ -255,11 +255,11 @@ func (c *Cluster) change(edit func(*roster.Roster, *Status)) {
 func (c *Cluster) background(ctx context.Context, work func(context.Context)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.life.Err() != nil {
+	if c.ctx.Err() != nil {
 		return
 	}
 	c.wg.Go(func() {
-		ctx, cancel := within(context.WithoutCancel(ctx), c.life)
+		ctx, cancel := mergeCancel(context.WithoutCancel(ctx), c.ctx)
 		defer cancel()
 		work(ctx)
 	})

@@ -64,16 +64,16 @@ type Config struct {
 	// RegistrationRetry is the pause between two tries to register [REGISTRATION_RETRY, in
 	// milliseconds]; 3 s by default. Each pause is jittered by a third.
 	RegistrationRetry time.Duration
-	// RenewalShare is the share of its lease after which a node renews it; 2/3 by default, at
+	// RenewalFraction is the share of its lease after which a node renews it; 2/3 by default, at
 	// most 0.9. Each wait is jittered by a tenth.
-	RenewalShare float64
+	RenewalFraction float64
 
 	// RequestTimeout bounds each request [REQUEST_TIMEOUT, in milliseconds]; 10 s by default.
 	RequestTimeout time.Duration
-	// MaxAnswer bounds the answers that are read, in bytes; 16 MiB by default.
-	MaxAnswer int64
-	// MaxBody bounds the bodies that the peer endpoints read, in bytes; 1 MiB by default.
-	MaxBody int64
+	// MaxResponseBytes bounds the answers that are read, in bytes; 16 MiB by default.
+	MaxResponseBytes int64
+	// MaxRequestBytes bounds the bodies that the peer endpoints read, in bytes; 1 MiB by default.
+	MaxRequestBytes int64
 	// MaxInFlight bounds the requests to peers under way at once, those of all calls together, which
 	// share them evenly; 256 by default. Of four peers or more, none gets more than a quarter of them, but
 	// for repetitions.
@@ -152,37 +152,37 @@ const noGeneric = "noGeneric"
 func ConfigFromEnv(opts ...Option) (Config, error) {
 	e := env{lookup: os.LookupEnv}
 	cfg := Config{
-		Type:               e.text("SERVER_TYPE"),
-		ID:                 e.text("SERVER_ID"),
-		Version:            e.text("SERVER_VERSION"),
-		Port:               e.whole("SERVER_PORT"),
-		BasePath:           e.text("SERVER_BASE_PATH"),
-		LocalIPv4:          e.text("SERVER_LOCAL_IPV4"),
-		ClusterBaseURL:     e.text("SERVER_CLUSTER_BASE_URL"),
-		PublicProtocol:     e.text("SERVER_PUBLIC_PROTOCOL"),
-		PublicDomainName:   e.text("SERVER_PUBLIC_DOMAIN_NAME"),
-		PublicIPv4:         e.text("SERVER_PUBLIC_IPV4"),
+		Type:               e.str("SERVER_TYPE"),
+		ID:                 e.str("SERVER_ID"),
+		Version:            e.str("SERVER_VERSION"),
+		Port:               e.positiveInt("SERVER_PORT"),
+		BasePath:           e.str("SERVER_BASE_PATH"),
+		LocalIPv4:          e.str("SERVER_LOCAL_IPV4"),
+		ClusterBaseURL:     e.str("SERVER_CLUSTER_BASE_URL"),
+		PublicProtocol:     e.str("SERVER_PUBLIC_PROTOCOL"),
+		PublicDomainName:   e.str("SERVER_PUBLIC_DOMAIN_NAME"),
+		PublicIPv4:         e.str("SERVER_PUBLIC_IPV4"),
 		Location:           e.location("SERVER_LOCATION_LON", "SERVER_LOCATION_LAT"),
-		Management:         e.on("CLUSTER_MANAGEMENT", false),
-		NoRegistration:     !e.on("REGISTRATION_SET", true),
+		Management:         e.onOff("CLUSTER_MANAGEMENT", false),
+		NoRegistration:     !e.onOff("REGISTRATION_SET", true),
 		RegistrationRetry:  e.milliseconds("REGISTRATION_RETRY"),
 		RequestTimeout:     e.milliseconds("REQUEST_TIMEOUT"),
-		RegistryURL:        e.text("MIT_URL"),
-		RegistryAudience:   e.text("MIT_AUDIENCE"),
-		Issuer:             e.text("OAUTH_ISSUER"),
-		ClientID:           e.text("OAUTH_CLIENT_ID"),
-		ClientSecret:       Secret(e.text("OAUTH_CLIENT_SECRET")),
+		RegistryURL:        e.str("MIT_URL"),
+		RegistryAudience:   e.str("MIT_AUDIENCE"),
+		Issuer:             e.str("OAUTH_ISSUER"),
+		ClientID:           e.str("OAUTH_CLIENT_ID"),
+		ClientSecret:       Secret(e.str("OAUTH_CLIENT_SECRET")),
 		GenericKey:         Secret(e.generic("OAUTH_GENERIC_KEY")),
 		GenericPreviousKey: Secret(e.generic("OAUTH_GENERIC_PREVIOUS_KEY")),
-		ClientAccessKey:    Secret(e.text("OAUTH_CLIENT_ACCESS_KEY")),
+		ClientAccessKey:    Secret(e.str("OAUTH_CLIENT_ACCESS_KEY")),
 		GenericAudience:    e.generic("OAUTH_GENERIC_AUDIENCE"),
-		ClientAudience:     e.text("OAUTH_CLIENT_AUDIENCE"),
+		ClientAudience:     e.str("OAUTH_CLIENT_AUDIENCE"),
 	}
 	if cfg.Type != "" {
-		cfg.PeerAudience = e.text(audienceVariable(cfg.Type))
+		cfg.PeerAudience = e.str(audienceVariable(cfg.Type))
 	}
-	o := collect(opts)
-	return cfg, configError(append(e.problems, cfg.problems(o, e.malformed)...))
+	o := applyOptions(opts)
+	return cfg, configError(append(e.problems, cfg.validate(o, e.malformed)...))
 }
 
 // audienceVariable is the name of the variable that holds the audience of a type.
@@ -209,19 +209,19 @@ type env struct {
 	malformed map[string]bool // those in problems: present, so not missing
 }
 
-func (e *env) text(name string) string {
+func (e *env) str(name string) string {
 	v, _ := e.lookup(name)
 	return strings.TrimSpace(v)
 }
 
 func (e *env) generic(name string) string {
-	if v := e.text(name); v != noGeneric {
+	if v := e.str(name); v != noGeneric {
 		return v
 	}
 	return ""
 }
 
-func (e *env) wrong(name, value, want string) {
+func (e *env) invalid(name, value, want string) {
 	if e.malformed == nil {
 		e.malformed = map[string]bool{}
 	}
@@ -229,34 +229,34 @@ func (e *env) wrong(name, value, want string) {
 	e.problems = append(e.problems, fmt.Errorf("%s is %.40q, not %s", name, value, want))
 }
 
-func (e *env) whole(name string) int {
-	v := e.text(name)
+func (e *env) positiveInt(name string) int {
+	v := e.str(name)
 	if v == "" {
 		return 0
 	}
 	n, err := strconv.Atoi(v)
 	if err != nil || n <= 0 {
-		e.wrong(name, v, "a whole number above 0")
+		e.invalid(name, v, "a whole number above 0")
 		return 0
 	}
 	return n
 }
 
 func (e *env) milliseconds(name string) time.Duration {
-	v := e.text(name)
+	v := e.str(name)
 	if v == "" {
 		return 0
 	}
 	n, err := strconv.ParseInt(v, 10, 64)
 	if err != nil || n <= 0 || n > int64(maxLease/time.Millisecond) {
-		e.wrong(name, v, "a number of milliseconds above 0")
+		e.invalid(name, v, "a number of milliseconds above 0")
 		return 0
 	}
 	return time.Duration(n) * time.Millisecond
 }
 
-func (e *env) on(name string, preset bool) bool {
-	switch v := e.text(name); v {
+func (e *env) onOff(name string, preset bool) bool {
+	switch v := e.str(name); v {
 	case "":
 		return preset
 	case "on":
@@ -264,13 +264,13 @@ func (e *env) on(name string, preset bool) bool {
 	case "off":
 		return false
 	default:
-		e.wrong(name, v, `"on" or "off"`)
+		e.invalid(name, v, `"on" or "off"`)
 		return preset
 	}
 }
 
 func (e *env) location(lonName, latName string) *Location {
-	lon, lat := e.text(lonName), e.text(latName)
+	lon, lat := e.str(lonName), e.str(latName)
 	if lon == "" || lat == "" {
 		return nil
 	}
@@ -280,14 +280,14 @@ func (e *env) location(lonName, latName string) *Location {
 func (e *env) degrees(name, value string, most float64) float64 {
 	f, err := strconv.ParseFloat(value, 64)
 	if err != nil || !(f >= -most && f <= most) {
-		e.wrong(name, value, fmt.Sprintf("a number of degrees from -%g to %g", most, most))
+		e.invalid(name, value, fmt.Sprintf("a number of degrees from -%g to %g", most, most))
 		return 0
 	}
 	return f
 }
 
 // problems lists what is missing or malformed. Those in known have been reported already.
-func (cfg Config) problems(o options, known map[string]bool) []error {
+func (cfg Config) validate(o options, known map[string]bool) []error {
 	var found []error
 	report := func(name, format string, args ...any) {
 		if !known[name] {
@@ -309,10 +309,10 @@ func (cfg Config) problems(o options, known map[string]bool) []error {
 
 	if cfg.Type == "" {
 		report("SERVER_TYPE", "is missing")
-	} else if !plainName(cfg.Type) {
+	} else if !validName(cfg.Type) {
 		report("SERVER_TYPE", "is %.40q: letters, digits, '-', '_', '.' and ':' are what it may hold", cfg.Type)
 	}
-	if cfg.ID != "" && !plainName(cfg.ID) {
+	if cfg.ID != "" && !validName(cfg.ID) {
 		report("SERVER_ID", "is %.40q: letters, digits, '-', '_', '.' and ':' are what it may hold", cfg.ID)
 	}
 	if strings.ContainsFunc(cfg.Version, func(r rune) bool { return r < ' ' || r > '~' }) {
@@ -323,7 +323,7 @@ func (cfg Config) problems(o options, known map[string]bool) []error {
 	} else if cfg.Port < 0 || cfg.Port > 65535 {
 		report("SERVER_PORT", "is %d, not a port", cfg.Port)
 	}
-	if p := cfg.BasePath; p != "" && (p[0] != '/' || path.Clean(p) != p || !plainPath(p)) {
+	if p := cfg.BasePath; p != "" && (p[0] != '/' || path.Clean(p) != p || !validPath(p)) {
 		report("SERVER_BASE_PATH", "is %.40q, not a clean path from / on", p)
 	}
 	if cfg.LocalIPv4 != "" && !isIPv4(cfg.LocalIPv4) {
@@ -351,8 +351,8 @@ func (cfg Config) problems(o options, known map[string]bool) []error {
 	if l := cfg.Location; l != nil && !(l.Lon >= -180 && l.Lon <= 180 && l.Lat >= -90 && l.Lat <= 90) {
 		report("SERVER_LOCATION_LON", "and SERVER_LOCATION_LAT are no place on earth")
 	}
-	if !(cfg.RenewalShare >= 0 && cfg.RenewalShare <= maxRenewalShare) {
-		report("RenewalShare", "is %g, not between 0 and %g", cfg.RenewalShare, maxRenewalShare)
+	if !(cfg.RenewalFraction >= 0 && cfg.RenewalFraction <= maxRenewalShare) {
+		report("RenewalFraction", "is %g, not between 0 and %g", cfg.RenewalFraction, maxRenewalShare)
 	}
 	needDuration := func(name string, d time.Duration) {
 		if d < 0 || d > maxLease {
@@ -361,18 +361,18 @@ func (cfg Config) problems(o options, known map[string]bool) []error {
 	}
 	needDuration("REQUEST_TIMEOUT", cfg.RequestTimeout)
 	needDuration("REGISTRATION_RETRY", cfg.RegistrationRetry)
-	if cfg.MaxAnswer < 0 || cfg.MaxBody < 0 || cfg.MaxInFlight < 0 {
-		report("MaxAnswer, MaxBody or MaxInFlight", "is negative")
+	if cfg.MaxResponseBytes < 0 || cfg.MaxRequestBytes < 0 || cfg.MaxInFlight < 0 {
+		report("MaxResponseBytes, MaxRequestBytes or MaxInFlight", "is negative")
 	}
 
-	if e := o.eviction; !(e.MaxShare >= 0 && e.MaxShare <= 1) || e.Wait < 0 {
-		report("WithEviction", "has a MaxShare of %g and a Wait of %v: a share is from 0 to 1, and no wait is negative", e.MaxShare, e.Wait)
+	if e := o.eviction; !(e.MaxSuspectFraction >= 0 && e.MaxSuspectFraction <= 1) || e.Timeout < 0 {
+		report("WithEviction", "has a MaxSuspectFraction of %g and a Wait of %v: a share is from 0 to 1, and no wait is negative", e.MaxSuspectFraction, e.Timeout)
 	}
-	if r := o.retry; r.Delay < 0 || r.Within < 0 {
-		report("WithRetry", "has a Delay of %v and Within %v: neither can be negative", r.Delay, r.Within)
+	if r := o.retry; r.Delay < 0 || r.MaxElapsed < 0 {
+		report("WithRetry", "has a Delay of %v and Within %v: neither can be negative", r.Delay, r.MaxElapsed)
 	}
 
-	if urls, err := listedURLs(cfg.RegistryURL); err != nil {
+	if urls, err := parseURLList(cfg.RegistryURL); err != nil {
 		report("MIT_URL", "is wrong: %v", err)
 	} else if len(urls) == 0 {
 		report("MIT_URL", "is missing")
@@ -380,7 +380,7 @@ func (cfg Config) problems(o options, known map[string]bool) []error {
 	need("MIT_AUDIENCE", cfg.RegistryAudience)
 	if cfg.Management {
 		name := "{TYPE}_AUDIENCE"
-		if cfg.Type != "" && plainName(cfg.Type) {
+		if cfg.Type != "" && validName(cfg.Type) {
 			name = audienceVariable(cfg.Type)
 		}
 		need(name, cfg.PeerAudience)
@@ -401,7 +401,7 @@ func (cfg Config) problems(o options, known map[string]bool) []error {
 
 // listedURLs are the base URLs in a list, each once, without slashes at their ends. Blank entries
 // count for nothing.
-func listedURLs(list string) (urls []string, err error) {
+func parseURLList(list string) (urls []string, err error) {
 	entries := strings.Split(list, ",")
 	var problems []string
 	for i, entry := range entries {
@@ -427,14 +427,14 @@ func listedURLs(list string) (urls []string, err error) {
 
 // plainName tells whether s can stand in a path, a header and an env variable as it is. An '@'
 // is left out on purpose: a dated delete would take what follows it for the date.
-func plainName(s string) bool {
+func validName(s string) bool {
 	return s != "." && s != ".." && len(s) <= 256 && !strings.ContainsFunc(s, func(r rune) bool {
 		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("-_.:", r)
 	})
 }
 
 // plainPath tells whether p can stand in a URL and in the pattern of a mux as it is.
-func plainPath(p string) bool {
+func validPath(p string) bool {
 	return utf8.ValidString(p) && !strings.ContainsFunc(p, func(r rune) bool {
 		return r <= ' ' || r == 0x7f || strings.ContainsRune("{}?#%", r)
 	})
@@ -469,13 +469,13 @@ func (cfg Config) withDefaults() Config {
 		cfg.ClusterBaseURL = fmt.Sprintf("http://%s:%d%s", cmp.Or(cfg.LocalIPv4, localIPv4()), cfg.Port, cfg.BasePath)
 	}
 	cfg.ClusterBaseURL = strings.TrimRight(cfg.ClusterBaseURL, "/")
-	urls, _ := listedURLs(cfg.RegistryURL) // they have been checked
+	urls, _ := parseURLList(cfg.RegistryURL) // they have been checked
 	cfg.RegistryURL = strings.Join(urls, ",")
 	cfg.RegistrationRetry = cmp.Or(cfg.RegistrationRetry, 3*time.Second)
-	cfg.RenewalShare = cmp.Or(cfg.RenewalShare, 2.0/3)
+	cfg.RenewalFraction = cmp.Or(cfg.RenewalFraction, 2.0/3)
 	cfg.RequestTimeout = cmp.Or(cfg.RequestTimeout, 10*time.Second)
-	cfg.MaxAnswer = min(cmp.Or(cfg.MaxAnswer, 16<<20), math.MaxInt64-1) // one more byte is read, to see that there is one
-	cfg.MaxBody = cmp.Or(cfg.MaxBody, 1<<20)
+	cfg.MaxResponseBytes = min(cmp.Or(cfg.MaxResponseBytes, 16<<20), math.MaxInt64-1) // one more byte is read, to see that there is one
+	cfg.MaxRequestBytes = cmp.Or(cfg.MaxRequestBytes, 1<<20)
 	cfg.MaxInFlight = cmp.Or(cfg.MaxInFlight, 256)
 	return cfg
 }

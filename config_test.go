@@ -325,18 +325,18 @@ func TestNewRefuses(t *testing.T) {
 		"NUL in the base path": {func(c *cluster.Config) { c.BasePath = "/\x00" }, "SERVER_BASE_PATH"},
 		"no such longitude":    {location(181, 0), "SERVER_LOCATION_LON"},
 		"no such latitude":     {location(0, math.NaN()), "SERVER_LOCATION_LON"},
-		"late renewals":        {func(c *cluster.Config) { c.RenewalShare = 0.91 }, "RenewalShare"},
-		"negative renewals":    {func(c *cluster.Config) { c.RenewalShare = -0.1 }, "RenewalShare"},
+		"late renewals":        {func(c *cluster.Config) { c.RenewalFraction = 0.91 }, "RenewalFraction"},
+		"negative renewals":    {func(c *cluster.Config) { c.RenewalFraction = -0.1 }, "RenewalFraction"},
 		"no number of renewals": {
-			func(c *cluster.Config) { c.RenewalShare = math.NaN() }, "RenewalShare",
+			func(c *cluster.Config) { c.RenewalFraction = math.NaN() }, "RenewalFraction",
 		},
 		"negative timeout": {func(c *cluster.Config) { c.RequestTimeout = -1 }, "REQUEST_TIMEOUT"},
 		"endless timeout":  {func(c *cluster.Config) { c.RequestTimeout = math.MaxInt64 }, "REQUEST_TIMEOUT"},
 		"negative retry":   {func(c *cluster.Config) { c.RegistrationRetry = -time.Second }, "REGISTRATION_RETRY"},
 		"endless retry":    {func(c *cluster.Config) { c.RegistrationRetry = math.MaxInt64 }, "REGISTRATION_RETRY"},
-		"negative answers": {func(c *cluster.Config) { c.MaxAnswer = -1 }, "MaxAnswer,"},
-		"negative bodies":  {func(c *cluster.Config) { c.MaxBody = -1 }, "MaxAnswer,"},
-		"negative flight":  {func(c *cluster.Config) { c.MaxInFlight = -1 }, "MaxAnswer,"},
+		"negative answers": {func(c *cluster.Config) { c.MaxResponseBytes = -1 }, "MaxResponseBytes,"},
+		"negative bodies":  {func(c *cluster.Config) { c.MaxRequestBytes = -1 }, "MaxResponseBytes,"},
+		"negative flight":  {func(c *cluster.Config) { c.MaxInFlight = -1 }, "MaxResponseBytes,"},
 		"no peer audience": {func(c *cluster.Config) { c.PeerAudience = "" }, "MDS_AUDIENCE"},
 		"spoilt secret":    {func(c *cluster.Config) { c.ClientSecret = "" }, "OAUTH_CLIENT_SECRET"},
 	} {
@@ -608,7 +608,7 @@ func TestDefaults(t *testing.T) {
 	}{
 		{"zero", func(*cluster.Config) {}, 10 * time.Second, 3 * time.Second, 2.0 / 3, "1.0"},
 		{"set", func(c *cluster.Config) {
-			c.RequestTimeout, c.RegistrationRetry, c.RenewalShare, c.Version = 2*time.Second, time.Minute, 0.5, "3"
+			c.RequestTimeout, c.RegistrationRetry, c.RenewalFraction, c.Version = 2*time.Second, time.Minute, 0.5, "3"
 		}, 2 * time.Second, time.Minute, 0.5, "3"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -689,7 +689,7 @@ func TestDefaultBounds(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			cfg := config()
-			cfg.MaxAnswer, cfg.MaxBody = tt.maxAnswer, tt.maxBody
+			cfg.MaxResponseBytes, cfg.MaxRequestBytes = tt.maxAnswer, tt.maxBody
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			var failed error
@@ -699,7 +699,7 @@ func TestDefaultBounds(t *testing.T) {
 				RenewFailed: func(err error, _ time.Duration) { failed = err; cancel() },
 			}))
 			_, err := c.Register(ctx)
-			if got := errors.Is(failed, cluster.ErrTooLarge); got != tt.tooLargeAnswer || (err == nil) == tt.tooLargeAnswer {
+			if got := errors.Is(failed, cluster.ErrResponseTooLarge); got != tt.tooLargeAnswer || (err == nil) == tt.tooLargeAnswer {
 				t.Errorf("an answer of %d bytes: %v, %v", tt.answer, failed, err)
 			}
 

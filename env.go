@@ -114,7 +114,7 @@ func (s Status) Env() map[string]string {
 
 // mirror sets them in the process environment. One that is not known is unset, lest a value that
 // was inherited be taken for true.
-func (s Status) mirror() {
+func (s Status) setEnv() {
 	vars := s.Env()
 	for _, name := range []string{
 		"REGISTRATION_STATUS", "CLUSTER_STATUS_SERVERS", "CLUSTER_STATUS_UPDATED_AT", "CLUSTER_STATUS_LEASE_TIME",

@@ -58,7 +58,7 @@ func wantEnvironment(t *testing.T, n *clustertest.Node, registration string, lea
 func TestEnvironmentOfAnOrphan(t *testing.T) {
 	inherit(t)
 	synctest.Test(t, func(t *testing.T) {
-		w := clustertest.Start(t, 0, clustertest.WithEnvOf("node-1"))
+		w := clustertest.Start(t, 0, clustertest.WithProcessEnv("node-1"))
 		registryDown(w)
 		n := w.Add()
 		if got := environment(); len(got) != 4 || got["REGISTRATION_STATUS"] != "inherited" {
@@ -84,7 +84,7 @@ func TestEnvironmentOfAnOrphan(t *testing.T) {
 func TestEnvironmentDuringTheFirstTry(t *testing.T) {
 	inherit(t)
 	synctest.Test(t, func(t *testing.T) {
-		w := clustertest.Start(t, 0, clustertest.WithEnvOf("node-1"))
+		w := clustertest.Start(t, 0, clustertest.WithProcessEnv("node-1"))
 		registryFault(w, clustertest.Hang)
 		n := w.Add()
 		registering(t.Context(), n)
@@ -100,7 +100,7 @@ func TestEnvironmentDuringTheFirstTry(t *testing.T) {
 func TestEnvironmentFollowsTheView(t *testing.T) {
 	inherit(t)
 	synctest.Test(t, func(t *testing.T) {
-		w := clustertest.Start(t, 1, clustertest.WithEnvOf("node-1"))
+		w := clustertest.Start(t, 1, clustertest.WithProcessEnv("node-1"))
 		n := w.Nodes[0]
 		wantEnvironment(t, n, "registered", time.Hour, "node-1")
 		if got, want := environment()["CLUSTER_STATUS_UPDATED_AT"], "2000-01-01T00:00:00.000Z"; got != want {
@@ -130,7 +130,7 @@ func TestEnvironmentFollowsTheView(t *testing.T) {
 func TestReferenceEnvironmentAfterEviction(t *testing.T) {
 	inherit(t)
 	synctest.Test(t, func(t *testing.T) {
-		w := clustertest.Start(t, 3, clustertest.WithEnvOf("node-1"))
+		w := clustertest.Start(t, 3, clustertest.WithProcessEnv("node-1"))
 		n := w.Nodes[0]
 		time.Sleep(time.Minute)
 		w.Nodes[1].Kill()
@@ -145,7 +145,7 @@ func TestReferenceEnvironmentAfterEviction(t *testing.T) {
 func TestEnvironmentAfterAnEvictionElsewhere(t *testing.T) {
 	inherit(t)
 	synctest.Test(t, func(t *testing.T) {
-		w := clustertest.Start(t, 3, clustertest.WithEnvOf("node-1"))
+		w := clustertest.Start(t, 3, clustertest.WithProcessEnv("node-1"))
 		w.Nodes[1].Kill()
 		if _, err := w.Nodes[2].RPCluster(t.Context(), cluster.Request{Path: "/things"}); err != nil {
 			t.Fatal(err)
@@ -159,7 +159,7 @@ func TestEnvironmentAfterAnEvictionElsewhere(t *testing.T) {
 func TestEnvironmentThroughAnOutage(t *testing.T) {
 	inherit(t)
 	synctest.Test(t, func(t *testing.T) {
-		w := clustertest.Start(t, 2, clustertest.WithEnvOf("node-1"))
+		w := clustertest.Start(t, 2, clustertest.WithProcessEnv("node-1"))
 		n := w.Nodes[0]
 		registryFault(w, clustertest.Status(503))
 		time.Sleep(time.Hour - time.Nanosecond)
@@ -180,7 +180,7 @@ func TestEnvironmentThroughAnOutage(t *testing.T) {
 func TestEnvironmentOfAHostileReason(t *testing.T) {
 	inherit(t)
 	synctest.Test(t, func(t *testing.T) {
-		w := clustertest.Start(t, 0, clustertest.WithEnvOf("node-1"))
+		w := clustertest.Start(t, 0, clustertest.WithProcessEnv("node-1"))
 		registryFault(w, answerStatus(500, `{"statusCode":500,"message":"a\u0000b\nREGISTRATION_STATUS=registered"}`))
 		n := w.Add()
 		registering(t.Context(), n)

@@ -167,9 +167,9 @@ func ExampleRequest() {
 	w.Network.Fault("node-1:8080", "node-4:8080", clustertest.Hang)
 
 	res, err := w.Nodes[0].RPCluster(context.Background(), cluster.Request{
-		Path:   "/things",
-		Filter: func(s cluster.Server) bool { return s.ServerID != "node-2" },
-		Need:   2,
+		Path:       "/things",
+		Filter:     func(s cluster.Server) bool { return s.ServerID != "node-2" },
+		MinResults: 2,
 	})
 	if err != nil {
 		fmt.Println(err)
@@ -179,7 +179,7 @@ func ExampleRequest() {
 		fmt.Println(o.Server.ServerID, "answered")
 	}
 	for _, o := range res.Failures {
-		fmt.Println(o.Server.ServerID, "was not waited for:", errors.Is(o.Err, cluster.ErrEnough))
+		fmt.Println(o.Server.ServerID, "was not waited for:", errors.Is(o.Err, cluster.ErrEnoughResults))
 	}
 	// Output:
 	// node-3 answered
@@ -373,7 +373,7 @@ func ExampleWithCorrelationID() {
 }
 
 func ExampleWithEviction() {
-	w := newWorld(2, clustertest.WithOptions(cluster.WithEviction(cluster.Eviction{Off: true})))
+	w := newWorld(2, clustertest.WithOptions(cluster.WithEviction(cluster.Eviction{Disabled: true})))
 	defer w.end()
 	w.Nodes[1].Kill()
 
@@ -383,7 +383,7 @@ func ExampleWithEviction() {
 		return
 	}
 	lost := res.Failures[0]
-	fmt.Println(lost.Server.ServerID, lost.Kind, "- spared:", lost.Spared)
+	fmt.Println(lost.Server.ServerID, lost.Kind, "- spared:", lost.EvictionSkipped)
 	fmt.Println(len(w.Nodes[0].Servers()), "servers")
 	// Output:
 	// node-2 refused - spared: eviction is off
@@ -391,9 +391,9 @@ func ExampleWithEviction() {
 }
 
 func ExampleWithRetry() {
-	w := newWorld(2, clustertest.WithOptions(cluster.WithRetry(cluster.Retry{Max: 2, Delay: time.Millisecond})))
+	w := newWorld(2, clustertest.WithOptions(cluster.WithRetry(cluster.Retry{MaxRetries: 2, Delay: time.Millisecond})))
 	defer w.end()
-	w.Network.Fault("node-1:8080", "node-2:8080", clustertest.Times(2, clustertest.Refuse))
+	w.Network.Fault("node-1:8080", "node-2:8080", clustertest.FirstN(2, clustertest.Refuse))
 
 	res, err := w.Nodes[0].RPCluster(context.Background(), cluster.Request{Path: "/things"})
 	if err != nil {
@@ -424,7 +424,7 @@ func ExampleWithPeerPolicy() {
 	fmt.Println(res.Failures[0].Kind)
 	fmt.Println(res.Failures[0].Err)
 	// Output:
-	// not allowed
+	// not_allowed
 	// server "node-1": address not allowed: not without TLS
 }
 

@@ -111,7 +111,7 @@ func mustBeDiscreet(t *testing.T, err error) {
 func newMember(t *testing.T, o *others, opts ...cluster.Option) *cluster.Cluster {
 	t.Helper()
 	o.t = t
-	c := newNode(t, config(), o, append([]cluster.Option{cluster.WithRetry(cluster.Retry{Max: -1})}, opts...)...)
+	c := newNode(t, config(), o, append([]cluster.Option{cluster.WithRetry(cluster.Retry{MaxRetries: -1})}, opts...)...)
 	if _, err := c.Register(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -405,7 +405,7 @@ func FuzzRemovedAnswer(f *testing.F) {
 		}
 		got := res.Failures[0]
 		mustBeDiscreet(t, got.Err)
-		mustBeDiscreet(t, got.Spared)
+		mustBeDiscreet(t, got.EvictionSkipped)
 		ids := mustHoldView(t, c)
 		inView := slices.Contains(ids, "node-2")
 		if len(ids) > 2 {
@@ -426,10 +426,10 @@ func FuzzRemovedAnswer(f *testing.F) {
 			t.Errorf("%d %q was taken for consent", valid(status), body)
 		}
 		if agreed && !got.Evicted {
-			t.Errorf("%d %q was not taken for consent: %v", valid(status), body, got.Spared)
+			t.Errorf("%d %q was not taken for consent: %v", valid(status), body, got.EvictionSkipped)
 		}
-		if !got.Evicted && got.Kind != cluster.KindNotAllowed && (got.Spared == nil || !strings.Contains(got.Spared.Error(), "mIT")) {
-			t.Errorf("it was spared because of %v", got.Spared)
+		if !got.Evicted && got.Kind != cluster.KindNotAllowed && (got.EvictionSkipped == nil || !strings.Contains(got.EvictionSkipped.Error(), "mIT")) {
+			t.Errorf("it was spared because of %v", got.EvictionSkipped)
 		}
 	})
 }
@@ -576,7 +576,7 @@ func FuzzPeerAnswer(f *testing.F) {
 		}
 		if !good {
 			got := res.Failures[0]
-			if got.Evicted || got.Spared != nil || !strings.Contains(got.Err.Error(), "node-2") || len(res.Data) != 0 || got.Body != nil {
+			if got.Evicted || got.EvictionSkipped != nil || !strings.Contains(got.Err.Error(), "node-2") || len(res.Data) != 0 || got.Body != nil {
 				t.Errorf("it failed, with %+v", got)
 			}
 			want := []cluster.Kind{cluster.KindMalformed, cluster.KindWrongServer}

@@ -13,7 +13,7 @@ import (
 
 	"go.uber.org/zap"
 
-	"github.com/mimiktech/cluster/internal/roster"
+	"github.com/mimiktech/cluster/internal/membership"
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
@@ -40,10 +40,10 @@ func (c *Cluster) CreateItResource(w http.ResponseWriter, r *http.Request) {
 		if err := c.readBody(w, r, &it); err != nil {
 			return nil, err
 		}
-		if it.LeftOut != nil {
-			return nil, &StatusError{Code: http.StatusBadRequest, Message: "the body is no itResource: " + it.LeftOut.Error()}
+		if it.Skipped != nil {
+			return nil, &StatusError{Code: http.StatusBadRequest, Message: "the body is no itResource: " + it.Skipped.Error()}
 		}
-		known, err := c.joinServers(ctx, it)
+		known, err := c.mergeAnnounced(ctx, it)
 		if err != nil {
 			return nil, err
 		}
@@ -80,7 +80,7 @@ func prefersMinimal(h http.Header) bool {
 func (c *Cluster) DeleteServer(w http.ResponseWriter, r *http.Request) {
 	c.servePeer(w, r, func(ctx context.Context) (any, error) {
 		id, serverID := pathValues(r)
-		return c.dropServer(ctx, id, serverID)
+		return c.removeDeparted(ctx, id, serverID)
 	})
 }
 
@@ -99,28 +99,28 @@ func pathValues(r *http.Request) (id, serverID string) {
 }
 
 // joinServers takes in an announcement, and returns what is known then.
-func (c *Cluster) joinServers(ctx context.Context, it wire.ItResource) (roster.Roster, error) {
-	if c.policy.AskRegistry {
-		c.hurry()
-		return c.roster(), nil
+func (c *Cluster) mergeAnnounced(ctx context.Context, it wire.ItResource) (membership.View, error) {
+	if c.policy.VerifyWithRegistry {
+		c.triggerRenewal()
+		return c.snapshot(), nil
 	}
-	announced := roster.Announced(it, c.policy.check, c.roster())
+	announced := membership.Announced(it, c.policy.checkServer, c.snapshot())
 	var problems []error
 	for _, p := range announced.Peers() {
 		problems = append(problems, p.Err)
 	}
 	if err := errors.Join(problems...); err != nil {
-		c.log.Warn("servers left out of an announcement", zap.Error(err), correlation(ctx))
+		c.log.Warn("servers left out of an announcement", zap.Error(err), correlationField(ctx))
 	}
-	announced = announced.Callable().Without(c.cfg.ID) // of ourselves nobody knows more than mIT
+	announced = announced.Allowed().Without(c.cfg.ID) // of ourselves nobody knows more than mIT
 
-	var known roster.Roster
+	var known membership.View
 	joined := 0
-	c.change(func(view *roster.Roster, s *Status) {
+	c.update(func(view *membership.View, s *Status) {
 		known = *view
 		switch known.ID() {
 		case it.ID:
-			known = known.Union(announced)
+			known = known.Merge(announced)
 		case "": // not registered yet: better these peers than none
 			known = announced
 		default:
@@ -131,45 +131,45 @@ func (c *Cluster) joinServers(ctx context.Context, it wire.ItResource) (roster.R
 		}
 	})
 	if joined > 0 {
-		return roster.Roster{}, &StatusError{
+		return membership.View{}, &StatusError{
 			Code:    http.StatusBadRequest,
 			Message: fmt.Sprintf("the cluster would have %d servers, %d are allowed", joined, c.policy.maxServers()),
 		}
 	}
 	if known.ID() != it.ID {
-		c.log.Warn("inconsistent cluster: no change", zap.String("itResource", known.ID()), zap.String("announced", it.ID), correlation(ctx))
+		c.log.Warn("inconsistent cluster: no change", zap.String("itResource", known.ID()), zap.String("announced", it.ID), correlationField(ctx))
 	}
 	return known, nil
 }
 
 // dropServer takes in a departure.
-func (c *Cluster) dropServer(ctx context.Context, id, serverID string) (any, error) {
-	if c.policy.AskRegistry && serverID != c.cfg.ID {
+func (c *Cluster) removeDeparted(ctx context.Context, id, serverID string) (any, error) {
+	if c.policy.VerifyWithRegistry && serverID != c.cfg.ID {
 		c.mu.Lock()
-		delete(c.untold, serverID) // true or not, the others have been told
+		delete(c.pendingDepartures, serverID) // true or not, the others have been told
 		c.mu.Unlock()
-		c.hurry()
+		c.triggerRenewal()
 		return serverID, nil
 	}
 	ours := ""
-	c.change(func(view *roster.Roster, s *Status) {
+	c.update(func(view *membership.View, s *Status) {
 		if ours = view.ID(); ours != id || ours == "" {
 			return
 		}
 		if serverID == c.cfg.ID {
-			c.forgotten = s.State != Left
+			c.mustReregister = s.State != Left
 			return
 		}
 		*view, s.UpdatedAt = view.Without(serverID), time.Now()
-		delete(c.untold, serverID)
+		delete(c.pendingDepartures, serverID)
 	})
 	switch {
 	case ours != id || ours == "":
-		c.log.Warn("inconsistent cluster: no change", zap.String("itResource", ours), zap.String("told", id), correlation(ctx))
+		c.log.Warn("inconsistent cluster: no change", zap.String("itResource", ours), zap.String("told", id), correlationField(ctx))
 		return nil, nil
 	case serverID == c.cfg.ID:
-		c.log.Warn("a peer takes this node for gone: registering again", correlation(ctx))
-		c.hurry()
+		c.log.Warn("a peer takes this node for gone: registering again", correlationField(ctx))
+		c.triggerRenewal()
 	}
 	return serverID, nil
 }
@@ -205,7 +205,7 @@ func (c *Cluster) checkPeer(claims Claims) error {
 func (c *Cluster) readBody(w http.ResponseWriter, r *http.Request, into any) error {
 	control := http.NewResponseController(w)
 	_ = control.SetReadDeadline(time.Now().Add(c.cfg.RequestTimeout)) // a recorder has none
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, c.cfg.MaxBody))
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, c.cfg.MaxRequestBytes))
 	if err == nil { // else the server would wait for the rest of it before it answers
 		_ = control.SetReadDeadline(time.Time{})
 		err = json.Unmarshal(body, into)
@@ -238,7 +238,7 @@ func (c *Cluster) Authenticate(next http.Handler) http.Handler {
 		claims, err := c.verify(r)
 		if err != nil {
 			w.Header().Set("WWW-Authenticate", "Bearer")
-			c.ReplyError(w, r, &StatusError{Code: http.StatusUnauthorized, Message: "invalid token: " + c.scrub(err.Error(), bearerOf(r.Header))})
+			c.ReplyError(w, r, &StatusError{Code: http.StatusUnauthorized, Message: "invalid token: " + c.redact(err.Error(), bearerToken(r.Header))})
 			return
 		}
 		w.Header().Set(wire.CorrelationHeader, CorrelationID(ctx))
@@ -282,9 +282,9 @@ func (c *Cluster) verify(r *http.Request) (Claims, error) {
 // {"serverId": …}}. An endpoint that [Cluster.RPCluster] calls must answer so.
 func (c *Cluster) Reply(w http.ResponseWriter, r *http.Request, data any) {
 	envelope := struct {
-		Data   any      `json:"data"`
-		Server wire.Ref `json:"server"`
-	}{data, wire.Ref{ServerID: c.cfg.ID}}
+		Data   any            `json:"data"`
+		Server wire.ServerRef `json:"server"`
+	}{data, wire.ServerRef{ServerID: c.cfg.ID}}
 	body, err := json.Marshal(envelope)
 	if err != nil {
 		c.ReplyError(w, r, fmt.Errorf("encoding the answer: %w", err))
@@ -308,11 +308,11 @@ func (c *Cluster) ReplyError(w http.ResponseWriter, r *http.Request, err error) 
 		answer.StatusCode = http.StatusServiceUnavailable
 	}
 	// What another party answered us is not our answer.
-	if se, ok := errors.AsType[*StatusError](err); ok && se.Party == "" && se.Code >= 400 && se.Code <= 599 {
+	if se, ok := errors.AsType[*StatusError](err); ok && se.Remote == "" && se.Code >= 400 && se.Code <= 599 {
 		answer.StatusCode, answer.Message, answer.Info = se.Code, se.Message, se.Info
 	}
 	answer.Title = http.StatusText(answer.StatusCode)
-	c.log.Debug("request refused", zap.Int("statusCode", answer.StatusCode), zap.String("path", r.URL.Path), zap.Error(err), correlation(r.Context()))
+	c.log.Debug("request refused", zap.Int("statusCode", answer.StatusCode), zap.String("path", r.URL.Path), zap.Error(err), correlationField(r.Context()))
 	body, err := json.Marshal(answer)
 	if err != nil { // an Info that is no JSON
 		answer.Info = nil

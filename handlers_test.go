@@ -479,7 +479,7 @@ func TestBodiesThatAreNone(t *testing.T) {
 				}
 				send("POST", itResources, tt.body, "Bearer "+w.Token("mds", true)).refused(t, tt.code, words)
 				wantView(t, w.Nodes[0], "node-1", "node-2", "node-3")
-			}, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxBody = 1000 }))
+			}, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxRequestBytes = 1000 }))
 		})
 	}
 }
@@ -677,7 +677,7 @@ func TestReferenceDeleteBeforeRegistration(t *testing.T) {
 // An announcement may be taken as a reason to ask mIT, and for nothing else.
 func TestAnnouncementAsAHint(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := clustertest.Start(t, 2, clustertest.WithOptions(cluster.WithPeerPolicy(cluster.PeerPolicy{AskRegistry: true})))
+		w := clustertest.Start(t, 2, clustertest.WithOptions(cluster.WithPeerPolicy(cluster.PeerPolicy{VerifyWithRegistry: true})))
 		n := w.Nodes[0]
 		time.Sleep(time.Minute)
 		unnoticedBy := w.Add() // whom mIT knows, and n does not
@@ -816,7 +816,7 @@ func TestReplies(t *testing.T) {
 		"with info":            {replyError(c, &cluster.StatusError{Code: 409, Message: "taken", Info: []byte(`{"by":1}`)}), 409, `{"statusCode":409,"title":"Conflict","message":"taken","info":{"by":1}}`},
 		"with info like none":  {replyError(c, &cluster.StatusError{Code: 409, Message: "taken", Info: []byte(`{`)}), 409, `{"statusCode":409,"title":"Conflict","message":"taken"}`},
 		"a status that is ok":  {replyError(c, &cluster.StatusError{Code: 200, Message: "fine"}), 500, `{"statusCode":500,"title":"Internal Server Error","message":"200 OK: fine"}`},
-		"a status of a peer's": {replyError(c, &cluster.StatusError{Party: `peer "x"`, Method: "GET", URL: "http://x", Code: 404}), 500, `{"statusCode":500,"title":"Internal Server Error","message":"peer \"x\" answered 404 Not Found to GET http://x"}`},
+		"a status of a peer's": {replyError(c, &cluster.StatusError{Remote: `peer "x"`, Method: "GET", URL: "http://x", Code: 404}), 500, `{"statusCode":500,"title":"Internal Server Error","message":"peer \"x\" answered 404 Not Found to GET http://x"}`},
 		"management is off":    {replyError(c, cluster.ErrManagementOff), 409, `{"statusCode":409,"title":"Conflict","message":"cluster: management is off"}`},
 		"closed":               {replyError(c, cluster.ErrClosed), 503, `{"statusCode":503,"title":"Service Unavailable","message":"cluster: closed"}`},
 		"an invalid request":   {replyError(c, cluster.ErrInvalidRequest), 400, `{"statusCode":400,"title":"Bad Request","message":"cluster: invalid request"}`},
@@ -869,7 +869,7 @@ func TestWithVerifier(t *testing.T) {
 func TestKeyRotation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const next = "the next key"
-		w := clustertest.Start(t, 3, clustertest.WithTokenLife(time.Hour), clustertest.WithConfig(func(cfg *cluster.Config) {
+		w := clustertest.Start(t, 3, clustertest.WithTokenTTL(time.Hour), clustertest.WithConfig(func(cfg *cluster.Config) {
 			cfg.GenericKey, cfg.GenericPreviousKey, cfg.GenericAudience = next, cfg.ClientAccessKey, cfg.ClientAudience
 		}))
 		n := w.Nodes[0]

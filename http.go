@@ -16,7 +16,7 @@ import (
 )
 
 // An error answer is read this far: its message is for a person.
-const maxErrorAnswer = 64 << 10
+const maxErrorBody = 64 << 10
 
 type correlationKey struct{}
 
@@ -38,19 +38,19 @@ func CorrelationID(ctx context.Context) string {
 }
 
 // correlated is ctx with a correlation id: its own, or a new one.
-func correlated(ctx context.Context) context.Context {
+func ensureCorrelationID(ctx context.Context) context.Context {
 	if CorrelationID(ctx) != "" {
 		return ctx
 	}
 	return context.WithValue(ctx, correlationKey{}, wire.NewCorrelationID())
 }
 
-func correlation(ctx context.Context) zap.Field {
+func correlationField(ctx context.Context) zap.Field {
 	return zap.String("correlationId", CorrelationID(ctx))
 }
 
 // within is ctx, ended also when life ends, with its cause.
-func within(ctx, life context.Context) (context.Context, context.CancelFunc) {
+func mergeCancel(ctx, life context.Context) (context.Context, context.CancelFunc) {
 	ctx, end := context.WithCancelCause(ctx)
 	if life.Err() != nil {
 		end(context.Cause(life)) // at once: AfterFunc would leave the caller a moment to go on
@@ -60,9 +60,9 @@ func within(ctx, life context.Context) (context.Context, context.CancelFunc) {
 }
 
 // A party is who a request goes to: mST, mIT, or a peer of that id.
-type party struct{ name, id string }
+type remote struct{ name, id string }
 
-func (p party) String() string {
+func (p remote) String() string {
 	if p.id == "" {
 		return p.name
 	}
@@ -70,38 +70,38 @@ func (p party) String() string {
 }
 
 // send is the one place that speaks HTTP. It returns the body of a 2xx answer; its errors are
-// *UnreachableError, *StatusError and *AnswerError, and name the party.
-func (c *Cluster) send(road http.RoundTripper, who party, req *http.Request) ([]byte, error) {
+// *UnreachableError, *StatusError and *InvalidResponseError, and name the party.
+func (c *Cluster) send(road http.RoundTripper, who remote, req *http.Request) ([]byte, error) {
 	resp, err := road.RoundTrip(req)
 	if err != nil {
-		return nil, &UnreachableError{who.String(), req.Method, bare(req.URL), err}
+		return nil, &UnreachableError{who.String(), req.Method, withoutQuery(req.URL), err}
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode < 200 || resp.StatusCode > 299 {
 		return nil, c.statusError(who, req, resp)
 	}
 	unusable := func(err error) ([]byte, error) {
-		return nil, &AnswerError{who.String(), req.Method, bare(req.URL), err}
+		return nil, &InvalidResponseError{who.String(), req.Method, withoutQuery(req.URL), err}
 	}
-	limit := c.cfg.MaxAnswer
+	limit := c.cfg.MaxResponseBytes
 	if resp.ContentLength > limit {
-		return unusable(fmt.Errorf("%w: %d bytes, %d allowed", ErrTooLarge, resp.ContentLength, limit))
+		return unusable(fmt.Errorf("%w: %d bytes, %d allowed", ErrResponseTooLarge, resp.ContentLength, limit))
 	}
 	body, err := readAll(resp, limit+1)
 	if err != nil {
 		return unusable(fmt.Errorf("it broke off: %w", err))
 	}
 	if int64(len(body)) > limit {
-		return unusable(fmt.Errorf("%w: more than %d bytes", ErrTooLarge, limit))
+		return unusable(fmt.Errorf("%w: more than %d bytes", ErrResponseTooLarge, limit))
 	}
 	return body, nil
 }
 
 // Up to here a length that an answer claims is believed.
-const maxClaimed = 1 << 20
+const maxPreallocated = 1 << 20
 
 func readAll(resp *http.Response, limit int64) ([]byte, error) {
-	if resp.ContentLength < 0 || resp.ContentLength > maxClaimed {
+	if resp.ContentLength < 0 || resp.ContentLength > maxPreallocated {
 		return io.ReadAll(io.LimitReader(resp.Body, limit))
 	}
 	body := make([]byte, resp.ContentLength)
@@ -109,14 +109,14 @@ func readAll(resp *http.Response, limit int64) ([]byte, error) {
 	return body, err
 }
 
-func (c *Cluster) statusError(who party, req *http.Request, resp *http.Response) error {
-	e := &StatusError{Party: who.String(), Method: req.Method, URL: bare(req.URL), Code: resp.StatusCode}
-	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorAnswer)) // what came of it will do
+func (c *Cluster) statusError(who remote, req *http.Request, resp *http.Response) error {
+	e := &StatusError{Remote: who.String(), Method: req.Method, URL: withoutQuery(req.URL), Code: resp.StatusCode}
+	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody)) // what came of it will do
 	var envelope wire.Error
 	if json.Unmarshal(body, &envelope) == nil {
-		bearer := bearerOf(req.Header)
-		e.Message = c.scrub(envelope.Message, bearer)
-		if !c.repeats(envelope.Info, bearer) {
+		bearer := bearerToken(req.Header)
+		e.Message = c.redact(envelope.Message, bearer)
+		if !c.containsSecret(envelope.Info, bearer) {
 			e.Info = envelope.Info
 		}
 	}
@@ -124,7 +124,7 @@ func (c *Cluster) statusError(who party, req *http.Request, resp *http.Response)
 }
 
 // scrub takes out of what another party said whatever secret of ours it repeats.
-func (c *Cluster) scrub(text, bearer string) string {
+func (c *Cluster) redact(text, bearer string) string {
 	for _, secret := range []string{
 		bearer, string(c.cfg.ClientSecret), string(c.cfg.ClientAccessKey),
 		string(c.cfg.GenericKey), string(c.cfg.GenericPreviousKey),
@@ -137,7 +137,7 @@ func (c *Cluster) scrub(text, bearer string) string {
 }
 
 // repeats tells whether there is a secret of ours anywhere in JSON, in whatever way it is escaped.
-func (c *Cluster) repeats(raw json.RawMessage, bearer string) bool {
+func (c *Cluster) containsSecret(raw json.RawMessage, bearer string) bool {
 	in := json.NewDecoder(bytes.NewReader(raw))
 	in.UseNumber()
 	for {
@@ -145,20 +145,20 @@ func (c *Cluster) repeats(raw json.RawMessage, bearer string) bool {
 		if err != nil {
 			return false // it has been read to its end
 		}
-		if text := fmt.Sprint(token); c.scrub(text, bearer) != text {
+		if text := fmt.Sprint(token); c.redact(text, bearer) != text {
 			return true
 		}
 	}
 }
 
 // bearerOf is the token in a header, whatever its scheme is called.
-func bearerOf(h http.Header) string {
+func bearerToken(h http.Header) string {
 	_, text, _ := strings.Cut(h.Get("Authorization"), " ")
 	return strings.TrimSpace(text)
 }
 
 // bare is a URL without what may be private in it.
-func bare(u *url.URL) string {
+func withoutQuery(u *url.URL) string {
 	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path, RawPath: u.RawPath}).String()
 }
 
@@ -200,5 +200,5 @@ func (c *Cluster) sendJSON(ctx context.Context, name, method, address, bearer st
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	return c.send(c.roads.backend, party{name, ""}, req)
+	return c.send(c.transports.backend, remote{name, ""}, req)
 }

@@ -6,7 +6,7 @@ import (
 	"net/url"
 	"testing"
 
-	"github.com/mimiktech/cluster/internal/roster"
+	"github.com/mimiktech/cluster/internal/membership"
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
@@ -16,7 +16,7 @@ func BenchmarkReadEnvelope(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	peer := &roster.Peer{Server: wire.Server{ServerID: "mds-1"}, Base: base}
+	peer := &membership.Peer{Server: wire.Server{ServerID: "mds-1"}, Base: base}
 	for _, things := range []int{1, 100, 10_000} {
 		body := fmt.Appendf(nil, `{"data":[%s{"id":"last"}],"server":{"serverId":"mds-1"}}`,
 			bytes.Repeat([]byte(`{"id":"d3b07384-d9a0-4c9b-8f5e-0c6a1c1b1e11","name":"thing"},`), things-1))

@@ -6,14 +6,14 @@ import "testing"
 // not allow. A look at the transports has to do: net/http takes no proxy from the environment for
 // the loopback addresses that a test can listen at.
 func TestNoProxyTowardsPeers(t *testing.T) {
-	r := newRoads(nil, PeerPolicy{}, 256)
-	if len(r.own) != 3 || r.own[0] != r.backend || r.own[1] != r.peers || r.own[2] != r.fresh {
-		t.Fatalf("not the transports towards the back end and the peers: %v", r.own)
+	r := newTransports(nil, PeerPolicy{}, 256)
+	if len(r.owned) != 3 || r.owned[0] != r.backend || r.owned[1] != r.peers || r.owned[2] != r.newConn {
+		t.Fatalf("not the transports towards the back end and the peers: %v", r.owned)
 	}
-	if r.own[0].Proxy == nil {
+	if r.owned[0].Proxy == nil {
 		t.Error("towards mST and mIT the proxy of the environment is not used")
 	}
-	for _, transport := range r.own[1:] {
+	for _, transport := range r.owned[1:] {
 		if transport.Proxy != nil || transport.OnProxyConnectResponse != nil {
 			t.Error("a proxy is used towards peers")
 		}

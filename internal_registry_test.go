@@ -6,10 +6,10 @@ import "testing"
 func TestUseDoesNotMoveTwice(t *testing.T) {
 	r := newReplicas("a,b,c")
 	was, urls := r.order(false)
-	if !r.use(was, urls[1]) {
+	if !r.promote(was, urls[1]) {
 		t.Error("it did not move")
 	}
-	if r.use(was, urls[2]) {
+	if r.promote(was, urls[2]) {
 		t.Error("it moved again, for a call that began before")
 	}
 	if now, _ := r.order(false); now != urls[1] {

@@ -10,7 +10,7 @@ import (
 	"github.com/cenkalti/backoff/v4"
 	"go.uber.org/zap"
 
-	"github.com/mimiktech/cluster/internal/roster"
+	"github.com/mimiktech/cluster/internal/membership"
 )
 
 const (
@@ -23,8 +23,8 @@ const (
 
 	// Two servers that register at the same moment can both be told that they are alone. A
 	// server that still is so long after registering asks again.
-	secondLook       = 60 * time.Second
-	secondLookSpread = 10 * time.Second
+	recheckDelay  = 60 * time.Second
+	recheckJitter = 10 * time.Second
 )
 
 // leaseOf is the lease that mIT's leaseTime, in milliseconds, stands for.
@@ -43,16 +43,16 @@ func (c *Cluster) startLease(ctx context.Context, wait time.Duration) error {
 	ctx = context.WithoutCancel(ctx) // for its correlation id
 	c.mu.Lock()                      // so that neither Close nor a second Register slips in between
 	defer c.mu.Unlock()
-	if err := context.Cause(c.stay); err != nil {
+	if err := context.Cause(c.memberCtx); err != nil {
 		return err
 	}
-	if c.leasing {
-		c.hurry() // the lease granted now may be shorter than what that one waits for
+	if c.leaseStarted {
+		c.triggerRenewal() // the lease granted now may be shorter than what that one waits for
 		return nil
 	}
-	c.leasing = true
+	c.leaseStarted = true
 	c.wg.Go(func() {
-		ctx, cancel := within(ctx, c.stay)
+		ctx, cancel := mergeCancel(ctx, c.memberCtx)
 		defer cancel()
 		c.keepLease(ctx, wait)
 	})
@@ -68,14 +68,14 @@ func (c *Cluster) keepLease(ctx context.Context, wait time.Duration) {
 		retry backoff.BackOff   // the pauses between failed tries; nil while all is well
 	)
 	if c.cfg.Management {
-		look = tried.Add(secondLook + rand.N(secondLookSpread))
+		look = tried.Add(recheckDelay + rand.N(recheckJitter))
 	}
 	for {
-		woken, err := c.sleepUntil(ctx, c.due(next, look))
+		woken, err := c.sleepUntil(ctx, c.nextWakeup(next, look))
 		if err != nil {
 			return
 		}
-		c.expire()
+		c.checkExpiry()
 		now := time.Now()
 		alone := false
 		switch {
@@ -88,7 +88,7 @@ func (c *Cluster) keepLease(ctx context.Context, wait time.Duration) {
 			}
 		case !look.IsZero() && !now.Before(look):
 			look = time.Time{}
-			if alone = c.roster().Len() == 1; !alone {
+			if alone = c.snapshot().Len() == 1; !alone {
 				continue
 			}
 		case now.Before(next):
@@ -96,22 +96,22 @@ func (c *Cluster) keepLease(ctx context.Context, wait time.Duration) {
 		}
 
 		tried = now
-		r, err := c.attempt(ctx)
+		r, err := c.renewBeforeExpiry(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return
 		case err != nil:
 			if retry == nil {
-				retry = c.backoff()
+				retry = c.newBackoff()
 			}
 			wait = retry.NextBackOff()
-			c.missed(ctx, err, wait)
+			c.renewFailed(ctx, err, wait)
 			if alone {
 				look = now.Add(wait) // still unanswered
 			}
 		default:
 			retry, wait = nil, r.renewIn
-			if (alone || r.strange) && c.cfg.Management {
+			if (alone || r.needsAnnounce) && c.cfg.Management {
 				// Of several that were told to be alone the first to look again must tell of all:
 				// whoever hears of it is alone no more, and will not look.
 				c.background(ctx, func(ctx context.Context) { c.announce(ctx, alone) })
@@ -123,7 +123,7 @@ func (c *Cluster) keepLease(ctx context.Context, wait time.Duration) {
 
 // attempt renews. While the lease runs it is not waited for longer than that, so that its end
 // is noticed when it comes.
-func (c *Cluster) attempt(ctx context.Context) (renewal, error) {
+func (c *Cluster) renewBeforeExpiry(ctx context.Context) (renewal, error) {
 	if s := c.Status(); s.State == Registered || s.State == Degraded {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithDeadline(ctx, s.ExpiresAt())
@@ -133,7 +133,7 @@ func (c *Cluster) attempt(ctx context.Context) (renewal, error) {
 }
 
 // due is when the lease goroutine must look up next.
-func (c *Cluster) due(next, look time.Time) time.Time {
+func (c *Cluster) nextWakeup(next, look time.Time) time.Time {
 	if !look.IsZero() && look.Before(next) {
 		next = look
 	}
@@ -144,22 +144,22 @@ func (c *Cluster) due(next, look time.Time) time.Time {
 }
 
 // missed notes a try that failed.
-func (c *Cluster) missed(ctx context.Context, err error, retryIn time.Duration) {
-	c.change(func(_ *roster.Roster, s *Status) {
+func (c *Cluster) renewFailed(ctx context.Context, err error, retryIn time.Duration) {
+	c.update(func(_ *membership.View, s *Status) {
 		s.Reason = err
 		if s.State == Registered {
 			s.State = Degraded
 		}
 	})
-	c.expire()
-	c.log.Warn("not registered or renewed", zap.Error(err), zap.Duration("retryIn", retryIn), correlation(ctx))
+	c.checkExpiry()
+	c.log.Warn("not registered or renewed", zap.Error(err), zap.Duration("retryIn", retryIn), correlationField(ctx))
 	c.trace.renewFailed(err, retryIn)
 }
 
 // expire notes that the lease ran out, if it did.
-func (c *Cluster) expire() {
+func (c *Cluster) checkExpiry() {
 	now := time.Now()
-	c.change(func(_ *roster.Roster, s *Status) {
+	c.update(func(_ *membership.View, s *Status) {
 		if (s.State == Registered || s.State == Degraded) && !now.Before(s.ExpiresAt()) {
 			s.State = Lost
 			if s.Reason == nil {
@@ -171,7 +171,7 @@ func (c *Cluster) expire() {
 
 // backoff is the pauses between tries to renew: well inside the lease, and never so long that
 // a registry which is back waits for its servers.
-func (c *Cluster) backoff() backoff.BackOff {
+func (c *Cluster) newBackoff() backoff.BackOff {
 	most := cmp.Or(c.Status().LeaseTime, defaultLease) / 12
 	return backoff.NewExponentialBackOff(
 		backoff.WithInitialInterval(min(c.cfg.RegistrationRetry, most)),
@@ -182,9 +182,9 @@ func (c *Cluster) backoff() backoff.BackOff {
 }
 
 // hurry makes the lease goroutine renew at once.
-func (c *Cluster) hurry() {
+func (c *Cluster) triggerRenewal() {
 	select {
-	case c.wake <- struct{}{}:
+	case c.renewNow <- struct{}{}:
 	default: // it has been told
 	}
 }
@@ -196,7 +196,7 @@ func (c *Cluster) sleepUntil(ctx context.Context, at time.Time) (woken bool, err
 	select {
 	case <-t.C:
 		return false, nil
-	case <-c.wake:
+	case <-c.renewNow:
 		return true, nil
 	case <-ctx.Done():
 		return false, context.Cause(ctx)

@@ -182,7 +182,7 @@ func TestRenewalAtAShareOfTheLease(t *testing.T) {
 		t.Run(fmt.Sprint(share), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := clustertest.Start(t, 0, clustertest.WithConfig(func(cfg *cluster.Config) {
-					cfg.RenewalShare = share
+					cfg.RenewalFraction = share
 					cfg.Management = false // no second look
 				}))
 				l := keepLedger(w)
@@ -330,7 +330,7 @@ func TestReferenceFailedRenewal(t *testing.T) {
 				w := clustertest.Start(t, 1)
 				n := w.Join(cluster.WithTrace(d.trace()))
 				l := keepLedger(w)
-				w.Network.Fault(n.Host, clustertest.RegistryHost, clustertest.Times(1, fault))
+				w.Network.Fault(n.Host, clustertest.RegistryHost, clustertest.FirstN(1, fault))
 				time.Sleep(59 * time.Minute)
 				synctest.Wait()
 				if got, want := d.states(), []string{"orphan→registered", "registered→degraded", "degraded→registered"}; !cmp.Equal(got, want) {
@@ -427,7 +427,7 @@ func TestReferenceLeaseRunsOut(t *testing.T) {
 			t.Run(fmt.Sprint(name, ", ", lease), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					var d diary
-					w := clustertest.Start(t, 0, clustertest.WithLease(lease), clustertest.WithTokenLife(max(lease/2, time.Second)),
+					w := clustertest.Start(t, 0, clustertest.WithLease(lease), clustertest.WithTokenTTL(max(lease/2, time.Second)),
 						clustertest.WithConfig(func(cfg *cluster.Config) { cfg.Management = false }))
 					l := keepLedger(w)
 					n := w.Join(cluster.WithTrace(d.trace()))
@@ -467,7 +467,7 @@ func TestLeaseRunsFromWhenTheRenewalWasSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var d diary
 		w := clustertest.Start(t, 0, clustertest.WithLease(time.Minute))
-		registryFault(w, clustertest.Slow(5*time.Second))
+		registryFault(w, clustertest.Delay(5*time.Second))
 		sent := time.Now()
 		n := w.Join(cluster.WithTrace(d.trace()))
 		registryDown(w)
@@ -488,7 +488,7 @@ func TestSlowRegistryLosesNoLease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var d diary
 		w := clustertest.Start(t, 0, clustertest.WithLease(time.Minute))
-		registryFault(w, clustertest.Slow(9*time.Second))
+		registryFault(w, clustertest.Delay(9*time.Second))
 		w.Join(cluster.WithTrace(d.trace()))
 		time.Sleep(6 * time.Hour)
 		synctest.Wait()
@@ -518,7 +518,7 @@ func TestOutagesHeal(t *testing.T) {
 				registryUp(w)
 				time.Sleep(41 * time.Second)
 				synctest.Wait()
-				if got := ids(w.Listed()); outage > 2*time.Hour && !cmp.Equal(got, []string{"node-1", "node-2", "node-3"}) {
+				if got := ids(w.Registered()); outage > 2*time.Hour && !cmp.Equal(got, []string{"node-1", "node-2", "node-3"}) {
 					t.Errorf("mIT lists %q", got)
 				}
 				for _, n := range w.Nodes {
@@ -627,7 +627,7 @@ func TestReferenceHalfList(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var d diary
-				w := clustertest.Start(t, 0, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxAnswer = 1 << 20 }))
+				w := clustertest.Start(t, 0, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxResponseBytes = 1 << 20 }))
 				n := w.Join(cluster.WithTrace(d.trace()))
 				w.Join()
 				l := keepLedger(w)
@@ -761,14 +761,14 @@ func TestEvictedWhileAlive(t *testing.T) {
 		w.Network.Heal()
 		wantView(t, other, "node-2", "node-3")
 		wantView(t, w.Nodes[2], "node-2", "node-3")
-		if got := ids(w.Listed()); !cmp.Equal(got, []string{"node-2", "node-3"}) {
+		if got := ids(w.Registered()); !cmp.Equal(got, []string{"node-2", "node-3"}) {
 			t.Fatalf("mIT lists %q", got)
 		}
 		wantView(t, n, "node-1", "node-2", "node-3")
 
 		l := keepLedger(w)
 		renewed := make(chan struct{}, 1)
-		w.Network.Fault(n.Host, clustertest.RegistryHost, telling(renewed, clustertest.Times(0, clustertest.Refuse)))
+		w.Network.Fault(n.Host, clustertest.RegistryHost, telling(renewed, clustertest.FirstN(0, clustertest.Refuse)))
 		<-renewed
 		synctest.Wait()
 		for _, peer := range w.Nodes[1:] {
@@ -789,10 +789,10 @@ func TestEvictedWhileAlive(t *testing.T) {
 func TestForgottenByTheRegistry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
-		w.ForgetAll()
+		w.ResetRegistry()
 		time.Sleep(2 * time.Hour)
 		synctest.Wait()
-		if got := ids(w.Listed()); !cmp.Equal(got, []string{"node-1", "node-2", "node-3"}) {
+		if got := ids(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-2", "node-3"}) {
 			t.Errorf("mIT lists %q", got)
 		}
 		for _, n := range w.Nodes {
@@ -812,11 +812,11 @@ func TestRegistryThatForgotAll(t *testing.T) {
 		dead := w.Nodes[4]
 		dead.Kill()
 		l := keepLedger(w)
-		w.ForgetAll()
+		w.ResetRegistry()
 		began, shortest := time.Now(), 5
 		for time.Since(began) < 3*lease {
 			time.Sleep(time.Minute)
-			if listed := len(w.Listed()); listed > 0 {
+			if listed := len(w.Registered()); listed > 0 {
 				shortest = min(shortest, listed)
 			}
 			for _, n := range w.Nodes[:4] {
@@ -847,7 +847,7 @@ func TestForgottenAndRenewedTwice(t *testing.T) {
 		const nodes, lease = 5, time.Hour
 		w := clustertest.Start(t, nodes, clustertest.WithLease(lease))
 		time.Sleep(3 * lease)
-		w.ForgetAll()
+		w.ResetRegistry()
 		late := w.Nodes[4].Host
 		w.Network.Fault(late, clustertest.RegistryHost, clustertest.Refuse)
 		time.AfterFunc(lease*9/10, func() { w.Network.Fault(late, clustertest.RegistryHost, nil) })
@@ -871,15 +871,15 @@ func TestForgottenAndOneLearntSince(t *testing.T) {
 		w := startRenewed(t, 5)
 		n, peer := w.Nodes[0], w.Nodes[1]
 		time.Sleep(time.Minute) // all are quiet
-		w.ForgetAll()
+		w.ResetRegistry()
 		unnoticed(t, w, n, peer)
-		w.Network.Fault(n.Host, peer.Host, clustertest.Times(2, clustertest.Refuse)) // so that n learns mIT's entry
+		w.Network.Fault(n.Host, peer.Host, clustertest.FirstN(2, clustertest.Refuse)) // so that n learns mIT's entry
 		if res := rpc(t, n, cluster.Request{Path: "/things"}); len(res.Results) != 4 {
 			t.Fatalf("%v", failures(res))
 		}
 		gone(t, w, n, n.ID) // so that it renews at once
 		synctest.Wait()
-		if got := ids(w.Listed()); !cmp.Equal(got, []string{"node-1", "node-2"}) {
+		if got := ids(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-2"}) {
 			t.Errorf("mIT lists %q", got)
 		}
 		wantView(t, n, "node-1", "node-2", "node-3", "node-4", "node-5")
@@ -895,16 +895,16 @@ func TestKeptPeerIsNotSpread(t *testing.T) {
 		n, other, dead := w.Nodes[0], w.Nodes[1], w.Nodes[2]
 		dead.Kill()
 		gone(t, w, other, dead.ID)
-		w.ForgetAll()
+		w.ResetRegistry()
 		gone(t, w, n, n.ID) // so that it renews at once
 		synctest.Wait()
 		wantView(t, n, "node-1", "node-2", "node-3")
 		wantView(t, other, "node-1", "node-2")
-		if got := ids(w.Listed()); !cmp.Equal(got, []string{"node-1"}) {
+		if got := ids(w.Registered()); !cmp.Equal(got, []string{"node-1"}) {
 			t.Errorf("mIT lists %q", got)
 		}
 		if o := onlyFailure(t, rpc(t, n, cluster.Request{Path: "/things"})); o.Server.ServerID != dead.ID || !o.Evicted {
-			t.Errorf("%s: evicted %t, spared %v", o.Server.ServerID, o.Evicted, o.Spared)
+			t.Errorf("%s: evicted %t, spared %v", o.Server.ServerID, o.Evicted, o.EvictionSkipped)
 		}
 		wantView(t, n, "node-1", "node-2")
 	})
@@ -943,7 +943,7 @@ func (s newborn) Put(ctx context.Context, reg mit.Registration, life time.Durati
 func TestKeptPeersGoInTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3, clustertest.WithStore(newborn{mit.NewMemory()}),
-			clustertest.WithOptions(cluster.WithEviction(cluster.Eviction{Off: true})))
+			clustertest.WithOptions(cluster.WithEviction(cluster.Eviction{Disabled: true})))
 		time.Sleep(time.Hour)
 		w.Nodes[2].Kill()
 		time.Sleep(4 * time.Hour) // its lease and the grace, and two renewals of the others
@@ -979,7 +979,7 @@ func TestSecondLookOfTwoThatRegisteredAtOnce(t *testing.T) {
 		w := clustertest.Start(t, 0)
 		nodes := []*clustertest.Node{w.Add(), w.Add()}
 		for _, n := range nodes {
-			w.Network.Fault(n.Host, clustertest.RegistryHost, clustertest.Times(1, alone))
+			w.Network.Fault(n.Host, clustertest.RegistryHost, clustertest.FirstN(1, alone))
 		}
 		began := time.Now()
 		l := keepLedger(w)
@@ -1020,7 +1020,7 @@ func TestSecondLookOfManyThatRegisteredAtOnce(t *testing.T) {
 		w := clustertest.Start(t, 0)
 		nodes := []*clustertest.Node{w.Add(), w.Add(), w.Add(), w.Add()}
 		for _, n := range nodes {
-			w.Network.Fault(n.Host, clustertest.RegistryHost, clustertest.Times(1, alone))
+			w.Network.Fault(n.Host, clustertest.RegistryHost, clustertest.FirstN(1, alone))
 			if err := <-registering(t.Context(), n); err != nil {
 				t.Fatal(err)
 			}
@@ -1069,7 +1069,7 @@ func TestSecondLookDuringAnOutage(t *testing.T) {
 		w := clustertest.Start(t, 0)
 		nodes := []*clustertest.Node{w.Add(), w.Add()}
 		for _, n := range nodes {
-			w.Network.Fault(n.Host, clustertest.RegistryHost, clustertest.Times(1, alone))
+			w.Network.Fault(n.Host, clustertest.RegistryHost, clustertest.FirstN(1, alone))
 			if err := <-registering(t.Context(), n); err != nil {
 				t.Fatal(err)
 			}
@@ -1108,7 +1108,7 @@ func TestToldWhileRenewing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
 		n := w.Nodes[0]
-		w.Network.Fault(n.Host, clustertest.RegistryHost, clustertest.Times(1, late(8*time.Second)))
+		w.Network.Fault(n.Host, clustertest.RegistryHost, clustertest.FirstN(1, late(8*time.Second)))
 		renewing := registering(t.Context(), n)
 		time.Sleep(time.Second) // mIT has said who is there
 		w.Nodes[2].UnRegister(t.Context())
@@ -1155,7 +1155,7 @@ func TestTokensAndOutages(t *testing.T) {
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := clustertest.Start(t, 2, clustertest.WithTokenLife(test.tokenLife))
+				w := clustertest.Start(t, 2, clustertest.WithTokenTTL(test.tokenLife))
 				n := w.Nodes[0]
 				w.Network.Down(test.down)
 				time.Sleep(test.outage)
@@ -1179,7 +1179,7 @@ func TestRefusedTokenIsReplacedOnce(t *testing.T) {
 		n := w.Nodes[0]
 		time.Sleep(2 * time.Minute)
 		l := keepLedger(w)
-		registryFault(w, clustertest.Times(1, clustertest.Status(http.StatusForbidden)))
+		registryFault(w, clustertest.FirstN(1, clustertest.Status(http.StatusForbidden)))
 		time.Sleep(50 * time.Minute)
 		synctest.Wait()
 		if posted, fetched := len(l.renewals(n)), len(l.of(http.MethodPost, n.Host, clustertest.TokenHost)); posted != 2 || fetched != 1 {
@@ -1192,7 +1192,7 @@ func TestRefusedTokenIsReplacedOnce(t *testing.T) {
 		if len(d.Errors) != 1 {
 			t.Fatalf("leaving: %+v", d)
 		}
-		if se, ok := errors.AsType[*cluster.StatusError](d.Errors[0]); !ok || se.Code != http.StatusForbidden || se.Party != "mIT" {
+		if se, ok := errors.AsType[*cluster.StatusError](d.Errors[0]); !ok || se.Code != http.StatusForbidden || se.Remote != "mIT" {
 			t.Errorf("the error is %v, want mIT's 403", d.Errors[0])
 		}
 		if deleted, fetched := len(l.of(http.MethodDelete, n.Host, clustertest.RegistryHost)), len(l.of(http.MethodPost, n.Host, clustertest.TokenHost)); deleted != 2 || fetched != 2 {
@@ -1206,7 +1206,7 @@ func TestTraceTellsInOrder(t *testing.T) {
 		var d diary
 		w := clustertest.Start(t, 0, clustertest.WithLease(time.Minute),
 			clustertest.WithConfig(func(cfg *cluster.Config) { cfg.Management = false }))
-		registryFault(w, clustertest.Times(1, clustertest.Status(503)))
+		registryFault(w, clustertest.FirstN(1, clustertest.Status(503)))
 		n := w.Join(cluster.WithTrace(d.trace()))
 		const failed = "mIT answered 500 Internal Server Error to POST http://mit.test/mIT/v1/itResources: not from the server: a fault of the network"
 		registryFault(w, clustertest.Status(500))

@@ -27,7 +27,7 @@ type optionFunc func(*options)
 
 func (f optionFunc) apply(o *options) { f(o) }
 
-func collect(opts []Option) options {
+func applyOptions(opts []Option) options {
 	var o options
 	for _, opt := range opts {
 		if opt != nil {
@@ -114,11 +114,11 @@ type Trace struct {
 	RenewFailed func(err error, retryIn time.Duration)
 	// Asked reports the outcome of one peer in a fan-out, before eviction is decided. A call that
 	// waits for all peers reports them all at its end.
-	Asked func(Outcome)
+	PeerDone func(Outcome)
 	// Evicted reports a peer that this node evicted.
 	Evicted func(Server)
 	// Spared reports a peer that was suspect and stays, and why.
-	Spared func(s Server, why error)
+	EvictionSkipped func(s Server, why error)
 	// TokenFetched reports that a token was fetched, or could not be.
 	TokenFetched func(key TokenKey, err error)
 }
@@ -141,9 +141,9 @@ func (t *Trace) renewFailed(err error, retryIn time.Duration) {
 	}
 }
 
-func (t *Trace) asked(o Outcome) {
-	if t.Asked != nil {
-		t.Asked(o)
+func (t *Trace) peerDone(o Outcome) {
+	if t.PeerDone != nil {
+		t.PeerDone(o)
 	}
 }
 
@@ -153,9 +153,9 @@ func (t *Trace) evicted(s Server) {
 	}
 }
 
-func (t *Trace) spared(s Server, why error) {
-	if t.Spared != nil {
-		t.Spared(s, why)
+func (t *Trace) evictionSkipped(s Server, why error) {
+	if t.EvictionSkipped != nil {
+		t.EvictionSkipped(s, why)
 	}
 }
 

@@ -44,7 +44,7 @@ func testOutage(t *testing.T, fault clustertest.Fault) {
 	registrations := &arrivals{Memory: mit.NewMemory()}
 	w := clustertest.Start(t, 0,
 		clustertest.WithLease(lease),
-		clustertest.WithTokenLife(tokenLife),
+		clustertest.WithTokenTTL(tokenLife),
 		clustertest.WithStore(registrations),
 		clustertest.WithConfig(func(cfg *cluster.Config) { cfg.Management = false }))
 	for range nodes { // all at the same instant, as after a deployment
@@ -167,11 +167,11 @@ func TestPeersAnswering500(t *testing.T) {
 		}
 		for _, o := range res.Failures {
 			se, ok := errors.AsType[*cluster.StatusError](o.Err)
-			if !ok || se.Code != 500 || o.Kind != cluster.KindStatus || o.Evicted || o.Spared != nil {
-				t.Errorf("%s: %s failure, evicted: %v, spared: %v: %v", o.Server.ServerID, o.Kind, o.Evicted, o.Spared, o.Err)
+			if !ok || se.Code != 500 || o.Kind != cluster.KindStatus || o.Evicted || o.EvictionSkipped != nil {
+				t.Errorf("%s: %s failure, evicted: %v, spared: %v: %v", o.Server.ServerID, o.Kind, o.Evicted, o.EvictionSkipped, o.Err)
 			}
 		}
-		if got := len(w.Listed()); got != 11 {
+		if got := len(w.Registered()); got != 11 {
 			t.Errorf("the registry lists %d servers, want 11", got)
 		}
 		for _, n := range w.Nodes {

@@ -29,12 +29,12 @@ type PeerPolicy struct {
 	// and must not block.
 	Allow func(Server) error
 	// MaxServers bounds how large announcements may make the view; 10,000 by default. What mIT
-	// answers is bound by Config.MaxAnswer alone.
+	// answers is bound by Config.MaxResponseBytes alone.
 	MaxServers int
-	// AskRegistry takes what peers announce, and whom they report gone, for a hint only: nothing
+	// VerifyWithRegistry takes what peers announce, and whom they report gone, for a hint only: nothing
 	// they say is believed, but the node asks mIT at once, at most once every
 	// Config.RegistrationRetry.
-	AskRegistry bool
+	VerifyWithRegistry bool
 }
 
 func (p PeerPolicy) maxServers() int {
@@ -45,13 +45,13 @@ func (p PeerPolicy) maxServers() int {
 }
 
 // check parses the address of a server, or says why it must not be called.
-func (p PeerPolicy) check(s wire.Server) (*url.URL, error) {
+func (p PeerPolicy) checkServer(s wire.Server) (*url.URL, error) {
 	base, err := parseBase(s.ClusterBaseURL)
 	if err != nil {
 		return nil, fmt.Errorf("clusterBaseUrl of server %.80q: %w: %w", s.ServerID, ErrNotAllowed, err)
 	}
 	if ip, err := netip.ParseAddr(base.Hostname()); err == nil {
-		if err := p.allowed(ip); err != nil {
+		if err := p.checkIP(ip); err != nil {
 			return nil, fmt.Errorf("clusterBaseUrl of server %.80q: %w", s.ServerID, err)
 		}
 	}
@@ -63,7 +63,7 @@ func (p PeerPolicy) check(s wire.Server) (*url.URL, error) {
 	return base, nil
 }
 
-func (p PeerPolicy) allowed(ip netip.Addr) error {
+func (p PeerPolicy) checkIP(ip netip.Addr) error {
 	ip = ip.Unmap()
 	if len(p.Networks) == 0 {
 		if ip.IsLinkLocalUnicast() || ip.IsMulticast() || ip.IsUnspecified() {
@@ -97,10 +97,10 @@ func parseBase(text string) (*url.URL, error) {
 }
 
 // control is for a dialler: it has the policy look at the address that a name resolved to.
-func (p PeerPolicy) control(_, address string, _ syscall.RawConn) error {
+func (p PeerPolicy) dialControl(_, address string, _ syscall.RawConn) error {
 	ap, err := netip.ParseAddrPort(address)
 	if err != nil {
 		return fmt.Errorf("%w: %s", ErrNotAllowed, address)
 	}
-	return p.allowed(ap.Addr())
+	return p.checkIP(ap.Addr())
 }

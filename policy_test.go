@@ -127,8 +127,8 @@ func TestReferenceAnyURL(t *testing.T) {
 			if o.Kind != cluster.KindNotAllowed || !errors.Is(o.Err, cluster.ErrNotAllowed) || o.Attempts > 1 {
 				t.Errorf("%s after %d attempts: %v", o.Kind, o.Attempts, o.Err)
 			}
-			if o.Evicted || o.Spared != nil || deleted.Load() != 0 || len(c.Servers()) != 2 {
-				t.Errorf("evicted %t, spared %v, mIT was asked %d times", o.Evicted, o.Spared, deleted.Load())
+			if o.Evicted || o.EvictionSkipped != nil || deleted.Load() != 0 || len(c.Servers()) != 2 {
+				t.Errorf("evicted %t, spared %v, mIT was asked %d times", o.Evicted, o.EvictionSkipped, deleted.Load())
 			}
 			if n := peer.connections.Load(); n != 0 {
 				t.Errorf("%d connections were made", n)
@@ -193,7 +193,7 @@ func TestKindsOnSockets(t *testing.T) {
 		evicted  bool
 	}{
 		"nobody listens":          {nil, cluster.KindRefused, 2, true},
-		"closed without a word":   {hijacked(""), cluster.KindBroken, 1, true},
+		"closed without a word":   {hijacked(""), cluster.KindConnectionLost, 1, true},
 		"hanging":                 {hanging, cluster.KindTimeout, 1, true},
 		"stalled in the body":     {stalled, cluster.KindTimeout, 1, false},
 		"broken off in the body":  {hijacked("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"data\""), cluster.KindMalformed, 1, false},
@@ -211,12 +211,12 @@ func TestKindsOnSockets(t *testing.T) {
 			cfg := config()
 			cfg.RequestTimeout = 50 * time.Millisecond
 			cfg.Management = true
-			c, deleted := onSockets(t, peer.URL, cfg, cluster.WithEviction(cluster.Eviction{Off: !tt.evicted}))
+			c, deleted := onSockets(t, peer.URL, cfg, cluster.WithEviction(cluster.Eviction{Disabled: !tt.evicted}))
 			if tt.evicted { // by the announcement already
 				if deleted.Load() != 1 || len(c.Servers()) != 1 {
 					t.Errorf("mIT was asked %d times, %d servers are known", deleted.Load(), len(c.Servers()))
 				}
-				c, _ = onSockets(t, peer.URL, cfg, cluster.WithEviction(cluster.Eviction{Off: true}))
+				c, _ = onSockets(t, peer.URL, cfg, cluster.WithEviction(cluster.Eviction{Disabled: true}))
 			}
 			if tt.kind == cluster.KindTimeout { // as the announcement has found: until it is asked again
 				time.Sleep(2 * cfg.RequestTimeout)
@@ -225,7 +225,7 @@ func TestKindsOnSockets(t *testing.T) {
 			if o.Kind != tt.kind || o.Attempts != tt.attempts {
 				t.Errorf("%s after %d attempts: %v", o.Kind, o.Attempts, o.Err)
 			}
-			if suspect := o.Spared != nil; suspect != tt.evicted {
+			if suspect := o.EvictionSkipped != nil; suspect != tt.evicted {
 				t.Errorf("suspect %t", suspect)
 			}
 		})
@@ -253,8 +253,8 @@ func TestUntrustedPeers(t *testing.T) {
 			cfg := config()
 			cfg.Management = true
 			c, deleted := onSockets(t, address, cfg)
-			if o := askOne(t, c, cluster.Request{Path: "/things"}); o.Kind != cluster.KindUntrusted || o.Attempts != 1 || o.Evicted || o.Spared != nil {
-				t.Errorf("%s after %d attempts: %v; evicted %t, spared %v", o.Kind, o.Attempts, o.Err, o.Evicted, o.Spared)
+			if o := askOne(t, c, cluster.Request{Path: "/things"}); o.Kind != cluster.KindTLS || o.Attempts != 1 || o.Evicted || o.EvictionSkipped != nil {
+				t.Errorf("%s after %d attempts: %v; evicted %t, spared %v", o.Kind, o.Attempts, o.Err, o.Evicted, o.EvictionSkipped)
 			}
 			if deleted.Load() != 0 || len(c.Servers()) != 2 {
 				t.Errorf("mIT was asked %d times, %d servers are known", deleted.Load(), len(c.Servers()))
@@ -313,17 +313,17 @@ func TestEchoedSecrets(t *testing.T) {
 					said = append(said, fmt.Sprintf(format, args...))
 				}
 				core, logged := observer.New(zap.DebugLevel)
-				w := clustertest.Start(t, 0, clustertest.WithTokenLife(30*time.Minute),
+				w := clustertest.Start(t, 0, clustertest.WithTokenTTL(30*time.Minute),
 					clustertest.WithConfig(func(cfg *cluster.Config) { cfg.ClientSecret = secret }),
 					clustertest.WithOptions(
 						cluster.WithLogger(zap.New(core)),
-						cluster.WithEviction(cluster.Eviction{MaxShare: 1}),
+						cluster.WithEviction(cluster.Eviction{MaxSuspectFraction: 1}),
 						cluster.WithTrace(&cluster.Trace{
-							StateChanged: func(from, to cluster.Status) { say("%v %+v", from, to) },
-							RenewFailed:  func(err error, _ time.Duration) { say("%v", err) },
-							Asked:        func(o cluster.Outcome) { say("%v %+v %s", o.Err, o, o.Body) },
-							Spared:       func(_ cluster.Server, why error) { say("%v", why) },
-							TokenFetched: func(_ cluster.TokenKey, err error) { say("%v", err) },
+							StateChanged:    func(from, to cluster.Status) { say("%v %+v", from, to) },
+							RenewFailed:     func(err error, _ time.Duration) { say("%v", err) },
+							PeerDone:        func(o cluster.Outcome) { say("%v %+v %s", o.Err, o, o.Body) },
+							EvictionSkipped: func(_ cluster.Server, why error) { say("%v", why) },
+							TokenFetched:    func(_ cluster.TokenKey, err error) { say("%v", err) },
 						})))
 				if err := w.Tokens.SetClient(mit.Client{ID: "mds", Secret: secret, Type: "mds"}); err != nil {
 					t.Fatal(err)
@@ -345,7 +345,7 @@ func TestEchoedSecrets(t *testing.T) {
 					}
 					say("%v %+v %s", res, res, marshal(t, res))
 					for _, o := range res.Failures {
-						say("%v %v", o.Err, o.Spared)
+						say("%v %v", o.Err, o.EvictionSkipped)
 					}
 					if tt.peers != nil && len(res.Failures) == 0 && len(n.Servers()) == 3 {
 						t.Error("nothing failed")

@@ -12,7 +12,7 @@ import (
 
 	"go.uber.org/zap"
 
-	"github.com/mimiktech/cluster/internal/roster"
+	"github.com/mimiktech/cluster/internal/membership"
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
@@ -27,9 +27,9 @@ import (
 // which also end a Register under way. Registering again while registered renews and
 // announces once more.
 func (c *Cluster) Register(ctx context.Context) (*Response, error) {
-	ctx, cancel := within(correlated(ctx), c.stay)
+	ctx, cancel := mergeCancel(ensureCorrelationID(ctx), c.memberCtx)
 	defer cancel()
-	wait, err := c.join(ctx)
+	wait, err := c.registerWithRetry(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -43,8 +43,8 @@ func (c *Cluster) Register(ctx context.Context) (*Response, error) {
 }
 
 // join registers until mIT accepts, and says when to renew.
-func (c *Cluster) join(ctx context.Context) (time.Duration, error) {
-	c.change(func(*roster.Roster, *Status) {}) // so that the environment shows the orphan
+func (c *Cluster) registerWithRetry(ctx context.Context) (time.Duration, error) {
+	c.update(func(*membership.View, *Status) {}) // so that the environment shows the orphan
 	var last error
 	for {
 		r, err := c.renew(ctx)
@@ -62,30 +62,30 @@ func (c *Cluster) join(ctx context.Context) (time.Duration, error) {
 		}
 		last = err
 		wait := jitter(c.cfg.RegistrationRetry, 1.0/3)
-		c.missed(ctx, err, wait)
+		c.renewFailed(ctx, err, wait)
 		_ = c.pause(ctx, wait) // the end of ctx is found above
 	}
 }
 
 // renewal is what came of a renewal that succeeded.
 type renewal struct {
-	renewIn time.Duration // until the next is due
-	strange bool          // peers may not know us: our lease had run out, or our entry is a new one
+	renewIn       time.Duration // until the next is due
+	needsAnnounce bool          // peers may not know us: our lease had run out, or our entry is a new one
 }
 
 // renew registers or renews; it is the same call. What mIT answers becomes the view, but if it has
 // forgotten everybody, those it has not listed since stay for a lease. One is under way at a time.
 func (c *Cluster) renew(ctx context.Context) (renewal, error) {
 	select {
-	case c.posting <- struct{}{}:
-		defer func() { <-c.posting }()
+	case c.registrationLock <- struct{}{}:
+		defer func() { <-c.registrationLock }()
 	case <-ctx.Done():
 		return renewal{}, context.Cause(ctx)
 	}
-	if err := context.Cause(c.stay); err != nil {
+	if err := context.Cause(c.memberCtx); err != nil {
 		return renewal{}, err
 	}
-	before, sent := c.roster(), time.Now()
+	before, sent := c.snapshot(), time.Now()
 	path := "/itResources"
 	if !c.cfg.Management {
 		path += "?managedCluster=off"
@@ -95,25 +95,25 @@ func (c *Cluster) renew(ctx context.Context) (renewal, error) {
 		lease time.Duration
 	)
 	if err := c.askRegistry(ctx, http.MethodPost, path, c.self, func(answer []byte) (err error) {
-		it, lease, err = c.readRegistered(answer)
+		it, lease, err = c.decodeRegistration(answer)
 		return err
 	}); err != nil {
 		return renewal{}, err
 	}
-	if it.LeftOut != nil { // nobody can name them, but all others are there
-		c.log.Warn("mIT answered bad entries", zap.Error(it.LeftOut), correlation(ctx))
+	if it.Skipped != nil { // nobody can name them, but all others are there
+		c.log.Warn("mIT answered bad entries", zap.Error(it.Skipped), correlationField(ctx))
 	}
-	answered := roster.New(it, c.policy.check, before)
+	answered := membership.New(it, c.policy.checkServer, before)
 	// The lease runs from when the request was sent, so the time mIT took is part of the wait.
-	r := renewal{renewIn: max(0, jitter(time.Duration(c.cfg.RenewalShare*float64(lease)), 0.1)-time.Since(sent))}
+	r := renewal{renewIn: max(0, jitter(time.Duration(c.cfg.RenewalFraction*float64(lease)), 0.1)-time.Since(sent))}
 	var keepUntil time.Time
-	if blank(before, it, c.cfg.ID) {
+	if registryWasReset(before, it, c.cfg.ID) {
 		keepUntil = sent.Add(lease) // by then all who live have renewed
 	}
-	c.change(func(view *roster.Roster, s *Status) {
-		r.strange = s.State == Lost || c.forgotten || reborn(before, it, c.cfg.ID)
-		c.forgotten = false
-		*view = answered.Since(before, *view).Keep(*view, sent, keepUntil)
+	c.update(func(view *membership.View, s *Status) {
+		r.needsAnnounce = s.State == Lost || c.mustReregister || recreated(before, it, c.cfg.ID)
+		c.mustReregister = false
+		*view = answered.Reconcile(before, *view).Retain(*view, sent, keepUntil)
 		if s.State != Left {
 			s.State, s.Reason = Registered, nil
 		}
@@ -125,7 +125,7 @@ func (c *Cluster) renew(ctx context.Context) (renewal, error) {
 
 // reborn tells whether mIT's entry of this node is another than it was: somebody had it
 // deleted, or mIT lost it, so peers may have been told that we are gone.
-func reborn(before roster.Roster, it wire.ItResource, id string) bool {
+func recreated(before membership.View, it wire.ItResource, id string) bool {
 	was, known := before.Get(id)
 	if !known {
 		return false
@@ -142,14 +142,14 @@ func reborn(before roster.Roster, it wire.ItResource, id string) bool {
 // restart: it has neither this node's entry nor that of anybody else as it was. Then those it does
 // not list have likely just not renewed yet. An entry that was made since this node renewed, and
 // that it has been told of, says nothing about that.
-func blank(before roster.Roster, it wire.ItResource, id string) bool {
-	if !reborn(before, it, id) {
+func registryWasReset(before membership.View, it wire.ItResource, id string) bool {
+	if !recreated(before, it, id) {
 		return false
 	}
 	me, _ := before.Get(id)
 	for _, s := range it.Servers {
 		was, known := before.Get(s.ServerID)
-		if known && s.CreatedAt.Equal(was.CreatedAt) && !s.CreatedAt.After(me.Seen()) {
+		if known && s.CreatedAt.Equal(was.CreatedAt) && !s.CreatedAt.After(me.LastUpdate()) {
 			return false
 		}
 	}
@@ -159,7 +159,7 @@ func blank(before roster.Roster, it wire.ItResource, id string) bool {
 // readRegistered reads what mIT answers to a registration. An answer that does not name this
 // node is no view of the cluster: taking it over would make a node forget its peers because
 // the registry had a bad moment.
-func (c *Cluster) readRegistered(body []byte) (wire.ItResource, time.Duration, error) {
+func (c *Cluster) decodeRegistration(body []byte) (wire.ItResource, time.Duration, error) {
 	var answer wire.Registered
 	if err := json.Unmarshal(body, &answer); err != nil {
 		return wire.ItResource{}, 0, err
@@ -173,7 +173,7 @@ func (c *Cluster) readRegistered(body []byte) (wire.ItResource, time.Duration, e
 		}
 	}
 	err := fmt.Errorf("this node is not among its %d servers", len(answer.ItResource.Servers))
-	if leftOut := answer.ItResource.LeftOut; leftOut != nil {
+	if leftOut := answer.ItResource.Skipped; leftOut != nil {
 		err = fmt.Errorf("%w; %w", err, leftOut)
 	}
 	return wire.ItResource{}, 0, err
@@ -183,18 +183,18 @@ func (c *Cluster) readRegistered(body []byte) (wire.ItResource, time.Duration, e
 // for what it knows of the others is mIT's to tell, and all lists of all nodes that start
 // together would be a flood. With everybody it tells them of all servers.
 func (c *Cluster) announce(ctx context.Context, everybody bool) *Response {
-	view := c.roster()
-	news := view.Only(c.cfg.ID)
+	view := c.snapshot()
+	news := view.Select(c.cfg.ID)
 	if everybody {
 		news = view
 	}
 	// json.Marshal would spell entries anew.
 	body, err := news.Resource().MarshalJSON()
 	if err != nil { // it was JSON when it came
-		c.log.Error("cannot announce", zap.Error(err), correlation(ctx))
+		c.log.Error("cannot announce", zap.Error(err), correlationField(ctx))
 		return newResponse(nil)
 	}
-	return c.gather(ctx, &call{
+	return c.collect(ctx, &preparedRequest{
 		method: http.MethodPost,
 		ref:    &url.URL{Path: "/itResources"},
 		header: http.Header{"Prefer": {returnMinimal}},
@@ -233,26 +233,26 @@ func (d Departure) MarshalJSON() ([]byte, error) {
 // ends, and again: a second call tries once more what failed and else does nothing.
 func (c *Cluster) UnRegister(ctx context.Context) Departure {
 	left := fmt.Errorf("%w: it has left", ErrNotRegistered)
-	c.leave(left)
+	c.cancelMember(left)
 	c.scheduler.Close()
 	d := Departure{ServerID: c.cfg.ID}
 
-	ctx, cancel := within(correlated(ctx), c.life)
+	ctx, cancel := mergeCancel(ensureCorrelationID(ctx), c.ctx)
 	defer cancel()
 	select { // a registration under way must not come after the delete
-	case c.posting <- struct{}{}:
-		defer func() { <-c.posting }()
+	case c.registrationLock <- struct{}{}:
+		defer func() { <-c.registrationLock }()
 	case <-ctx.Done():
 		d.Errors = append(d.Errors, context.Cause(ctx))
 	}
 	var (
-		view     roster.Roster
+		view     membership.View
 		departed bool
 	)
-	c.change(func(v *roster.Roster, s *Status) {
-		view, departed = *v, c.departed
+	c.update(func(v *membership.View, s *Status) {
+		view, departed = *v, c.deregistered
 		if s.RenewedAt.IsZero() { // it never registered, whatever peers announced to it
-			view, departed = roster.Roster{}, true
+			view, departed = membership.View{}, true
 		}
 		if s.State != Left {
 			s.State, s.Reason = Left, left
@@ -266,27 +266,27 @@ func (c *Cluster) UnRegister(ctx context.Context) Departure {
 	whatever := func([]byte) error { return nil }
 	if err := c.askRegistry(ctx, http.MethodDelete, path, nil, whatever); err != nil {
 		d.Errors = append(d.Errors, err)
-		c.log.Warn("mIT was not told that we leave", zap.Error(err), correlation(ctx))
+		c.log.Warn("mIT was not told that we leave", zap.Error(err), correlationField(ctx))
 	}
 	if c.cfg.Management {
-		c.tell(ctx, view, c.cfg.ID)
+		c.notifyDeparture(ctx, view, c.cfg.ID)
 	}
 	c.mu.Lock()
-	c.departed = d.Errors == nil
+	c.deregistered = d.Errors == nil
 	c.mu.Unlock()
 	return d
 }
 
 // tell has the peers of a view forget one server. Who does not listen learns it from mIT.
-func (c *Cluster) tell(ctx context.Context, view roster.Roster, gone string) {
+func (c *Cluster) notifyDeparture(ctx context.Context, view membership.View, gone string) {
 	ref := &url.URL{
 		Path:    "/itResources/" + view.ID() + "/servers/" + gone,
 		RawPath: "/itResources/" + url.PathEscape(view.ID()) + "/servers/" + url.PathEscape(gone),
 	}
-	f := c.fan(&call{method: http.MethodDelete, ref: ref, spareAll: true}, view)
+	f := c.newFanOut(&preparedRequest{method: http.MethodDelete, ref: ref, noEviction: true}, view)
 	for i := range f.run(ctx) {
 		if o := f.outcomes[i]; o.Err != nil {
-			c.log.Debug("peer not told that a server is gone", zap.String("peer", o.Server.ServerID), zap.Error(o.Err), correlation(ctx))
+			c.log.Debug("peer not told that a server is gone", zap.String("peer", o.Server.ServerID), zap.Error(o.Err), correlationField(ctx))
 		}
 	}
 }

@@ -145,7 +145,7 @@ func wantView(t *testing.T, n *clustertest.Node, want ...string) {
 
 // posts limits a fault to POST requests: to registering and renewing, at the registry.
 func posts(f clustertest.Fault) clustertest.Fault {
-	return clustertest.When(func(r *http.Request) bool { return r.Method == http.MethodPost }, f)
+	return clustertest.If(func(r *http.Request) bool { return r.Method == http.MethodPost }, f)
 }
 
 // late has answers come a while after they were given: what they say is old by then.
@@ -302,7 +302,7 @@ func TestRegisterEndsWithItsContext(t *testing.T) {
 			clustertest.RegistryHost, clustertest.Status(503), time.Minute, errEnough,
 			func(err error) bool {
 				se, ok := errors.AsType[*cluster.StatusError](err)
-				return ok && se.Code == 503 && se.Party == "mIT"
+				return ok && se.Code == 503 && se.Remote == "mIT"
 			},
 			"cluster: registering: enough, after: mIT answered 503 Service Unavailable to POST http://mit.test/mIT/v1/itResources: not from the server",
 		},
@@ -327,8 +327,8 @@ func TestRegisterEndsWithItsContext(t *testing.T) {
 		"mST says garbage": {
 			clustertest.TokenHost, answerBody(`<html>`), time.Minute, errEnough,
 			func(err error) bool {
-				ae, ok := errors.AsType[*cluster.AnswerError](err)
-				return ok && ae.Party == "mST"
+				ae, ok := errors.AsType[*cluster.InvalidResponseError](err)
+				return ok && ae.Remote == "mST"
 			},
 			`no token for "https://mit.test": mST gave an unusable answer to POST http://mst.test/mST/v1/oauth/token: the answer is not JSON`,
 		},
@@ -424,7 +424,7 @@ func TestRegisterWithManagementOff(t *testing.T) {
 		if got := l.toPeers(n); got != 0 {
 			t.Errorf("%d requests to peers", got)
 		}
-		if got := ids(w.Listed()); !cmp.Equal(got, []string{"node-1", "node-2"}) {
+		if got := ids(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-2"}) {
 			t.Errorf("mIT lists %q", got)
 		}
 	})
@@ -484,7 +484,7 @@ func TestReferenceUnRegisterDuringRegister(t *testing.T) {
 	faults := map[string]clustertest.Fault{
 		"while mIT refuses": clustertest.Refuse,
 		"while mIT hangs":   clustertest.Hang,
-		"while mIT is slow": clustertest.Slow(8 * time.Second),
+		"while mIT is slow": clustertest.Delay(8 * time.Second),
 	}
 	ends := map[string]struct {
 		end  func(context.Context, *clustertest.Node)
@@ -527,7 +527,7 @@ func TestReferenceUnRegisterDuringRegister(t *testing.T) {
 							t.Errorf("a POST %v after the end", x.Start.Sub(ended))
 						}
 					}
-					if got := ids(w.Listed()); !cmp.Equal(got, []string{"node-1"}) {
+					if got := ids(w.Registered()); !cmp.Equal(got, []string{"node-1"}) {
 						t.Errorf("mIT lists %q", got)
 					}
 					if _, err := n.Register(t.Context()); !errors.Is(err, by.want) {
@@ -556,7 +556,7 @@ func TestUnRegisterWhileAnnouncing(t *testing.T) {
 		if err := <-done; err != nil {
 			t.Errorf("Register, which had registered, returned %v", err)
 		}
-		if got := ids(w.Listed()); !cmp.Equal(got, []string{"node-1", "node-2"}) {
+		if got := ids(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-2"}) {
 			t.Errorf("mIT lists %q", got)
 		}
 		if posted, deleted := l.renewals(n), l.of(http.MethodDelete, n.Host, clustertest.RegistryHost); len(posted) != 1 || len(deleted) != 1 {
@@ -573,7 +573,7 @@ func TestNoRenewalAfterTheDelete(t *testing.T) {
 		n := w.Nodes[0]
 		l := keepLedger(w)
 		arrived := make(chan struct{}, 1)
-		registryFault(w, posts(telling(arrived, clustertest.Slow(9*time.Second))))
+		registryFault(w, posts(telling(arrived, clustertest.Delay(9*time.Second))))
 		<-arrived // the lease's renewal
 		done := registering(t.Context(), n)
 		time.Sleep(3 * time.Second)
@@ -594,7 +594,7 @@ func TestNoRenewalAfterTheDelete(t *testing.T) {
 				t.Errorf("a POST ended %v after the DELETE began", end.Sub(deleted[0].Start))
 			}
 		}
-		if got := ids(w.Listed()); !cmp.Equal(got, []string{"node-2"}) {
+		if got := ids(w.Registered()); !cmp.Equal(got, []string{"node-2"}) {
 			t.Errorf("mIT lists %q", got)
 		}
 	})
@@ -620,7 +620,7 @@ func TestUnRegisterTellsRegistryAndPeers(t *testing.T) {
 		if got := n.Status().Registration(); got != "orphan: cluster: not registered: it has left" {
 			t.Errorf("the registration reads %q", got)
 		}
-		if got := ids(w.Listed()); !cmp.Equal(got, []string{"node-1", "node-3"}) {
+		if got := ids(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-3"}) {
 			t.Errorf("mIT lists %q", got)
 		}
 		wantView(t, w.Nodes[0], "node-1", "node-3")
@@ -682,7 +682,7 @@ func TestUnRegisterConcurrently(t *testing.T) {
 		w := clustertest.Start(t, 3)
 		n := w.Nodes[0]
 		l := keepLedger(w)
-		registryFault(w, clustertest.Slow(time.Second))
+		registryFault(w, clustertest.Delay(time.Second))
 		departures := make([]cluster.Departure, 10)
 		var wg sync.WaitGroup
 		for i := range departures {
@@ -716,13 +716,13 @@ func TestUnRegisterWhileTheRegistryIsDown(t *testing.T) {
 		wantView(t, peer, "node-2") // it was told all the same
 
 		registryUp(w)
-		if got := ids(w.Listed()); !cmp.Equal(got, []string{"node-1", "node-2"}) {
+		if got := ids(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-2"}) {
 			t.Errorf("mIT lists %q: it was down", got)
 		}
 		if d := n.UnRegister(t.Context()); d.Errors != nil || d.NbServers != 2 {
 			t.Errorf("the second try: %+v", d)
 		}
-		if got := ids(w.Listed()); !cmp.Equal(got, []string{"node-2"}) {
+		if got := ids(w.Registered()); !cmp.Equal(got, []string{"node-2"}) {
 			t.Errorf("mIT lists %q after the second try", got)
 		}
 	})
@@ -753,7 +753,7 @@ func TestUnRegisterWithAPeerThatIsGone(t *testing.T) {
 		if d.Errors != nil || d.NbServers != 3 {
 			t.Errorf("leaving: %+v", d)
 		}
-		if got := ids(w.Listed()); !cmp.Equal(got, []string{"node-2", "node-3"}) {
+		if got := ids(w.Registered()); !cmp.Equal(got, []string{"node-2", "node-3"}) {
 			t.Errorf("mIT lists %q, want nobody evicted", got)
 		}
 		wantView(t, w.Nodes[2], "node-2", "node-3")

@@ -17,7 +17,7 @@ import (
 )
 
 // askRegistry sends one authorized request to mIT, and has the answer read; what read cannot use is
-// an *AnswerError. If mIT refuses the token, the request is repeated once with a new one.
+// an *InvalidResponseError. If mIT refuses the token, the request is repeated once with a new one.
 func (c *Cluster) askRegistry(ctx context.Context, method, path string, body any, read func(answer []byte) error) error {
 	key := token.Key{Audience: c.cfg.RegistryAudience}
 	for attempt := 1; ; attempt++ {
@@ -25,7 +25,7 @@ func (c *Cluster) askRegistry(ctx context.Context, method, path string, body any
 		if err != nil {
 			return err
 		}
-		err = c.askReplicas(ctx, method, path, bearer, body, read)
+		err = c.withFailover(ctx, method, path, bearer, body, read)
 		if !tokenRefused(err) || attempt > 1 {
 			return err
 		}
@@ -46,23 +46,23 @@ func tokenRefused(err error) bool {
 // What a replica did before it failed is asked for again at the next, and that does no harm: to
 // register is to renew; who is gone may be deleted again. A repeated dated delete is told that the
 // server is gone, as the first would have been, or of a server that came back in between.
-func (c *Cluster) askReplicas(ctx context.Context, method, path, bearer string, body any, read func([]byte) error) error {
+func (c *Cluster) withFailover(ctx context.Context, method, path, bearer string, body any, read func([]byte) error) error {
 	ctx, cancel := context.WithTimeout(ctx, c.cfg.RequestTimeout)
 	defer cancel()
 	until, _ := ctx.Deadline()
-	if wait := time.Now().Add(c.eviction.wait()); method == http.MethodDelete && wait.Before(until) {
+	if wait := time.Now().Add(c.eviction.timeout()); method == http.MethodDelete && wait.Before(until) {
 		until = wait // a call waits for it no longer than that
 	}
-	was, urls := c.registry.order(method == http.MethodPost && rand.N(homing) == 0)
+	was, urls := c.registry.order(method == http.MethodPost && rand.N(failbackChance) == 0)
 	var failed error
 	for i, url := range urls {
 		left := time.Until(until) / time.Duration(len(urls)-i)
 		if i == len(urls)-1 {
 			left = c.cfg.RequestTimeout // nobody waits behind it
 		}
-		err := c.askReplica(ctx, left, method, url+path, bearer, body, read)
-		if !replicaFailed(method, err) {
-			c.keepTo(ctx, was, url, failed)
+		err := c.doReplica(ctx, left, method, url+path, bearer, body, read)
+		if !shouldFailOver(method, err) {
+			c.switchTo(ctx, was, url, failed)
 			return err
 		}
 		if failed != nil {
@@ -76,7 +76,7 @@ func (c *Cluster) askReplicas(ctx context.Context, method, path, bearer string, 
 	return failed
 }
 
-func (c *Cluster) askReplica(ctx context.Context, wait time.Duration, method, address, bearer string, body any, read func([]byte) error) error {
+func (c *Cluster) doReplica(ctx context.Context, wait time.Duration, method, address, bearer string, body any, read func([]byte) error) error {
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	answer, err := c.sendJSON(ctx, "mIT", method, address, bearer, body)
@@ -85,7 +85,7 @@ func (c *Cluster) askReplica(ctx context.Context, wait time.Duration, method, ad
 	}
 	if err := read(answer); err != nil {
 		address, _, _ = strings.Cut(address, "?")
-		return &AnswerError{"mIT", method, address, err}
+		return &InvalidResponseError{"mIT", method, address, err}
 	}
 	return nil
 }
@@ -93,7 +93,7 @@ func (c *Cluster) askReplica(ctx context.Context, wait time.Duration, method, ad
 // replicaFailed tells whether another replica may do better. It may, unless there was an answer that
 // can be used, or one that all would give, because it is about what was asked for: that it is wrong,
 // may not be done, or is of a server which is gone.
-func replicaFailed(method string, err error) bool {
+func shouldFailOver(method string, err error) bool {
 	if se, ok := errors.AsType[*StatusError](err); ok {
 		switch se.Code {
 		case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusConflict, http.StatusUnprocessableEntity:
@@ -103,17 +103,17 @@ func replicaFailed(method string, err error) bool {
 		}
 		return true
 	}
-	_, broke := errors.AsType[*AnswerError](err)
+	_, broke := errors.AsType[*InvalidResponseError](err)
 	_, silent := errors.AsType[*UnreachableError](err) // TLS that does not hold is one replica's, too
-	return broke && !errors.Is(err, ErrTooLarge) || silent
+	return broke && !errors.Is(err, ErrResponseTooLarge) || silent
 }
 
 // keepTo makes the replica that answered the one that is asked first, and says so if it is another.
-func (c *Cluster) keepTo(ctx context.Context, was, url string, failed error) {
-	if !c.registry.use(was, url) {
+func (c *Cluster) switchTo(ctx context.Context, was, url string, failed error) {
+	if !c.registry.promote(was, url) {
 		return
 	}
-	fields := []zap.Field{zap.String("from", was), zap.String("to", url), correlation(ctx)}
+	fields := []zap.Field{zap.String("from", was), zap.String("to", url), correlationField(ctx)}
 	if failed != nil {
 		c.log.Warn("on to another replica of mIT", append(fields, zap.NamedError("why", failed))...)
 	} else {
@@ -124,14 +124,14 @@ func (c *Cluster) keepTo(ctx context.Context, was, url string, failed error) {
 // homing is how many renewals of a node that had to leave its first choice it takes, on average,
 // until one begins there again. So a replica that is back gets its nodes back over a few leases, with
 // renewals that were due anyway, and one that stays away costs few of them a second try.
-const homing = 4
+const failbackChance = 4
 
 // replicas are the base URLs of one registry, and which of them the node keeps to.
 type replicas struct {
 	urls []string // in this node's own order; the first is its first choice
 
-	mu  sync.Mutex // guards the field below
-	now string     // the one in use
+	mu      sync.Mutex // guards the field below
+	current string     // the one in use
 }
 
 // newReplicas puts the URLs of a list that has been checked into an order of this node's own: of
@@ -140,7 +140,7 @@ type replicas struct {
 func newReplicas(list string) *replicas {
 	urls := strings.Split(list, ",")
 	rand.Shuffle(len(urls), func(i, j int) { urls[i], urls[j] = urls[j], urls[i] })
-	return &replicas{urls: urls, now: urls[0]}
+	return &replicas{urls: urls, current: urls[0]}
 }
 
 // order is the one in use, and the order in which to ask them all: from that one on, but home
@@ -148,23 +148,23 @@ func newReplicas(list string) *replicas {
 func (r *replicas) order(home bool) (now string, urls []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	i := slices.Index(r.urls, r.now)
+	i := slices.Index(r.urls, r.current)
 	switch {
 	case i == 0:
-		return r.now, r.urls
+		return r.current, r.urls
 	case home:
-		return r.now, slices.Concat(r.urls[:1], r.urls[i:], r.urls[1:i])
+		return r.current, slices.Concat(r.urls[:1], r.urls[i:], r.urls[1:i])
 	}
-	return r.now, slices.Concat(r.urls[i:], r.urls[:i])
+	return r.current, slices.Concat(r.urls[i:], r.urls[:i])
 }
 
 // use makes url the one in use, unless another call has already gone on from the one that was.
-func (r *replicas) use(was, url string) (changed bool) {
+func (r *replicas) promote(was, url string) (changed bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.now != was || url == was {
+	if r.current != was || url == was {
 		return false
 	}
-	r.now = url
+	r.current = url
 	return true
 }

@@ -243,7 +243,7 @@ func TestStaysWithAReplicaThatAnswers(t *testing.T) {
 				})))
 				n, home := join(w)
 				for _, host := range replicaHosts() {
-					w.Network.Fault(clustertest.Any, host, clustertest.Times(tt.tries, clustertest.Status(tt.status)))
+					w.Network.Fault(clustertest.Any, host, clustertest.FirstN(tt.tries, clustertest.Status(tt.status)))
 				}
 				l := keepLedger(w)
 				err := <-failed
@@ -269,7 +269,7 @@ func TestRefusedTokenWithReplicas(t *testing.T) {
 		n, home := join(w)
 		w.Network.Fault(clustertest.Any, home, clustertest.Refuse)
 		for _, host := range otherHosts(home) {
-			w.Network.Fault(clustertest.Any, host, clustertest.Times(1, clustertest.Status(403)))
+			w.Network.Fault(clustertest.Any, host, clustertest.FirstN(1, clustertest.Status(403)))
 		}
 		l := keepLedger(w)
 		tries, _ := renewal(w, n)
@@ -341,7 +341,7 @@ func TestAllReplicasFail(t *testing.T) {
 		}
 		ue, unreachable := errors.AsType[*cluster.UnreachableError](reason)
 		se, answered := errors.AsType[*cluster.StatusError](reason)
-		if !unreachable || ue.Party != "mIT" || !answered || se.Code != 503 || !errors.Is(reason, syscall.ECONNREFUSED) || !errors.Is(reason, context.DeadlineExceeded) {
+		if !unreachable || ue.Remote != "mIT" || !answered || se.Code != 503 || !errors.Is(reason, syscall.ECONNREFUSED) || !errors.Is(reason, context.DeadlineExceeded) {
 			t.Errorf("found in the reason: %v, %v", ue, se)
 		}
 		tries, _ := l.tries(http.MethodPost, n)
@@ -425,8 +425,8 @@ func TestEvictsThroughAnotherReplica(t *testing.T) {
 				began := time.Now()
 				o := onlyFailure(t, rpc(t, n, cluster.Request{Path: "/things"}))
 				took := time.Since(began) - 10*time.Millisecond // the repeat at the peer
-				if !o.Evicted || o.Spared != nil {
-					t.Errorf("evicted %t, spared %v", o.Evicted, o.Spared)
+				if !o.Evicted || o.EvictionSkipped != nil {
+					t.Errorf("evicted %t, spared %v", o.Evicted, o.EvictionSkipped)
 				}
 				tries, _ := l.tries(http.MethodDelete, n)
 				want := tt.wait * time.Duration(len(tries)-1) / 3 // a good one may have come second
@@ -434,7 +434,7 @@ func TestEvictsThroughAnotherReplica(t *testing.T) {
 					t.Errorf("asked %v in %v, want %v", tries, took, want)
 				}
 				wantView(t, n, "node-1", "node-2", "node-4", "node-5")
-				if got := ids(w.Listed()); len(got) != 4 {
+				if got := ids(w.Registered()); len(got) != 4 {
 					t.Errorf("mIT lists %q", got)
 				}
 			})
@@ -454,10 +454,10 @@ func TestRepeatedDeleteOfAPeerThatCameBack(t *testing.T) {
 			reset := clustertest.Reset(next)
 			return clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
 				resp, err := reset.RoundTrip(req)
-				if got := ids(w.Listed()); len(got) != 4 {
+				if got := ids(w.Registered()); len(got) != 4 {
 					t.Errorf("mIT lists %q, want the peer gone", got)
 				}
-				peer.Reboot()
+				peer.StartUnregistered()
 				unnoticed(t, w, n, peer)
 				return resp, err
 			})
@@ -467,7 +467,7 @@ func TestRepeatedDeleteOfAPeerThatCameBack(t *testing.T) {
 			t.Errorf("%d results; failures %v", len(res.Results), failures(res))
 		}
 		wantView(t, n, "node-1", "node-2", "node-3", "node-4", "node-5")
-		if got := ids(w.Listed()); len(got) != 5 {
+		if got := ids(w.Registered()); len(got) != 5 {
 			t.Errorf("mIT lists %q", got)
 		}
 	})
@@ -489,7 +489,7 @@ func TestUnRegistersThroughAnotherReplica(t *testing.T) {
 				if took := time.Since(began); took > 2*time.Second/3 {
 					t.Errorf("it took %v", took)
 				}
-				if got := ids(w.Listed()); !slices.Equal(got, []string{"node-1"}) {
+				if got := ids(w.Registered()); !slices.Equal(got, []string{"node-1"}) {
 					t.Errorf("mIT lists %q", got)
 				}
 				wantView(t, w.Nodes[0], "node-1")
@@ -507,7 +507,7 @@ func TestUnusableAnswerNamesItsReplica(t *testing.T) {
 			w.Network.Fault(clustertest.Any, host, says(`{"itResource": {"id": "1", "servers": []}}`))
 		}
 		_, err := n.Register(timeout(t, time.Second))
-		ae, ok := errors.AsType[*cluster.AnswerError](err)
+		ae, ok := errors.AsType[*cluster.InvalidResponseError](err)
 		if !ok || ae.URL != "http://"+home+"/mIT/v1/itResources" {
 			t.Errorf("registering: %v", err)
 		}

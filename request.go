@@ -41,45 +41,45 @@ type Request struct {
 	// more, nobody is evicted.
 	Filter func(Server) bool
 	// Need is how many results are enough: once there are as many, the other peers are given up,
-	// and their outcomes say [ErrEnough]. Nobody is evicted then. 0 waits for all.
-	Need int
+	// and their outcomes say [ErrEnoughResults]. Nobody is evicted then. 0 waits for all.
+	MinResults int
 	// Hedge sends a GET or HEAD once more, over HTTP/1 on another connection, to a peer that has not
 	// answered after so long; the first answer counts, and the other request is given up. Set it to what
 	// nearly all answers take less than: each one slower costs a request and a connection. Only places
 	// that are free within Config.MaxInFlight are used for it. 0 never does.
-	Hedge time.Duration
+	HedgeAfter time.Duration
 }
 
 // A call is a request made ready: what all peers are asked alike.
-type call struct {
+type preparedRequest struct {
 	method string
 	ref    *url.URL    // path and query, under the base URL of each peer
 	header http.Header // the caller's, nil for none
 	body   []byte
 	key    token.Key
 
-	timeout  time.Duration // zero for Config.RequestTimeout
-	retry    *Retry
-	filter   func(Server) bool
-	need     int
-	hedge    time.Duration
-	spareAll bool // evict nobody for this
+	timeout    time.Duration // zero for Config.RequestTimeout
+	retry      *Retry
+	filter     func(Server) bool
+	minResults int
+	hedgeAfter time.Duration
+	noEviction bool // evict nobody for this
 }
 
 // prepare checks a request and encodes it.
-func (c *Cluster) prepare(req Request) (*call, error) {
-	if err := context.Cause(c.life); err != nil {
+func (c *Cluster) prepare(req Request) (*preparedRequest, error) {
+	if err := context.Cause(c.ctx); err != nil {
 		return nil, err
 	}
 	if !c.cfg.Management {
 		return nil, ErrManagementOff
 	}
-	p := &call{
+	p := &preparedRequest{
 		method: cmp.Or(req.Method, http.MethodGet), header: req.Header, timeout: req.Timeout, retry: req.Retry,
-		filter: req.Filter, need: req.Need, hedge: req.Hedge,
+		filter: req.Filter, minResults: req.MinResults, hedgeAfter: req.HedgeAfter,
 	}
 	p.key.Customer = req.Customer
-	wrong := func(format string, args ...any) (*call, error) {
+	wrong := func(format string, args ...any) (*preparedRequest, error) {
 		return nil, fmt.Errorf("%w: %w", ErrInvalidRequest, fmt.Errorf(format, args...))
 	}
 	if !isToken(p.method) {
@@ -115,13 +115,13 @@ func (c *Cluster) prepare(req Request) (*call, error) {
 	if req.Timeout < 0 {
 		return wrong("timeout %v is negative", req.Timeout)
 	}
-	if req.Need < 0 {
-		return wrong("need %d is negative", req.Need)
+	if req.MinResults < 0 {
+		return wrong("need %d is negative", req.MinResults)
 	}
-	if req.Hedge < 0 {
-		return wrong("hedge %v is negative", req.Hedge)
+	if req.HedgeAfter < 0 {
+		return wrong("hedge %v is negative", req.HedgeAfter)
 	}
-	if req.Hedge > 0 && p.method != http.MethodGet && p.method != http.MethodHead {
+	if req.HedgeAfter > 0 && p.method != http.MethodGet && p.method != http.MethodHead {
 		return wrong("hedge of a %s, which may be executed twice", p.method)
 	}
 	switch body := req.Body.(type) {

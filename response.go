@@ -9,7 +9,7 @@ import (
 	"net/http"
 	"time"
 
-	"github.com/mimiktech/cluster/internal/roster"
+	"github.com/mimiktech/cluster/internal/membership"
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
@@ -27,7 +27,7 @@ type Outcome struct {
 	// Evicted tells that the peer is no longer in the view, because mIT agreed that it is gone.
 	Evicted bool
 	// Spared is why a peer that could not be reached was not evicted.
-	Spared error
+	EvictionSkipped error
 
 	// Attempts is how often the peer was asked, 0 if it never came to that.
 	Attempts int
@@ -36,7 +36,7 @@ type Outcome struct {
 }
 
 // MarshalJSON gives what the npm module's rpCluster has for one server: {"result", "server"}, or
-// {"error", "server"}, where the error says in "kind", "attempts", "evicted" and "spared" what
+// {"error", "server"}, where the error says in "kind", "attempts", "evicted" and "evictionSkipped" what
 // else is known of it.
 func (o Outcome) MarshalJSON() ([]byte, error) {
 	if o.Err == nil {
@@ -46,22 +46,22 @@ func (o Outcome) MarshalJSON() ([]byte, error) {
 		}{o.Body, o.Server})
 	}
 	type failure struct {
-		StatusCode int             `json:"statusCode,omitempty"`
-		Title      string          `json:"title,omitempty"`
-		Message    string          `json:"message"`
-		Info       json.RawMessage `json:"info,omitempty"`
-		Kind       Kind            `json:"kind"`
-		Attempts   int             `json:"attempts"`
-		Evicted    bool            `json:"evicted"`
-		Spared     string          `json:"spared,omitempty"`
+		StatusCode      int             `json:"statusCode,omitempty"`
+		Title           string          `json:"title,omitempty"`
+		Message         string          `json:"message"`
+		Info            json.RawMessage `json:"info,omitempty"`
+		Kind            Kind            `json:"kind"`
+		Attempts        int             `json:"attempts"`
+		Evicted         bool            `json:"evicted"`
+		EvictionSkipped string          `json:"evictionSkipped,omitempty"`
 	}
 	f := failure{Message: o.Err.Error(), Kind: o.Kind, Attempts: o.Attempts, Evicted: o.Evicted}
 	if se, ok := errors.AsType[*StatusError](o.Err); ok {
 		f.StatusCode, f.Title, f.Info = se.Code, http.StatusText(se.Code), se.Info
 		f.Message = cmp.Or(se.Message, f.Message)
 	}
-	if o.Spared != nil {
-		f.Spared = o.Spared.Error()
+	if o.EvictionSkipped != nil {
+		f.EvictionSkipped = o.EvictionSkipped.Error()
 	}
 	return json.Marshal(struct {
 		Error  failure `json:"error"`
@@ -113,7 +113,7 @@ func appendData(all []json.RawMessage, data json.RawMessage) []json.RawMessage {
 		}
 		return all
 	}
-	for _, element := range wire.Members(data) {
+	for _, element := range wire.Each(data) {
 		all = append(all, element)
 	}
 	return all
@@ -135,33 +135,33 @@ func Decode[T any](r *Response) ([]T, error) {
 }
 
 // readEnvelope reads what a peer answers. An answer by anybody else is none.
-func readEnvelope(body []byte, p *roster.Peer, method string) (whole, data json.RawMessage, err error) {
+func readEnvelope(body []byte, p *membership.Peer, method string) (whole, data json.RawMessage, err error) {
 	unusable := func(err error) (whole, data json.RawMessage, _ error) {
-		return nil, nil, &AnswerError{party{"peer", p.ServerID}.String(), method, bare(p.Base), err}
+		return nil, nil, &InvalidResponseError{remote{"peer", p.ServerID}.String(), method, withoutQuery(p.Base), err}
 	}
 	if !json.Valid(body) {
 		return unusable(json.Unmarshal(body, new(any)))
 	}
 	var from []byte // it, as JSON
-	for name, value := range wire.Members(bytes.TrimSpace(body)) {
-		switch _, spelled := wire.Field(name, "data", "server"); spelled {
+	for name, value := range wire.Each(bytes.TrimSpace(body)) {
+		switch _, spelled := wire.MatchField(name, "data", "server"); spelled {
 		case "data": // it may be large: it is not decoded, and not copied
 			data = value
 		case "server":
 			from = nil
-			for name, value := range wire.Members(value) {
-				if _, spelled := wire.Field(name, "serverId"); spelled == "serverId" {
+			for name, value := range wire.Each(value) {
+				if _, spelled := wire.MatchField(name, "serverId"); spelled == "serverId" {
 					from = value
 				}
 			}
 		}
 	}
-	if wire.Same(from, p.ServerID) {
+	if wire.EqualString(from, p.ServerID) {
 		return body, data, nil
 	}
-	got, _ := wire.Text(from, "")
+	got, _ := wire.DecodeString(from, "")
 	if got == "" {
 		return unusable(errors.New("it does not say which server it is from"))
 	}
-	return nil, nil, &WrongServerError{URL: bare(p.Base), Want: p.ServerID, Got: got}
+	return nil, nil, &WrongServerError{URL: withoutQuery(p.Base), Want: p.ServerID, Got: got}
 }

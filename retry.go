@@ -14,15 +14,15 @@ import (
 // an answer.
 type Retry struct {
 	// Max is how often a request is repeated, at most; 1 by default, never if negative.
-	Max int
+	MaxRetries int
 	// Delay is the pause before each; 10 ms by default.
 	Delay time.Duration
 	// Within bounds all attempts together: none begins later. Unbounded by default, beyond
 	// what Max attempts of RequestTimeout each may take.
-	Within time.Duration
+	MaxElapsed time.Duration
 	// When says whether a request of that method which failed like that is worth another
 	// attempt; [RetrySafe] by default.
-	When func(method string, err error) bool
+	RetryIf func(method string, err error) bool
 }
 
 // RetrySafe repeats what cannot have been executed, or may be executed twice: a request whose
@@ -33,14 +33,14 @@ func RetrySafe(method string, err error) bool {
 	if !unreachable(err) || timedOut(err) {
 		return false
 	}
-	return neverSent(err) || idempotent(method)
+	return dialFailed(err) || idempotent(method)
 }
 
-// RetryReference is the policy of the npm module: any method, on no answer, 5xx and 429,
+// RetryNPM is the policy of the npm module: any method, on no answer, 5xx and 429,
 // twice, one second apart, within 50 s. It may execute a request three times over, and a dead
 // peer costs two seconds.
-func RetryReference() Retry {
-	return Retry{Max: 2, Delay: time.Second, Within: 50 * time.Second, When: func(_ string, err error) bool {
+func RetryNPM() Retry {
+	return Retry{MaxRetries: 2, Delay: time.Second, MaxElapsed: 50 * time.Second, RetryIf: func(_ string, err error) bool {
 		if se, ok := errors.AsType[*StatusError](err); ok {
 			return se.Code >= 500 || se.Code == http.StatusTooManyRequests
 		}
@@ -50,14 +50,14 @@ func RetryReference() Retry {
 
 // again tells whether to repeat a request that failed with err on its attempt'th attempt, spent
 // after the first began.
-func (r Retry) again(method string, err error, attempt int, spent time.Duration) bool {
-	if attempt > cmp.Or(r.Max, 1) || r.Within > 0 && spent+r.delay() > r.Within {
+func (r Retry) shouldRetry(method string, err error, attempt int, spent time.Duration) bool {
+	if attempt > cmp.Or(r.MaxRetries, 1) || r.MaxElapsed > 0 && spent+r.delay() > r.MaxElapsed {
 		return false
 	}
-	if r.When == nil {
+	if r.RetryIf == nil {
 		return RetrySafe(method, err)
 	}
-	return r.When(method, err)
+	return r.RetryIf(method, err)
 }
 
 func (r Retry) delay() time.Duration { return cmp.Or(r.Delay, 10*time.Millisecond) }
@@ -71,7 +71,7 @@ func idempotent(method string) bool {
 }
 
 // neverSent tells whether the request failed before there was a connection to send it on.
-func neverSent(err error) bool {
+func dialFailed(err error) bool {
 	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
 		return true
 	}

@@ -14,7 +14,7 @@ import (
 
 	"github.com/mimiktech/cluster/internal/breaker"
 	"github.com/mimiktech/cluster/internal/fanout"
-	"github.com/mimiktech/cluster/internal/roster"
+	"github.com/mimiktech/cluster/internal/membership"
 )
 
 // RPCluster sends req to every peer in the view, or to those that it picks, and waits for all of
@@ -29,7 +29,7 @@ func (c *Cluster) RPCluster(ctx context.Context, req Request) (*Response, error)
 	if err != nil {
 		return nil, err
 	}
-	return c.gather(correlated(ctx), call, c.roster()), nil
+	return c.collect(ensureCorrelationID(ctx), call, c.snapshot()), nil
 }
 
 // Stream sends req like RPCluster and yields each outcome as it arrives; those of peers that
@@ -43,8 +43,8 @@ func (c *Cluster) Stream(ctx context.Context, req Request) iter.Seq[Outcome] {
 			yield(Outcome{Err: err, Kind: KindInvalid})
 			return
 		}
-		f := c.fan(call, c.roster())
-		for i := range f.run(correlated(ctx)) {
+		f := c.newFanOut(call, c.snapshot())
+		for i := range f.run(ensureCorrelationID(ctx)) {
 			if !yield(f.outcomes[i]) {
 				return
 			}
@@ -53,38 +53,38 @@ func (c *Cluster) Stream(ctx context.Context, req Request) iter.Seq[Outcome] {
 }
 
 // gather is a fan-out, waited for.
-func (c *Cluster) gather(ctx context.Context, call *call, view roster.Roster) *Response {
-	f := c.fan(call, view)
-	f.whole = f.need == 0
+func (c *Cluster) collect(ctx context.Context, call *preparedRequest, view membership.View) *Response {
+	f := c.newFanOut(call, view)
+	f.waitForAll = f.minResults == 0
 	for range f.run(ctx) { // all of them
 	}
 	return newResponse(f.outcomes)
 }
 
 // A fan is one call on its way to the peers of a view.
-type fan struct {
-	*call
-	c        *Cluster
-	peers    []*roster.Peer // to be asked; this node is none
-	others   int            // the peers that are not
-	outcomes []Outcome      // of the peers, in their order; each is written before it is yielded
-	whole    bool           // nobody looks at an outcome before all are there
-	answered chan int       // places of peers that have answered, unless whole; nobody waits to deliver
-	start    time.Time
-	first    string // the token that the call began with
+type fanOut struct {
+	*preparedRequest
+	c            *Cluster
+	peers        []*membership.Peer // to be asked; this node is none
+	unasked      int                // the peers that are not
+	outcomes     []Outcome          // of the peers, in their order; each is written before it is yielded
+	waitForAll   bool               // nobody looks at an outcome before all are there
+	done         chan int           // places of peers that have answered, unless whole; nobody waits to deliver
+	start        time.Time
+	initialToken string // the token that the call began with
 
 	wg    sync.WaitGroup
 	slots *fanout.Call
 
-	mu       sync.Mutex // guards the fields below
-	bearer   string
-	template *http.Request // what the requests have in common; replaced whole, never edited
-	due      deadline
+	mu        sync.Mutex // guards the fields below
+	bearer    string
+	template  *http.Request // what the requests have in common; replaced whole, never edited
+	deadlines sharedDeadline
 }
 
-func (c *Cluster) fan(call *call, view roster.Roster) *fan {
+func (c *Cluster) newFanOut(call *preparedRequest, view membership.View) *fanOut {
 	peers := view.Without(c.cfg.ID).Peers()
-	f := &fan{call: call, c: c, peers: peers}
+	f := &fanOut{preparedRequest: call, c: c, peers: peers}
 	if call.filter != nil {
 		f.peers = nil // what is cut out of the view is not ours to write to
 		for _, p := range peers {
@@ -93,7 +93,7 @@ func (c *Cluster) fan(call *call, view roster.Roster) *fan {
 			}
 		}
 	}
-	f.others = len(peers) - len(f.peers)
+	f.unasked = len(peers) - len(f.peers)
 	f.outcomes = make([]Outcome, len(f.peers))
 	f.slots = c.scheduler.NewCall(len(f.peers))
 	return f
@@ -101,25 +101,25 @@ func (c *Cluster) fan(call *call, view roster.Roster) *fan {
 
 // run asks every peer, and yields their places as they answer. Whoever is suspect is judged
 // when all others have answered.
-func (f *fan) run(ctx context.Context) iter.Seq[int] {
+func (f *fanOut) run(ctx context.Context) iter.Seq[int] {
 	return func(yield func(int) bool) {
 		if len(f.peers) == 0 {
 			return
 		}
-		ctx, cancel := within(ctx, f.c.life)
+		ctx, cancel := mergeCancel(ctx, f.c.ctx)
 		asking, enough := ctx, context.CancelCauseFunc(func(error) {})
-		if f.need > 0 {
+		if f.minResults > 0 {
 			asking, enough = context.WithCancelCause(ctx)
 		}
 		defer f.wg.Wait()
 		defer cancel()
 		defer enough(nil)
 
-		if f.whole { // and need not be woken for each outcome
+		if f.waitForAll { // and need not be woken for each outcome
 			f.askAll(asking)
 			f.wg.Wait()
 		} else {
-			f.answered = make(chan int, len(f.peers))
+			f.done = make(chan int, len(f.peers))
 			f.wg.Go(func() { f.askAll(asking) })
 		}
 		var (
@@ -127,22 +127,22 @@ func (f *fan) run(ctx context.Context) iter.Seq[int] {
 			suspects []int
 		)
 		for i := range f.peers {
-			if !f.whole {
-				i = <-f.answered
+			if !f.waitForAll {
+				i = <-f.done
 			}
-			f.c.trace.asked(f.outcomes[i])
+			f.c.trace.peerDone(f.outcomes[i])
 			if f.outcomes[i].Err == nil {
-				if results++; results == f.need {
-					enough(ErrEnough)
+				if results++; results == f.minResults {
+					enough(ErrEnoughResults)
 				}
 			}
-			if f.suspicious(&f.outcomes[i]) {
+			if f.isSuspect(&f.outcomes[i]) {
 				suspects = append(suspects, i)
 			} else if !yield(i) {
 				return
 			}
 		}
-		f.judge(ctx, suspects, results)
+		f.evictSuspects(ctx, suspects, results)
 		for _, i := range suspects {
 			if !yield(i) {
 				return
@@ -152,35 +152,35 @@ func (f *fan) run(ctx context.Context) iter.Seq[int] {
 }
 
 // askAll asks the peers, as many at once as the scheduler allows.
-func (f *fan) askAll(ctx context.Context) {
+func (f *fanOut) askAll(ctx context.Context) {
 	f.start = time.Now()
 	skip := func(i int, err error) {
 		f.outcomes[i] = Outcome{Server: Server(f.peers[i].Server), Duration: time.Since(f.start)}
-		f.fail(ctx, &f.outcomes[i], err)
-		f.tell(i)
+		f.setError(ctx, &f.outcomes[i], err)
+		f.deliver(i)
 	}
-	if err := f.authorize(ctx, ""); err != nil {
+	if err := f.buildTemplate(ctx, ""); err != nil {
 		for i := range f.peers {
 			skip(i, err)
 		}
 		return
 	}
-	f.first = f.bearer
+	f.initialToken = f.bearer
 	f.slots.Run(ctx, func(i int) {
-		f.ask(ctx, f.peers[i], &f.outcomes[i], f.start)
-		f.tell(i)
+		f.callPeer(ctx, f.peers[i], &f.outcomes[i], f.start)
+		f.deliver(i)
 	}, skip)
 }
 
 // tell says that there is an outcome.
-func (f *fan) tell(i int) {
-	if !f.whole {
-		f.answered <- i
+func (f *fanOut) deliver(i int) {
+	if !f.waitForAll {
+		f.done <- i
 	}
 }
 
 // authorize makes the template, with a token other than the refused one.
-func (f *fan) authorize(ctx context.Context, refused string) error {
+func (f *fanOut) buildTemplate(ctx context.Context, refused string) error {
 	key := f.key
 	key.Audience, key.Cluster = f.c.cfg.PeerAudience, true
 	if refused != "" {
@@ -215,23 +215,23 @@ func (f *fan) authorize(ctx context.Context, refused string) error {
 
 // ask asks one peer, which has been due to be asked since start, repeating as the policy says. It
 // holds a place.
-func (f *fan) ask(ctx context.Context, p *roster.Peer, o *Outcome, start time.Time) {
+func (f *fanOut) callPeer(ctx context.Context, p *membership.Peer, o *Outcome, start time.Time) {
 	*o = Outcome{Server: Server(p.Server)}
-	err := f.persist(ctx, p, o)
+	err := f.withRetry(ctx, p, o)
 	o.Duration = time.Since(start)
-	f.fail(ctx, o, err)
+	f.setError(ctx, o, err)
 }
 
 // fail puts down why there is no result; err is nil if there is one.
-func (f *fan) fail(ctx context.Context, o *Outcome, err error) {
-	o.Err, o.Kind = err, kindOf(err)
+func (f *fanOut) setError(ctx context.Context, o *Outcome, err error) {
+	o.Err, o.Kind = err, classify(err)
 	if err != nil && ctx.Err() != nil {
-		o.Kind = KindCancelled
+		o.Kind = KindCanceled
 		o.Err = fmt.Errorf("peer %q: cancelled: %w", o.Server.ServerID, context.Cause(ctx))
 	}
 }
 
-func (f *fan) persist(ctx context.Context, p *roster.Peer, o *Outcome) error {
+func (f *fanOut) withRetry(ctx context.Context, p *membership.Peer, o *Outcome) error {
 	if p.Err != nil {
 		return p.Err
 	}
@@ -242,29 +242,29 @@ func (f *fan) persist(ctx context.Context, p *roster.Peer, o *Outcome) error {
 	if f.retry != nil {
 		retry = *f.retry
 	}
-	road, start := f.c.roads.peers, time.Now()
+	road, start := f.c.transports.peers, time.Now()
 	for attempt := 1; ; attempt++ {
 		err := f.attempt(ctx, p, road, o)
-		if err == nil || ctx.Err() != nil || !retry.again(f.method, err, attempt, time.Since(start)) {
+		if err == nil || ctx.Err() != nil || !retry.shouldRetry(f.method, err, attempt, time.Since(start)) {
 			return err
 		}
 		f.slots.Released(ctx, func() { _ = f.c.pause(ctx, retry.delay()) })
 		if ctx.Err() != nil {
 			return err
 		}
-		road = f.c.roads.fresh // the pooled connection may be what was wrong
+		road = f.c.transports.newConn // the pooled connection may be what was wrong
 	}
 }
 
 // attempt asks once, or twice if the token of the first request is refused. It is replaced once a
 // call: who refuses a new one as well will go on to, and mST must not pay for it.
-func (f *fan) attempt(ctx context.Context, p *roster.Peer, road http.RoundTripper, o *Outcome) error {
-	a := f.exchange(ctx, p, road, o)
-	if tokenRefused(a.err) && a.bearer == f.first {
-		if err := f.authorize(ctx, a.bearer); err != nil {
+func (f *fanOut) attempt(ctx context.Context, p *membership.Peer, road http.RoundTripper, o *Outcome) error {
+	a := f.admit(ctx, p, road, o)
+	if tokenRefused(a.err) && a.bearer == f.initialToken {
+		if err := f.buildTemplate(ctx, a.bearer); err != nil {
 			return fmt.Errorf("%w (and no other token: %s)", a.err, err.Error()) // not wrapped: the peer did answer
 		}
-		a = f.exchange(ctx, p, road, o)
+		a = f.admit(ctx, p, road, o)
 	}
 	if a.err != nil {
 		return a.err
@@ -272,20 +272,20 @@ func (f *fan) attempt(ctx context.Context, p *roster.Peer, road http.RoundTrippe
 	var err error
 	o.Body, o.Data, err = readEnvelope(a.body, p, f.method)
 	if wrong, ok := errors.AsType[*WrongServerError](err); ok {
-		wrong.Got = f.c.scrub(wrong.Got, a.bearer) // there are servers that repeat what they are sent
+		wrong.Got = f.c.redact(wrong.Got, a.bearer) // there are servers that repeat what they are sent
 	}
 	return err
 }
 
 // An answer is what came of one request.
-type answer struct {
+type reply struct {
 	bearer string // the token that went with it
 	body   []byte
 	err    error
 }
 
 // exchange sends one request if the peer's breaker lets it, or two if the first is hedged.
-func (f *fan) exchange(ctx context.Context, p *roster.Peer, road http.RoundTripper, o *Outcome) answer {
+func (f *fanOut) admit(ctx context.Context, p *membership.Peer, road http.RoundTripper, o *Outcome) reply {
 	timeout := cmp.Or(f.timeout, f.c.cfg.RequestTimeout)
 	left := timeout
 	if end, bounded := ctx.Deadline(); bounded {
@@ -293,9 +293,9 @@ func (f *fan) exchange(ctx context.Context, p *roster.Peer, road http.RoundTripp
 	}
 	now := time.Now()
 	for waited := false; ; waited, now = true, time.Now() {
-		turn, err := f.c.breakers.Allow(p, breaker.Request{Peers: len(f.peers) + f.others, Now: now, Timeout: left, Retry: o.Attempts > 0, Waited: waited})
+		turn, err := f.c.breakers.Allow(p, breaker.Request{Peers: len(f.peers) + f.unasked, Now: now, Timeout: left, Retry: o.Attempts > 0, Waited: waited})
 		if err != nil {
-			return answer{err: hanging(p, err)}
+			return reply{err: circuitOpen(p, err)}
 		}
 		if turn == nil {
 			break
@@ -312,27 +312,27 @@ func (f *fan) exchange(ctx context.Context, p *roster.Peer, road http.RoundTripp
 		})
 		if ctx.Err() != nil {
 			f.c.breakers.Cancel(p, turn)
-			return answer{err: context.Cause(ctx)}
+			return reply{err: context.Cause(ctx)}
 		}
 	}
 	o.Attempts++
-	if f.hedge > 0 {
-		return f.race(ctx, p, road, o, timeout)
+	if f.hedgeAfter > 0 {
+		return f.sendHedged(ctx, p, road, o, timeout)
 	}
-	return f.send(ctx, p, road, now, timeout)
+	return f.sendOnce(ctx, p, road, now, timeout)
 }
 
 // race sends a request, and another if the first is slow.
-func (f *fan) race(ctx context.Context, p *roster.Peer, road http.RoundTripper, o *Outcome, timeout time.Duration) answer {
+func (f *fanOut) sendHedged(ctx context.Context, p *membership.Peer, road http.RoundTripper, o *Outcome, timeout time.Duration) reply {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel() // the slower one
-	answers := make(chan answer, 2)
+	answers := make(chan reply, 2)
 	ended := make(chan struct{})
 	f.wg.Go(func() {
 		defer close(ended)
-		answers <- f.send(ctx, p, road, time.Now(), timeout)
+		answers <- f.sendOnce(ctx, p, road, time.Now(), timeout)
 	})
-	slow := time.NewTimer(f.hedge)
+	slow := time.NewTimer(f.hedgeAfter)
 	defer slow.Stop()
 	for underway := 1; ; {
 		select {
@@ -344,7 +344,7 @@ func (f *fan) race(ctx context.Context, p *roster.Peer, road http.RoundTripper, 
 			if !f.slots.TryAcquire() {
 				continue
 			}
-			if turn, err := f.c.breakers.Allow(p, breaker.Request{Peers: len(f.peers) + f.others, Now: time.Now(), Timeout: timeout - f.hedge}); turn != nil || err != nil {
+			if turn, err := f.c.breakers.Allow(p, breaker.Request{Peers: len(f.peers) + f.unasked, Now: time.Now(), Timeout: timeout - f.hedgeAfter}); turn != nil || err != nil {
 				if turn != nil {
 					f.c.breakers.Cancel(p, turn)
 				}
@@ -355,7 +355,7 @@ func (f *fan) race(ctx context.Context, p *roster.Peer, road http.RoundTripper, 
 			o.Attempts++
 			f.wg.Go(func() {
 				defer f.slots.Release()
-				answers <- f.send(ctx, p, road, time.Now(), timeout-f.hedge)
+				answers <- f.sendOnce(ctx, p, road, time.Now(), timeout-f.hedgeAfter)
 				<-ended // the place that the two had at first may be in use again
 			})
 		}
@@ -363,7 +363,7 @@ func (f *fan) race(ctx context.Context, p *roster.Peer, road http.RoundTripper, 
 }
 
 // send sends one request, and tells the breaker what came of it.
-func (f *fan) send(ctx context.Context, p *roster.Peer, road http.RoundTripper, began time.Time, timeout time.Duration) (a answer) {
+func (f *fanOut) sendOnce(ctx context.Context, p *membership.Peer, road http.RoundTripper, began time.Time, timeout time.Duration) (a reply) {
 	defer func() {
 		given, gaveUp := timeout, ctx.Err() != nil
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
@@ -382,8 +382,8 @@ func (f *fan) send(ctx context.Context, p *roster.Peer, road http.RoundTripper, 
 	f.mu.Lock()
 	bearer, template := f.bearer, f.template
 	var bounded context.Context
-	if f.hedge == 0 {
-		bounded = f.due.in(ctx, began, timeout)
+	if f.hedgeAfter == 0 {
+		bounded = f.deadlines.context(ctx, began, timeout)
 	}
 	f.mu.Unlock()
 	if bounded == nil { // ctx is of this peer alone
@@ -403,23 +403,23 @@ func (f *fan) send(ctx context.Context, p *roster.Peer, road http.RoundTripper, 
 	if f.body != nil {
 		req.Body, _ = req.GetBody() // it has no error
 	}
-	body, err := f.c.send(road, party{"peer", p.ServerID}, req)
-	return answer{bearer, body, err}
+	body, err := f.c.send(road, remote{"peer", p.ServerID}, req)
+	return reply{bearer, body, err}
 }
 
 // A deadline gives requests that begin at about the same moment one context, for a timer of its
 // own would cost each of them more than the rest of what is done for it here. Nobody is given
 // less time than he is due but for a fiftieth of it, and 5 ms at most.
-type deadline struct {
-	ctx     context.Context    //nolint:containedctx // of one call, within which it begins and ends
-	release context.CancelFunc // not needed: what it would release goes with the call
-	until   time.Time          // when the next one is due
+type sharedDeadline struct {
+	ctx        context.Context    //nolint:containedctx // of one call, within which it begins and ends
+	cancel     context.CancelFunc // not needed: what it would release goes with the call
+	validUntil time.Time          // when the next one is due
 }
 
-func (d *deadline) in(call context.Context, now time.Time, timeout time.Duration) context.Context {
-	if d.ctx == nil || now.After(d.until) {
-		d.ctx, d.release = context.WithDeadline(call, now.Add(timeout))
-		d.until = now.Add(min(timeout/50, 5*time.Millisecond))
+func (d *sharedDeadline) context(call context.Context, now time.Time, timeout time.Duration) context.Context {
+	if d.ctx == nil || now.After(d.validUntil) {
+		d.ctx, d.cancel = context.WithDeadline(call, now.Add(timeout))
+		d.validUntil = now.Add(min(timeout/50, 5*time.Millisecond))
 	}
 	return d.ctx
 }

@@ -39,7 +39,7 @@ func TestJointData(t *testing.T) {
 			return answering(`{` + answers[n.ID] + `"server":{"serverId":"` + n.ID + `"}}`)
 		}))
 		for i, n := range w.Nodes { // the later in the order of servers, the earlier in time
-			w.Network.Fault(clustertest.Any, n.Host, clustertest.Slow(time.Duration(8-i)*time.Second))
+			w.Network.Fault(clustertest.Any, n.Host, clustertest.Delay(time.Duration(8-i)*time.Second))
 		}
 		res := rpc(t, w.Nodes[0], cluster.Request{Path: "/things"})
 		if len(res.Failures) != 0 {
@@ -67,10 +67,10 @@ func TestResponseAsJSON(t *testing.T) {
 				"node-4": answering(`{"data":"b"}`),
 				"node-5": http.NotFoundHandler(),
 			}[n.ID]
-		}), clustertest.WithOptions(cluster.WithEviction(cluster.Eviction{Off: true})))
+		}), clustertest.WithOptions(cluster.WithEviction(cluster.Eviction{Disabled: true})))
 		w.Network.Down("node-5:8080")
 		res := rpc(t, w.Nodes[0], cluster.Request{Path: "/things"})
-		server := func(i int) string { return marshal(t, w.Listed()[i-1]) }
+		server := func(i int) string { return marshal(t, w.Registered()[i-1]) }
 		want := `{"data":["a"],` +
 			`"results":[{"result":{"data":["a"],"server":{"serverId":"node-2"},"more":1.50},"server":` + server(2) + `}],` +
 			`"failures":[` +
@@ -79,7 +79,7 @@ func TestResponseAsJSON(t *testing.T) {
 			`{"error":{"message":"peer \"node-4\" gave an unusable answer to GET http://node-4:8080/mds/v1: it does not say which server it is from",` +
 			`"kind":"malformed","attempts":1,"evicted":false},"server":` + server(4) + `},` +
 			`{"error":{"message":"peer \"node-5\" cannot be reached by GET http://node-5:8080/mds/v1/things: dial tcp node-5:8080: connect: connection refused",` +
-			`"kind":"refused","attempts":2,"evicted":false,"spared":"eviction is off"},"server":` + server(5) + `}]}`
+			`"kind":"refused","attempts":2,"evicted":false,"evictionSkipped":"eviction is off"},"server":` + server(5) + `}]}`
 		if diff := cmp.Diff(want, marshal(t, res)); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
 		}
@@ -140,8 +140,8 @@ func TestBody(t *testing.T) {
 						n.Reply(w, r, nil)
 					})
 				}))
-				w.Network.Fault(clustertest.Any, w.Nodes[1].Host, clustertest.Times(1, clustertest.Reset))
-				w.Network.Fault(clustertest.Any, w.Nodes[2].Host, clustertest.Times(1, clustertest.Status(403)))
+				w.Network.Fault(clustertest.Any, w.Nodes[1].Host, clustertest.FirstN(1, clustertest.Reset))
+				w.Network.Fault(clustertest.Any, w.Nodes[2].Host, clustertest.FirstN(1, clustertest.Status(403)))
 				res := rpc(t, w.Nodes[0], cluster.Request{Method: http.MethodPut, Path: "/things", Body: tt.body})
 				if len(res.Results) != 3 {
 					t.Errorf("failures: %v", failures(res))
@@ -309,21 +309,21 @@ func TestEveryFault(t *testing.T) {
 	for name, tt := range map[string]struct {
 		fault    clustertest.Fault
 		method   string
-		kind     cluster.Kind // "": a result
+		kind     cluster.Kind
 		attempts int
 		took     time.Duration
 		evicted  bool
 	}{
-		"none":                        {nil, "GET", "", 1, 0, false},
+		"none":                        {nil, "GET", cluster.KindOK, 1, 0, false},
 		"refused":                     {clustertest.Refuse, "GET", cluster.KindRefused, 2, 10 * time.Millisecond, true},
-		"refused once":                {clustertest.Times(1, clustertest.Refuse), "POST", "", 2, 10 * time.Millisecond, false},
+		"refused once":                {clustertest.FirstN(1, clustertest.Refuse), "POST", cluster.KindOK, 2, 10 * time.Millisecond, false},
 		"hanging":                     {clustertest.Hang, "GET", cluster.KindTimeout, 1, timeout, true},
-		"slow":                        {clustertest.Slow(9 * time.Second), "GET", "", 1, 9 * time.Second, false},
-		"too slow":                    {clustertest.Slow(11 * time.Second), "GET", cluster.KindTimeout, 1, timeout, true},
-		"slow, then refused":          {clustertest.Chain(clustertest.Slow(time.Second), clustertest.Refuse), "GET", cluster.KindRefused, 2, 2*time.Second + 10*time.Millisecond, true},
-		"broken":                      {clustertest.Reset, "GET", cluster.KindBroken, 2, 10 * time.Millisecond, true},
-		"broken once":                 {clustertest.Times(1, clustertest.Reset), "GET", "", 2, 10 * time.Millisecond, false},
-		"broken, maybe executed":      {clustertest.Reset, "POST", cluster.KindBroken, 1, 0, true},
+		"slow":                        {clustertest.Delay(9 * time.Second), "GET", cluster.KindOK, 1, 9 * time.Second, false},
+		"too slow":                    {clustertest.Delay(11 * time.Second), "GET", cluster.KindTimeout, 1, timeout, true},
+		"slow, then refused":          {clustertest.Chain(clustertest.Delay(time.Second), clustertest.Refuse), "GET", cluster.KindRefused, 2, 2*time.Second + 10*time.Millisecond, true},
+		"broken":                      {clustertest.Reset, "GET", cluster.KindConnectionLost, 2, 10 * time.Millisecond, true},
+		"broken once":                 {clustertest.FirstN(1, clustertest.Reset), "GET", cluster.KindOK, 2, 10 * time.Millisecond, false},
+		"broken, maybe executed":      {clustertest.Reset, "POST", cluster.KindConnectionLost, 1, 0, true},
 		"400":                         {clustertest.Status(400), "GET", cluster.KindStatus, 1, 0, false},
 		"401":                         {clustertest.Status(401), "GET", cluster.KindStatus, 2, 0, false},
 		"403":                         {clustertest.Status(403), "GET", cluster.KindStatus, 2, 0, false},
@@ -332,7 +332,7 @@ func TestEveryFault(t *testing.T) {
 		"500":                         {clustertest.Status(500), "GET", cluster.KindStatus, 1, 0, false}, // the npm module evicts it
 		"503":                         {clustertest.Status(503), "GET", cluster.KindStatus, 1, 0, false}, // the npm module evicts it
 		"a redirect":                  {clustertest.Answer(http.RedirectHandler("http://node-2:8080/mds/v1/things", http.StatusFound)), "GET", cluster.KindStatus, 1, 0, false},
-		"another server":              {clustertest.Instead("node-2:8080"), "GET", cluster.KindWrongServer, 1, 0, false}, // the npm module lets it disappear
+		"another server":              {clustertest.RouteTo("node-2:8080"), "GET", cluster.KindWrongServer, 1, 0, false}, // the npm module lets it disappear
 		"garbage":                     {clustertest.Answer(answering("<html>")), "GET", cluster.KindMalformed, 1, 0, false},
 		"nothing":                     {clustertest.Answer(answering("")), "GET", cluster.KindMalformed, 1, 0, false},
 		"not an object":               {clustertest.Answer(answering("[1]")), "GET", cluster.KindMalformed, 1, 0, false},
@@ -345,14 +345,14 @@ func TestEveryFault(t *testing.T) {
 		"truncated":                   {clustertest.Truncate(5), "GET", cluster.KindMalformed, 1, 0, false},
 		"stalled after the headers":   {clustertest.Stall(0), "GET", cluster.KindTimeout, 1, timeout, false},
 		"stalled half-way":            {clustertest.Stall(5), "GET", cluster.KindTimeout, 1, timeout, false},
-		"an address nobody knows":     {clustertest.Instead("nowhere:8080"), "GET", cluster.KindRefused, 2, 10 * time.Millisecond, true},
-		"a handler that panics":       {clustertest.Answer(crashing()), "POST", cluster.KindBroken, 1, 0, true},
+		"an address nobody knows":     {clustertest.RouteTo("nowhere:8080"), "GET", cluster.KindRefused, 2, 10 * time.Millisecond, true},
+		"a handler that panics":       {clustertest.Answer(crashing()), "POST", cluster.KindConnectionLost, 1, 0, true},
 		"an answer without a content": {clustertest.Answer(status(204)), "GET", cluster.KindMalformed, 1, 0, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := clustertest.Start(t, 5, clustertest.WithHandler(anyMethod),
-					clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxAnswer = 1 << 20 }))
+					clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxResponseBytes = 1 << 20 }))
 				from, to := w.Nodes[0], w.Nodes[2]
 				rpc(t, from, cluster.Request{Path: "/things"}) // so that there are tokens
 				seen := keepLedger(w)
@@ -371,13 +371,13 @@ func TestEveryFault(t *testing.T) {
 					}
 				}
 				wantOnce(t, res, w.Nodes[1:])
-				if got.Kind != tt.kind || got.Attempts != tt.attempts || got.Duration != tt.took || got.Evicted != tt.evicted || got.Spared != nil {
-					t.Errorf("got kind %q, %d attempts, %v, evicted %t, spared %v, want %+v", got.Kind, got.Attempts, got.Duration, got.Evicted, got.Spared, tt)
+				if got.Kind != tt.kind || got.Attempts != tt.attempts || got.Duration != tt.took || got.Evicted != tt.evicted || got.EvictionSkipped != nil {
+					t.Errorf("got kind %q, %d attempts, %v, evicted %t, spared %v, want %+v", got.Kind, got.Attempts, got.Duration, got.Evicted, got.EvictionSkipped, tt)
 				}
 				if n := len(seen.of(tt.method, from.Host, to.Host)); n != tt.attempts {
 					t.Errorf("%d requests to it, and %d attempts", n, tt.attempts)
 				}
-				if (got.Err == nil) != (tt.kind == "") || (got.Body == nil) != (got.Err != nil) || !isKind(got.Err, tt.kind) {
+				if (got.Err == nil) != (tt.kind == cluster.KindOK) || (got.Body == nil) != (got.Err != nil) || !isKind(got.Err, tt.kind) {
 					t.Errorf("error %#v", got.Err)
 				}
 				if known := len(from.Servers()); known != 5 && !tt.evicted || known != 4 && tt.evicted {
@@ -393,20 +393,20 @@ func isKind(err error, kind cluster.Kind) bool {
 	_, unreachable := errors.AsType[*cluster.UnreachableError](err)
 	se, status := errors.AsType[*cluster.StatusError](err)
 	wrong, other := errors.AsType[*cluster.WrongServerError](err)
-	_, answer := errors.AsType[*cluster.AnswerError](err)
+	_, answer := errors.AsType[*cluster.InvalidResponseError](err)
 	switch kind {
-	case cluster.KindRefused, cluster.KindBroken:
+	case cluster.KindRefused, cluster.KindConnectionLost:
 		return unreachable
 	case cluster.KindTimeout:
 		return (unreachable || answer) && errors.Is(err, context.DeadlineExceeded)
 	case cluster.KindStatus:
-		return status && se.Party == `peer "node-3"` && se.Code >= 300
+		return status && se.Remote == `peer "node-3"` && se.Code >= 300
 	case cluster.KindWrongServer:
 		return other && wrong.Want == "node-3" && wrong.Got == "node-2"
 	case cluster.KindMalformed:
 		return answer
 	case cluster.KindTooLarge:
-		return answer && errors.Is(err, cluster.ErrTooLarge)
+		return answer && errors.Is(err, cluster.ErrResponseTooLarge)
 	}
 	return err == nil
 }
@@ -436,7 +436,7 @@ func TestCallEndsEarly(t *testing.T) {
 				w := clustertest.Start(t, 5)
 				n := w.Nodes[0]
 				w.Network.Fault(n.Host, w.Nodes[2].Host, clustertest.Hang)
-				w.Network.Fault(n.Host, w.Nodes[3].Host, clustertest.Slow(5*time.Second))
+				w.Network.Fault(n.Host, w.Nodes[3].Host, clustertest.Delay(5*time.Second))
 				w.Network.Fault(n.Host, w.Nodes[4].Host, clustertest.Stall(3))
 				ctx, cancel := tt.end(t.Context(), n)
 				defer cancel()
@@ -450,8 +450,8 @@ func TestCallEndsEarly(t *testing.T) {
 					t.Errorf("results (-want +got):\n%s", diff)
 				}
 				for _, o := range res.Failures {
-					if o.Kind != cluster.KindCancelled || !errors.Is(o.Err, tt.want) || o.Evicted || o.Spared != nil || o.Duration != time.Second {
-						t.Errorf("%s: %s, %v, evicted %t, spared %v after %v", o.Server.ServerID, o.Kind, o.Err, o.Evicted, o.Spared, o.Duration)
+					if o.Kind != cluster.KindCanceled || !errors.Is(o.Err, tt.want) || o.Evicted || o.EvictionSkipped != nil || o.Duration != time.Second {
+						t.Errorf("%s: %s, %v, evicted %t, spared %v after %v", o.Server.ServerID, o.Kind, o.Err, o.Evicted, o.EvictionSkipped, o.Duration)
 					}
 				}
 			})
@@ -474,7 +474,7 @@ func TestCallEndsEarly(t *testing.T) {
 			attempts := 0
 			for _, o := range res.Failures {
 				attempts += o.Attempts
-				if o.Kind != cluster.KindCancelled || !errors.Is(o.Err, context.DeadlineExceeded) || o.Duration != time.Second {
+				if o.Kind != cluster.KindCanceled || !errors.Is(o.Err, context.DeadlineExceeded) || o.Duration != time.Second {
 					t.Errorf("%s: %s, %v, %d attempts in %v", o.Server.ServerID, o.Kind, o.Err, o.Attempts, o.Duration)
 				}
 			}
@@ -494,7 +494,7 @@ func TestCallEndsEarly(t *testing.T) {
 			}
 			wantOnce(t, res, w.Nodes[1:])
 			for _, o := range res.Failures {
-				if o.Kind != cluster.KindCancelled || !errors.Is(o.Err, errEnough) || o.Attempts != 0 {
+				if o.Kind != cluster.KindCanceled || !errors.Is(o.Err, errEnough) || o.Attempts != 0 {
 					t.Errorf("%s: %s, %v, %d attempts", o.Server.ServerID, o.Kind, o.Err, o.Attempts)
 				}
 			}
@@ -507,9 +507,9 @@ func TestCallEndsEarly(t *testing.T) {
 func TestEveryPeerOnce(t *testing.T) {
 	faults := map[string]clustertest.Fault{
 		"none": nil, "refuse": clustertest.Refuse, "hang": clustertest.Hang, "reset": clustertest.Reset,
-		"slow": clustertest.Slow(3 * time.Second), "500": clustertest.Status(500), "403": clustertest.Status(403),
-		"once refused": clustertest.Times(1, clustertest.Refuse), "twice refused": clustertest.Times(2, clustertest.Refuse),
-		"other": clustertest.Instead("node-1:8080"), "garbage": clustertest.Answer(answering("?")),
+		"slow": clustertest.Delay(3 * time.Second), "500": clustertest.Status(500), "403": clustertest.Status(403),
+		"once refused": clustertest.FirstN(1, clustertest.Refuse), "twice refused": clustertest.FirstN(2, clustertest.Refuse),
+		"other": clustertest.RouteTo("node-1:8080"), "garbage": clustertest.Answer(answering("?")),
 		"truncate": clustertest.Truncate(9), "stall": clustertest.Stall(9),
 	}
 	names := slices.Sorted(func(yield func(string) bool) {
@@ -532,7 +532,7 @@ func TestEveryPeerOnce(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := clustertest.Start(t, 1+len(broken), clustertest.WithHandler(anyMethod),
 				clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = inFlight }),
-				clustertest.WithOptions(cluster.WithEviction(cluster.Eviction{MaxShare: share})))
+				clustertest.WithOptions(cluster.WithEviction(cluster.Eviction{MaxSuspectFraction: share})))
 			n := w.Nodes[0]
 			for i, name := range broken {
 				w.Network.Fault(n.Host, w.Nodes[1+i].Host, faults[name])
@@ -582,10 +582,10 @@ func TestStream(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := clustertest.Start(t, 6)
 			n := w.Nodes[0]
-			w.Network.Fault(n.Host, w.Nodes[1].Host, clustertest.Slow(3*time.Second))
+			w.Network.Fault(n.Host, w.Nodes[1].Host, clustertest.Delay(3*time.Second))
 			w.Network.Fault(n.Host, w.Nodes[2].Host, clustertest.Refuse)
-			w.Network.Fault(n.Host, w.Nodes[3].Host, clustertest.Chain(clustertest.Slow(2*time.Second), clustertest.Status(500)))
-			w.Network.Fault(n.Host, w.Nodes[5].Host, clustertest.Slow(time.Second))
+			w.Network.Fault(n.Host, w.Nodes[3].Host, clustertest.Chain(clustertest.Delay(2*time.Second), clustertest.Status(500)))
+			w.Network.Fault(n.Host, w.Nodes[5].Host, clustertest.Delay(time.Second))
 			type arrival struct {
 				ID string
 				At time.Duration
@@ -608,7 +608,7 @@ func TestStream(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := clustertest.Start(t, 6)
 			n := w.Nodes[0]
-			w.Network.Fault(n.Host, w.Nodes[1].Host, clustertest.Slow(time.Second))
+			w.Network.Fault(n.Host, w.Nodes[1].Host, clustertest.Delay(time.Second))
 			for _, peer := range w.Nodes[2:] {
 				w.Network.Fault(n.Host, peer.Host, clustertest.Hang)
 			}
@@ -779,10 +779,10 @@ func TestHangingPeerCostsOneTimeout(t *testing.T) {
 }
 
 func TestRetry(t *testing.T) {
-	never := cluster.Retry{Max: -1}
-	reference := cluster.RetryReference()
-	thrice := cluster.Retry{Max: 3, Delay: time.Second}
-	conflicts := cluster.Retry{When: func(method string, err error) bool {
+	never := cluster.Retry{MaxRetries: -1}
+	reference := cluster.RetryNPM()
+	thrice := cluster.Retry{MaxRetries: 3, Delay: time.Second}
+	conflicts := cluster.Retry{RetryIf: func(method string, err error) bool {
 		se, ok := errors.AsType[*cluster.StatusError](err)
 		return ok && se.Code == 409 && method == "PUT"
 	}}
@@ -797,7 +797,7 @@ func TestRetry(t *testing.T) {
 	}{
 		"default: cannot be dialled":           {cluster.Retry{}, "GET", clustertest.Refuse, 0, 2, 0, 10 * time.Millisecond},
 		"default: cannot be dialled, POST":     {cluster.Retry{}, "POST", clustertest.Refuse, 0, 2, 0, 10 * time.Millisecond},
-		"default: POST, the second goes well":  {cluster.Retry{}, "POST", clustertest.Times(1, clustertest.Refuse), 0, 2, 1, 10 * time.Millisecond},
+		"default: POST, the second goes well":  {cluster.Retry{}, "POST", clustertest.FirstN(1, clustertest.Refuse), 0, 2, 1, 10 * time.Millisecond},
 		"default: breaks, GET":                 {cluster.Retry{}, "GET", clustertest.Reset, 0, 2, 2, 10 * time.Millisecond},
 		"default: breaks, PUT":                 {cluster.Retry{}, "PUT", clustertest.Reset, 0, 2, 2, 10 * time.Millisecond},
 		"default: breaks, DELETE":              {cluster.Retry{}, "DELETE", clustertest.Reset, 0, 2, 2, 10 * time.Millisecond},
@@ -814,7 +814,7 @@ func TestRetry(t *testing.T) {
 		"reference: 503":                       {reference, "POST", clustertest.Status(503), 0, 3, 0, 2 * time.Second},
 		"reference: 429":                       {reference, "POST", clustertest.Status(429), 0, 3, 0, 2 * time.Second},
 		"reference: 404":                       {reference, "GET", clustertest.Status(404), 0, 1, 0, 0},
-		"reference: the third goes well":       {reference, "POST", clustertest.Times(2, clustertest.Status(500)), 0, 3, 1, 2 * time.Second},
+		"reference: the third goes well":       {reference, "POST", clustertest.FirstN(2, clustertest.Status(500)), 0, 3, 1, 2 * time.Second},
 		"reference: none begins after 50 s":    {reference, "GET", clustertest.Hang, 30 * time.Second, 2, 0, 61 * time.Second},
 		"never":                                {never, "GET", clustertest.Refuse, 0, 1, 0, 0},
 		"thrice":                               {thrice, "GET", clustertest.Refuse, 0, 4, 0, 3 * time.Second},
@@ -832,10 +832,10 @@ func TestRetry(t *testing.T) {
 					var executed atomic.Int64
 					ofNode, req := tt.retry, cluster.Request{Method: tt.method, Path: "/things", Timeout: tt.timeout}
 					if own {
-						ofNode, req.Retry = cluster.Retry{Max: 7, Delay: time.Minute}, &tt.retry
+						ofNode, req.Retry = cluster.Retry{MaxRetries: 7, Delay: time.Minute}, &tt.retry
 					}
 					w := clustertest.Start(t, 2,
-						clustertest.WithOptions(cluster.WithRetry(ofNode), cluster.WithEviction(cluster.Eviction{Off: true})),
+						clustertest.WithOptions(cluster.WithRetry(ofNode), cluster.WithEviction(cluster.Eviction{Disabled: true})),
 						clustertest.WithHandler(func(n *clustertest.Node) http.Handler {
 							return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 								executed.Add(1)
@@ -856,7 +856,7 @@ func TestRetry(t *testing.T) {
 	}
 	t.Run("the pause ends with the call", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			w := clustertest.Start(t, 2, clustertest.WithOptions(cluster.WithRetry(cluster.RetryReference())))
+			w := clustertest.Start(t, 2, clustertest.WithOptions(cluster.WithRetry(cluster.RetryNPM())))
 			w.Network.Down(w.Nodes[1].Host)
 			ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)
 			defer cancel()
@@ -865,7 +865,7 @@ func TestRetry(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if o := onlyFailure(t, res); time.Since(start) != 1500*time.Millisecond || o.Kind != cluster.KindCancelled || o.Attempts != 2 {
+			if o := onlyFailure(t, res); time.Since(start) != 1500*time.Millisecond || o.Kind != cluster.KindCanceled || o.Attempts != 2 {
 				t.Errorf("%s after %v and %d attempts", o.Kind, time.Since(start), o.Attempts)
 			}
 		})
@@ -903,9 +903,9 @@ func TestRefusedToken(t *testing.T) {
 				rpc(t, n, cluster.Request{Path: "/things"})
 				old := seen.of("GET", n.Host, w.Nodes[1].Host)[0].Header.Get("Authorization")
 				for i, peer := range w.Nodes[1:] { // one after the other: the last when the new one is long there
-					w.Network.Fault(n.Host, peer.Host, clustertest.When(func(r *http.Request) bool {
+					w.Network.Fault(n.Host, peer.Host, clustertest.If(func(r *http.Request) bool {
 						return r.Header.Get("Authorization") == old
-					}, clustertest.Chain(clustertest.Slow(time.Duration(1+i)*time.Second), clustertest.Status(code))))
+					}, clustertest.Chain(clustertest.Delay(time.Duration(1+i)*time.Second), clustertest.Status(code))))
 				}
 				fetched := len(seen.of("POST", n.Host, clustertest.TokenHost))
 				res := rpc(t, n, cluster.Request{Method: "POST", Path: "/things"})
@@ -934,7 +934,7 @@ func TestRefusedForGood(t *testing.T) {
 				w := clustertest.Start(t, 7, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = inFlight }))
 				n := w.Nodes[0]
 				rpc(t, n, cluster.Request{Path: "/things"})
-				w.Network.Fault(n.Host, clustertest.Any, clustertest.When(func(r *http.Request) bool {
+				w.Network.Fault(n.Host, clustertest.Any, clustertest.If(func(r *http.Request) bool {
 					return strings.HasPrefix(r.URL.Host, "node-")
 				}, clustertest.Status(403)))
 				seen := keepLedger(w)
@@ -942,8 +942,8 @@ func TestRefusedForGood(t *testing.T) {
 					res := rpc(t, n, cluster.Request{Path: "/things"})
 					wantOnce(t, res, w.Nodes[1:])
 					for _, o := range res.Failures {
-						if se, ok := errors.AsType[*cluster.StatusError](o.Err); !ok || se.Code != 403 || o.Kind != cluster.KindStatus || o.Evicted || o.Spared != nil {
-							t.Errorf("%s: %s, %v, evicted %t, spared %v", o.Server.ServerID, o.Kind, o.Err, o.Evicted, o.Spared)
+						if se, ok := errors.AsType[*cluster.StatusError](o.Err); !ok || se.Code != 403 || o.Kind != cluster.KindStatus || o.Evicted || o.EvictionSkipped != nil {
+							t.Errorf("%s: %s, %v, evicted %t, spared %v", o.Server.ServerID, o.Kind, o.Err, o.Evicted, o.EvictionSkipped)
 						}
 					}
 					if len(res.Failures) != 6 || len(n.Servers()) != 7 {
@@ -1044,8 +1044,8 @@ func TestNoToken(t *testing.T) {
 					}
 					wantOnce(t, res, w.Nodes[1:])
 					for _, o := range res.Failures {
-						if _, ok := errors.AsType[*cluster.TokenError](o.Err); !ok || o.Kind != cluster.KindNoToken || o.Attempts != 0 || o.Evicted || o.Spared != nil {
-							t.Errorf("%s: %s, %v, %d attempts, evicted %t, spared %v", o.Server.ServerID, o.Kind, o.Err, o.Attempts, o.Evicted, o.Spared)
+						if _, ok := errors.AsType[*cluster.TokenError](o.Err); !ok || o.Kind != cluster.KindNoToken || o.Attempts != 0 || o.Evicted || o.EvictionSkipped != nil {
+							t.Errorf("%s: %s, %v, %d attempts, evicted %t, spared %v", o.Server.ServerID, o.Kind, o.Err, o.Attempts, o.Evicted, o.EvictionSkipped)
 						}
 					}
 					if len(res.Failures) != nodes-1 || len(n.Servers()) != nodes {
@@ -1071,7 +1071,7 @@ func TestNoToken(t *testing.T) {
 			}
 			wantOnce(t, res, w.Nodes[1:])
 			for _, o := range res.Failures {
-				if o.Kind != cluster.KindCancelled || !errors.Is(o.Err, context.DeadlineExceeded) {
+				if o.Kind != cluster.KindCanceled || !errors.Is(o.Err, context.DeadlineExceeded) {
 					t.Errorf("%s: %s, %v", o.Server.ServerID, o.Kind, o.Err)
 				}
 			}
@@ -1108,13 +1108,13 @@ func once(res *cluster.Response, asked []*clustertest.Node) (problems []string) 
 	times := map[string]int{}
 	for _, o := range res.Results {
 		times[o.Server.ServerID]++
-		if o.Err != nil || o.Kind != "" {
+		if o.Err != nil || o.Kind != cluster.KindOK {
 			problems = append(problems, fmt.Sprintf("%s is a result with %s, %v", o.Server.ServerID, o.Kind, o.Err))
 		}
 	}
 	for _, o := range res.Failures {
 		times[o.Server.ServerID]++
-		if o.Err == nil || o.Kind == "" {
+		if o.Err == nil || o.Kind == cluster.KindOK || o.Kind == "" {
 			problems = append(problems, fmt.Sprintf("%s is a failure without a reason: kind %q, %v", o.Server.ServerID, o.Kind, o.Err))
 		}
 	}
@@ -1195,14 +1195,14 @@ func TestPanicLosesNoPlace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		n := w.Nodes[0]
-		w.Network.Fault(n.Host, w.Nodes[1].Host, clustertest.Times(1, clustertest.Refuse))
+		w.Network.Fault(n.Host, w.Nodes[1].Host, clustertest.FirstN(1, clustertest.Refuse))
 		func() {
 			defer func() {
 				if recover() == nil {
 					t.Error("nobody panicked")
 				}
 			}()
-			rpc(t, n, cluster.Request{Path: "/things", Retry: &cluster.Retry{When: func(string, error) bool { panic("of the caller's") }}})
+			rpc(t, n, cluster.Request{Path: "/things", Retry: &cluster.Retry{RetryIf: func(string, error) bool { panic("of the caller's") }}})
 		}()
 		if got := cluster.PlacesTaken(n.Cluster); got != 0 {
 			t.Errorf("%d places are taken", got)

@@ -71,7 +71,7 @@ func simulate(t *testing.T, seed uint64) {
 	s := &simulation{t: t, rand: rand.New(rand.NewPCG(seed, 0)), start: time.Now()}
 	s.World = clustertest.Start(t, simulatedNodes,
 		clustertest.WithLease(simulatedLease),
-		clustertest.WithTokenLife(simulatedLease), // shorter than the longest troubles
+		clustertest.WithTokenTTL(simulatedLease), // shorter than the longest troubles
 		clustertest.WithOptions(cluster.WithTrace(s.count())))
 	for _, n := range s.Nodes {
 		s.members = append(s.members, &member{Node: n, living: true})
@@ -139,10 +139,10 @@ func (s *simulation) count() *cluster.Trace {
 				s.lost.Add(1)
 			}
 		},
-		Renewed:     func(time.Duration, time.Duration) { s.renewed.Add(1) },
-		RenewFailed: func(error, time.Duration) { s.missed.Add(1) },
-		Evicted:     s.checkEvicted,
-		Spared:      func(cluster.Server, error) { s.spared.Add(1) },
+		Renewed:         func(time.Duration, time.Duration) { s.renewed.Add(1) },
+		RenewFailed:     func(error, time.Duration) { s.missed.Add(1) },
+		Evicted:         s.checkEvicted,
+		EvictionSkipped: func(cluster.Server, error) { s.spared.Add(1) },
 	}
 }
 
@@ -150,7 +150,7 @@ func (s *simulation) count() *cluster.Trace {
 // must be another, newer entry.
 func (s *simulation) checkEvicted(gone cluster.Server) {
 	s.evicted.Add(1)
-	for _, listed := range s.Listed() {
+	for _, listed := range s.Registered() {
 		if listed.ServerID == gone.ServerID && !listed.UpdatedAt.After(gone.UpdatedAt) {
 			s.t.Errorf("%v: %s was evicted, but mIT lists it", time.Since(s.start), gone.ServerID)
 		}
@@ -259,7 +259,7 @@ func (s *simulation) die() {
 
 func (s *simulation) revive(m *member) {
 	s.happened("%s is back", m.ID)
-	m.Reboot()
+	m.StartUnregistered()
 	s.register(m)
 }
 
@@ -362,7 +362,7 @@ func (s *simulation) halve() {
 
 func (s *simulation) forget() {
 	s.happened("the registry loses its memory")
-	s.ForgetAll()
+	s.ResetRegistry()
 }
 
 func (s *simulation) troubleRegistry() {
@@ -406,8 +406,8 @@ func (s *simulation) trouble(host string, lasts time.Duration) {
 		{"refuses connections", clustertest.Refuse},
 		{"hangs", clustertest.Hang},
 		{"answers 500", clustertest.Status(500)},
-		{"answers half of the time", clustertest.Sometimes(0.5, s.rand.Uint64(), clustertest.Status(503))},
-		{"does what it is asked and breaks off now and then", clustertest.Sometimes(0.2, s.rand.Uint64(), clustertest.Reset)},
+		{"answers half of the time", clustertest.WithProbability(0.5, s.rand.Uint64(), clustertest.Status(503))},
+		{"does what it is asked and breaks off now and then", clustertest.WithProbability(0.2, s.rand.Uint64(), clustertest.Reset)},
 	}
 	f := faults[s.rand.IntN(len(faults))]
 	s.happened("%s %s for %v", host, f.name, lasts)
@@ -469,7 +469,7 @@ func (s *simulation) account(caller string, asked []string, outcomes []cluster.O
 		switch {
 		case o.Err == nil:
 			s.results.Add(1)
-		case o.Kind == "":
+		case o.Kind == cluster.KindOK:
 			s.t.Errorf("%s: failure of %s has no kind: %v", caller, o.Server.ServerID, o.Err)
 		default:
 			s.failures.Add(1)
@@ -495,7 +495,7 @@ func idsOfOutcomes(outcomes []cluster.Outcome) []string {
 
 // look checks what must hold at any time, of every living node that has registered.
 func (s *simulation) look() {
-	now, listed := time.Now(), idsOf(s.Listed())
+	now, listed := time.Now(), idsOf(s.Registered())
 	for _, m := range s.living() {
 		status := m.Status()
 		if status.RenewedAt.IsZero() {
@@ -533,7 +533,7 @@ func (s *simulation) settle() {
 	// when it was last asked.
 	time.Sleep(simulatedLease)
 	synctest.Wait()
-	listed := idsOf(s.Listed())
+	listed := idsOf(s.Registered())
 	living := make([]string, 0, len(s.members))
 	dead := make(map[string]time.Time) // until when the registry may list it
 	for _, m := range s.members {
@@ -574,7 +574,7 @@ func (s *simulation) settle() {
 	// Once the leases of the dead have run out, and all have renewed since, all lists are one.
 	time.Sleep(simulatedGrace - simulatedLease + simulatedLease)
 	synctest.Wait()
-	if listed := idsOf(s.Listed()); !slices.Equal(listed, living) {
+	if listed := idsOf(s.Registered()); !slices.Equal(listed, living) {
 		s.t.Errorf("the registry lists %v, living are %v", listed, living)
 	}
 	for _, m := range s.living() {

@@ -8,28 +8,28 @@ import (
 
 // roads are how requests leave this node. They are round trippers, not clients: no redirect is
 // followed, with our token, to where nobody was checked.
-type roads struct {
+type transports struct {
 	backend http.RoundTripper // towards mST and mIT
 	peers   http.RoundTripper
-	fresh   http.RoundTripper // towards peers, on a new connection for each request
-	own     []*http.Transport // those of them that nobody else uses
+	newConn http.RoundTripper // towards peers, on a new connection for each request
+	owned   []*http.Transport // those of them that nobody else uses
 }
 
 // newRoads gives all requests the transport of hc, or if that is nil ones of our own.
-func newRoads(hc *http.Client, policy PeerPolicy, inFlight int) roads {
+func newTransports(hc *http.Client, policy PeerPolicy, inFlight int) transports {
 	if hc != nil {
 		rt := hc.Transport
 		if rt == nil {
 			rt = http.DefaultTransport
 		}
-		return roads{backend: rt, peers: rt, fresh: rt}
+		return transports{backend: rt, peers: rt, newConn: rt}
 	}
 	backend := newTransport(net.Dialer{}, 4)
 	backend.Proxy = http.ProxyFromEnvironment
-	peers := newTransport(net.Dialer{Control: policy.control}, max(2, inFlight/16))
-	fresh := newTransport(net.Dialer{Control: policy.control}, 0)
+	peers := newTransport(net.Dialer{Control: policy.dialControl}, max(2, inFlight/16))
+	fresh := newTransport(net.Dialer{Control: policy.dialControl}, 0)
 	fresh.DisableKeepAlives = true
-	return roads{backend, peers, fresh, []*http.Transport{backend, peers, fresh}}
+	return transports{backend, peers, fresh, []*http.Transport{backend, peers, fresh}}
 }
 
 func newTransport(dialer net.Dialer, idlePerHost int) *http.Transport {
@@ -43,8 +43,8 @@ func newTransport(dialer net.Dialer, idlePerHost int) *http.Transport {
 	}
 }
 
-func (r roads) close() {
-	for _, t := range r.own {
+func (r transports) close() {
+	for _, t := range r.owned {
 		t.CloseIdleConnections()
 	}
 }

@@ -37,7 +37,7 @@ func TestForgedAnnouncementEvictsNobody(t *testing.T) {
 				t.Errorf("%s knows %d of 4 servers", n.ID, got)
 			}
 		}
-		if got := len(w.Listed()); got != 4 {
+		if got := len(w.Registered()); got != 4 {
 			t.Errorf("mIT lists %d of 4 servers", got)
 		}
 	})
@@ -55,16 +55,16 @@ func TestAnnouncedServerIsEvicted(t *testing.T) {
 		if len(res.Failures) != 1 || !res.Failures[0].Evicted {
 			t.Errorf("failures %v, want node-3, evicted", res.Failures)
 		}
-		if got := len(w.Listed()); got != 2 {
+		if got := len(w.Registered()); got != 2 {
 			t.Errorf("mIT lists %d servers, want 2", got)
 		}
 	})
 }
 
-// With AskRegistry, a node believes neither an announcement nor a report that somebody is gone.
+// With VerifyWithRegistry, a node believes neither an announcement nor a report that somebody is gone.
 func TestHintsOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := clustertest.Start(t, 3, clustertest.WithOptions(cluster.WithPeerPolicy(cluster.PeerPolicy{AskRegistry: true})))
+		w := clustertest.Start(t, 3, clustertest.WithOptions(cluster.WithPeerPolicy(cluster.PeerPolicy{VerifyWithRegistry: true})))
 		synctest.Wait()
 		n := w.Nodes[0]
 		announceAs(t, w, n, fmt.Sprintf(`{"id":%q,"publicBaseUrl":"x","servers":[{"serverId":"stranger","clusterBaseUrl":"http://nowhere:1"}]}`, mit.ResourceID("mds")))

@@ -77,7 +77,7 @@ func makers() map[string]func(context.Context, place) (fanout, error) {
 	things := cluster.Request{Path: "/things"}
 	return map[string]func(context.Context, place) (fanout, error){
 		ours:             newMember(things),
-		hedged:           newMember(cluster.Request{Path: things.Path, Hedge: 20 * time.Millisecond}),
+		hedged:           newMember(cluster.Request{Path: things.Path, HedgeAfter: 20 * time.Millisecond}),
 		yardstick:        newLoop(loop{}, tuned, plainGetter),
 		bounded:          newLoop(loop{places: semaphore.NewWeighted(256)}, tuned, plainGetter),
 		defaultTransport: newLoop(loop{}, untuned, plainGetter),

@@ -44,13 +44,13 @@ func enter(ctx context.Context, p place, req cluster.Request) (fanout, error) {
 		RegistryURL:    p.Registry, RegistryAudience: "mIT", PeerAudience: "mds", Issuer: p.Issuer,
 		ClientID: "mds", ClientSecret: "secret", ClientAccessKey: "key", ClientAudience: "mds",
 	}, cluster.WithHTTPClient(client), cluster.WithTrace(&cluster.Trace{
-		StateChanged: func(_, _ cluster.Status) { count() },
-		Renewed:      func(_, _ time.Duration) { count() },
-		RenewFailed:  func(error, time.Duration) { count() },
-		Asked:        func(cluster.Outcome) { m.asked.Add(1) },
-		Evicted:      func(cluster.Server) { count() },
-		Spared:       func(cluster.Server, error) { count() },
-		TokenFetched: func(cluster.TokenKey, error) { count() },
+		StateChanged:    func(_, _ cluster.Status) { count() },
+		Renewed:         func(_, _ time.Duration) { count() },
+		RenewFailed:     func(error, time.Duration) { count() },
+		PeerDone:        func(cluster.Outcome) { m.asked.Add(1) },
+		Evicted:         func(cluster.Server) { count() },
+		EvictionSkipped: func(cluster.Server, error) { count() },
+		TokenFetched:    func(cluster.TokenKey, error) { count() },
 	}))
 	if err != nil {
 		return nil, err

@@ -24,9 +24,9 @@ func ExampleStart() {
 	}
 	fmt.Println("answered:", res.Results[0].Server.ServerID)
 	fmt.Println("evicted:", res.Failures[0].Server.ServerID, res.Failures[0].Evicted)
-	fmt.Println("left in the registry:", len(w.Listed()))
+	fmt.Println("left in the registry:", len(w.Registered()))
 	dead.Restart()
-	fmt.Println("after the restart:", len(w.Listed()), "and", len(asker.Servers()), "known to", asker.ID)
+	fmt.Println("after the restart:", len(w.Registered()), "and", len(asker.Servers()), "known to", asker.ID)
 	// Output:
 	// answered: node-3
 	// evicted: node-2 true

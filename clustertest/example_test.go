@@ -31,7 +31,7 @@ func ExampleNetwork() {
 		fmt.Println(string(body))
 	}
 	get()
-	n.Fault("mds-2:8080", "mds-1:8080", clustertest.Times(1, clustertest.Refuse))
+	n.Fault("mds-2:8080", "mds-1:8080", clustertest.FirstN(1, clustertest.Refuse))
 	get()
 	get()
 	// Output:

@@ -64,7 +64,7 @@ func Reset(next http.RoundTripper) http.RoundTripper {
 }
 
 // Slow has requests wait for d before they go on, or until their contexts end.
-func Slow(d time.Duration) Fault {
+func Delay(d time.Duration) Fault {
 	return func(next http.RoundTripper) http.RoundTripper {
 		return RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
 			if err := sleep(req.Context(), d); err != nil {
@@ -130,7 +130,7 @@ func routeOf(req *http.Request) route {
 // Instead brings requests to another host than they were meant for, as when an address was taken
 // over by another server. They still name the first one, in their Host. What is down or cut
 // counts for the other host; the faults of the way there don't.
-func Instead(host string) Fault {
+func RouteTo(host string) Fault {
 	return func(next http.RoundTripper) http.RoundTripper {
 		return RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
 			other, u := *req, *req.URL
@@ -215,7 +215,7 @@ func (b *cutBody) Close() error {
 
 // Times has the first n requests meet f, and lets the others pass. It counts anew wherever it is
 // put in place.
-func Times(n int, f Fault) Fault {
+func FirstN(n int, f Fault) Fault {
 	return func(next http.RoundTripper) http.RoundTripper {
 		var met atomic.Int64
 		return either(f, next, func(*http.Request) bool { return met.Add(1) <= int64(n) })
@@ -224,7 +224,7 @@ func Times(n int, f Fault) Fault {
 
 // When has the requests meet f that match, and lets the others pass. match may be called from
 // any goroutine, and leaves the body alone.
-func When(match func(*http.Request) bool, f Fault) Fault {
+func If(match func(*http.Request) bool, f Fault) Fault {
 	return func(next http.RoundTripper) http.RoundTripper { return either(f, next, match) }
 }
 
@@ -234,7 +234,7 @@ func When(match func(*http.Request) bool, f Fault) Fault {
 //
 // Whether the i-th request from one host to another meets f depends on the seed, the two hosts
 // and i alone, so that a simulation repeats itself however its goroutines are scheduled.
-func Sometimes(p float64, seed uint64, f Fault) Fault {
+func WithProbability(p float64, seed uint64, f Fault) Fault {
 	return func(next http.RoundTripper) http.RoundTripper {
 		var mu sync.Mutex
 		count := make(map[route]uint64)

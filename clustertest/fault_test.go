@@ -35,12 +35,12 @@ func TestFaults(t *testing.T) {
 		{name: "hang", fault: clustertest.Hang, err: context.DeadlineExceeded, took: timeout},
 		{name: "reset", fault: clustertest.Reset, err: syscall.ECONNRESET, handled: true},
 		{name: "reset of a long answer", fault: clustertest.Reset, url: "http://long", err: syscall.ECONNRESET, handled: true},
-		{name: "slow", fault: clustertest.Slow(time.Second), body: "from a", took: time.Second, handled: true},
-		{name: "too slow", fault: clustertest.Slow(time.Minute), err: context.DeadlineExceeded, took: timeout},
+		{name: "slow", fault: clustertest.Delay(time.Second), body: "from a", took: time.Second, handled: true},
+		{name: "too slow", fault: clustertest.Delay(time.Minute), err: context.DeadlineExceeded, took: timeout},
 		{name: "answer", fault: clustertest.Answer(answering("garbage")), body: "garbage"},
 		{name: "answer for an unknown host", fault: clustertest.Answer(answering("garbage")), url: "http://x", body: "garbage"},
-		{name: "instead", fault: clustertest.Instead("b"), body: "from b"},
-		{name: "instead a removed host", fault: clustertest.Instead("gone"), err: syscall.ECONNREFUSED},
+		{name: "instead", fault: clustertest.RouteTo("b"), body: "from b"},
+		{name: "instead a removed host", fault: clustertest.RouteTo("gone"), err: syscall.ECONNREFUSED},
 		{name: "truncate", fault: clustertest.Truncate(4), body: "from", err: io.ErrUnexpectedEOF, handled: true},
 		{name: "truncate to nothing", fault: clustertest.Truncate(0), err: io.ErrUnexpectedEOF, handled: true},
 		{name: "truncate to all", fault: clustertest.Truncate(6), body: "from a", handled: true},
@@ -52,7 +52,7 @@ func TestFaults(t *testing.T) {
 		{name: "stall a long answer", fault: clustertest.Stall(99 << 10), url: "http://long", body: long[:99<<10], err: context.DeadlineExceeded, took: timeout, handled: true},
 		{
 			name:  "chain",
-			fault: clustertest.Chain(clustertest.Slow(time.Second), clustertest.Slow(time.Second), clustertest.Refuse, clustertest.Slow(time.Second)),
+			fault: clustertest.Chain(clustertest.Delay(time.Second), clustertest.Delay(time.Second), clustertest.Refuse, clustertest.Delay(time.Second)),
 			err:   syscall.ECONNREFUSED, took: 2 * time.Second,
 		},
 		{name: "empty chain", fault: clustertest.Chain(), body: "from a", handled: true},
@@ -113,7 +113,7 @@ func TestInsteadKeepsTheRequest(t *testing.T) {
 			body, _ := io.ReadAll(r.Body)
 			fmt.Fprint(w, strings.Join([]string{r.Host, r.RequestURI, r.RemoteAddr, string(body)}, " "))
 		}))
-		n.Fault("c:1", "a:1", clustertest.Instead("b"))
+		n.Fault("c:1", "a:1", clustertest.RouteTo("b"))
 		fetch(t, &n, "c:1", "http://a:1/p?q").want(t, "a:1 /p?q c:49152 ping", nil, 0)
 
 		n.Cut("c:1", "a:1") // not the way it takes
@@ -146,7 +146,7 @@ func TestTimes(t *testing.T) {
 		var n clustertest.Network
 		n.Handle("a", answering("a"))
 		n.Handle("b", answering("b"))
-		twice := clustertest.Times(2, clustertest.Refuse)
+		twice := clustertest.FirstN(2, clustertest.Refuse)
 		n.Fault("c", "a", twice)
 		n.Fault("c", "b", twice) // counts for itself
 		for _, host := range []string{"a", "b"} {
@@ -165,7 +165,7 @@ func TestWhen(t *testing.T) {
 		var n clustertest.Network
 		n.Handle("a", answering("a"))
 		bad := func(req *http.Request) bool { return req.URL.Path == "/bad" }
-		n.Fault("b", "a", clustertest.When(bad, clustertest.Times(1, clustertest.Refuse)))
+		n.Fault("b", "a", clustertest.If(bad, clustertest.FirstN(1, clustertest.Refuse)))
 		fetch(t, &n, "b", "http://a/good").want(t, "a", nil, 0)
 		fetch(t, &n, "b", "http://a/bad").want(t, "", syscall.ECONNREFUSED, 0)
 		fetch(t, &n, "b", "http://a/bad").want(t, "a", nil, 0)
@@ -179,7 +179,7 @@ func TestSometimes(t *testing.T) {
 		t.Helper()
 		var n clustertest.Network
 		n.Handle("a", answering("a"))
-		n.Fault(clustertest.Any, clustertest.Any, clustertest.Sometimes(p, seed, clustertest.Refuse))
+		n.Fault(clustertest.Any, clustertest.Any, clustertest.WithProbability(p, seed, clustertest.Refuse))
 		send := func(i int) {
 			o := fetch(t, &n, []string{"b", "c"}[i], "http://a")
 			pattern[i] = append(pattern[i], o.err != nil)
@@ -234,7 +234,7 @@ func TestFaultOutsideNetwork(t *testing.T) {
 			passed.Add(1)
 			return nil, syscall.EHOSTUNREACH
 		})
-		f := clustertest.Chain(clustertest.Sometimes(0, 1, clustertest.Hang), clustertest.Times(1, clustertest.Answer(answering("a"))))
+		f := clustertest.Chain(clustertest.WithProbability(0, 1, clustertest.Hang), clustertest.FirstN(1, clustertest.Answer(answering("a"))))
 		client := &http.Client{Transport: f(next)}
 		req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://a", nil)
 		resp, err := client.Do(req)

@@ -527,7 +527,7 @@ func TestDeadlineWins(t *testing.T) {
 		var n clustertest.Network
 		n.Handle("a", http.HandlerFunc(func(http.ResponseWriter, *http.Request) { time.Sleep(timeout) }))
 		n.Handle("b", answering("b"))
-		n.Fault(clustertest.Any, "b", clustertest.Slow(timeout))
+		n.Fault(clustertest.Any, "b", clustertest.Delay(timeout))
 		for range 50 {
 			fetch(t, &n, "c", "http://a").want(t, "", context.DeadlineExceeded, timeout)
 			fetch(t, &n, "c", "http://b").want(t, "", context.DeadlineExceeded, timeout)
@@ -596,8 +596,8 @@ func (c *closer) Close() error { c.closed.Add(1); return nil }
 func TestRequestBodyClosed(t *testing.T) {
 	faults := map[string]clustertest.Fault{
 		"none": nil, "refuse": clustertest.Refuse, "hang": clustertest.Hang, "reset": clustertest.Reset,
-		"slow": clustertest.Slow(time.Second), "too slow": clustertest.Slow(time.Hour),
-		"status": clustertest.Status(500), "instead": clustertest.Instead("b"), "nowhere": clustertest.Instead("x"),
+		"slow": clustertest.Delay(time.Second), "too slow": clustertest.Delay(time.Hour),
+		"status": clustertest.Status(500), "instead": clustertest.RouteTo("b"), "nowhere": clustertest.RouteTo("x"),
 		"truncate": clustertest.Truncate(1), "stall": clustertest.Stall(1),
 	}
 	for name, f := range faults {
@@ -711,7 +711,7 @@ func TestConcurrent(t *testing.T) {
 		var over atomic.Int64
 		n.Observe(func(clustertest.Exchange) { over.Add(1) })
 		n.Fault(clustertest.Any, clustertest.Any, clustertest.Chain(
-			clustertest.Slow(10*time.Millisecond), clustertest.Sometimes(.1, 1, clustertest.Hang)))
+			clustertest.Delay(10*time.Millisecond), clustertest.WithProbability(.1, 1, clustertest.Hang)))
 		var wg sync.WaitGroup
 		for i, from := range hosts {
 			wg.Go(func() {

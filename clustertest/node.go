@@ -69,7 +69,7 @@ func (n *Node) Kill() {
 // Restart starts a killed node again, under its id and at its place, and registers it.
 func (n *Node) Restart() {
 	n.world.t.Helper()
-	n.Reboot()
+	n.StartUnregistered()
 	if _, err := n.Register(n.world.t.Context()); err != nil {
 		n.world.t.Fatalf("registering %s again: %v", n.ID, err)
 	}
@@ -77,7 +77,7 @@ func (n *Node) Restart() {
 
 // Reboot starts a node again, under its id and at its place, whether it was killed or still runs.
 // It serves from then on, but has yet to register: for tests in which that takes its time.
-func (n *Node) Reboot() {
+func (n *Node) StartUnregistered() {
 	n.world.t.Helper()
 	_ = n.Close() // it returns nil
 	n.make()

@@ -68,16 +68,16 @@ func WithType(typ string) Option { return optionFunc(func(o *options) { o.typ = 
 func WithLease(d time.Duration) Option { return optionFunc(func(o *options) { o.lease = d }) }
 
 // WithTokenLife sets how long access tokens are good for, a day by default.
-func WithTokenLife(d time.Duration) Option { return optionFunc(func(o *options) { o.tokenLife = d }) }
+func WithTokenTTL(d time.Duration) Option { return optionFunc(func(o *options) { o.tokenLife = d }) }
 
 // WithConfig has edit change the configuration of each node before it is made.
 func WithConfig(edit func(*cluster.Config)) Option {
 	return optionFunc(func(o *options) { o.configure = edit })
 }
 
-// WithEnvOf has the node of that id mirror its status into the environment of the process, as
+// WithProcessEnv has the node of that id mirror its status into the environment of the process, as
 // a node in a process of its own does. All others leave the environment alone.
-func WithEnvOf(id string) Option { return optionFunc(func(o *options) { o.mirrored = id }) }
+func WithProcessEnv(id string) Option { return optionFunc(func(o *options) { o.mirrored = id }) }
 
 // WithOptions gives opts to each node. Nodes have a client of the network unless opts say
 // otherwise.
@@ -92,7 +92,7 @@ func WithHandler(handler func(*Node) http.Handler) Option {
 }
 
 // WithStore has the registry keep its servers in s, instead of in a [mit.Memory] of its own.
-// [World.ForgetAll] then puts an empty one in its place.
+// [World.ResetRegistry] then puts an empty one in its place.
 func WithStore(s mit.Store) Option { return optionFunc(func(o *options) { o.store = s }) }
 
 // A TB is what a world needs of a test. Every [testing.TB] is one, and a program may make its own.
@@ -116,7 +116,7 @@ func Start(t TB, nodes int, opts ...Option) *World {
 	w.memory = w.opts.store
 	var err error
 	w.Tokens, err = mit.NewTokenService(mit.TokenConfig{
-		Issuer: issuer, Key: signingKey, AccessLife: w.opts.tokenLife,
+		Issuer: issuer, Key: signingKey, AccessTokenTTL: w.opts.tokenLife,
 		Clients: []mit.Client{{ID: w.opts.typ, Secret: secretOf(w.opts.typ), Type: w.opts.typ}},
 	})
 	if err != nil {
@@ -162,15 +162,15 @@ func (w *World) Add(opts ...cluster.Option) *Node {
 	return n
 }
 
-// ForgetAll takes the registry's memory, as a restart of one that keeps it there does.
-func (w *World) ForgetAll() {
+// ResetRegistry takes the registry's memory, as a restart of one that keeps it there does.
+func (w *World) ResetRegistry() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.memory = mit.NewMemory()
 }
 
 // Listed are the servers that the registry lists, sorted by id.
-func (w *World) Listed() []cluster.Server {
+func (w *World) Registered() []cluster.Server {
 	w.t.Helper()
 	r, err := w.store().Get(w.t.Context(), mit.ResourceID(w.opts.typ))
 	if err != nil && !errors.Is(err, mit.ErrNotFound) {
@@ -246,6 +246,6 @@ func (s store) Delete(ctx context.Context, id, serverID string) error {
 	return s.w.store().Delete(ctx, id, serverID)
 }
 
-func (s store) DeleteUnless(ctx context.Context, id, serverID string, date time.Time) (*cluster.Server, error) {
-	return s.w.store().DeleteUnless(ctx, id, serverID, date)
+func (s store) DeleteIfUnmodifiedSince(ctx context.Context, id, serverID string, date time.Time) (*cluster.Server, error) {
+	return s.w.store().DeleteIfUnmodifiedSince(ctx, id, serverID, date)
 }

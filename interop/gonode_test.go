@@ -67,7 +67,7 @@ func runNode() error {
 	}
 	opts := []cluster.Option{cluster.WithLogger(log)}
 	if os.Getenv(policyVariable) == "reference" {
-		opts = append(opts, cluster.WithRetry(cluster.RetryReference()), cluster.WithEviction(cluster.Eviction{ServerErrors: true}))
+		opts = append(opts, cluster.WithRetry(cluster.RetryNPM()), cluster.WithEviction(cluster.Eviction{ServerErrors: true}))
 	}
 	c, err := cluster.New(cfg, opts...)
 	if err != nil {

@@ -76,7 +76,7 @@ func lease(d time.Duration) worldOption {
 }
 
 func tokenLife(d time.Duration) worldOption {
-	return func(_ *mit.RegistryConfig, c *mit.TokenConfig) { c.AccessLife = d }
+	return func(_ *mit.RegistryConfig, c *mit.TokenConfig) { c.AccessTokenTTL = d }
 }
 
 func newWorld(t *testing.T, with worldOption) *world {
@@ -86,7 +86,7 @@ func newWorld(t *testing.T, with worldOption) *world {
 	w.url = "http://" + srv.Listener.Addr().String()
 	registry := mit.RegistryConfig{
 		Lease: longLease, Grace: grace, Issuer: w.issuer(), Audience: registryAudience, Keys: []string{signingKey},
-		BasePath: registryPath, BadTokenStatus: http.StatusForbidden,
+		BasePath: registryPath, InvalidTokenStatus: http.StatusForbidden,
 	}
 	tokens := mit.TokenConfig{
 		Issuer: w.issuer(), Key: signingKey,

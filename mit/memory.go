@@ -103,8 +103,8 @@ func (m *Memory) Delete(ctx context.Context, id, serverID string) error {
 	return err
 }
 
-// DeleteUnless implements [Store]. It does not fail.
-func (m *Memory) DeleteUnless(ctx context.Context, id, serverID string, date time.Time) (*cluster.Server, error) {
+// DeleteIfUnmodifiedSince implements [Store]. It does not fail.
+func (m *Memory) DeleteIfUnmodifiedSince(ctx context.Context, id, serverID string, date time.Time) (*cluster.Server, error) {
 	return m.remove(ctx, id, serverID, func(s cluster.Server) bool { return !s.UpdatedAt.After(date) })
 }
 

@@ -14,11 +14,11 @@ import (
 )
 
 func TestMemory(t *testing.T) {
-	storetest.Run(t, func(*testing.T) mit.Store { return mit.NewMemory() }, storetest.Clock{In: synctest.Test})
+	storetest.Run(t, func(*testing.T) mit.Store { return mit.NewMemory() }, storetest.Options{Run: synctest.Test})
 }
 
 func TestMemoryZeroValue(t *testing.T) {
-	storetest.Run(t, func(*testing.T) mit.Store { return new(mit.Memory) }, storetest.Clock{In: synctest.Test, Life: time.Millisecond * 20})
+	storetest.Run(t, func(*testing.T) mit.Store { return new(mit.Memory) }, storetest.Options{Run: synctest.Test, TTL: time.Millisecond * 20})
 }
 
 func TestMemoryLogsExpiry(t *testing.T) {

@@ -85,11 +85,11 @@ type RegistryConfig struct {
 	// to. It may be called from any goroutine. Its error goes to the log, not to the caller,
 	// and must not quote the token.
 	Verify func(token string) (typ string, err error)
-	// BadTokenStatus answers a token that is not, or no longer, good; 401 by default. npm
+	// InvalidTokenStatus answers a token that is not, or no longer, good; 401 by default. npm
 	// nodes keep a token until it nears its end unless they are answered 403: choose that
 	// for a registry whose keys change while they run. A request without any token is
 	// answered 401 whatever this says.
-	BadTokenStatus int
+	InvalidTokenStatus int
 
 	// Logger gets a line for every registration and delete; nothing is logged by default.
 	Logger *zap.Logger
@@ -97,7 +97,7 @@ type RegistryConfig struct {
 
 func (c RegistryConfig) maxServers() int { return cmp.Or(c.MaxServers, 10_000) }
 func (c RegistryConfig) badTokenStatus() int {
-	return cmp.Or(c.BadTokenStatus, http.StatusUnauthorized)
+	return cmp.Or(c.InvalidTokenStatus, http.StatusUnauthorized)
 }
 
 func (c RegistryConfig) grace(lease time.Duration) time.Duration {
@@ -151,7 +151,7 @@ func NewRegistry(store Store, cfg RegistryConfig) (*Registry, error) {
 		errs = append(errs, fmt.Errorf("invalid MaxServers %d: negative", cfg.MaxServers))
 	}
 	if s := cfg.badTokenStatus(); s != http.StatusUnauthorized && s != http.StatusForbidden {
-		errs = append(errs, fmt.Errorf("invalid BadTokenStatus %d: neither 401 nor 403", s))
+		errs = append(errs, fmt.Errorf("invalid InvalidTokenStatus %d: neither 401 nor 403", s))
 	}
 	base := cfg.BasePath
 	if base != "" && (base != path.Clean(base) || base[0] != '/' || strings.ContainsAny(base, "{} ")) {
@@ -388,14 +388,14 @@ func (g *Registry) delete(_ http.ResponseWriter, r *http.Request, typ string) (a
 		if serverID == "" {
 			return nil, refuse(http.StatusBadRequest, "the date stands without a serverId")
 		}
-		newer, err := g.store.DeleteUnless(r.Context(), id, serverID, date)
+		newer, err := g.store.DeleteIfUnmodifiedSince(r.Context(), id, serverID, date)
 		if err != nil {
 			return nil, err
 		}
 		fields = append(fields, zap.String("serverId", serverID), zap.Time("date", date))
 		if newer != nil {
 			g.log.Info("server not deleted: it has renewed since", append(fields, zap.Time("updatedAt", newer.UpdatedAt))...)
-			return wire.Removed{Server: (*wire.Server)(newer)}, nil
+			return wire.DeleteResponse{Server: (*wire.Server)(newer)}, nil
 		}
 	} else {
 		if err := g.store.Delete(r.Context(), id, serverID); err != nil {
@@ -404,8 +404,8 @@ func (g *Registry) delete(_ http.ResponseWriter, r *http.Request, typ string) (a
 		fields = append(fields, zap.String("serverId", serverID))
 	}
 	g.log.Info("server deleted", fields...)
-	data, err := json.Marshal(wire.Ref{ServerID: serverID})
-	return wire.Removed{Data: data}, err
+	data, err := json.Marshal(wire.ServerRef{ServerID: serverID})
+	return wire.DeleteResponse{Data: data}, err
 }
 
 func ownResource(id, typ string) error {

@@ -407,7 +407,7 @@ func TestTokenCheck(t *testing.T) {
 	p := newParty(t, nil)
 	other := newTokens(t, func(c *mit.TokenConfig) { c.Key = "another key" })
 	foreign := newTokens(t, func(c *mit.TokenConfig) { c.Issuer = "http://elsewhere" })
-	old := newTokens(t, func(c *mit.TokenConfig) { c.AccessLife = time.Second })
+	old := newTokens(t, func(c *mit.TokenConfig) { c.AccessTokenTTL = time.Second })
 	ask := map[string]string{"grant_type": "client_credentials", "client_id": "mds-client", "client_secret": secret, "audience": audience}
 	good := askTokens(t, p.tokens, ask)
 	for name, test := range map[string]struct {
@@ -454,7 +454,7 @@ func TestTokenCheck(t *testing.T) {
 
 // A registry that npm nodes use says 403, after which they fetch a new token.
 func TestBadTokenStatus(t *testing.T) {
-	p := newParty(t, func(c *mit.RegistryConfig) { c.BadTokenStatus = http.StatusForbidden })
+	p := newParty(t, func(c *mit.RegistryConfig) { c.InvalidTokenStatus = http.StatusForbidden })
 	checkError(t, send(p.registry, "POST", "/itResources", "x", body("mds", "a")), 403)
 	checkError(t, send(p.registry, "POST", "/itResources", "", body("mds", "a")), 401)
 }
@@ -653,8 +653,8 @@ func TestNewRegistryRefuses(t *testing.T) {
 	}{
 		"nothing": {nil, func(c *mit.RegistryConfig) { *c = mit.RegistryConfig{} }, []string{"store", "Issuer", "Audience", "Keys"}},
 		"values": {mit.NewMemory(), func(c *mit.RegistryConfig) {
-			c.Lease, c.Grace, c.MaxServers, c.BasePath, c.BadTokenStatus, c.Keys = -2, -1, -1, "mIT/", 400, []string{""}
-		}, []string{"Lease", "Grace", "MaxServers", "BasePath", "BadTokenStatus", "Keys"}},
+			c.Lease, c.Grace, c.MaxServers, c.BasePath, c.InvalidTokenStatus, c.Keys = -2, -1, -1, "mIT/", 400, []string{""}
+		}, []string{"Lease", "Grace", "MaxServers", "BasePath", "InvalidTokenStatus", "Keys"}},
 		"long lease": {mit.NewMemory(), func(c *mit.RegistryConfig) { c.Lease = 25 * 24 * time.Hour }, []string{"Lease"}},
 	} {
 		t.Run(name, func(t *testing.T) {

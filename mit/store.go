@@ -51,11 +51,11 @@ type Store interface {
 	// Delete removes a server. It is no error if the server or the resource is not there.
 	Delete(ctx context.Context, id, serverID string) error
 
-	// DeleteUnless removes a server, as Delete does, unless its entry was updated after
+	// DeleteIfUnmodifiedSince removes a server, as Delete does, unless its entry was updated after
 	// date: then it changes nothing and returns that newer entry. The look and the removal
 	// are one step; no renewal comes between them. It returns nil if the server is gone,
 	// or was not there.
-	DeleteUnless(ctx context.Context, id, serverID string, date time.Time) (*cluster.Server, error)
+	DeleteIfUnmodifiedSince(ctx context.Context, id, serverID string, date time.Time) (*cluster.Server, error)
 }
 
 // A Registration is what a server tells the registry about itself, at first and at every

@@ -62,16 +62,16 @@ type TokenConfig struct {
 	// Clients are those who may ask. More can come later, see [TokenService.SetClient].
 	Clients []Client
 
-	// AccessLife and RefreshLife are how long tokens are good for: by default a day, and a
+	// AccessTokenTTL and RefreshTokenTTL are how long tokens are good for: by default a day, and a
 	// month of 30. They count in whole seconds.
-	AccessLife, RefreshLife time.Duration
+	AccessTokenTTL, RefreshTokenTTL time.Duration
 
 	// Logger gets a line for every token given or refused; nothing is logged by default.
 	Logger *zap.Logger
 }
 
-func (c TokenConfig) accessLife() time.Duration  { return cmp.Or(c.AccessLife, 24*time.Hour) }
-func (c TokenConfig) refreshLife() time.Duration { return cmp.Or(c.RefreshLife, 30*24*time.Hour) }
+func (c TokenConfig) accessLife() time.Duration  { return cmp.Or(c.AccessTokenTTL, 24*time.Hour) }
+func (c TokenConfig) refreshLife() time.Duration { return cmp.Or(c.RefreshTokenTTL, 30*24*time.Hour) }
 
 // A TokenService is an mST: an [http.Handler] that answers a POST, at whatever path it is
 // mounted, with an access token and a refresh token.
@@ -121,8 +121,8 @@ func NewTokenService(cfg TokenConfig) (*TokenService, error) {
 	errs := []error{
 		missing("Issuer", cfg.Issuer),
 		missing("Key", cfg.Key),
-		checkLife("AccessLife", cfg.accessLife()),
-		checkLife("RefreshLife", cfg.refreshLife()),
+		checkLife("AccessTokenTTL", cfg.accessLife()),
+		checkLife("RefreshTokenTTL", cfg.refreshLife()),
 	}
 	s := &TokenService{
 		log:     orNop(cfg.Logger),

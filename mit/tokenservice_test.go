@@ -283,7 +283,7 @@ func TestTokenKindsApart(t *testing.T) {
 
 func TestTokenLives(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := newTokens(t, func(c *mit.TokenConfig) { c.AccessLife, c.RefreshLife = time.Minute, time.Hour })
+		s := newTokens(t, func(c *mit.TokenConfig) { c.AccessTokenTTL, c.RefreshTokenTTL = time.Minute, time.Hour })
 		pair := askTokens(t, s, credentials())
 		if pair.ExpiresIn != 60 {
 			t.Errorf("expires_in %d", pair.ExpiresIn)
@@ -366,13 +366,13 @@ func TestTokenLog(t *testing.T) {
 
 func TestNewTokenServiceRefuses(t *testing.T) {
 	_, err := mit.NewTokenService(mit.TokenConfig{
-		AccessLife: time.Millisecond, RefreshLife: -1,
+		AccessTokenTTL: time.Millisecond, RefreshTokenTTL: -1,
 		Clients: []mit.Client{{ID: "twice", Type: "x", Secret: secret}, {ID: "twice"}},
 	})
 	if err == nil {
 		t.Fatal("no error")
 	}
-	for _, part := range []string{"Issuer", "Key", "AccessLife", "RefreshLife", `"twice"`, "client Secret", "client Type"} {
+	for _, part := range []string{"Issuer", "Key", "AccessTokenTTL", "RefreshTokenTTL", `"twice"`, "client Secret", "client Type"} {
 		if !strings.Contains(err.Error(), part) {
 			t.Errorf("%q does not say %s", err, part)
 		}

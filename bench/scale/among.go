@@ -45,7 +45,7 @@ func newCrowd(count int) crowd {
 	return c
 }
 
-// As much as a node reads of an announcement: Config.MaxBody.
+// As much as a node reads of an announcement: Config.MaxRequestBytes.
 const mostRead = 1 << 20
 
 // standIn answers as the server would: to an announcement with the list that it knows if it is to

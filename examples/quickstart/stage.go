@@ -153,7 +153,7 @@ func (s *stage) start(ctx context.Context, name, stock string) (*node, error) {
 		LocalIPv4:        "127.0.0.1",
 		Management:       true,
 		RequestTimeout:   2 * time.Second,
-		RenewalShare:     0.5, // early, so that the story need not wait long for it
+		RenewalFraction:  0.5, // early, so that the story need not wait long for it
 		RegistryURL:      "http://" + s.address + registryPath,
 		RegistryAudience: registryAudience,
 		PeerAudience:     peerAudience,

@@ -9,7 +9,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/mimiktech/cluster/internal/roster"
+	"github.com/mimiktech/cluster/internal/membership"
 )
 
 const (
@@ -41,8 +41,8 @@ type breaker struct {
 	given       time.Duration   // the longest timeout among those, at most Set.timeout
 	waiters     []chan struct{} // requests over the limit; closed when one may try again
 
-	trips   int          // consecutive times it opened; 0 while closed
-	peer    *roster.Peer // as it was when it opened
+	trips   int              // consecutive times it opened; 0 while closed
+	peer    *membership.Peer // as it was when it opened
 	probeAt time.Time
 }
 
@@ -83,7 +83,7 @@ type Request struct {
 // Allow reports whether a request may be sent to p. It returns an *OpenError if the breaker is open,
 // or a channel to wait on before calling Allow again if p has too many requests in flight.
 // A caller that stops waiting, or does not call again, must call Cancel.
-func (s *Set) Allow(p *roster.Peer, r Request) (wait chan struct{}, err error) {
+func (s *Set) Allow(p *membership.Peer, r Request) (wait chan struct{}, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	b := s.peers[p.ServerID]
@@ -104,7 +104,7 @@ func (s *Set) Allow(p *roster.Peer, r Request) (wait chan struct{}, err error) {
 		b.wake(1) // its turn goes to the next one
 		return nil, &OpenError{silent, 0}
 	case b.trips > 0 && min(r.Timeout, s.timeout) <= b.given+b.given/8: // the rest of a call's time varies a little
-		if p.ClusterBaseURL != b.peer.ClusterBaseURL || p.Seen().After(b.peer.Seen()) {
+		if p.ClusterBaseURL != b.peer.ClusterBaseURL || p.LastUpdate().After(b.peer.LastUpdate()) {
 			b.probeAt, b.peer = r.Now, p // it has registered since
 		}
 		if in := b.probeAt.Sub(r.Now); in > 0 || b.inFlight > 0 {
@@ -121,7 +121,7 @@ func (s *Set) Allow(p *roster.Peer, r Request) (wait chan struct{}, err error) {
 }
 
 // Cancel gives up a wait.
-func (s *Set) Cancel(p *roster.Peer, wait chan struct{}) {
+func (s *Set) Cancel(p *membership.Peer, wait chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	b := s.peers[p.ServerID]
@@ -136,7 +136,7 @@ func (s *Set) Cancel(p *roster.Peer, wait chan struct{}) {
 }
 
 // Record reports how an allowed request ended, when it began and how long it might have taken.
-func (s *Set) Record(p *roster.Peer, result Result, began time.Time, timeout time.Duration) {
+func (s *Set) Record(p *membership.Peer, result Result, began time.Time, timeout time.Duration) {
 	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -157,7 +157,7 @@ func (s *Set) Record(p *roster.Peer, result Result, began time.Time, timeout tim
 	}
 }
 
-func (b *breaker) trip(p *roster.Peer, probeAt time.Time) {
+func (b *breaker) trip(p *membership.Peer, probeAt time.Time) {
 	b.trips++
 	b.peer, b.probeAt = p, probeAt
 	b.wake(len(b.waiters)) // to fail

@@ -9,7 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/mimiktech/cluster/internal/roster"
+	"github.com/mimiktech/cluster/internal/membership"
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
@@ -20,7 +20,7 @@ func TestForgetWhoIsGone(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				bs := New(10*time.Second, 16)
 				for i := range 1000 {
-					p := &roster.Peer{Server: wire.Server{ServerID: fmt.Sprint("node-", i)}}
+					p := &membership.Peer{Server: wire.Server{ServerID: fmt.Sprint("node-", i)}}
 					began := time.Now()
 					if turn, err := bs.ask(p, 5, time.Now(), timeout, false, false); turn != nil || err != nil {
 						t.Fatal(turn, err)
@@ -43,7 +43,7 @@ func TestStay(t *testing.T) {
 	bs := New(10*time.Second, 16)
 	round := func() {
 		for i := range peers {
-			p := &roster.Peer{Server: wire.Server{ServerID: fmt.Sprint("node-", i)}}
+			p := &membership.Peer{Server: wire.Server{ServerID: fmt.Sprint("node-", i)}}
 			now := time.Now()
 			if turn, err := bs.ask(p, peers, now, time.Second, false, false); turn != nil || err != nil {
 				t.Fatal(turn, err)
@@ -62,8 +62,8 @@ func TestStay(t *testing.T) {
 func TestBreaker(t *testing.T) {
 	const timeout = 10 * time.Second
 	noAnswer := context.DeadlineExceeded
-	peer := func(at string) *roster.Peer {
-		return &roster.Peer{Server: wire.Server{ServerID: "node-1", ClusterBaseURL: at}}
+	peer := func(at string) *membership.Peer {
+		return &membership.Peer{Server: wire.Server{ServerID: "node-1", ClusterBaseURL: at}}
 	}
 	p := peer("http://a")
 	for name, check := range map[string]func(bs *Set, asks func(int) int){
@@ -161,11 +161,11 @@ func TestBreaker(t *testing.T) {
 	}
 }
 
-func (s *Set) ask(p *roster.Peer, peers int, now time.Time, timeout time.Duration, retry, waited bool) (chan struct{}, error) {
+func (s *Set) ask(p *membership.Peer, peers int, now time.Time, timeout time.Duration, retry, waited bool) (chan struct{}, error) {
 	return s.Allow(p, Request{peers, now, timeout, retry, waited})
 }
 
-func (s *Set) told(p *roster.Peer, err error, gaveUp bool, began time.Time, timeout time.Duration) {
+func (s *Set) told(p *membership.Peer, err error, gaveUp bool, began time.Time, timeout time.Duration) {
 	r := Answered
 	if err != nil && gaveUp {
 		r = Abandoned

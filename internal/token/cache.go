@@ -15,11 +15,11 @@ import (
 )
 
 const (
-	renewBefore = 900 * time.Second // a token with less than this left is renewed
-	retryAfter  = time.Second       // how long a renewal that failed rests, while the old token is good
-	patience    = time.Second       // how long a caller waits for a renewal, while the old token is good
-	fetchLimit  = time.Minute       // a fetch that hangs must not block its key for good
-	maxKeys     = 1024              // customers come and go, and each is a key
+	refreshMargin = 900 * time.Second // a token with less than this left is renewed
+	retryInterval = time.Second       // how long a renewal that failed rests, while the old token is good
+	staleWait     = time.Second       // how long a caller waits for a renewal, while the old token is good
+	fetchTimeout  = time.Minute       // a fetch that hangs must not block its key for good
+	maxKeys       = 1024              // customers come and go, and each is a key
 )
 
 // Key is what a token is kept per.
@@ -63,18 +63,18 @@ func NewCache(life context.Context, fetch Fetch) *Cache {
 // A token that is due but still good outlives a renewal that fails or takes its time: it is
 // given out, and for the next second without trying again. An error is never kept.
 func (c *Cache) Token(ctx context.Context, key Key) (string, error) {
-	e := c.look(key)
+	e := c.get(key)
 	now := time.Now()
 	if e.fresh(now) {
 		return e.access, nil
 	}
 	if ctx.Err() != nil { // don't begin for nobody
-		return "", gaveUp(ctx)
+		return "", waitError(ctx)
 	}
-	done := c.flights.DoChan(flight(key), func() (any, error) { return c.renew(ctx, key) })
+	done := c.flights.DoChan(flightKey(key), func() (any, error) { return c.renew(ctx, key) })
 	var enough <-chan time.Time
 	if e.valid(now) {
-		enough = time.After(patience)
+		enough = time.After(staleWait)
 	}
 	for {
 		select {
@@ -82,9 +82,9 @@ func (c *Cache) Token(ctx context.Context, key Key) (string, error) {
 			access, _ := r.Val.(string)
 			return access, r.Err
 		case <-ctx.Done():
-			return "", gaveUp(ctx)
+			return "", waitError(ctx)
 		case <-enough:
-			if access, ok := c.postpone(key); ok {
+			if access, ok := c.serveStale(key); ok {
 				return access, nil
 			}
 			enough = nil // it expired or was dropped while we waited
@@ -103,7 +103,7 @@ func (c *Cache) Drop(key Key, accessToken string) {
 	}
 }
 
-func (c *Cache) look(key Key) entry {
+func (c *Cache) get(key Key) entry {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.entries[key]
@@ -112,7 +112,7 @@ func (c *Cache) look(key Key) entry {
 // renew is the one flight of key: it gets a token and keeps it. first is the ctx of the caller
 // who began it.
 func (c *Cache) renew(first context.Context, key Key) (string, error) {
-	old := c.look(key)
+	old := c.get(key)
 	now := time.Now()
 	if old.fresh(now) { // another flight landed between look and takeoff
 		return old.access, nil
@@ -121,30 +121,30 @@ func (c *Cache) renew(first context.Context, key Key) (string, error) {
 	if expiry, ok, err := expiryOf(refresh); err == nil && ok && !now.Before(expiry) {
 		refresh = ""
 	}
-	e, err := c.get(first, key, refresh)
-	if err == nil && !c.keep(key, e, old, refresh) {
-		if e, err = c.get(first, key, ""); err == nil {
-			c.keep(key, e, old, "")
+	e, err := c.fetchEntry(first, key, refresh)
+	if err == nil && !c.put(key, e, old, refresh) {
+		if e, err = c.fetchEntry(first, key, ""); err == nil {
+			c.put(key, e, old, "")
 		}
 	}
 	if err == nil {
 		return e.access, nil
 	}
-	if access, ok := c.postpone(key); ok {
+	if access, ok := c.serveStale(key); ok {
 		return access, nil
 	}
 	return "", err
 }
 
 // get does one fetch, within the life of the cache.
-func (c *Cache) get(first context.Context, key Key, refresh string) (entry, error) {
+func (c *Cache) fetchEntry(first context.Context, key Key, refresh string) (entry, error) {
 	if err := context.Cause(c.life); err != nil {
 		return entry{}, err
 	}
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(first))
 	defer cancel(nil)
 	defer context.AfterFunc(c.life, func() { cancel(context.Cause(c.life)) })()
-	ctx, stop := context.WithTimeoutCause(ctx, fetchLimit, fmt.Errorf("no token within %v", fetchLimit))
+	ctx, stop := context.WithTimeoutCause(ctx, fetchTimeout, fmt.Errorf("no token within %v", fetchTimeout))
 	defer stop()
 
 	tok, err := c.fetch(ctx, key, refresh)
@@ -162,7 +162,7 @@ func (c *Cache) get(first context.Context, key Key, refresh string) (entry, erro
 
 // keep makes e the entry of key. It refuses one got with the refresh token of an old entry that
 // was dropped meanwhile; had that one expired, it may be gone for lack of room as well.
-func (c *Cache) keep(key Key, e, old entry, refresh string) bool {
+func (c *Cache) put(key Key, e, old entry, refresh string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if _, held := c.entries[key]; !held {
@@ -178,13 +178,13 @@ func (c *Cache) keep(key Key, e, old entry, refresh string) bool {
 // postpone gives out the token of key although it is due, and sees to it that nobody tries to
 // renew it for a while. It reports false if the token is no good any more. Either way the
 // refresh token has had its chance: client credentials always work.
-func (c *Cache) postpone(key Key) (string, bool) {
+func (c *Cache) serveStale(key Key) (string, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e, held := c.entries[key]
 	now := time.Now()
 	if held && !e.fresh(now) {
-		e.refresh, e.renewAt = "", now.Add(retryAfter)
+		e.refresh, e.renewAt = "", now.Add(retryInterval)
 		c.entries[key] = e
 	}
 	return e.access, e.valid(now)
@@ -232,10 +232,10 @@ func newEntry(tok *oauth2.Token, now time.Time) (entry, error) {
 // margin is how much is left of a token of that life when it is to be renewed. One that would
 // be due in the first third of its life is short-lived: a third is its margin.
 func margin(life time.Duration) time.Duration {
-	if life-renewBefore < life/3 {
+	if life-refreshMargin < life/3 {
 		return life / 3
 	}
-	return renewBefore
+	return refreshMargin
 }
 
 // valid tells whether the token can still be shown; the zero entry has none.
@@ -253,10 +253,10 @@ func (e entry) expiresBefore(o entry) bool {
 }
 
 // flight names a key, no two alike: the parts may hold any character.
-func flight(key Key) string {
+func flightKey(key Key) string {
 	return fmt.Sprintf("%q %t %q", key.Audience, key.Cluster, key.Customer)
 }
 
-func gaveUp(ctx context.Context) error {
+func waitError(ctx context.Context) error {
 	return fmt.Errorf("waiting for a token: %w", context.Cause(ctx))
 }

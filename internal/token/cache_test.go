@@ -162,7 +162,7 @@ func TestKeysAreApart(t *testing.T) {
 		for i, key := range keys {
 			want(t, c, key, fmt.Sprint("token-", i+1))
 			for _, other := range keys[:i] {
-				if flight(key) == flight(other) {
+				if flightKey(key) == flightKey(other) {
 					t.Errorf("%v and %v share flights", key, other)
 				}
 			}
@@ -213,7 +213,7 @@ func TestFailedRenewal(t *testing.T) {
 		if n := s.fetches(); n != 2 {
 			t.Errorf("%d fetches at once, want 2", n)
 		}
-		time.Sleep(retryAfter)
+		time.Sleep(retryInterval)
 		want(t, c, peers(), "token-1")
 		if n := s.fetches(); n != 3 {
 			t.Errorf("%d fetches after a rest, want 3", n)
@@ -261,12 +261,12 @@ func TestSlowRenewal(t *testing.T) {
 
 		start := time.Now()
 		want(t, c, peers(), "token-1")
-		if took := time.Since(start); took != patience {
+		if took := time.Since(start); took != staleWait {
 			t.Errorf("a good token came after %v", took)
 		}
 		want(t, c, peers(), "token-1")
-		if took := time.Since(start); took != patience {
-			t.Errorf("the next one waited too: %v", took-patience)
+		if took := time.Since(start); took != staleWait {
+			t.Errorf("the next one waited too: %v", took-staleWait)
 		}
 		time.Sleep(s.delay)
 		want(t, c, peers(), "token-2")
@@ -281,7 +281,7 @@ func TestSlowRenewalOfADyingToken(t *testing.T) {
 		s := &issuer{life: time.Hour, refresh: true}
 		c := NewCache(t.Context(), s.fetch)
 		want(t, c, peers(), "token-1")
-		time.Sleep(time.Hour - patience/2)
+		time.Sleep(time.Hour - staleWait/2)
 		s.delay = 10 * time.Second
 		want(t, c, peers(), "token-2")
 		if n := s.fetches(); n != 2 {
@@ -296,7 +296,7 @@ func TestHangingFetch(t *testing.T) {
 		c := NewCache(t.Context(), s.fetch)
 		start := time.Now()
 		_, err := c.Token(t.Context(), peers())
-		if took := time.Since(start); took != fetchLimit || err == nil || !strings.Contains(err.Error(), "no token within 1m0s") {
+		if took := time.Since(start); took != fetchTimeout || err == nil || !strings.Contains(err.Error(), "no token within 1m0s") {
 			t.Errorf("after %v: %v", took, err)
 		}
 	})

@@ -53,7 +53,7 @@ type renewal struct {
 // credentials. No error says what the secret or a token is; one from Post, unwrapped, may.
 func (c Client) Fetch(ctx context.Context, key Key, refresh string) (*oauth2.Token, error) {
 	if refresh != "" {
-		tok, err := c.ask(ctx, renewal{refresh, "refresh_token"})
+		tok, err := c.post(ctx, renewal{refresh, "refresh_token"})
 		if err == nil {
 			if tok.RefreshToken == "" { // none in return: the old one goes on
 				tok.RefreshToken = refresh
@@ -61,7 +61,7 @@ func (c Client) Fetch(ctx context.Context, key Key, refresh string) (*oauth2.Tok
 			return tok, nil
 		}
 		if c.Refused == nil || !c.Refused(err) {
-			return nil, hush(err, c.Secret, refresh)
+			return nil, redact(err, c.Secret, refresh)
 		}
 	}
 	body := credentials{
@@ -74,14 +74,14 @@ func (c Client) Fetch(ctx context.Context, key Key, refresh string) (*oauth2.Tok
 	if key.Cluster {
 		body.Type = "cluster"
 	}
-	tok, err := c.ask(ctx, body)
+	tok, err := c.post(ctx, body)
 	if err != nil {
-		return nil, hush(err, c.Secret, refresh)
+		return nil, redact(err, c.Secret, refresh)
 	}
 	return tok, nil
 }
 
-func (c Client) ask(ctx context.Context, body any) (*oauth2.Token, error) {
+func (c Client) post(ctx context.Context, body any) (*oauth2.Token, error) {
 	b, err := c.Post(ctx, body)
 	if err != nil {
 		return nil, err
@@ -167,7 +167,7 @@ func expiryOf(token string) (time.Time, bool, error) {
 	if math.Abs(seconds) > maxUnix {
 		return time.Time{}, false, errors.New("the exp of the token is out of range")
 	}
-	return unix(seconds), true, nil
+	return unixTime(seconds), true, nil
 }
 
 // expiryIn counts expires_in, a number or the text of one, from now.
@@ -186,21 +186,21 @@ func expiryIn(raw json.RawMessage, now time.Time) (time.Time, error) {
 	return now.Add(time.Duration(seconds * float64(time.Second))), nil
 }
 
-func unix(seconds float64) time.Time {
+func unixTime(seconds float64) time.Time {
 	whole, rest := math.Modf(seconds)
 	return time.Unix(int64(whole), int64(rest*1e9))
 }
 
 // hushed is an error whose text quoted a secret: there are servers that echo what they refuse.
-type hushed struct {
+type redactedError struct {
 	text string
 	err  error
 }
 
-func (h *hushed) Error() string { return h.text }
-func (h *hushed) Unwrap() error { return h.err }
+func (h *redactedError) Error() string { return h.text }
+func (h *redactedError) Unwrap() error { return h.err }
 
-func hush(err error, secrets ...string) error {
+func redact(err error, secrets ...string) error {
 	text := err.Error()
 	for _, s := range secrets {
 		if s != "" {
@@ -210,5 +210,5 @@ func hush(err error, secrets ...string) error {
 	if text == err.Error() {
 		return err
 	}
-	return &hushed{text, err}
+	return &redactedError{text, err}
 }

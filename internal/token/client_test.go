@@ -219,7 +219,7 @@ func TestClientInCache(t *testing.T) {
 		p := &post{answers: []any{answer(1), errRefused, answer(2), errDown, answer(3)}}
 		c := NewCache(t.Context(), p.client().Fetch)
 		seen := map[string]bool{}
-		for _, wait := range []time.Duration{0, 46 * time.Minute, time.Hour, retryAfter} {
+		for _, wait := range []time.Duration{0, 46 * time.Minute, time.Hour, retryInterval} {
 			time.Sleep(wait)
 			tok, err := c.Token(t.Context(), peers())
 			if err != nil {

@@ -30,8 +30,8 @@ type sources struct {
 }
 
 func (s *sources) fetch(ctx context.Context, key Key, _ string) (*oauth2.Token, error) {
-	of := s.of(key)
-	done := s.calls.DoChan(flight(key), func() (any, error) {
+	of := s.sourceFor(key)
+	done := s.calls.DoChan(flightKey(key), func() (any, error) {
 		src := of()
 		if src == nil {
 			return nil, errors.New("no token source for this key")
@@ -49,7 +49,7 @@ func (s *sources) fetch(ctx context.Context, key Key, _ string) (*oauth2.Token, 
 
 // of returns what makes the source of key the first time, and remembers it: foreign code must
 // not run under the lock.
-func (s *sources) of(key Key) func() oauth2.TokenSource {
+func (s *sources) sourceFor(key Key) func() oauth2.TokenSource {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if of, ok := s.byKey[key]; ok {

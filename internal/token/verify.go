@@ -24,9 +24,9 @@ type Claims struct {
 
 // Verifier checks tokens that mST signed. It may be used from any goroutine.
 type Verifier struct {
-	keys   jwt.VerificationKeySet
-	parser *jwt.Parser
-	broken error // why no token can be checked
+	keys      jwt.VerificationKeySet
+	parser    *jwt.Parser
+	configErr error // why no token can be checked
 }
 
 // NewVerifier makes a Verifier of tokens from issuer for audience, signed HS256 with any of
@@ -41,17 +41,17 @@ func NewVerifier(issuer, audience string, keys ...string) *Verifier {
 		jwt.WithAudience(audience),
 	)}
 	for _, key := range keys {
-		if key != "" && !public(key) {
+		if key != "" && !isPublicKey(key) {
 			v.keys.Keys = append(v.keys.Keys, []byte(key))
 		}
 	}
 	switch { // the parser takes an empty issuer to mean any
 	case issuer == "":
-		v.broken = errors.New("no issuer to check tokens against")
+		v.configErr = errors.New("no issuer to check tokens against")
 	case audience == "":
-		v.broken = errors.New("no audience to check tokens against")
+		v.configErr = errors.New("no audience to check tokens against")
 	case len(v.keys.Keys) == 0:
-		v.broken = errors.New("no key to check tokens with")
+		v.configErr = errors.New("no key to check tokens with")
 	}
 	return v
 }
@@ -59,22 +59,22 @@ func NewVerifier(issuer, audience string, keys ...string) *Verifier {
 // Verify returns the claims of token if it is good. The error says why it is not, without
 // quoting it.
 func (v *Verifier) Verify(token string) (Claims, error) {
-	if v.broken != nil {
-		return Claims{}, v.broken
+	if v.configErr != nil {
+		return Claims{}, v.configErr
 	}
 	var p payload
 	// The set tries its keys on the signature alone, so that what is wrong with the claims of
 	// a token signed with the second is not hidden by the failure of the first.
 	t, err := v.parser.ParseWithClaims(token, &p, func(*jwt.Token) (any, error) { return v.keys, nil })
 	if err != nil {
-		return Claims{}, why(err, t, &p)
+		return Claims{}, describeError(err, t, &p)
 	}
-	p.claims.ExpiresAt = unix(*p.expires)
+	p.claims.ExpiresAt = unixTime(*p.expires)
 	return p.claims, nil
 }
 
 // why says in our own words what is wrong: those of the parser may quote the token.
-func why(err error, t *jwt.Token, p *payload) error {
+func describeError(err error, t *jwt.Token, p *payload) error {
 	if bad, ok := errors.AsType[claimError](err); ok {
 		return bad
 	}
@@ -176,13 +176,13 @@ func date(seconds *float64) *jwt.NumericDate {
 	if seconds == nil {
 		return nil
 	}
-	return &jwt.NumericDate{Time: unix(*seconds)}
+	return &jwt.NumericDate{Time: unixTime(*seconds)}
 }
 
 func outOfRange(seconds *float64) bool { return seconds != nil && math.Abs(*seconds) > maxUnix }
 
 // public tells whether a key is one that its owner gives away.
-func public(key string) bool {
+func isPublicKey(key string) bool {
 	return strings.Contains(key, "-----BEGIN") &&
 		(strings.Contains(key, "PUBLIC KEY-----") || strings.Contains(key, "CERTIFICATE-----"))
 }

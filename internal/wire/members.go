@@ -12,7 +12,7 @@ import (
 // of an object, or each element of an array, without a name. The JSON must be valid, as what
 // encoding/json hands to an UnmarshalJSON is: having it read anew on each level of nesting is what
 // made long lists expensive. Of anything else the pieces mean nothing, but they come to an end.
-func Members(b []byte) iter.Seq2[[]byte, []byte] {
+func Each(b []byte) iter.Seq2[[]byte, []byte] {
 	return func(yield func(name, value []byte) bool) {
 		if len(b) == 0 || b[0] != '{' && b[0] != '[' {
 			return
@@ -86,7 +86,7 @@ func textEnd(b []byte, i int) int {
 
 // Text reads a text; ok tells whether it is one. Null is none either, but leaves what was there,
 // as encoding/json has it.
-func Text(value []byte, before string) (t string, ok bool) {
+func DecodeString(value []byte, before string) (t string, ok bool) {
 	if plain, ok := plainText(value); ok {
 		return string(plain), true
 	}
@@ -98,11 +98,11 @@ func Text(value []byte, before string) (t string, ok bool) {
 }
 
 // Same tells whether a value is that text.
-func Same(value []byte, text string) bool {
+func EqualString(value []byte, text string) bool {
 	if plain, ok := plainText(value); ok {
 		return string(plain) == text
 	}
-	t, ok := Text(value, "")
+	t, ok := DecodeString(value, "")
 	return ok && t == text && string(value) != "null"
 }
 
@@ -123,7 +123,7 @@ func plainText(value []byte) ([]byte, bool) {
 
 // Field is which of these fields a name stands for, "" if none: encoding/json does not mind the
 // case of a name. It tells also how it is spelled.
-func Field(name []byte, fields ...string) (known, spelled string) {
+func MatchField(name []byte, fields ...string) (known, spelled string) {
 	if plain, ok := plainText(name); ok {
 		for _, f := range fields {
 			if string(plain) == f {
@@ -132,7 +132,7 @@ func Field(name []byte, fields ...string) (known, spelled string) {
 		}
 		spelled = string(plain)
 	} else {
-		spelled, _ = Text(name, "")
+		spelled, _ = DecodeString(name, "")
 	}
 	for _, f := range fields {
 		if strings.EqualFold(spelled, f) {

@@ -26,18 +26,18 @@ func FuzzMembers(f *testing.F) {
 		}
 		got := map[string]json.RawMessage{}
 		if trimmed := bytes.TrimSpace(data); trimmed[0] == '{' {
-			for name, value := range wire.Members(trimmed) {
-				text, ok := wire.Text(name, "")
+			for name, value := range wire.Each(trimmed) {
+				text, ok := wire.DecodeString(name, "")
 				if !ok {
 					t.Fatalf("%s has a name %s", data, name)
 				}
 				got[text] = value
 				var is *string
 				if json.Unmarshal(value, &is) != nil || is == nil {
-					if wire.Same(value, "") {
+					if wire.EqualString(value, "") {
 						t.Errorf("%s is taken for a text", value)
 					}
-				} else if !wire.Same(value, *is) || wire.Same(value, *is+"x") {
+				} else if !wire.EqualString(value, *is) || wire.EqualString(value, *is+"x") {
 					t.Errorf("%s is not taken for %q", value, *is)
 				}
 			}
@@ -58,7 +58,7 @@ func TestMembersOfALongText(t *testing.T) {
 	const lines = 4 << 20
 	text := []byte(`{"data":"` + strings.Repeat(`\n`, lines) + `","server":{"serverId":"a"}}`)
 	began, members := time.Now(), 0
-	for range wire.Members(text) {
+	for range wire.Each(text) {
 		members++
 	}
 	if took := time.Since(began); members != 2 || took > 10*time.Second {

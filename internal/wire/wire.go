@@ -66,36 +66,36 @@ func (s *Server) UnmarshalJSON(b []byte) error {
 		return err
 	}
 	*s = in.Server
-	s.CreatedAt, _ = time.Parse(time.RFC3339, in.created)
-	s.UpdatedAt, _ = time.Parse(time.RFC3339, in.updated)
+	s.CreatedAt, _ = time.Parse(time.RFC3339, in.createdAtText)
+	s.UpdatedAt, _ = time.Parse(time.RFC3339, in.updatedAtText)
 	return nil
 }
 
 // An entry is a server with its dates as they are spelled.
 type entry struct {
 	Server
-	created, updated string
+	createdAtText, updatedAtText string
 }
 
 // readEntry reads the entry of a server, which is kept.
 func readEntry(raw json.RawMessage) (entry, error) {
 	in := entry{Server: Server{Raw: raw}}
-	for name, value := range Members(raw) {
+	for name, value := range Each(raw) {
 		var ok bool
-		known, _ := Field(name, "serverId", "clusterBaseUrl", "location", "createdAt", "updatedAt")
+		known, _ := MatchField(name, "serverId", "clusterBaseUrl", "location", "createdAt", "updatedAt")
 		switch known {
 		case "serverId":
-			if in.ServerID, ok = Text(value, in.ServerID); !ok {
+			if in.ServerID, ok = DecodeString(value, in.ServerID); !ok {
 				return entry{}, errors.New("server whose serverId is no text")
 			}
 		case "clusterBaseUrl":
-			in.ClusterBaseURL, _ = Text(value, in.ClusterBaseURL)
+			in.ClusterBaseURL, _ = DecodeString(value, in.ClusterBaseURL)
 		case "location":
 			in.Location = value
 		case "createdAt":
-			in.created, _ = Text(value, in.created)
+			in.createdAtText, _ = DecodeString(value, in.createdAtText)
 		case "updatedAt":
-			in.updated, _ = Text(value, in.updated)
+			in.updatedAtText, _ = DecodeString(value, in.updatedAtText)
 		}
 	}
 	if in.ServerID == "" {
@@ -105,7 +105,7 @@ func readEntry(raw json.RawMessage) (entry, error) {
 }
 
 // Seen is when the entry last changed as far as anybody told: UpdatedAt, else CreatedAt.
-func (s Server) Seen() time.Time {
+func (s Server) LastUpdate() time.Time {
 	if !s.UpdatedAt.IsZero() {
 		return s.UpdatedAt
 	}
@@ -114,12 +114,12 @@ func (s Server) Seen() time.Time {
 
 // Date is Seen in the spelling of whoever wrote the entry: what a dated delete must quote.
 // It is empty when the entry has no date.
-func (s Server) Date() string {
+func (s Server) UpdatedAtText() string {
 	if s.Raw != nil {
 		in, _ := readEntry(s.Raw) // it was read before
-		return cmp.Or(in.updated, in.created)
+		return cmp.Or(in.updatedAtText, in.createdAtText)
 	}
-	if seen := s.Seen(); !seen.IsZero() {
+	if seen := s.LastUpdate(); !seen.IsZero() {
 		return FormatTime(seen)
 	}
 	return ""
@@ -135,7 +135,7 @@ type ItResource struct {
 	Extra         map[string]json.RawMessage
 
 	// LeftOut is why entries in a list of servers that was read are not in Servers; nil if all are.
-	LeftOut error
+	Skipped error
 }
 
 // MarshalJSON writes servers as an array even when there are none: npm nodes iterate it.
@@ -179,16 +179,16 @@ func (r ItResource) MarshalJSON() ([]byte, error) {
 // LeftOut.
 func (r *ItResource) UnmarshalJSON(b []byte) error {
 	in := ItResource{Extra: map[string]json.RawMessage{}}
-	for name, value := range Members(b) {
-		known, spelled := Field(name, "id", "type", "publicBaseUrl", "servers")
+	for name, value := range Each(b) {
+		known, spelled := MatchField(name, "id", "type", "publicBaseUrl", "servers")
 		ok := true
 		switch known {
 		case "id":
-			in.ID, ok = Text(value, in.ID)
+			in.ID, ok = DecodeString(value, in.ID)
 		case "type":
-			in.Type, ok = Text(value, in.Type)
+			in.Type, ok = DecodeString(value, in.Type)
 		case "publicBaseUrl":
-			in.PublicBaseURL, ok = Text(value, in.PublicBaseURL)
+			in.PublicBaseURL, ok = DecodeString(value, in.PublicBaseURL)
 		case "servers":
 			ok = in.readServers(value)
 		}
@@ -208,7 +208,7 @@ func (r *ItResource) UnmarshalJSON(b []byte) error {
 
 // readServers tells whether the value can be servers at all.
 func (r *ItResource) readServers(value []byte) bool {
-	r.Servers, r.LeftOut = nil, nil
+	r.Servers, r.Skipped = nil, nil
 	if string(value) == "null" {
 		return true
 	}
@@ -217,7 +217,7 @@ func (r *ItResource) readServers(value []byte) bool {
 	}
 	var first error
 	leftOut := 0
-	for _, one := range Members(value) {
+	for _, one := range Each(value) {
 		var s Server
 		if err := s.UnmarshalJSON(one); err != nil {
 			first = cmp.Or(first, err)
@@ -227,7 +227,7 @@ func (r *ItResource) readServers(value []byte) bool {
 		r.Servers = append(r.Servers, s)
 	}
 	if leftOut > 0 {
-		r.LeftOut = fmt.Errorf("%d of %d entries left out: %w", leftOut, leftOut+len(r.Servers), first)
+		r.Skipped = fmt.Errorf("%d of %d entries left out: %w", leftOut, leftOut+len(r.Servers), first)
 	}
 	return true
 }
@@ -254,9 +254,9 @@ func (r *Registered) UnmarshalJSON(b []byte) error {
 		return errors.New("not an object")
 	}
 	var in Registered
-	for name, value := range Members(b) {
+	for name, value := range Each(b) {
 		var err error
-		switch known, _ := Field(name, "itResource", "leaseTime"); {
+		switch known, _ := MatchField(name, "itResource", "leaseTime"); {
 		case known == "":
 		case string(value) == "null":
 		case known == "itResource":
@@ -286,13 +286,13 @@ func readMilliseconds(value []byte) (*float64, error) {
 }
 
 // Ref names the server that answers.
-type Ref struct {
+type ServerRef struct {
 	ServerID string `json:"serverId"`
 }
 
 // Removed is mIT's answer to a delete: Data when the entry is gone, Server, the newer entry,
 // when a dated delete came too late.
-type Removed struct {
+type DeleteResponse struct {
 	Data   json.RawMessage `json:"data,omitempty"`
 	Server *Server         `json:"server,omitempty"`
 }

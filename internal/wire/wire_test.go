@@ -107,10 +107,10 @@ func TestServerDates(t *testing.T) {
 			if err := json.Unmarshal([]byte(`{"serverId":"a"`+tt.fields+`}`), &s); err != nil {
 				t.Fatal(err)
 			}
-			if got := s.Seen(); !got.Equal(tt.seen) {
+			if got := s.LastUpdate(); !got.Equal(tt.seen) {
 				t.Errorf("Seen = %v, want %v", got, tt.seen)
 			}
-			if got := s.Date(); got != tt.date {
+			if got := s.UpdatedAtText(); got != tt.date {
 				t.Errorf("Date = %q, want the spelling of whoever wrote it: %q", got, tt.date)
 			}
 		})
@@ -118,11 +118,11 @@ func TestServerDates(t *testing.T) {
 
 	t.Run("made here", func(t *testing.T) {
 		s := wire.Server{ServerID: "a", CreatedAt: created}
-		if got, want := s.Date(), "2020-01-02T03:04:05.000Z"; got != want {
+		if got, want := s.UpdatedAtText(), "2020-01-02T03:04:05.000Z"; got != want {
 			t.Errorf("Date = %q, want %q", got, want)
 		}
 		s.UpdatedAt = updated
-		if got, want := s.Date(), "2021-01-02T03:04:05.678Z"; got != want {
+		if got, want := s.UpdatedAtText(), "2021-01-02T03:04:05.678Z"; got != want {
 			t.Errorf("Date = %q, want %q", got, want)
 		}
 	})
@@ -146,7 +146,7 @@ func TestServerWithBadFields(t *testing.T) {
 			if err := json.Unmarshal([]byte(tt.entry), &s); err != nil {
 				t.Fatal(err)
 			}
-			if got := s.Date(); got != tt.date {
+			if got := s.UpdatedAtText(); got != tt.date {
 				t.Errorf("Date = %q, want %q", got, tt.date)
 			}
 			tt.want.Raw = json.RawMessage(tt.entry)
@@ -266,7 +266,7 @@ func TestItResourceLeavesOut(t *testing.T) {
 	if got, want := marshal(t, it), `{"id":"it","publicBaseUrl":"","servers":[{"serverId":"a"},{"serverId":"d","x":[{}]}]}`; got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
-	if got, want := fmt.Sprint(it.LeftOut), "5 of 7 entries left out: server without serverId"; got != want {
+	if got, want := fmt.Sprint(it.Skipped), "5 of 7 entries left out: server without serverId"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }
@@ -406,8 +406,8 @@ func FuzzItResource(f *testing.F) {
 		for _, s := range it.Servers {
 			got = append(got, s.ServerID+" "+string(s.Raw))
 		}
-		if diff := cmp.Diff(named, got); diff != "" || (it.LeftOut != nil) != (len(got) < len(want.Servers)) {
-			t.Errorf("%q, left out %v (-want +got):\n%s", body, it.LeftOut, diff)
+		if diff := cmp.Diff(named, got); diff != "" || (it.Skipped != nil) != (len(got) < len(want.Servers)) {
+			t.Errorf("%q, left out %v (-want +got):\n%s", body, it.Skipped, diff)
 		}
 		if _, err := json.Marshal(it); err != nil {
 			t.Errorf("%q cannot be sent on: %v", body, err)

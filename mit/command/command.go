@@ -231,11 +231,11 @@ func (s *settings) registryAudience(base string) string { return cmp.Or(s.audien
 func (s *settings) handler(base string, store mit.Store, log *zap.Logger) (http.Handler, error) {
 	issuer := base + issuerPath
 	tokens, err := mit.NewTokenService(mit.TokenConfig{
-		Issuer:     issuer,
-		Key:        s.key,
-		Clients:    s.clients,
-		AccessLife: s.access,
-		Logger:     log,
+		Issuer:         issuer,
+		Key:            s.key,
+		Clients:        s.clients,
+		AccessTokenTTL: s.access,
+		Logger:         log,
 	})
 	if err != nil {
 		return nil, err
@@ -249,8 +249,8 @@ func (s *settings) handler(base string, store mit.Store, log *zap.Logger) (http.
 		Audience:   s.registryAudience(base),
 		Keys:       []string{s.key},
 		// The key may be another after a restart: nodes must then fetch new tokens.
-		BadTokenStatus: http.StatusForbidden,
-		Logger:         log,
+		InvalidTokenStatus: http.StatusForbidden,
+		Logger:             log,
 	})
 	if err != nil {
 		return nil, err

@@ -373,8 +373,8 @@ func (s *Store) Delete(ctx context.Context, id, serverID string) error {
 	return err
 }
 
-// DeleteUnless implements [mit.Store].
-func (s *Store) DeleteUnless(ctx context.Context, id, serverID string, date time.Time) (*cluster.Server, error) {
+// DeleteIfUnmodifiedSince implements [mit.Store].
+func (s *Store) DeleteIfUnmodifiedSince(ctx context.Context, id, serverID string, date time.Time) (*cluster.Server, error) {
 	return s.remove(ctx, id, serverID, func(e cluster.Server) bool { return !e.UpdatedAt.After(date) })
 }
 

@@ -47,16 +47,16 @@ func TestStore(t *testing.T) {
 			storetest.Run(t, func(t *testing.T) mit.Store {
 				t.Helper()
 				return open(t, etcd.Config{Endpoints: c.Endpoints, Prefix: "/" + t.Name()})
-			}, storetest.Clock{
-				In: func(t *testing.T, test func(t *testing.T)) {
+			}, storetest.Options{
+				Run: func(t *testing.T, test func(t *testing.T)) {
 					t.Helper()
 					t.Parallel()
 					test(t)
 				},
-				Life: 2 * time.Second,
+				TTL: 2 * time.Second,
 				// A lease of whole seconds, a little longer than the life, and etcd's look
 				// for those that have run out, twice a second.
-				Late: 2 * time.Second,
+				ExpirySlack: 2 * time.Second,
 			})
 		})
 	}

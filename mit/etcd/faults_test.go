@@ -292,7 +292,7 @@ func TestRenewOrDelete(t *testing.T) {
 			errs  [2]error
 		)
 		wg.Go(func() { res, errs[0] = one.Put(t.Context(), registration("a"), hour) })
-		wg.Go(func() { newer, errs[1] = other.DeleteUnless(t.Context(), mds, "a", before.UpdatedAt) })
+		wg.Go(func() { newer, errs[1] = other.DeleteIfUnmodifiedSince(t.Context(), mds, "a", before.UpdatedAt) })
 		wg.Wait()
 		if err := errors.Join(errs[:]...); err != nil {
 			t.Fatal(err)
@@ -430,7 +430,7 @@ func TestForeignData(t *testing.T) {
 	if err := s.Delete(t.Context(), mds, "junk"); err == nil || !strings.Contains(err.Error(), "/mit/servers/mds/junk") {
 		t.Errorf("delete of junk: %v", err)
 	}
-	if newer, err := s.DeleteUnless(t.Context(), mds, "late", time.Now()); err == nil {
+	if newer, err := s.DeleteIfUnmodifiedSince(t.Context(), mds, "late", time.Now()); err == nil {
 		t.Errorf("dated delete of junk: %v", newer)
 	}
 	put(t, s, "ok2")

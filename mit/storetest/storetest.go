@@ -16,27 +16,27 @@ import (
 )
 
 // A Clock is the time that a store goes by. The zero Clock is that of the machine.
-type Clock struct {
+type Options struct {
 	// In runs a test where the store's time passes; nil calls it. For a store that goes by
 	// time.Now, [testing/synctest.Test] makes it pass at once. The store is made inside.
-	In func(t *testing.T, test func(t *testing.T))
+	Run func(t *testing.T, test func(t *testing.T))
 	// Life is the life that the tests give to entries which are to expire: at least what the
 	// store can keep to; 4 seconds by default. The tests take half of it for safely alive, so
 	// it must also outlast what calls take.
-	Life time.Duration
+	TTL time.Duration
 	// Late is how long after its life an entry may still be there; 0 by default.
-	Late time.Duration
+	ExpirySlack time.Duration
 }
 
 // Run runs all tests, each with a store of its own that new makes empty. They use types and
 // ids that look alike in every test.
-func Run(t *testing.T, newStore func(t *testing.T) mit.Store, clock Clock) {
+func Run(t *testing.T, newStore func(t *testing.T) mit.Store, clock Options) {
 	t.Helper()
-	if clock.Life == 0 {
-		clock.Life = 4 * time.Second
+	if clock.TTL == 0 {
+		clock.TTL = 4 * time.Second
 	}
-	if clock.In == nil {
-		clock.In = func(t *testing.T, test func(*testing.T)) { t.Helper(); test(t) }
+	if clock.Run == nil {
+		clock.Run = func(t *testing.T, test func(*testing.T)) { t.Helper(); test(t) }
 	}
 	for _, test := range []struct {
 		name string
@@ -56,14 +56,14 @@ func Run(t *testing.T, newStore func(t *testing.T) mit.Store, clock Clock) {
 		{"AnewAfterExpiry", (*suite).anewAfterExpiry},
 		{"Delete", (*suite).delete},
 		{"AnewAfterDelete", (*suite).anewAfterDelete},
-		{"DeleteUnless", (*suite).deleteUnless},
+		{"DeleteIfUnmodifiedSince", (*suite).deleteUnless},
 		{"DeleteUnlessNotThere", (*suite).deleteUnlessNotThere},
 		{"Copies", (*suite).copies},
 		{"FirstsAtOnce", (*suite).firstsAtOnce},
 		{"RenewOrDelete", (*suite).renewOrDelete},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			clock.In(t, func(t *testing.T) {
+			clock.Run(t, func(t *testing.T) {
 				t.Helper()
 				test.run(&suite{T: t, Store: newStore(t), clock: clock})
 			})
@@ -75,7 +75,7 @@ func Run(t *testing.T, newStore func(t *testing.T) mit.Store, clock Clock) {
 type suite struct {
 	*testing.T
 	mit.Store
-	clock Clock
+	clock Options
 }
 
 const long = time.Hour
@@ -134,9 +134,9 @@ func (s *suite) leave(typ, serverID string) {
 
 func (s *suite) leaveUnless(typ, serverID string, date time.Time) *cluster.Server {
 	s.Helper()
-	newer, err := s.DeleteUnless(s.Context(), mit.ResourceID(typ), serverID, date)
+	newer, err := s.DeleteIfUnmodifiedSince(s.Context(), mit.ResourceID(typ), serverID, date)
 	if err != nil {
-		s.Fatalf("DeleteUnless(%q, %q): %v", typ, serverID, err)
+		s.Fatalf("DeleteIfUnmodifiedSince(%q, %q): %v", typ, serverID, err)
 	}
 	return newer
 }
@@ -276,12 +276,12 @@ func (s *suite) get() {
 }
 
 func (s *suite) expire() {
-	s.join("mds", "short", s.clock.Life)
+	s.join("mds", "short", s.clock.TTL)
 	s.join("mds", "long", long)
 	s.want("mds", "long", "short")
-	time.Sleep(s.clock.Life/2 - s.clock.Life/10)
+	time.Sleep(s.clock.TTL/2 - s.clock.TTL/10)
 	s.want("mds", "long", "short")
-	time.Sleep(s.clock.Life/2 + s.clock.Life/10 + s.clock.Late)
+	time.Sleep(s.clock.TTL/2 + s.clock.TTL/10 + s.clock.ExpirySlack)
 	s.want("mds", "long")
 	if got := ids(s.join("mds", "other", long)); !slices.Equal(got, []string{"long", "other"}) {
 		s.Errorf("Put returned %q, with an expired server", got)
@@ -289,34 +289,34 @@ func (s *suite) expire() {
 }
 
 func (s *suite) outlive() {
-	first := s.entry(s.join("mds", "a", s.clock.Life), "a")
+	first := s.entry(s.join("mds", "a", s.clock.TTL), "a")
 	for range 3 {
-		time.Sleep(s.clock.Life / 2)
-		s.join("mds", "a", s.clock.Life)
+		time.Sleep(s.clock.TTL / 2)
+		s.join("mds", "a", s.clock.TTL)
 	}
 	s.want("mds", "a")
-	if e := s.entry(s.join("mds", "a", s.clock.Life), "a"); !e.CreatedAt.Equal(first.CreatedAt) {
+	if e := s.entry(s.join("mds", "a", s.clock.TTL), "a"); !e.CreatedAt.Equal(first.CreatedAt) {
 		s.Errorf("createdAt went from %v to %v", first.CreatedAt, e.CreatedAt)
 	}
-	time.Sleep(s.clock.Life + s.clock.Late)
+	time.Sleep(s.clock.TTL + s.clock.ExpirySlack)
 	s.want("mds")
 }
 
 // shorterLife is what a registry asks for once it was given a shorter lease.
 func (s *suite) shorterLife() {
 	s.join("mds", "a", long)
-	s.join("mds", "a", s.clock.Life)
-	time.Sleep(s.clock.Life + s.clock.Late)
+	s.join("mds", "a", s.clock.TTL)
+	time.Sleep(s.clock.TTL + s.clock.ExpirySlack)
 	s.want("mds")
-	s.join("mds", "b", s.clock.Life)
+	s.join("mds", "b", s.clock.TTL)
 	s.join("mds", "b", long)
-	time.Sleep(s.clock.Life + s.clock.Late)
+	time.Sleep(s.clock.TTL + s.clock.ExpirySlack)
 	s.want("mds", "b")
 }
 
 func (s *suite) anewAfterExpiry() {
-	first := s.join("mds", "a", s.clock.Life)
-	time.Sleep(s.clock.Life + s.clock.Late)
+	first := s.join("mds", "a", s.clock.TTL)
+	time.Sleep(s.clock.TTL + s.clock.ExpirySlack)
 	second := s.join("mds", "a", long)
 	if first.ID != second.ID {
 		s.Errorf("the id went from %s to %s", first.ID, second.ID)
@@ -340,7 +340,7 @@ func (s *suite) delete() {
 }
 
 func (s *suite) anewAfterDelete() {
-	first := s.join("mds", "a", s.clock.Life)
+	first := s.join("mds", "a", s.clock.TTL)
 	s.leave("mds", "a")
 	time.Sleep(2 * time.Millisecond)
 	second := s.join("mds", "a", long)
@@ -350,7 +350,7 @@ func (s *suite) anewAfterDelete() {
 	if e := s.entry(second, "a"); !e.CreatedAt.Equal(e.UpdatedAt) || !e.CreatedAt.After(s.entry(first, "a").CreatedAt) {
 		s.Errorf("the entry did not start anew: %+v", e)
 	}
-	time.Sleep(s.clock.Life + s.clock.Late) // the first one's life is nothing to the second
+	time.Sleep(s.clock.TTL + s.clock.ExpirySlack) // the first one's life is nothing to the second
 	s.want("mds", "a")
 }
 
@@ -384,11 +384,11 @@ func (s *suite) deleteUnlessNotThere() {
 	if newer := s.leaveUnless("no such type", "a", time.Time{}); newer != nil {
 		s.Errorf("newer entry = %+v in no resource", *newer)
 	}
-	s.join("mds", "a", s.clock.Life)
+	s.join("mds", "a", s.clock.TTL)
 	if newer := s.leaveUnless("mds", "b", time.Time{}); newer != nil {
 		s.Errorf("newer entry = %+v of no server", *newer)
 	}
-	time.Sleep(s.clock.Life + s.clock.Late)
+	time.Sleep(s.clock.TTL + s.clock.ExpirySlack)
 	if newer := s.leaveUnless("mds", "a", time.Time{}); newer != nil {
 		s.Errorf("newer entry = %+v of an expired server", *newer)
 	}
@@ -466,7 +466,9 @@ func (s *suite) renewOrDelete() {
 			errs  [2]error
 		)
 		wg.Go(func() { after, errs[0] = s.Put(s.Context(), registration("mds", "a"), long) })
-		wg.Go(func() { newer, errs[1] = s.DeleteUnless(s.Context(), mit.ResourceID("mds"), "a", before.UpdatedAt) })
+		wg.Go(func() {
+			newer, errs[1] = s.DeleteIfUnmodifiedSince(s.Context(), mit.ResourceID("mds"), "a", before.UpdatedAt)
+		})
 		wg.Wait()
 		if err := errors.Join(errs[:]...); err != nil {
 			s.Fatal(err)

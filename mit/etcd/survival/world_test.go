@@ -215,7 +215,7 @@ func (w *world) newNode(id string, share float64, registry string) *node {
 		Port:             ln.Addr().(*net.TCPAddr).Port,
 		LocalIPv4:        "127.0.0.1",
 		Management:       true,
-		RenewalShare:     share,
+		RenewalFraction:  share,
 		RegistryURL:      registry,
 		RegistryAudience: w.balancer.url + registryPath,
 		Issuer:           w.balancer.url + issuerPath,
@@ -226,7 +226,7 @@ func (w *world) newNode(id string, share float64, registry string) *node {
 		PeerAudience:     serverType,
 	}, cluster.WithHTTPClient(&http.Client{Transport: w.roads}), cluster.WithoutEnv(),
 		// On a busy machine a peer may be slow: only the registry is to lose one, or not.
-		cluster.WithEviction(cluster.Eviction{Off: true}), cluster.WithTrace(&cluster.Trace{
+		cluster.WithEviction(cluster.Eviction{Disabled: true}), cluster.WithTrace(&cluster.Trace{
 			Renewed: func(time.Duration, time.Duration) { n.renewals.Add(1) },
 			StateChanged: func(from, to cluster.Status) {
 				if from.State == cluster.Orphan {

@@ -1,6 +1,6 @@
-// Package roster holds what a node believes about its cluster: an immutable value, changed
+// Package membership holds what a node believes about its cluster: an immutable value, changed
 // by making a new one. It has no clock, no lock, and calls nobody.
-package roster
+package membership
 
 import (
 	"cmp"
@@ -16,12 +16,12 @@ import (
 // why that address must not be called. A Peer is never changed.
 type Peer struct {
 	wire.Server
-	Base *url.URL
-	Err  error
-	Told bool // by a peer: mIT has not said so itself
+	Base      *url.URL
+	Err       error
+	Announced bool // by a peer: mIT has not said so itself
 	// Kept is until when this node keeps it, though mIT has forgotten it; nobody else is told. It is
 	// zero if mIT has not.
-	Kept time.Time
+	RetainUntil time.Time
 }
 
 // Check parses a server's address, or says why it must not be called.
@@ -29,7 +29,7 @@ type Check func(wire.Server) (*url.URL, error)
 
 // A Roster is the servers of one resource, sorted by id, each id once. The zero Roster is
 // that of a node which knows nobody and has no resource.
-type Roster struct {
+type View struct {
 	id, typ, publicBaseURL string
 	extra                  map[string]json.RawMessage
 	peers                  []*Peer
@@ -38,51 +38,51 @@ type Roster struct {
 // New makes the roster that it describes. Where it names a server twice, the newer entry wins.
 // Peers that known already holds are taken from there, so that renewing a view of a thousand
 // servers parses no address again.
-func New(it wire.ItResource, check Check, known Roster) Roster {
-	return describe(it, check, known, false)
+func New(it wire.ItResource, check Check, known View) View {
+	return newView(it, check, known, false)
 }
 
 // Announced is New for what a peer says.
-func Announced(it wire.ItResource, check Check, known Roster) Roster {
-	return describe(it, check, known, true)
+func Announced(it wire.ItResource, check Check, known View) View {
+	return newView(it, check, known, true)
 }
 
-func describe(it wire.ItResource, check Check, known Roster, told bool) Roster {
-	r := Roster{id: it.ID, typ: it.Type, publicBaseURL: it.PublicBaseURL, extra: it.Extra}
+func newView(it wire.ItResource, check Check, known View, told bool) View {
+	r := View{id: it.ID, typ: it.Type, publicBaseURL: it.PublicBaseURL, extra: it.Extra}
 	r.peers = make([]*Peer, len(it.Servers))
 	for i, s := range it.Servers {
 		r.peers[i] = newPeer(s, check, known, told)
 	}
 	// Newer entries first, so that compacting by id keeps them.
 	slices.SortStableFunc(r.peers, func(a, b *Peer) int {
-		return cmp.Or(cmp.Compare(a.ServerID, b.ServerID), b.Seen().Compare(a.Seen()))
+		return cmp.Or(cmp.Compare(a.ServerID, b.ServerID), b.LastUpdate().Compare(a.LastUpdate()))
 	})
 	r.peers = slices.CompactFunc(r.peers, func(a, b *Peer) bool { return a.ServerID == b.ServerID })
 	return r
 }
 
-func newPeer(s wire.Server, check Check, known Roster, told bool) *Peer {
+func newPeer(s wire.Server, check Check, known View, told bool) *Peer {
 	if p, ok := known.Get(s.ServerID); ok && p.ClusterBaseURL == s.ClusterBaseURL {
-		if p.Told == told && p.Kept.IsZero() && p.Seen().Equal(s.Seen()) && string(p.Raw) == string(s.Raw) {
+		if p.Announced == told && p.RetainUntil.IsZero() && p.LastUpdate().Equal(s.LastUpdate()) && string(p.Raw) == string(s.Raw) {
 			return p
 		}
-		return &Peer{Server: s, Base: p.Base, Err: p.Err, Told: told}
+		return &Peer{Server: s, Base: p.Base, Err: p.Err, Announced: told}
 	}
 	base, err := check(s)
-	return &Peer{Server: s, Base: base, Err: err, Told: told}
+	return &Peer{Server: s, Base: base, Err: err, Announced: told}
 }
 
 // ID is the id of the resource, empty in the zero Roster.
-func (r Roster) ID() string { return r.id }
+func (r View) ID() string { return r.id }
 
 // Len is the number of servers, oneself included.
-func (r Roster) Len() int { return len(r.peers) }
+func (r View) Len() int { return len(r.peers) }
 
 // Peers are the servers, sorted by id. The slice is not the caller's to change.
-func (r Roster) Peers() []*Peer { return r.peers }
+func (r View) Peers() []*Peer { return r.peers }
 
 // Get finds a server.
-func (r Roster) Get(id string) (*Peer, bool) {
+func (r View) Get(id string) (*Peer, bool) {
 	i, ok := r.Index(id)
 	if !ok {
 		return nil, false
@@ -91,13 +91,13 @@ func (r Roster) Get(id string) (*Peer, bool) {
 }
 
 // Index is the place of a server in Peers.
-func (r Roster) Index(id string) (int, bool) {
+func (r View) Index(id string) (int, bool) {
 	return slices.BinarySearchFunc(r.peers, id, func(p *Peer, id string) int { return cmp.Compare(p.ServerID, id) })
 }
 
 // Union is r with the servers of o joined to it: newcomers enter, and of two entries of one
 // server the newer stays. At equal age the one in r stays. All else is r's.
-func (r Roster) Union(o Roster) Roster {
+func (r View) Merge(o View) View {
 	u := r
 	u.peers = make([]*Peer, 0, len(r.peers)+len(o.peers))
 	i, j := 0, 0
@@ -109,7 +109,7 @@ func (r Roster) Union(o Roster) Roster {
 		case order > 0:
 			u.peers, j = append(u.peers, theirs), j+1
 		default:
-			if theirs.Seen().After(mine.Seen()) {
+			if theirs.LastUpdate().After(mine.LastUpdate()) {
 				mine = theirs
 			}
 			u.peers, i, j = append(u.peers, mine), i+1, j+1
@@ -121,7 +121,7 @@ func (r Roster) Union(o Roster) Roster {
 
 // Keep is r with those servers of o that it lacks: who is kept already stays until its time is up, and
 // the others are kept until then, if that is later than now. Of another resource nobody is kept.
-func (r Roster) Keep(o Roster, now, until time.Time) Roster {
+func (r View) Retain(o View, now, until time.Time) View {
 	if r.id != o.id {
 		return r
 	}
@@ -132,10 +132,10 @@ func (r Roster) Keep(o Roster, now, until time.Time) Roster {
 			continue
 		}
 		kept := *p
-		if kept.Kept.IsZero() {
-			kept.Kept = until
+		if kept.RetainUntil.IsZero() {
+			kept.RetainUntil = until
 		}
-		if now.Before(kept.Kept) {
+		if now.Before(kept.RetainUntil) {
 			k.peers = append(k.peers, &kept)
 		}
 	}
@@ -144,14 +144,14 @@ func (r Roster) Keep(o Roster, now, until time.Time) Roster {
 }
 
 // Callable is r without the servers whose address must not be called.
-func (r Roster) Callable() Roster {
+func (r View) Allowed() View {
 	c := r
 	c.peers = slices.DeleteFunc(slices.Clone(r.peers), func(p *Peer) bool { return p.Err != nil })
 	return c
 }
 
 // Without is r without the server of that id; r itself if it has none.
-func (r Roster) Without(id string) Roster {
+func (r View) Without(id string) View {
 	i, ok := r.Index(id)
 	if !ok {
 		return r
@@ -162,7 +162,7 @@ func (r Roster) Without(id string) Roster {
 }
 
 // Only is r with no server but the one of that id; with none if r has not got it.
-func (r Roster) Only(id string) Roster {
+func (r View) Select(id string) View {
 	o := r
 	o.peers = nil
 	if i, ok := r.Index(id); ok {
@@ -172,10 +172,10 @@ func (r Roster) Only(id string) Roster {
 }
 
 // Resource is the roster as it is told to others.
-func (r Roster) Resource() wire.ItResource {
+func (r View) Resource() wire.ItResource {
 	servers := make([]wire.Server, 0, len(r.peers))
 	for _, p := range r.peers {
-		if p.Kept.IsZero() {
+		if p.RetainUntil.IsZero() {
 			servers = append(servers, p.Server)
 		}
 	}
@@ -185,7 +185,7 @@ func (r Roster) Resource() wire.ItResource {
 // Since is r, which mIT gave in answer to a request, brought up to what has happened since the
 // request was sent, when the view was before: who joined or came back meanwhile is in, who was
 // taken out is out, unless mIT knows a newer entry.
-func (r Roster) Since(before, now Roster) Roster {
+func (r View) Reconcile(before, now View) View {
 	if now.id != r.id || before.id != now.id && before.id != "" { // "": nobody was known
 		return r
 	}
@@ -195,9 +195,9 @@ func (r Roster) Since(before, now Roster) Roster {
 		was, wasThere := before.Get(p.ServerID)
 		is, isThere := now.Get(p.ServerID)
 		switch {
-		case wasThere && !isThere && !p.Seen().After(was.Seen()):
+		case wasThere && !isThere && !p.LastUpdate().After(was.LastUpdate()):
 			continue // taken out meanwhile
-		case isThere && is.Seen().After(p.Seen()) && (!wasThere || is.Seen().After(was.Seen())):
+		case isThere && is.LastUpdate().After(p.LastUpdate()) && (!wasThere || is.LastUpdate().After(was.LastUpdate())):
 			p = is // told meanwhile
 		}
 		s.peers = append(s.peers, p)
@@ -205,7 +205,7 @@ func (r Roster) Since(before, now Roster) Roster {
 	for _, p := range now.peers {
 		was, wasThere := before.Get(p.ServerID)
 		_, listed := r.Index(p.ServerID)
-		if !listed && (!wasThere || p.Seen().After(was.Seen())) {
+		if !listed && (!wasThere || p.LastUpdate().After(was.LastUpdate())) {
 			s.peers = append(s.peers, p)
 		}
 	}

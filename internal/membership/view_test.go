@@ -1,4 +1,4 @@
-package roster
+package membership
 
 import (
 	"encoding/json"
@@ -36,12 +36,12 @@ func entry(id string, updated int, address string) wire.Server {
 	return s
 }
 
-func of(servers ...wire.Server) Roster {
-	return New(wire.ItResource{ID: "resource", Type: "mds", Servers: servers}, check, Roster{})
+func of(servers ...wire.Server) View {
+	return New(wire.ItResource{ID: "resource", Type: "mds", Servers: servers}, check, View{})
 }
 
 // read is what a roster says of its servers, in its order.
-func read(r Roster) []string {
+func read(r View) []string {
 	said := make([]string, r.Len())
 	for i, p := range r.Peers() {
 		said[i] = describePeer(p)
@@ -51,8 +51,8 @@ func read(r Roster) []string {
 
 func describePeer(p *Peer) string {
 	date := 0
-	if !p.Seen().IsZero() {
-		date = int(p.Seen().UnixMilli())
+	if !p.LastUpdate().IsZero() {
+		date = int(p.LastUpdate().UnixMilli())
 	}
 	return fmt.Sprintf("%s at %d %s", p.ServerID, date, p.ClusterBaseURL)
 }
@@ -80,8 +80,8 @@ func TestNewestWins(t *testing.T) {
 		{"one moment in two zones", at(date(1), date(2), "left"), at(date(1), date(2).In(time.FixedZone("east", 3600)), "right"), "left"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			for how, r := range map[string]Roster{
-				"joined":   of(tt.left).Union(of(tt.right)),
+			for how, r := range map[string]View{
+				"joined":   of(tt.left).Merge(of(tt.right)),
 				"in a row": of(tt.left, tt.right),
 			} {
 				if p, ok := r.Get("a"); !ok || p.ClusterBaseURL != tt.want || r.Len() != 1 {
@@ -154,7 +154,7 @@ func TestSinceByCase(t *testing.T) {
 			if tt.otherResource {
 				now.id = "another"
 			}
-			got := read(of(tt.answered...).Since(of(tt.before...), now))
+			got := read(of(tt.answered...).Reconcile(of(tt.before...), now))
 			if diff := cmp.Diff(tt.want, got); diff != "" {
 				t.Errorf("(-want +got)\n%s", diff)
 			}
@@ -173,11 +173,11 @@ func entries(name string) *rapid.Generator[[]wire.Server] {
 	return rapid.SliceOfN(one, 0, 24) // sorting is another thing beyond a dozen
 }
 
-func draw(t *rapid.T, name string) Roster { return of(entries(name).Draw(t, name)...) }
+func draw(t *rapid.T, name string) View { return of(entries(name).Draw(t, name)...) }
 
 // requireSound checks that r keeps the order and names nobody twice, and that all ways to find a
 // server agree.
-func requireSound(t *rapid.T, what string, r Roster) {
+func requireSound(t *rapid.T, what string, r View) {
 	t.Helper()
 	if r.Len() != len(r.Peers()) {
 		t.Fatalf("%s: Len is %d, Peers are %d", what, r.Len(), len(r.Peers()))
@@ -204,7 +204,7 @@ func requireSound(t *rapid.T, what string, r Roster) {
 	}
 }
 
-func requireEqual(t *rapid.T, law string, want, got Roster) {
+func requireEqual(t *rapid.T, law string, want, got View) {
 	t.Helper()
 	if diff := cmp.Diff(read(want), read(got)); diff != "" {
 		t.Fatalf("%s does not hold (-want +got)\n%s", law, diff)
@@ -221,7 +221,7 @@ func TestNewLaws(t *testing.T) {
 		// Of each server named, its newest entry; of the newest, the first named.
 		newest := make(map[string]wire.Server)
 		for _, s := range servers {
-			if had, named := newest[s.ServerID]; !named || s.Seen().After(had.Seen()) {
+			if had, named := newest[s.ServerID]; !named || s.LastUpdate().After(had.LastUpdate()) {
 				newest[s.ServerID] = s
 			}
 		}
@@ -239,7 +239,7 @@ func TestNewLaws(t *testing.T) {
 		if diff := cmp.Diff(given, servers); diff != "" {
 			t.Fatalf("New changed what it was given (-want +got)\n%s", diff)
 		}
-		requireEqual(t, "New of Resource is the same", r, New(r.Resource(), check, Roster{}))
+		requireEqual(t, "New of Resource is the same", r, New(r.Resource(), check, View{}))
 	})
 }
 
@@ -261,8 +261,8 @@ func TestNewKnown(t *testing.T) {
 		}, known)
 		requireEqual(t, "what is known changes nothing", of(servers...), r)
 		for _, p := range r.Peers() {
-			if p.Told != told {
-				t.Fatalf("%s told by a peer: %v, want %v", describePeer(p), p.Told, told)
+			if p.Announced != told {
+				t.Fatalf("%s told by a peer: %v, want %v", describePeer(p), p.Announced, told)
 			}
 			was, ok := known.Get(p.ServerID)
 			if same := ok && !told && describePeer(was) == describePeer(p); same != (was == p && ok) {
@@ -275,21 +275,21 @@ func TestNewKnown(t *testing.T) {
 func TestUnionLaws(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		a, b, c := draw(t, "a"), draw(t, "b"), draw(t, "c")
-		u := a.Union(b)
+		u := a.Merge(b)
 		requireSound(t, "Union", u)
-		requireEqual(t, "idempotence", a, a.Union(a))
-		requireEqual(t, "absorption", u, u.Union(b))
-		requireEqual(t, "absorption", u, a.Union(u))
-		requireEqual(t, "associativity", a.Union(b).Union(c), a.Union(b.Union(c)))
-		requireEqual(t, "the empty roster on the right", a, a.Union(of()))
-		requireEqual(t, "the empty roster on the left", a, of().Union(a))
+		requireEqual(t, "idempotence", a, a.Merge(a))
+		requireEqual(t, "absorption", u, u.Merge(b))
+		requireEqual(t, "absorption", u, a.Merge(u))
+		requireEqual(t, "associativity", a.Merge(b).Merge(c), a.Merge(b.Merge(c)))
+		requireEqual(t, "the empty roster on the right", a, a.Merge(of()))
+		requireEqual(t, "the empty roster on the left", a, of().Merge(a))
 
 		tie := slices.ContainsFunc(a.Peers(), func(p *Peer) bool {
 			q, ok := b.Get(p.ServerID)
-			return ok && q.Seen().Equal(p.Seen())
+			return ok && q.LastUpdate().Equal(p.LastUpdate())
 		})
 		if !tie {
-			requireEqual(t, "commutativity", u, b.Union(a))
+			requireEqual(t, "commutativity", u, b.Merge(a))
 		}
 		for _, p := range u.Peers() {
 			mine, _ := a.Get(p.ServerID)
@@ -298,7 +298,7 @@ func TestUnionLaws(t *testing.T) {
 				t.Fatalf("%s is in neither", describePeer(p))
 			}
 			for _, other := range []*Peer{mine, theirs} {
-				if other != nil && other.Seen().After(p.Seen()) {
+				if other != nil && other.LastUpdate().After(p.LastUpdate()) {
 					t.Fatalf("%s stays, %s is newer", describePeer(p), describePeer(other))
 				}
 			}
@@ -325,13 +325,13 @@ func TestWithoutLaws(t *testing.T) {
 		requireEqual(t, "idempotence", w, w.Without(x))
 		requireEqual(t, "commutativity", w.Without(y), r.Without(y).Without(x))
 		if p, ok := r.Get(x); ok {
-			requireEqual(t, "joining it again", r, w.Union(Roster{peers: []*Peer{p}}))
+			requireEqual(t, "joining it again", r, w.Merge(View{peers: []*Peer{p}}))
 		}
-		only := r.Only(x)
+		only := r.Select(x)
 		requireSound(t, "Only", only)
-		requireEqual(t, "those and the others", r, w.Union(only))
-		requireEqual(t, "nobody", only.Without(x), w.Only(x))
-		c := r.Callable()
+		requireEqual(t, "those and the others", r, w.Merge(only))
+		requireEqual(t, "nobody", only.Without(x), w.Select(x))
+		c := r.Allowed()
 		requireSound(t, "Callable", c)
 		for _, p := range r.Peers() {
 			if _, ok := c.Get(p.ServerID); ok != (p.Err == nil) {
@@ -344,13 +344,13 @@ func TestWithoutLaws(t *testing.T) {
 func TestSinceLaws(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		answered, before, now := draw(t, "answered"), draw(t, "before"), draw(t, "now")
-		got := answered.Since(before, now)
+		got := answered.Reconcile(before, now)
 		requireSound(t, "Since", got)
-		requireEqual(t, "nothing happened", answered, answered.Since(before, before))
-		requireEqual(t, "nobody was known, so all who are have joined", answered.Union(now), answered.Since(of(), now))
-		requireEqual(t, "nobody was known, nor a resource", answered.Union(now), answered.Since(Roster{}, now))
-		requireEqual(t, "another resource was known", answered, answered.Since(Roster{id: "another", peers: before.peers}, now))
-		requireEqual(t, "another resource is known", answered, answered.Since(before, Roster{id: "another", peers: now.peers}))
+		requireEqual(t, "nothing happened", answered, answered.Reconcile(before, before))
+		requireEqual(t, "nobody was known, so all who are have joined", answered.Merge(now), answered.Reconcile(of(), now))
+		requireEqual(t, "nobody was known, nor a resource", answered.Merge(now), answered.Reconcile(View{}, now))
+		requireEqual(t, "another resource was known", answered, answered.Reconcile(View{id: "another", peers: before.peers}, now))
+		requireEqual(t, "another resource is known", answered, answered.Reconcile(before, View{id: "another", peers: now.peers}))
 
 		for _, id := range []string{"a", "b", "c", "d", "e"} {
 			mit, listed := answered.Get(id)
@@ -359,11 +359,11 @@ func TestSinceLaws(t *testing.T) {
 			var want *Peer
 			switch {
 			case wasThere && !isThere: // taken out meanwhile: mIT must know better
-				if listed && mit.Seen().After(was.Seen()) {
+				if listed && mit.LastUpdate().After(was.LastUpdate()) {
 					want = mit
 				}
-			case isThere && (!wasThere || is.Seen().After(was.Seen())): // joined or came back meanwhile
-				if want = is; listed && !is.Seen().After(mit.Seen()) {
+			case isThere && (!wasThere || is.LastUpdate().After(was.LastUpdate())): // joined or came back meanwhile
+				if want = is; listed && !is.LastUpdate().After(mit.LastUpdate()) {
 					want = mit
 				}
 			case listed: // else it is as mIT says
@@ -379,22 +379,22 @@ func TestSinceLaws(t *testing.T) {
 // Whatever is made of a roster, it and all that was made of it before stay what they were.
 func TestNothingChanges(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		made := []Roster{draw(t, "first"), draw(t, "second")}
+		made := []View{draw(t, "first"), draw(t, "second")}
 		said := [][]string{read(made[0]), read(made[1])}
-		some := rapid.Custom(func(t *rapid.T) Roster { return rapid.SampledFrom(made).Draw(t, "of") })
+		some := rapid.Custom(func(t *rapid.T) View { return rapid.SampledFrom(made).Draw(t, "of") })
 		steps := rapid.IntRange(1, 12).Draw(t, "steps")
 		for range steps {
 			r := some.Draw(t, "r")
-			var next Roster
+			var next View
 			switch rapid.IntRange(0, 4).Draw(t, "operation") {
 			case 0:
-				next = r.Union(some.Draw(t, "o"))
+				next = r.Merge(some.Draw(t, "o"))
 			case 1:
 				next = r.Without(rapid.SampledFrom([]string{"a", "c", "e"}).Draw(t, "id"))
 			case 2:
-				next = r.Callable()
+				next = r.Allowed()
 			case 3:
-				next = r.Since(some.Draw(t, "before"), some.Draw(t, "now"))
+				next = r.Reconcile(some.Draw(t, "before"), some.Draw(t, "now"))
 			case 4:
 				next = New(r.Resource(), check, some.Draw(t, "known"))
 			}
@@ -416,15 +416,15 @@ func TestResource(t *testing.T) {
 		Servers: []wire.Server{{ServerID: "a", ClusterBaseURL: "http://a", Raw: json.RawMessage(`{"serverId":"a","clusterBaseUrl":"http://a","shoe":43}`)}},
 		Extra:   map[string]json.RawMessage{"colour": json.RawMessage(`"red"`)},
 	}
-	r := New(it, check, Roster{})
+	r := New(it, check, View{})
 	if diff := cmp.Diff(it, r.Resource()); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 	others := of(entry("b", 1, "b"))
 	others.id, others.typ = "other", "other"
-	for name, next := range map[string]Roster{
-		"Union": r.Union(others), "Without": r.Without("a"), "Callable": r.Callable(), "Since": r.Since(of(), of(entry("b", 1, "b"))),
-		"Keep": r.Keep(others, time.Time{}, time.Time{}.Add(1)),
+	for name, next := range map[string]View{
+		"Union": r.Merge(others), "Without": r.Without("a"), "Callable": r.Allowed(), "Since": r.Reconcile(of(), of(entry("b", 1, "b"))),
+		"Keep": r.Retain(others, time.Time{}, time.Time{}.Add(1)),
 	} {
 		got := next.Resource()
 		got.Servers = it.Servers
@@ -438,7 +438,7 @@ func TestResource(t *testing.T) {
 // time is up.
 func TestKeep(t *testing.T) {
 	at := func(minute int) time.Time { return time.UnixMilli(0).Add(time.Duration(minute) * time.Minute) }
-	requireRead := func(what string, r Roster, want ...string) {
+	requireRead := func(what string, r View, want ...string) {
 		t.Helper()
 		if diff := cmp.Diff(want, read(r)); diff != "" {
 			t.Errorf("%s (-want +got)\n%s", what, diff)
@@ -446,33 +446,33 @@ func TestKeep(t *testing.T) {
 	}
 	known := of(entry("a", 1, "a"), entry("b", 9, "b"), entry("c", 1, "c"))
 	answer := of(entry("b", 2, "b2"), entry("d", 2, "d"))
-	requireRead("nothing to keep", answer.Keep(known, at(0), time.Time{}), "b at 2 http://b2", "d at 2 http://d")
-	r := answer.Keep(known, at(0), at(60))
+	requireRead("nothing to keep", answer.Retain(known, at(0), time.Time{}), "b at 2 http://b2", "d at 2 http://d")
+	r := answer.Retain(known, at(0), at(60))
 	requireRead("kept", r, "a at 1 http://a", "b at 2 http://b2", "c at 1 http://c", "d at 2 http://d")
 	if diff := cmp.Diff(answer.Resource(), r.Resource()); diff != "" {
 		t.Errorf("what others are told (-want +got)\n%s", diff)
 	}
-	if a, _ := known.Get("a"); !a.Kept.IsZero() {
+	if a, _ := known.Get("a"); !a.RetainUntil.IsZero() {
 		t.Error("it changed the peer that it kept")
 	}
 	it := wire.ItResource{ID: "resource", Servers: []wire.Server{entry("a", 1, "a"), entry("b", 2, "b2")}}
 	next := New(it, check, r) // the next answer: d has left
-	requireRead("still kept", next.Keep(r, at(59), time.Time{}), "a at 1 http://a", "b at 2 http://b2", "c at 1 http://c")
-	requireRead("time is up", next.Keep(r, at(60), time.Time{}), "a at 1 http://a", "b at 2 http://b2")
-	requireRead("forgotten again", next.Keep(r, at(60), at(120)), "a at 1 http://a", "b at 2 http://b2", "d at 2 http://d")
-	if a, _ := next.Get("a"); !a.Kept.IsZero() {
+	requireRead("still kept", next.Retain(r, at(59), time.Time{}), "a at 1 http://a", "b at 2 http://b2", "c at 1 http://c")
+	requireRead("time is up", next.Retain(r, at(60), time.Time{}), "a at 1 http://a", "b at 2 http://b2")
+	requireRead("forgotten again", next.Retain(r, at(60), at(120)), "a at 1 http://a", "b at 2 http://b2", "d at 2 http://d")
+	if a, _ := next.Get("a"); !a.RetainUntil.IsZero() {
 		t.Error("mIT has named it again, and it is still kept")
 	}
 	it.ID = "another"
-	requireRead("of another resource", New(it, check, r).Keep(r, at(0), at(60)), "a at 1 http://a", "b at 2 http://b2")
+	requireRead("of another resource", New(it, check, r).Retain(r, at(0), at(60)), "a at 1 http://a", "b at 2 http://b2")
 }
 
 func TestZeroRoster(t *testing.T) {
-	var zero Roster
+	var zero View
 	if zero.Len() != 0 || zero.ID() != "" || len(zero.Without("a").Peers()) != 0 {
 		t.Error("the zero roster is not empty")
 	}
-	joined := zero.Union(of(entry("a", 1, "a")))
+	joined := zero.Merge(of(entry("a", 1, "a")))
 	if diff := cmp.Diff([]string{"a at 1 http://a"}, read(joined)); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}

@@ -1,4 +1,4 @@
-package roster
+package membership
 
 import (
 	"encoding/json"
@@ -47,13 +47,13 @@ func parse(s wire.Server) (*url.URL, error) { return url.Parse(s.ClusterBaseURL)
 func BenchmarkSwap(b *testing.B) {
 	body := answer(b, 1000, time.UnixMilli(2e12))
 	it := decode(b, body)
-	before := New(decode(b, answer(b, 1000, time.UnixMilli(1e12))), parse, Roster{})
+	before := New(decode(b, answer(b, 1000, time.UnixMilli(1e12))), parse, View{})
 	answered := New(it, parse, before)
 	b.Run("whole", func(b *testing.B) {
 		b.ReportAllocs()
 		b.SetBytes(int64(len(body)))
 		for b.Loop() {
-			New(decode(b, body), parse, before).Since(before, before)
+			New(decode(b, body), parse, before).Reconcile(before, before)
 		}
 	})
 	b.Run("decode", func(b *testing.B) {
@@ -72,33 +72,33 @@ func BenchmarkSwap(b *testing.B) {
 	b.Run("new to a node that knows nobody", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			New(it, parse, Roster{})
+			New(it, parse, View{})
 		}
 	})
 	b.Run("since", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			answered.Since(before, before)
+			answered.Reconcile(before, before)
 		}
 	})
 }
 
 // BenchmarkUnion joins what peers announce to a view of a thousand servers.
 func BenchmarkUnion(b *testing.B) {
-	view := New(decode(b, answer(b, 1000, time.UnixMilli(1e12))), parse, Roster{})
+	view := New(decode(b, answer(b, 1000, time.UnixMilli(1e12))), parse, View{})
 	for _, announced := range []int{1, 1000} {
 		news := New(decode(b, answer(b, announced, time.UnixMilli(2e12))), parse, view)
 		b.Run(fmt.Sprintf("announced=%d", announced), func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				view.Union(news)
+				view.Merge(news)
 			}
 		})
 	}
 }
 
 func BenchmarkGet(b *testing.B) {
-	view := New(decode(b, answer(b, 1000, time.UnixMilli(1e12))), parse, Roster{})
+	view := New(decode(b, answer(b, 1000, time.UnixMilli(1e12))), parse, View{})
 	id := view.Peers()[777].ServerID
 	b.ReportAllocs()
 	for b.Loop() {
