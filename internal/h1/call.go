@@ -1,0 +1,257 @@
+package h1
+
+import (
+	"bufio"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptrace"
+	"net/url"
+	"slices"
+	"strings"
+)
+
+// ErrBodyTooLarge is wrapped by the error of a response whose body is larger than allowed.
+var ErrBodyTooLarge = errors.New("the body of the response is too large")
+
+// Up to this size the length that a response claims is believed before the body is there.
+const maxClaimed = 1 << 20
+
+// A Call is a request without its target: what the requests of a fan-out have in common. It is
+// checked and rendered once, and may be sent concurrently.
+type Call struct {
+	method  string
+	fields  []byte // header fields as they are sent, except Host
+	body    []byte
+	maxBody int64
+	gzip    bool
+	replay  bool
+}
+
+// NewCall returns a Call. body may be nil, and must not be changed while the Call is in use. A
+// response with a body of more than maxBody bytes is an error; compressed ones count as what they
+// decompress to.
+func NewCall(method string, header http.Header, body []byte, maxBody int64) (*Call, error) {
+	if method != "" && !isToken(method) {
+		return nil, fmt.Errorf("invalid method %q", method)
+	}
+	if err := checkFields(header); err != nil {
+		return nil, err
+	}
+	c := &Call{
+		method: method, body: body, maxBody: maxBody,
+		gzip: wantsGzip(method, header), replay: idempotent(method, header),
+	}
+	if c.method == "" {
+		c.method = http.MethodGet
+	}
+	req := &http.Request{Method: c.method, URL: &url.URL{Path: "/"}, Host: "h", Header: header}
+	if len(body) > 0 {
+		req.Body, req.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
+	}
+	m := &requestMessage{t: new(Transport), original: req}
+	m.prepare(c.gzip)
+	var buf bytes.Buffer
+	if err := m.req.Write(&buf); err != nil {
+		return nil, err
+	}
+	_, rest, _ := bytes.Cut(buf.Bytes(), []byte("\r\nHost: h\r\n"))
+	fields, _, _ := bytes.Cut(rest, []byte("\r\n\r\n"))
+	if len(fields) > 0 {
+		c.fields = append(slices.Clip(slices.Clone(fields)), "\r\n"...)
+	}
+	return c, nil
+}
+
+// A Response is a response that has been read.
+type Response struct {
+	StatusCode int // 0 if there was no response
+	// Body is the whole body, decompressed if the transport asked for compression.
+	Body []byte
+
+	head   []byte
+	header http.Header // if it had to be parsed
+}
+
+// Header returns the header as net/http would. It is parsed at each call.
+func (r *Response) Header() http.Header {
+	if r.head == nil {
+		return r.header
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(bytes.NewReader(r.head)), nil)
+	if err != nil { // cannot be: parseHead accepts no head that ReadResponse does not
+		return nil
+	}
+	return resp.Header
+}
+
+// Do sends call to host, as in a URL, for uri, an escaped path with its query, and reads the
+// response. An error after the head of a response comes with its status and what there is of the
+// body.
+func (t *Transport) Do(ctx context.Context, call *Call, host, uri string) (Response, error) {
+	address, err := addressOf(host)
+	if err != nil {
+		return Response{}, err
+	}
+	if err := checkURI(uri); err != nil {
+		return Response{}, err
+	}
+	d := &struct {
+		exchange
+		callMessage
+	}{
+		exchange{
+			t: t, ctx: ctx, trace: httptrace.ContextClientTrace(ctx),
+			method: call.method, address: address, last: t.DisableKeepAlives,
+		},
+		callMessage{call, host, uri, t.DisableKeepAlives},
+	}
+	d.msg = &d.callMessage
+	if err := d.start(); err != nil {
+		return Response{}, err
+	}
+	return d.readResponse(call)
+}
+
+func checkURI(uri string) error {
+	if !strings.HasPrefix(uri, "/") {
+		return fmt.Errorf("path %q does not begin with a slash", uri)
+	}
+	for i := range len(uri) {
+		if b := uri[i]; b <= ' ' || b == 0x7f {
+			return fmt.Errorf("path %q has a space or a control character", uri)
+		}
+	}
+	return nil
+}
+
+// A callMessage is a Call with its target.
+type callMessage struct {
+	call      *Call
+	host, uri string
+	last      bool
+}
+
+func (m *callMessage) render(buf *bytes.Buffer) (bool, error) {
+	if len(m.call.body) > maxInline {
+		return false, nil
+	}
+	m.renderHead(buf)
+	buf.Write(m.call.body)
+	return true, nil
+}
+
+func (m *callMessage) renderHead(buf *bytes.Buffer) {
+	buf.WriteString(m.call.method)
+	buf.WriteByte(' ')
+	buf.WriteString(m.uri)
+	buf.WriteString(" HTTP/1.1\r\nHost: ")
+	buf.WriteString(withoutZone(m.host))
+	buf.WriteString("\r\n")
+	buf.Write(m.call.fields)
+	if m.last {
+		buf.WriteString("Connection: close\r\n")
+	}
+	buf.WriteString("\r\n")
+}
+
+// withoutZone removes the zone of an IPv6 address, which means nothing to the peer.
+func withoutZone(host string) string {
+	zone, end := strings.IndexByte(host, '%'), strings.LastIndexByte(host, ']')
+	if zone < 0 || end < zone {
+		return host
+	}
+	return host[:zone] + host[end:]
+}
+
+func (m *callMessage) stream(c *conn) error {
+	var head bytes.Buffer
+	m.renderHead(&head)
+	if _, err := c.Write(head.Bytes()); err != nil {
+		return err
+	}
+	_, err := c.Write(m.call.body)
+	return err
+}
+
+func (m *callMessage) rewind() error    { return nil }
+func (m *callMessage) replayable() bool { return m.call.replay }
+func (m *callMessage) abandon()         {}
+
+// readResponse reads a response whose first byte is there.
+func (x *exchange) readResponse(call *Call) (Response, error) {
+	if buffered, _ := x.c.br.Peek(x.c.br.Buffered()); x.method != http.MethodHead {
+		if h, ok := parseHead(buffered); ok && h.length <= min(maxClaimed, call.maxBody) {
+			return x.readSimple(h)
+		}
+	}
+	httpResp, err := x.readHead(&http.Request{Method: x.method})
+	if err != nil {
+		x.discard()
+		return Response{}, x.explain(err)
+	}
+	x.c.idleTimeout = keepAlive(httpResp.Header.Get("Keep-Alive"))
+	resp := Response{StatusCode: httpResp.StatusCode, header: httpResp.Header}
+	resp.Body, err = x.readBody(httpResp, call)
+	if err != nil {
+		x.discard()
+		return resp, x.explain(err)
+	}
+	x.finish(!httpResp.Close)
+	return resp, nil
+}
+
+// readSimple reads head and body in one piece.
+func (x *exchange) readSimple(h head) (Response, error) {
+	x.c.headLimit, x.c.idleTimeout = -1, h.idleTimeout
+	data := make([]byte, h.size+int(h.length))
+	n, err := io.ReadFull(x.c.br, data)
+	resp := Response{StatusCode: h.status, head: data[:h.size:h.size], Body: data[h.size:max(h.size, n)]}
+	if err != nil {
+		x.discard()
+		return resp, x.explain(err)
+	}
+	x.finish(true)
+	return resp, nil
+}
+
+// readBody reads a body up to the limit.
+func (x *exchange) readBody(resp *http.Response, call *Call) ([]byte, error) {
+	src := io.Reader(resp.Body)
+	if call.gzip && resp.ContentLength != 0 && strings.EqualFold(resp.Header.Get("Content-Encoding"), "gzip") {
+		uncompressed(resp)
+		zr, _ := x.t.gunzips.Get().(*gzip.Reader)
+		if zr == nil {
+			zr = new(gzip.Reader)
+		}
+		if err := zr.Reset(src); err != nil {
+			return nil, err
+		}
+		defer x.t.gunzips.Put(zr)
+		src = zr
+	}
+	buf := x.t.buffer()
+	defer x.t.recycle(buf)
+	_, err := buf.ReadFrom(io.LimitReader(src, call.maxBody))
+	if err == nil && int64(buf.Len()) == call.maxBody {
+		err = expectEOF(src, call.maxBody)
+	}
+	return bytes.Clone(buf.Bytes()), err
+}
+
+// expectEOF returns nil if src ends here.
+func expectEOF(src io.Reader, limit int64) error {
+	var b [1]byte
+	switch n, err := io.ReadFull(src, b[:]); {
+	case n > 0:
+		return fmt.Errorf("%w: more than %d bytes", ErrBodyTooLarge, limit)
+	case err == io.EOF: //nolint:errorlint // as io.Reader says
+		return nil
+	default:
+		return err
+	}
+}

@@ -1,0 +1,81 @@
+package h1
+
+import (
+	"bufio"
+	"errors"
+	"net"
+	"syscall"
+	"time"
+)
+
+// A conn is one connection. It belongs to one request at a time, or is idle.
+type conn struct {
+	nc      net.Conn
+	address string
+	abort   func()      // closes nc; made once, since each request needs it
+	probe   func() bool // reports whether there is nothing to read; nil if that takes a read
+	kernel  bool        // what is written goes to a buffer of the kernel, and does not wait for the peer
+
+	br        *bufio.Reader // while a response is read
+	headLimit int64         // bytes that may still be read for the head; negative in a body
+	ended     bool          // reading has failed
+	sent      bool          // some of the request was written
+
+	reused      bool
+	idleTimeout time.Duration // as announced by the peer, 0 if not
+	idleSince   time.Time
+	expires     time.Time
+}
+
+func newConn(nc net.Conn, address string) *conn {
+	c := &conn{nc: nc, address: address, abort: func() { nc.Close() }}
+	_, c.kernel = nc.(syscall.Conn)
+	c.probe = newProbe(nc)
+	return c
+}
+
+func (c *conn) close() { c.nc.Close() }
+
+// Read reads for the head of a response up to its limit, and for a body without one.
+func (c *conn) Read(p []byte) (int, error) {
+	if c.headLimit == 0 {
+		return 0, errHeadTooLarge
+	}
+	if c.headLimit > 0 {
+		p = p[:min(int64(len(p)), c.headLimit)]
+	}
+	n, err := c.nc.Read(p)
+	if err != nil {
+		c.ended = true
+	}
+	if c.headLimit > 0 {
+		c.headLimit -= int64(n)
+	}
+	return n, err
+}
+
+func (c *conn) Write(p []byte) (int, error) {
+	n, err := c.nc.Write(p)
+	c.sent = c.sent || n > 0
+	return n, err
+}
+
+// quiet reports whether an idle connection is open and the peer has sent nothing on it. Bytes that
+// come unasked are of no request, and must not be taken for the response to the next one.
+func (c *conn) quiet() bool {
+	if c.probe != nil {
+		return c.probe()
+	}
+	var b [1]byte
+	if c.nc.SetReadDeadline(time.Now().Add(probeTime)) != nil {
+		return false
+	}
+	_, err := c.nc.Read(b[:])
+	ne, ok := err.(net.Error) //nolint:errorlint // a connection returns its own error, not a wrapped one
+	return ok && ne.Timeout() && c.nc.SetReadDeadline(time.Time{}) == nil
+}
+
+// A read this long finds what has arrived where the socket cannot be asked without waiting.
+const probeTime = time.Millisecond
+
+var errHeadTooLarge = errors.New("the head of the response is too large")

@@ -1,0 +1,302 @@
+package h1
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptrace"
+	"net/textproto"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const (
+	// A request of this size fits the smallest send buffer in use, that of Linux, so that writing
+	// it cannot wait for a peer that sends its response first.
+	maxInline = 16 << 10
+	// How long the end of a request may take once its response is complete, as in net/http.
+	writeGrace = 50 * time.Millisecond
+	// How long a response may take that is on its way already when writing the request fails.
+	responseGrace = time.Second
+)
+
+// A message is a request in a form that can be written to a connection.
+type message interface {
+	// render writes the whole request if it is short and in memory, and reports whether it did.
+	render(buf *bytes.Buffer) (inline bool, err error)
+	// stream writes a request that render did not.
+	stream(c *conn) error
+	// rewind prepares writing it once more, or returns an error if its body cannot be had again.
+	rewind() error
+	// replayable reports whether the peer may be sent the request twice.
+	replayable() bool
+	// abandon makes a stream return that waits for the caller's data.
+	abandon()
+}
+
+// An exchange is one request and its response. Its connection may change until the response begins.
+type exchange struct {
+	t       *Transport
+	ctx     context.Context //nolint:containedctx // of this request alone, whose body is read later
+	trace   *httptrace.ClientTrace
+	msg     message
+	method  string
+	address string
+	last    bool // the request asks for the connection to be closed
+
+	c       *conn
+	unwatch func() bool // ends the watch over ctx
+	written chan error  // the result of a stream, nil if there is none
+	failed  error       // why writing failed
+}
+
+// start sends the request, and returns when the first byte of a response is there. It repeats the
+// request on another connection under the conditions of net/http.
+func (x *exchange) start() error {
+	for {
+		if x.ctx.Err() != nil {
+			return context.Cause(x.ctx)
+		}
+		c, err := x.t.get(x.ctx, x.address, x.trace)
+		if err != nil {
+			return x.explain(err)
+		}
+		nothingSent, err := x.attempt(c)
+		if err == nil {
+			return nil
+		}
+		x.discard()
+		if !c.reused || x.ctx.Err() != nil || !nothingSent && !x.msg.replayable() || x.msg.rewind() != nil {
+			return x.explain(err)
+		}
+	}
+}
+
+// attempt sends the request on c. If that fails, the first result reports whether the peer has
+// certainly seen nothing of it.
+func (x *exchange) attempt(c *conn) (nothingSent bool, err error) {
+	x.c, x.failed, x.written, c.sent = c, nil, nil, false
+	x.unwatch = context.AfterFunc(x.ctx, c.abort)
+	if err := x.write(); err != nil {
+		_, own := errors.AsType[*bodyError](err)
+		return !own && !c.sent, err
+	}
+	c.br, c.headLimit = x.t.reader(c), x.t.maxHead()
+	if _, err := c.br.Peek(1); err != nil {
+		return x.noResponse(err)
+	}
+	if x.trace != nil && x.trace.GotFirstResponseByte != nil {
+		x.trace.GotFirstResponseByte()
+	}
+	return false, nil
+}
+
+// noResponse says why there is none: if writing the request failed that is the cause, and not what
+// came of reading.
+func (x *exchange) noResponse(err error) (nothingSent bool, _ error) {
+	select {
+	case x.failed = <-x.written:
+		x.written = nil
+	default:
+	}
+	if x.failed != nil {
+		return !x.c.sent, x.failed
+	}
+	x.c.close()
+	x.stopWriting()
+	return !errors.Is(x.failed, errStillWriting) && !x.c.sent, err
+}
+
+// write sends the request, or starts a goroutine that does if that may wait for the peer or for the
+// caller's data. A response that the peer sent before it stopped reading is still read, so only a
+// request that cannot be sent at all is an error.
+func (x *exchange) write() error {
+	buf := x.t.buffer()
+	inline, err := x.msg.render(buf)
+	c := x.c
+	switch {
+	case err != nil:
+		x.t.recycle(buf)
+		return err
+	case inline && c.kernel:
+		_, err := c.Write(buf.Bytes())
+		x.t.recycle(buf)
+		if err != nil && !c.sent {
+			return err
+		}
+		x.failed = err
+		x.writeFailed(c, err)
+	case inline:
+		x.inBackground(func() error {
+			defer x.t.recycle(buf)
+			_, err := c.Write(buf.Bytes())
+			return err
+		})
+	default:
+		x.t.recycle(buf)
+		x.inBackground(func() error { return x.msg.stream(c) })
+	}
+	return nil
+}
+
+func (x *exchange) inBackground(write func() error) {
+	written, c := make(chan error, 1), x.c
+	x.written = written
+	go func() {
+		err := write()
+		x.writeFailed(c, err)
+		written <- err
+	}()
+}
+
+// writeFailed lets a response be read that the peer may have sent before the connection failed.
+func (x *exchange) writeFailed(c *conn, err error) {
+	if err == nil {
+		return
+	}
+	if _, ok := errors.AsType[*bodyError](err); ok {
+		c.close()
+		return
+	}
+	_ = c.nc.SetReadDeadline(time.Now().Add(responseGrace)) // if that fails, so does reading
+}
+
+// wrote reports whether the whole request has been sent. It waits for a moment if it is being sent.
+func (x *exchange) wrote() bool {
+	if x.written != nil {
+		timer := time.NewTimer(writeGrace)
+		defer timer.Stop()
+		select {
+		case x.failed = <-x.written:
+		case <-timer.C:
+			x.failed = errStillWriting
+		}
+		x.written = nil
+	}
+	return x.failed == nil
+}
+
+// stopWriting waits until nothing writes the request any more, since the caller may change it when
+// it is told that it failed.
+func (x *exchange) stopWriting() {
+	if x.written != nil {
+		x.msg.abandon()
+		x.wrote()
+	}
+}
+
+// readHead reads the head of the final response.
+func (x *exchange) readHead(req *http.Request) (*http.Response, error) {
+	for range max1xx {
+		resp, err := http.ReadResponse(x.c.br, req)
+		switch {
+		case err != nil && x.c.headLimit == 0:
+			return nil, errHeadTooLarge
+		case err != nil:
+			return nil, fmt.Errorf("invalid response: %w", err)
+		case resp.StatusCode == http.StatusSwitchingProtocols:
+			return nil, errors.New("the peer switches protocols")
+		case resp.StatusCode < 100 || resp.StatusCode > 199:
+			x.c.headLimit = -1
+			return resp, nil
+		}
+		if err := x.got1xx(resp); err != nil {
+			return nil, err
+		}
+	}
+	return nil, fmt.Errorf("more than %d 1xx responses", max1xx-1)
+}
+
+func (x *exchange) got1xx(resp *http.Response) error {
+	if x.trace == nil {
+		return nil
+	}
+	if resp.StatusCode == http.StatusContinue && x.trace.Got100Continue != nil {
+		x.trace.Got100Continue()
+	}
+	if x.trace.Got1xxResponse != nil {
+		return x.trace.Got1xxResponse(resp.StatusCode, textproto.MIMEHeader(resp.Header))
+	}
+	return nil
+}
+
+// finish ends an exchange whose response has been read to its end. The connection is kept if both
+// sides want that and nothing else was sent on it.
+func (x *exchange) finish(keep bool) {
+	c := x.c
+	keep = keep && !x.last && c.br.Buffered() == 0 && !c.ended && x.wrote() && x.unwatch()
+	if !keep {
+		x.discard()
+		return
+	}
+	x.release()
+	kept := x.t.put(c)
+	if !kept {
+		c.close()
+	}
+	if x.trace != nil && x.trace.PutIdleConn != nil && !x.t.DisableKeepAlives {
+		var err error
+		if !kept {
+			err = errNoRoom
+		}
+		x.trace.PutIdleConn(err)
+	}
+}
+
+// discard ends an exchange whose connection cannot be used again.
+func (x *exchange) discard() {
+	x.unwatch()
+	x.c.close()
+	x.stopWriting()
+	x.release()
+}
+
+func (x *exchange) release() {
+	if br := x.c.br; br != nil {
+		x.c.br = nil
+		br.Reset(nil)
+		x.t.readers.Put(br)
+	}
+}
+
+// explain returns what made the exchange fail with err: ctx, whose end closes the connection, or
+// the request's own body.
+func (x *exchange) explain(err error) error {
+	if x.ctx.Err() != nil {
+		return context.Cause(x.ctx)
+	}
+	if own, ok := errors.AsType[*bodyError](cmp.Or(x.failed, err)); ok {
+		return own.error
+	}
+	return err
+}
+
+// keepAlive returns four fifths of the time that a Keep-Alive header announces, or 0.
+func keepAlive(value string) time.Duration {
+	for param := range strings.SplitSeq(value, ",") {
+		name, seconds, _ := strings.Cut(strings.TrimSpace(param), "=")
+		if !strings.EqualFold(name, "timeout") {
+			continue
+		}
+		n, err := strconv.ParseUint(seconds, 10, 16)
+		if err != nil || n == 0 {
+			return 0
+		}
+		return min(time.Duration(n)*time.Second*4/5, maxIdleTimeout)
+	}
+	return 0
+}
+
+// A bodyError is a failure of the request's own body, not of the connection.
+type bodyError struct{ error }
+
+func (e *bodyError) Unwrap() error { return e.error }
+
+var (
+	errNoRoom       = errors.New("no room for another idle connection")
+	errStillWriting = errors.New("the request is still being sent")
+)

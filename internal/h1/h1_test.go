@@ -1,0 +1,182 @@
+package h1
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+)
+
+// echo is a server that says what it was sent.
+func echo(t testing.TB) *httptest.Server {
+	t.Helper()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		w.Header().Set("X-Seen", strings.TrimSpace(r.Method+" "+r.URL.RequestURI()+" "+r.Header.Get("X-Token")))
+		if r.URL.Query().Has("status") {
+			w.WriteHeader(http.StatusTeapot)
+		}
+		if r.URL.Query().Has("chunked") {
+			w.(http.Flusher).Flush()
+		}
+		_, _ = w.Write(body)
+	}))
+	t.Cleanup(srv.Close)
+	return srv
+}
+
+func TestRoundTripper(t *testing.T) {
+	srv := echo(t)
+	tr := new(Transport)
+	defer tr.Close()
+	hc := &http.Client{Transport: tr}
+	for _, size := range []int{0, 1, 4096, maxInline, 1 << 20} {
+		for _, stream := range []bool{false, true} {
+			for _, query := range []string{"", "?chunked", "?status"} {
+				want := strings.Repeat("x", size)
+				var body io.Reader = strings.NewReader(want)
+				if stream {
+					body = io.MultiReader(body)
+				}
+				resp, err := hc.Post(srv.URL+"/p"+query, "text/plain", body)
+				if err != nil {
+					t.Fatal(err)
+				}
+				got, err := io.ReadAll(resp.Body)
+				resp.Body.Close()
+				if err != nil || string(got) != want || resp.Header.Get("X-Seen") != "POST /p"+query {
+					t.Fatalf("%d bytes, stream %v: got %d, %v, %v", size, stream, len(got), err, resp.Header)
+				}
+			}
+		}
+	}
+	if n := tr.Idle(); n != 1 {
+		t.Errorf("%d idle connections after requests in a row", n)
+	}
+}
+
+func TestDo(t *testing.T) {
+	srv := echo(t)
+	tr := new(Transport)
+	defer tr.Close()
+	host := strings.TrimPrefix(srv.URL, "http://")
+	for _, size := range []int{0, 1, 4096, maxInline, maxInline + 1, 1 << 20} {
+		for _, query := range []string{"", "?chunked", "?status"} {
+			want := bytes.Repeat([]byte("x"), size)
+			call, err := NewCall("PUT", http.Header{"X-Token": {"secret"}}, want, 1<<20)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := tr.Do(t.Context(), call, host, "/p"+query)
+			status := 200
+			if query == "?status" {
+				status = 418
+			}
+			if err != nil || resp.StatusCode != status || !bytes.Equal(resp.Body, want) {
+				t.Fatalf("%d bytes, %q: got %d, %d bytes, %v", size, query, resp.StatusCode, len(resp.Body), err)
+			}
+			if got, want := resp.Header().Get("X-Seen"), "PUT /p"+query+" secret"; got != want {
+				t.Errorf("the peer saw %q, not %q", got, want)
+			}
+		}
+	}
+	if n := tr.Idle(); n != 1 {
+		t.Errorf("%d idle connections after requests in a row", n)
+	}
+}
+
+func TestBodyLimit(t *testing.T) {
+	srv := echo(t)
+	tr := new(Transport)
+	defer tr.Close()
+	host := strings.TrimPrefix(srv.URL, "http://")
+	for _, limit := range []int64{0, 1, 99, 100, 101} {
+		for _, uri := range []string{"/", "/?chunked"} {
+			call, err := NewCall("PUT", nil, make([]byte, 100), limit)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp, err := tr.Do(t.Context(), call, host, uri)
+			if errors.Is(err, ErrBodyTooLarge) != (limit < 100) || limit >= 100 && err != nil {
+				t.Errorf("limit %d: %v", limit, err)
+			}
+			if want := min(limit, 100); int64(len(resp.Body)) != want || resp.StatusCode != 200 {
+				t.Errorf("limit %d: %d bytes of the body, status %d", limit, len(resp.Body), resp.StatusCode)
+			}
+		}
+	}
+}
+
+func TestInvalidRequests(t *testing.T) {
+	tr := &Transport{}
+	for _, header := range []http.Header{
+		{"": {"x"}},
+		{"A b": {"x"}},
+		{"A:": {"x"}},
+		{"A\r\n": {"x"}},
+		{"Ä": {"x"}},
+		{"A": {"secret\r\nB: c"}},
+		{"A": {"secret\n"}},
+		{"A": {"secret\x00"}},
+		{"A": {"ok", "secret\x7f"}},
+	} {
+		_, err := NewCall("GET", header, nil, 0)
+		req := httptest.NewRequest("GET", "http://127.0.0.1:1/", nil)
+		req.Header = header
+		_, err2 := tr.RoundTrip(req) //nolint:bodyclose // there is none
+		_, std := new(http.Transport).RoundTrip(req)
+		if err == nil || err2 == nil || !strings.Contains(std.Error(), "invalid header") {
+			t.Errorf("%q: %v, %v, net/http: %v", header, err, err2, std)
+		}
+		if strings.Contains(fmt.Sprint(err, err2), "secret") {
+			t.Errorf("the error repeats the value: %v", err)
+		}
+	}
+	for _, method := range []string{"GET /", "G\r\n", "Ä", "("} {
+		if _, err := NewCall(method, nil, nil, 0); err == nil {
+			t.Errorf("method %q was accepted", method)
+		}
+	}
+	call, err := NewCall("GET", nil, nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, target := range [][2]string{
+		{"", "/"}, {"a b", "/"}, {"a\r\n", "/"}, {"ä", "/"}, {"h", ""}, {"h", "x"}, {"h", "/ HTTP/1.1"}, {"h", "/\r\n"}, {"h", "/\x7f"},
+	} {
+		if _, err := tr.Do(t.Context(), call, target[0], target[1]); err == nil {
+			t.Errorf("host %q, path %q were accepted", target[0], target[1])
+		}
+	}
+	for _, req := range []*http.Request{
+		{},
+		{Header: http.Header{}},
+		{URL: httptest.NewRequest("GET", "http://h/", nil).URL},
+		httptest.NewRequest("GET", "https://h/", nil),
+		httptest.NewRequest("GET", "ftp://h/", nil),
+		httptest.NewRequest("GET", "http://ä/", nil),
+	} {
+		if _, err := tr.RoundTrip(req); err == nil { //nolint:bodyclose // there is none
+			t.Errorf("%v was accepted", req.URL)
+		}
+	}
+}
+
+func TestCanceledBefore(t *testing.T) {
+	tr := new(Transport)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	why := errors.New("why")
+	cancel(why)
+	call, err := NewCall("GET", nil, nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tr.Do(ctx, call, "127.0.0.1:1", "/"); !errors.Is(err, why) {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,30 @@
+//go:build unix
+
+package h1
+
+import (
+	"net"
+	"syscall"
+)
+
+// newProbe returns a function that reads from a socket without waiting: only of one that is open and
+// has nothing to read the system says so. A byte that is read is not missed, since the connection
+// is closed then.
+func newProbe(nc net.Conn) func() bool {
+	sc, ok := nc.(syscall.Conn)
+	if !ok {
+		return nil
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	var b [1]byte
+	var quiet bool
+	read := func(fd uintptr) bool {
+		_, err := syscall.Read(int(fd), b[:])
+		quiet = err == syscall.EAGAIN || err == syscall.EWOULDBLOCK //nolint:errorlint // an errno
+		return true
+	}
+	return func() bool { return raw.Read(read) == nil && quiet }
+}

@@ -1,0 +1,249 @@
+package h1
+
+import (
+	"bufio"
+	"bytes"
+	"cmp"
+	"context"
+	"net"
+	"net/http/httptrace"
+	"slices"
+	"sync"
+	"time"
+)
+
+const (
+	// Node's servers close a connection that has been idle for 5 s, the shortest time in wide use.
+	// A connection that is given up a second earlier is not closed by the peer while a request is
+	// on its way, except by chance.
+	defaultIdleTimeout = 4 * time.Second
+	// Peers that announce a longer time are kept as long as net/http's DefaultTransport keeps them.
+	maxIdleTimeout     = 90 * time.Second
+	sweepInterval      = time.Second
+	defaultIdlePerHost = 2
+	defaultMaxHead     = 64 << 10
+	max1xx             = 8
+	bufferSize         = 4 << 10
+)
+
+// A Transport sends requests over plain HTTP/1.1 and keeps idle connections for later requests. The
+// zero value is ready to use. Its fields must not be changed after the first request. All methods
+// are safe for concurrent use.
+type Transport struct {
+	// Dial makes a connection; by default that of a zero net.Dialer. The context is the request's.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// MaxIdlePerHost bounds the idle connections to one address; 2 by default.
+	MaxIdlePerHost int
+	// MaxIdle bounds the idle connections to all addresses; unlimited by default. A connection
+	// beyond it is closed and the older ones stay: requests that visit more addresses than this
+	// in turn would otherwise never find one of theirs.
+	MaxIdle int
+	// IdleTimeout is how long a connection may be idle if the peer does not announce its own
+	// timeout; 4 s by default. One that is announced ("Keep-Alive: timeout=5") counts for four
+	// fifths, and for 90 s at most.
+	IdleTimeout time.Duration
+	// MaxHeadBytes bounds the head of a response, together with all 1xx responses before it;
+	// 64 KiB by default.
+	MaxHeadBytes int64
+	// DisableKeepAlives makes each request use a connection of its own, and say so.
+	DisableKeepAlives bool
+
+	readers sync.Pool // *bufio.Reader, while a response is read
+	buffers sync.Pool // *bytes.Buffer, for a request or a body of unknown length
+	gunzips sync.Pool // *gzip.Reader
+
+	mu       sync.Mutex
+	hosts    map[string]*host
+	idle     int         // idle connections of all hosts
+	sweeping *time.Timer // runs while a connection is idle
+	closed   bool
+}
+
+// A host has the idle connections to one address, the one used last at the end.
+type host struct{ idle []*conn }
+
+// CloseIdle closes the idle connections to address, a host with its port.
+func (t *Transport) CloseIdle(address string) {
+	t.mu.Lock()
+	var idle []*conn
+	if h := t.hosts[address]; h != nil {
+		idle = h.idle
+		t.idle -= len(idle)
+		delete(t.hosts, address)
+	}
+	t.mu.Unlock()
+	closeAll(idle)
+}
+
+// CloseIdleConnections closes all idle connections.
+func (t *Transport) CloseIdleConnections() {
+	t.mu.Lock()
+	idle := t.removeLocked(func(*conn) bool { return true })
+	t.mu.Unlock()
+	closeAll(idle)
+}
+
+// Close closes all idle connections, and the others when their response has been read. Later
+// requests are still sent, each on a connection of its own.
+func (t *Transport) Close() {
+	t.mu.Lock()
+	t.closed = true
+	t.mu.Unlock()
+	t.CloseIdleConnections()
+}
+
+// Idle returns the number of idle connections.
+func (t *Transport) Idle() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.idle
+}
+
+// get returns an idle connection to address or else a new one.
+func (t *Transport) get(ctx context.Context, address string, trace *httptrace.ClientTrace) (*conn, error) {
+	if trace != nil && trace.GetConn != nil {
+		trace.GetConn(address)
+	}
+	c := t.takeIdle(address)
+	if c == nil {
+		dial := t.Dial
+		if dial == nil {
+			dial = new(net.Dialer).DialContext
+		}
+		nc, err := dial(ctx, "tcp", address)
+		if err != nil {
+			return nil, err
+		}
+		c = newConn(nc, address)
+	}
+	if trace != nil && trace.GotConn != nil {
+		info := httptrace.GotConnInfo{Conn: c.nc, Reused: c.reused, WasIdle: c.reused}
+		if c.reused {
+			info.IdleTime = time.Since(c.idleSince)
+		}
+		trace.GotConn(info)
+	}
+	return c, nil
+}
+
+// takeIdle returns the connection to address that was used last, or nil if none is fit for use.
+func (t *Transport) takeIdle(address string) *conn {
+	for {
+		c := t.pop(address)
+		if c == nil {
+			return nil
+		}
+		if time.Now().Before(c.expires) && c.quiet() {
+			return c
+		}
+		c.close()
+	}
+}
+
+func (t *Transport) pop(address string) *conn {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	h := t.hosts[address]
+	if h == nil || len(h.idle) == 0 {
+		return nil
+	}
+	last := len(h.idle) - 1
+	c := h.idle[last]
+	h.idle[last] = nil
+	h.idle = h.idle[:last]
+	t.idle--
+	return c
+}
+
+// put keeps an idle connection, and reports whether there was room for it.
+func (t *Transport) put(c *conn) bool {
+	c.reused, c.idleSince = true, time.Now()
+	c.expires = c.idleSince.Add(cmp.Or(c.idleTimeout, t.IdleTimeout, defaultIdleTimeout))
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed || t.DisableKeepAlives || t.MaxIdle > 0 && t.idle >= t.MaxIdle {
+		return false
+	}
+	h := t.hosts[c.address]
+	if h == nil {
+		if t.hosts == nil {
+			t.hosts = make(map[string]*host)
+		}
+		h = new(host)
+		t.hosts[c.address] = h
+	}
+	if len(h.idle) >= cmp.Or(t.MaxIdlePerHost, defaultIdlePerHost) {
+		return false
+	}
+	h.idle = append(h.idle, c)
+	t.idle++
+	if t.sweeping == nil {
+		t.sweeping = time.AfterFunc(sweepInterval, t.sweep)
+	}
+	return true
+}
+
+// sweep closes the connections whose time is over, and runs again while there are others.
+func (t *Transport) sweep() {
+	now := time.Now()
+	t.mu.Lock()
+	expired := t.removeLocked(func(c *conn) bool { return !now.Before(c.expires) })
+	if t.sweeping != nil {
+		t.sweeping.Reset(sweepInterval)
+	}
+	t.mu.Unlock()
+	closeAll(expired)
+}
+
+// removeLocked takes out the idle connections that match, and all hosts left without one.
+func (t *Transport) removeLocked(match func(*conn) bool) (removed []*conn) {
+	for address, h := range t.hosts {
+		h.idle = slices.DeleteFunc(h.idle, func(c *conn) bool {
+			if !match(c) {
+				return false
+			}
+			removed = append(removed, c)
+			return true
+		})
+		if len(h.idle) == 0 {
+			delete(t.hosts, address)
+		}
+	}
+	t.idle -= len(removed)
+	if t.idle == 0 && t.sweeping != nil {
+		t.sweeping.Stop()
+		t.sweeping = nil
+	}
+	return removed
+}
+
+func (t *Transport) maxHead() int64 { return cmp.Or(t.MaxHeadBytes, defaultMaxHead) }
+
+func (t *Transport) reader(c *conn) *bufio.Reader {
+	if br, _ := t.readers.Get().(*bufio.Reader); br != nil {
+		br.Reset(c)
+		return br
+	}
+	return bufio.NewReaderSize(c, bufferSize)
+}
+
+func (t *Transport) buffer() *bytes.Buffer {
+	if buf, _ := t.buffers.Get().(*bytes.Buffer); buf != nil {
+		return buf
+	}
+	return new(bytes.Buffer)
+}
+
+// recycle keeps a buffer for later, unless it is of a size that few need.
+func (t *Transport) recycle(buf *bytes.Buffer) {
+	if buf.Cap() <= maxClaimed {
+		buf.Reset()
+		t.buffers.Put(buf)
+	}
+}
+
+func closeAll(conns []*conn) {
+	for _, c := range conns {
+		c.close()
+	}
+}
