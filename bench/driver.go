@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/mimiktech/cluster/internal/npmtest"
 )
 
 const npmName = "npm module"
@@ -52,7 +54,7 @@ func open(ctx context.Context, p plan, log func(string, ...any)) (*lab, error) {
 	l := &lab{plan: p, absent: make(map[string]string), log: log}
 	if slices.Contains(p.Names, npmName) {
 		var err error
-		if l.modules, err = modules(ctx, p.NPM); err != nil {
+		if l.modules, err = npmtest.Install(ctx, p.NPM); err != nil {
 			l.absent[npmName] = err.Error()
 			l.Names = slices.DeleteFunc(slices.Clone(l.Names), func(n string) bool { return n == npmName })
 		}

@@ -4,7 +4,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,9 +12,9 @@ import (
 	"os"
 	"os/exec"
 	"strings"
-	"sync"
-	"syscall"
 	"time"
+
+	"github.com/mimiktech/cluster/internal/proctest"
 )
 
 // An order is a line that a process reads on its standard input; a report, on its descriptor 3, is
@@ -42,7 +41,7 @@ type process struct {
 	in      io.WriteCloser
 	reports *bufio.Reader
 	pipe    *os.File
-	printed *tail
+	printed *proctest.Tail
 }
 
 // start starts a program that ends with ctx.
@@ -52,12 +51,12 @@ func start(ctx context.Context, name string, env []string, argv ...string) (*pro
 		return nil, err
 	}
 	defer theirs.Close()
-	p := &process{name: name, pipe: pipe, reports: bufio.NewReader(pipe), printed: new(tail)}
+	p := &process{name: name, pipe: pipe, reports: bufio.NewReader(pipe), printed: new(proctest.Tail)}
 	p.cmd = exec.CommandContext(ctx, argv[0], argv[1:]...)
 	p.cmd.Env = append(os.Environ(), env...) //nolint:forbidigo // a program is what meets its environment
 	p.cmd.Stdout, p.cmd.Stderr = p.printed, p.printed
 	p.cmd.ExtraFiles = []*os.File{theirs}
-	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	proctest.Isolate(p.cmd)
 	p.cmd.WaitDelay = 2 * time.Second
 	if p.in, err = p.cmd.StdinPipe(); err != nil {
 		pipe.Close()
@@ -148,27 +147,4 @@ func obey(carryOut func(what string, args json.RawMessage) (any, error)) error {
 			return err
 		}
 	}
-}
-
-// A tail keeps the end of what a process prints.
-type tail struct {
-	mu   sync.Mutex // guards the field below
-	text []byte
-}
-
-func (t *tail) Write(b []byte) (int, error) {
-	const most = 8 << 10
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.text = append(t.text, b...)
-	if len(t.text) > most {
-		t.text = bytes.Clone(t.text[len(t.text)-most:])
-	}
-	return len(b), nil
-}
-
-func (t *tail) String() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return string(t.text)
 }

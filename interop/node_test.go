@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/mimiktech/cluster"
+	"github.com/mimiktech/cluster/internal/proctest"
 )
 
 // A kind is whose code a node runs.
@@ -104,7 +105,7 @@ func launch(t *testing.T, k kind, id, listen, modules string, env map[string]str
 	}
 	n.cmd.Stdin, n.cmd.Stdout, n.cmd.Stderr = theirOrders, n, n
 	n.cmd.ExtraFiles = []*os.File{theirAnswers, socket}
-	n.cmd.SysProcAttr = ownGroup()
+	proctest.Isolate(n.cmd)
 	n.cmd.WaitDelay = 2 * time.Second
 	n.ready = n.expect(0)
 	if err := n.cmd.Start(); err != nil {

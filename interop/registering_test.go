@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/mimiktech/cluster/internal/proctest"
 	"github.com/mimiktech/cluster/mit"
 )
 
@@ -102,7 +103,7 @@ func shippedRegistry(w *world) {
 	var printed strings.Builder
 	cmd := exec.CommandContext(w.Context(), binary, "--listen", "127.0.0.1:0", "--type", serverType, "--log", "error")
 	cmd.Env = []string{"HOME=" + w.TempDir()}
-	cmd.SysProcAttr = ownGroup()
+	proctest.Isolate(cmd)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {

@@ -3,7 +3,6 @@
 package survival
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -11,11 +10,11 @@ import (
 	"os"
 	"os/exec"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 
 	"github.com/mimiktech/cluster/internal/freeport"
+	"github.com/mimiktech/cluster/internal/proctest"
 )
 
 // A process is this binary in another role. It ends with its test, and with this process at the latest.
@@ -26,13 +25,13 @@ type process struct {
 	args  []string
 	cmd   *exec.Cmd // nil while it does not run
 	stdin io.Closer
-	log   *tail
+	log   *proctest.Tail
 }
 
 // newProcess makes a process that has not been started.
 func newProcess(t *testing.T, name, role string, args ...string) *process {
 	t.Helper()
-	p := &process{t: t, name: name, role: role, args: args, log: new(tail)}
+	p := &process{t: t, name: name, role: role, args: args, log: new(proctest.Tail)}
 	t.Cleanup(func() {
 		p.kill()
 		if t.Failed() {
@@ -51,7 +50,7 @@ func (p *process) start() {
 	cmd := exec.CommandContext(context.Background(), os.Args[0], p.args...) // kill ends it
 	cmd.Env = append(os.Environ(), roleVariable+"="+p.role, "MIT_SIGNING_KEY="+signingKey, "MIT_CLIENT_SECRET="+clientSecret)
 	cmd.Stdout, cmd.Stderr = p.log, p.log
-	cmd.SysProcAttr = ownGroup()
+	proctest.Isolate(cmd)
 	stdin, err := cmd.StdinPipe()
 	if err == nil {
 		err = cmd.Start()
@@ -124,27 +123,4 @@ func newMembers(t *testing.T, n int) (members []*process, endpoints []string) {
 		members = append(members, newProcess(t, m.Name, roleMember, string(arg)))
 	}
 	return members, endpoints
-}
-
-// A tail keeps the end of what a process prints.
-type tail struct {
-	mu   sync.Mutex // guards the field below
-	text []byte
-}
-
-func (t *tail) Write(b []byte) (int, error) {
-	const most = 4 << 10
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.text = append(t.text, b...)
-	if len(t.text) > most {
-		t.text = bytes.Clone(t.text[len(t.text)-most:])
-	}
-	return len(b), nil
-}
-
-func (t *tail) String() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return string(t.text)
 }

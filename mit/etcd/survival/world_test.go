@@ -22,6 +22,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/mimiktech/cluster"
+	"github.com/mimiktech/cluster/internal/proctest"
 	"github.com/mimiktech/cluster/mit"
 )
 
@@ -115,7 +116,7 @@ func newWorld(t *testing.T, s setting) *world {
 	w.token = w.accessToken()
 
 	var wg sync.WaitGroup
-	for i := range nodes {
+	for i := range nodeCount() {
 		w.nodes = append(w.nodes, w.newNode(fmt.Sprintf("n%03d", i), s.share, w.registryURL(i%2 == 0)))
 	}
 	turn := make(chan struct{}, 8)
@@ -132,8 +133,8 @@ func newWorld(t *testing.T, s setting) *world {
 	}
 	w.eventually("all nodes know each other", w.viewsWhole)
 	w.born = w.list(w.balancer.url)
-	if len(w.born) != nodes {
-		t.Fatalf("the registry lists %d servers, not %d", len(w.born), nodes)
+	if len(w.born) != nodeCount() {
+		t.Fatalf("the registry lists %d servers, not %d", len(w.born), nodeCount())
 	}
 	w.watchLists()
 	t.Logf("all is up after %v", time.Since(start).Round(time.Millisecond))
@@ -452,4 +453,12 @@ func (w *world) accessToken() string {
 		w.Fatalf("no token: %d %s", status, body)
 	}
 	return answer.Data.AccessToken
+}
+
+// nodeCount is smaller with the race detector, because the cost of announcing grows with its square.
+func nodeCount() int {
+	if proctest.RaceDetector {
+		return 30
+	}
+	return 100
 }

@@ -1,8 +1,7 @@
-package interop
+package proctest
 
 import "syscall"
 
-// ownGroup keeps a terminal's signals from a process, and ends it with the one that started it.
 func ownGroup() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 }

@@ -1,8 +1,7 @@
 //go:build unix && !linux
 
-package survival
+package proctest
 
 import "syscall"
 
-// ownGroup keeps a terminal's signals from a process.
 func ownGroup() *syscall.SysProcAttr { return &syscall.SysProcAttr{Setpgid: true} }

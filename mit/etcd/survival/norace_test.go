@@ -1,5 +1,0 @@
-//go:build !race
-
-package survival
-
-const nodes = 100
