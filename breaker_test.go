@@ -15,44 +15,19 @@ import (
 	"github.com/mimiktech/cluster/clustertest"
 )
 
-func evictNobody() clustertest.Option {
-	return clustertest.WithOptions(cluster.WithEviction(cluster.Eviction{Disabled: true}))
-}
-
-// asking makes one call and says what came of the one peer that is in trouble: its kind and how long
-// the call took.
-func asking(t *testing.T, n *clustertest.Node, req cluster.Request) string {
-	t.Helper()
-	if req.Path == "" {
-		req.Path = "/things"
-	}
-	start := time.Now()
-	res := rpc(t, n, req)
-	took := time.Since(start)
-	kind := cluster.Kind("all well")
-	for _, o := range res.Failures {
-		kind = o.Kind
-		hanging, ok := errors.AsType[*cluster.CircuitOpenError](o.Err)
-		if ok != (o.Kind == cluster.KindCircuitOpen) || ok && (o.Attempts != 0 || hanging.ServerID != o.Server.ServerID || hanging.SilentFor < 0 || o.Evicted || o.EvictionSkipped != nil) {
-			t.Errorf("%s: %v after %d attempts, evicted %t, spared %v", o.Kind, o.Err, o.Attempts, o.Evicted, o.EvictionSkipped)
-		}
-	}
-	return fmt.Sprintf("%s in %v", kind, took)
-}
-
 // A peer that hangs, and is not evicted, costs a timeout now and then, at ever longer intervals, and
 // nothing in between. It is asked as before once it answers.
-func TestHangingPeerIsAskedNowAndThen(t *testing.T) {
+func TestOpenBreakerProbesAtGrowingIntervals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := clustertest.Start(t, 4, evictNobody())
+		w := clustertest.Start(t, 4, noEviction())
 		n, peer := w.Nodes[0], w.Nodes[2]
 		w.Network.Fault(n.Host, peer.Host, clustertest.Hang)
-		seen := keepLedger(w)
+		seen := recordRequests(w)
 		start := time.Now()
 		var paid []time.Duration // when calls began that waited for it
 		for time.Since(start) < 5*time.Minute {
 			began := time.Since(start)
-			switch got := asking(t, n, cluster.Request{}); got {
+			switch got := callAndTime(t, n, cluster.Request{}); got {
 			case "timeout in 10s":
 				paid = append(paid, began)
 			case "circuit_open in 0s":
@@ -64,16 +39,16 @@ func TestHangingPeerIsAskedNowAndThen(t *testing.T) {
 		if want := []time.Duration{0, 20 * time.Second, 50 * time.Second, 100 * time.Second, 170 * time.Second, 240 * time.Second}; !cmp.Equal(paid, want) {
 			t.Errorf("calls that waited began after %v, want %v", paid, want)
 		}
-		if got := len(seen.of("GET", n.Host, peer.Host)); got != len(paid) {
+		if got := len(seen.matching("GET", n.Host, peer.Host)); got != len(paid) {
 			t.Errorf("it was asked %d times in %d calls", got, len(paid))
 		}
 		w.Network.Fault(n.Host, peer.Host, nil)
-		if got := asking(t, n, cluster.Request{}); got != "circuit_open in 0s" {
+		if got := callAndTime(t, n, cluster.Request{}); got != "circuit_open in 0s" {
 			t.Errorf("before anybody knows that it is back: %s", got)
 		}
 		time.Sleep(time.Minute)
 		for range 3 {
-			if got := asking(t, n, cluster.Request{}); got != "all well in 0s" {
+			if got := callAndTime(t, n, cluster.Request{}); got != "all well in 0s" {
 				t.Errorf("when it is back: %s", got)
 			}
 		}
@@ -81,12 +56,12 @@ func TestHangingPeerIsAskedNowAndThen(t *testing.T) {
 }
 
 // While one call tries a hanging peer, the others do not wait for it.
-func TestOnlyOneCallTriesAHangingPeer(t *testing.T) {
+func TestOneProbeAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := clustertest.Start(t, 4, evictNobody())
+		w := clustertest.Start(t, 4, noEviction())
 		n := w.Nodes[0]
 		w.Network.Fault(n.Host, w.Nodes[2].Host, clustertest.Hang)
-		asking(t, n, cluster.Request{})
+		callAndTime(t, n, cluster.Request{})
 		time.Sleep(10 * time.Second)
 		got := map[string]int{}
 		var (
@@ -95,7 +70,7 @@ func TestOnlyOneCallTriesAHangingPeer(t *testing.T) {
 		)
 		for range 20 {
 			wg.Go(func() {
-				what := asking(t, n, cluster.Request{})
+				what := callAndTime(t, n, cluster.Request{})
 				mu.Lock()
 				got[what]++
 				mu.Unlock()
@@ -109,7 +84,7 @@ func TestOnlyOneCallTriesAHangingPeer(t *testing.T) {
 }
 
 // What makes a peer hang is that it says nothing for Config.RequestTimeout, whatever it is given.
-func TestWhenAPeerHangs(t *testing.T) {
+func TestWhenTheBreakerOpens(t *testing.T) {
 	short := cluster.Request{Timeout: time.Second}
 	for name, tt := range map[string]struct {
 		fault clustertest.Fault
@@ -129,14 +104,14 @@ func TestWhenAPeerHangs(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := clustertest.Start(t, 4, evictNobody())
+				w := clustertest.Start(t, 4, noEviction())
 				n := w.Nodes[0]
 				w.Network.Fault(n.Host, w.Nodes[2].Host, tt.fault)
 				for i, want := range tt.want {
 					if i > 0 && want != "circuit_open in 0s" {
 						time.Sleep(tt.pause)
 					}
-					if got := asking(t, n, tt.req); got != want {
+					if got := callAndTime(t, n, tt.req); got != want {
 						t.Errorf("call %d: %s, want %s", i, got, want)
 					}
 				}
@@ -146,33 +121,33 @@ func TestWhenAPeerHangs(t *testing.T) {
 }
 
 // A peer that registers anew while it is taken for hanging is asked at once.
-func TestHangingPeerComesBack(t *testing.T) {
+func TestRegistrationClosesTheBreaker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := clustertest.Start(t, 4, evictNobody())
+		w := clustertest.Start(t, 4, noEviction())
 		n, peer := w.Nodes[0], w.Nodes[2]
 		w.Network.Fault(n.Host, peer.Host, clustertest.Hang)
 		for range 5 {
-			asking(t, n, cluster.Request{})
+			callAndTime(t, n, cluster.Request{})
 			time.Sleep(time.Minute)
 		}
-		asking(t, n, cluster.Request{})
-		if got := asking(t, n, cluster.Request{}); got != "circuit_open in 0s" {
+		callAndTime(t, n, cluster.Request{})
+		if got := callAndTime(t, n, cluster.Request{}); got != "circuit_open in 0s" {
 			t.Errorf("before: %s", got)
 		}
 		w.Network.Fault(n.Host, peer.Host, nil)
 		if _, err := peer.Register(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if got := asking(t, n, cluster.Request{}); got != "all well in 0s" {
+		if got := callAndTime(t, n, cluster.Request{}); got != "all well in 0s" {
 			t.Errorf("after it announced itself: %s", got)
 		}
 	})
 }
 
 // Answers that nobody waits for any more are nothing against a peer.
-func TestGivenUpIsNotHanging(t *testing.T) {
+func TestCanceledRequestDoesNotOpenBreaker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := clustertest.Start(t, 4, evictNobody())
+		w := clustertest.Start(t, 4, noEviction())
 		n := w.Nodes[0]
 		w.Network.Fault(n.Host, w.Nodes[2].Host, clustertest.Delay(9*time.Second))
 		for range 100 {
@@ -180,17 +155,37 @@ func TestGivenUpIsNotHanging(t *testing.T) {
 				t.Fatal(failures(res))
 			}
 		}
-		if got := asking(t, n, cluster.Request{}); got != "all well in 9s" {
+		if got := callAndTime(t, n, cluster.Request{}); got != "all well in 9s" {
 			t.Error(got)
+		}
+	})
+}
+
+// A peer that hangs costs one timeout, and nobody but itself; the npm module waits three
+// timeouts and two pauses: 32 s.
+func TestSilentPeerCostsOneTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 10)
+		w.Network.Fault(clustertest.Any, w.Nodes[4].Host, clustertest.Hang)
+		start := time.Now()
+		arrived := 0
+		for o := range w.Nodes[0].Stream(t.Context(), cluster.Request{Path: "/things"}) {
+			arrived++
+			if at := time.Since(start); o.Err == nil && at != 0 || o.Err != nil && at != 10*time.Second {
+				t.Errorf("%s: %v at %v", o.Server.ServerID, o.Err, at)
+			}
+		}
+		if took := time.Since(start); arrived != 9 || took != 10*time.Second {
+			t.Errorf("%d outcomes in %v", arrived, took)
 		}
 	})
 }
 
 // A peer that hangs takes a few places, and what the others answer is not held up, however many
 // calls there are until it is found to hang; each ends with the first timeout or soon after.
-func TestHangingPeerTakesFewPlaces(t *testing.T) {
+func TestSilentPeerHoldsFewSlots(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := clustertest.Start(t, 5, evictNobody(), clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = 32 }))
+		w := clustertest.Start(t, 5, noEviction(), clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = 32 }))
 		n := w.Nodes[0]
 		hanging := w.Nodes[2]
 		w.Network.Fault(n.Host, hanging.Host, clustertest.Hang)
@@ -216,23 +211,23 @@ func TestHangingPeerTakesFewPlaces(t *testing.T) {
 
 // A node that is cut off finds all its peers hanging. As they are tried one by one, it must not take
 // the one that is tried for the only one in trouble.
-func TestCutOffNodeTriesItsPeersAndEvictsNone(t *testing.T) {
+func TestIsolatedNodeEvictsNoPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := startRenewed(t, 6)
+		w := startVerified(t, 6)
 		n := w.Nodes[0]
-		seen := keepLedger(w)
+		seen := recordRequests(w)
 		for _, peer := range w.Nodes[1:] {
 			w.Network.Fault(n.Host, peer.Host, clustertest.Hang)
 		}
 		// So that they are not all tried by the same call.
 		for _, peer := range w.Nodes[1:] {
-			rpc(t, n, cluster.Request{Path: "/things", Filter: only(peer.ID)})
+			rpc(t, n, cluster.Request{Path: "/things", Filter: onlyIDs(peer.ID)})
 		}
 		for range 600 {
 			rpc(t, n, cluster.Request{Path: "/things"})
 			time.Sleep(time.Second)
 		}
-		if got := len(seen.of("DELETE", n.Host, clustertest.RegistryHost)); got != 0 || len(w.Registered()) != 6 {
+		if got := len(seen.matching("DELETE", n.Host, clustertest.RegistryHost)); got != 0 || len(w.Registered()) != 6 {
 			t.Errorf("mIT was asked %d times, and lists %d", got, len(w.Registered()))
 		}
 	})
@@ -268,20 +263,20 @@ func TestManyCallsToOnePeer(t *testing.T) {
 }
 
 // Requests that were given less time than a peer takes say nothing against it to those with more.
-func TestShortTimeoutsHarmNobody(t *testing.T) {
+func TestShortTimeoutsDoNotOpenBreakerForLongOnes(t *testing.T) {
 	t.Run("two in an hour", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := clustertest.Start(t, 4)
 			n := w.Nodes[0]
 			w.Network.Fault(n.Host, w.Nodes[2].Host, clustertest.Delay(2*time.Second))
 			for range 2 {
-				asking(t, n, cluster.Request{Timeout: 100 * time.Millisecond})
+				callAndTime(t, n, cluster.Request{Timeout: 100 * time.Millisecond})
 				time.Sleep(time.Hour)
 			}
 			var wg sync.WaitGroup
 			for range 10 {
 				wg.Go(func() {
-					if got := asking(t, n, cluster.Request{}); got != "all well in 2s" {
+					if got := callAndTime(t, n, cluster.Request{}); got != "all well in 2s" {
 						t.Error(got)
 					}
 				})
@@ -313,7 +308,7 @@ func TestShortTimeoutsHarmNobody(t *testing.T) {
 			}
 			for range 3 {
 				time.Sleep(30 * time.Second)
-				if got := asking(t, n, cluster.Request{}); got != "all well in 200ms" {
+				if got := callAndTime(t, n, cluster.Request{}); got != "all well in 200ms" {
 					t.Error(got)
 				}
 			}
@@ -322,7 +317,7 @@ func TestShortTimeoutsHarmNobody(t *testing.T) {
 }
 
 // A call does not wait for a turn with a silent peer for longer than it would wait for its answer.
-func TestTurnsAreNotWaitedForBeyondTheTimeout(t *testing.T) {
+func TestBreakerWaitIsBoundedByTimeout(t *testing.T) {
 	for name, tt := range map[string]struct{ others, own time.Duration }{
 		"short behind usual": {0, time.Second},
 		"short behind short": {time.Second, time.Second},
@@ -330,7 +325,7 @@ func TestTurnsAreNotWaitedForBeyondTheTimeout(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := clustertest.Start(t, 5, evictNobody(), clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = 16 }))
+				w := clustertest.Start(t, 5, noEviction(), clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = 16 }))
 				n := w.Nodes[0]
 				w.Network.Fault(n.Host, w.Nodes[2].Host, clustertest.Hang)
 				var wg sync.WaitGroup
@@ -350,7 +345,7 @@ func TestTurnsAreNotWaitedForBeyondTheTimeout(t *testing.T) {
 }
 
 // A hanging peer costs short requests a timeout now and then, too.
-func TestHangingPeerCostsShortRequestsLittle(t *testing.T) {
+func TestSilentPeerWithShortTimeouts(t *testing.T) {
 	for name, ask := range map[string]func(*testing.T, *clustertest.Node){
 		"by their timeout": func(t *testing.T, n *clustertest.Node) {
 			t.Helper()
@@ -367,7 +362,7 @@ func TestHangingPeerCostsShortRequestsLittle(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := clustertest.Start(t, 4, evictNobody())
+				w := clustertest.Start(t, 4, noEviction())
 				n := w.Nodes[0]
 				w.Network.Fault(n.Host, w.Nodes[2].Host, clustertest.Hang)
 				paid := 0
@@ -385,4 +380,25 @@ func TestHangingPeerCostsShortRequestsLittle(t *testing.T) {
 			})
 		})
 	}
+}
+
+// asking makes one call and says what came of the one peer that is in trouble: its kind and how long
+// the call took.
+func callAndTime(t *testing.T, n *clustertest.Node, req cluster.Request) string {
+	t.Helper()
+	if req.Path == "" {
+		req.Path = "/things"
+	}
+	start := time.Now()
+	res := rpc(t, n, req)
+	took := time.Since(start)
+	kind := cluster.Kind("all well")
+	for _, o := range res.Failures {
+		kind = o.Kind
+		hanging, ok := errors.AsType[*cluster.CircuitOpenError](o.Err)
+		if ok != (o.Kind == cluster.KindCircuitOpen) || ok && (o.Attempts != 0 || hanging.ServerID != o.Server.ServerID || hanging.SilentFor < 0 || o.Evicted || o.EvictionSkipped != nil) {
+			t.Errorf("%s: %v after %d attempts, evicted %t, spared %v", o.Kind, o.Err, o.Attempts, o.Evicted, o.EvictionSkipped)
+		}
+	}
+	return fmt.Sprintf("%s in %v", kind, took)
 }

@@ -66,7 +66,7 @@ func ExampleConfigFromEnv() {
 
 func ExampleCluster_Register() {
 	w := newWorld(2)
-	defer w.end()
+	defer w.close()
 	c := w.Add() // a third node, which serves but has yet to register
 
 	res, err := c.Register(context.Background())
@@ -88,7 +88,7 @@ func ExampleCluster_Register() {
 // A registration that fails is a state with a reason, and the four environment variables say so.
 func ExampleCluster_Status() {
 	w := newWorld(0)
-	defer w.end()
+	defer w.close()
 	ctx, giveUp := context.WithCancel(context.Background())
 	defer giveUp()
 	c := w.Add(cluster.WithTrace(&cluster.Trace{
@@ -107,7 +107,7 @@ func ExampleCluster_Status() {
 
 func ExampleCluster_UnRegister() {
 	w := newWorld(3)
-	defer w.end()
+	defer w.close()
 
 	left := w.Nodes[2].UnRegister(context.Background())
 	fmt.Println(left.ServerID, "left a cluster of", left.NbServers, left.Errors)
@@ -120,7 +120,7 @@ func ExampleCluster_UnRegister() {
 // Each peer stands exactly once in the results or in the failures.
 func ExampleCluster_RPCluster() {
 	w := newWorld(4)
-	defer w.end()
+	defer w.close()
 	w.Nodes[3].Kill()
 
 	res, err := w.Nodes[0].RPCluster(context.Background(), cluster.Request{
@@ -146,7 +146,7 @@ func ExampleCluster_RPCluster() {
 // Outcomes come as they arrive. Breaking off ends the requests under way.
 func ExampleCluster_Stream() {
 	w := newWorld(3)
-	defer w.end()
+	defer w.close()
 
 	for o := range w.Nodes[0].Stream(context.Background(), cluster.Request{Path: "/things"}) {
 		if o.Err != nil {
@@ -163,7 +163,7 @@ func ExampleCluster_Stream() {
 // Two answers are enough here, of whichever peers are picked.
 func ExampleRequest() {
 	w := newWorld(5)
-	defer w.end()
+	defer w.close()
 	w.Network.Fault("node-1:8080", "node-4:8080", clustertest.Hang)
 
 	res, err := w.Nodes[0].RPCluster(context.Background(), cluster.Request{
@@ -189,7 +189,7 @@ func ExampleRequest() {
 
 func ExampleDecode() {
 	w := newWorld(3)
-	defer w.end()
+	defer w.close()
 
 	res, err := w.Nodes[0].RPCluster(context.Background(), cluster.Request{Path: "/things"})
 	if err != nil {
@@ -204,7 +204,7 @@ func ExampleDecode() {
 
 func ExampleCluster_Mount() {
 	w := newWorld(1)
-	defer w.end()
+	defer w.close()
 	c := w.Nodes[0]
 
 	mux := http.NewServeMux() // or any router that takes its patterns
@@ -222,7 +222,7 @@ func ExampleCluster_Mount() {
 // What a valid token may do is the endpoint's to decide.
 func ExampleCluster_Authenticate() {
 	w := newWorld(1)
-	defer w.end()
+	defer w.close()
 	c := w.Nodes[0]
 
 	mine := c.Authenticate(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -250,7 +250,7 @@ func ExampleCluster_Authenticate() {
 
 func ExampleCluster_Reply() {
 	w := newWorld(1)
-	defer w.end()
+	defer w.close()
 	c := w.Nodes[0]
 
 	things := func(w http.ResponseWriter, r *http.Request) {
@@ -265,7 +265,7 @@ func ExampleCluster_Reply() {
 
 func ExampleCluster_ReplyError() {
 	w := newWorld(1)
-	defer w.end()
+	defer w.close()
 	c := w.Nodes[0]
 
 	for _, err := range []error{
@@ -294,7 +294,7 @@ func ExampleCluster_ListenAndServe() {
 			}
 		},
 	})))
-	defer w.end()
+	defer w.close()
 	c := w.Add()
 
 	mux := http.NewServeMux()
@@ -342,7 +342,7 @@ func ExampleWithTrace() {
 		StateChanged: func(from, to cluster.Status) { fmt.Println(from.State, "->", to.State) },
 		Renewed:      func(lease, _ time.Duration) { fmt.Println("lease of", lease) },
 	})))
-	defer w.end()
+	defer w.close()
 
 	c := w.Join()
 	c.UnRegister(context.Background())
@@ -359,7 +359,7 @@ func ExampleWithCorrelationID() {
 			n.Reply(w, r, cluster.CorrelationID(r.Context()))
 		}))
 	}))
-	defer w.end()
+	defer w.close()
 
 	ctx := cluster.WithCorrelationID(context.Background(), "order-7@0/2026-01-02T03:04:05.678Z")
 	res, err := w.Nodes[0].RPCluster(ctx, cluster.Request{Path: "/orders/7"})
@@ -374,7 +374,7 @@ func ExampleWithCorrelationID() {
 
 func ExampleWithEviction() {
 	w := newWorld(2, clustertest.WithOptions(cluster.WithEviction(cluster.Eviction{Disabled: true})))
-	defer w.end()
+	defer w.close()
 	w.Nodes[1].Kill()
 
 	res, err := w.Nodes[0].RPCluster(context.Background(), cluster.Request{Path: "/things"})
@@ -392,7 +392,7 @@ func ExampleWithEviction() {
 
 func ExampleWithRetry() {
 	w := newWorld(2, clustertest.WithOptions(cluster.WithRetry(cluster.Retry{MaxRetries: 2, Delay: time.Millisecond})))
-	defer w.end()
+	defer w.close()
 	w.Network.Fault("node-1:8080", "node-2:8080", clustertest.FirstN(2, clustertest.Refuse))
 
 	res, err := w.Nodes[0].RPCluster(context.Background(), cluster.Request{Path: "/things"})
@@ -414,7 +414,7 @@ func ExampleWithPeerPolicy() {
 			return errors.New("not without TLS")
 		},
 	})))
-	defer w.end()
+	defer w.close()
 
 	res, err := w.Nodes[1].RPCluster(context.Background(), cluster.Request{Path: "/things"})
 	if err != nil {
@@ -429,12 +429,12 @@ func ExampleWithPeerPolicy() {
 }
 
 // A world is where the examples run: in memory, so that they run anywhere.
-type world struct {
+type exampleWorld struct {
 	*clustertest.World
 	ending *ending
 }
 
-func (w world) end() {
+func (w exampleWorld) close() {
 	for _, f := range w.ending.cleanups {
 		f()
 	}
@@ -442,14 +442,14 @@ func (w world) end() {
 
 // newWorld makes a world with nodes node-1, node-2 and so on. GET {base}/things gives the one
 // thing that a node has.
-func newWorld(nodes int, opts ...clustertest.Option) world {
+func newWorld(nodes int, opts ...clustertest.Option) exampleWorld {
 	things := clustertest.WithHandler(func(n *clustertest.Node) http.Handler {
 		return n.Authenticate(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			n.Reply(w, r, []string{"thing of " + n.ID})
 		}))
 	})
 	e := &ending{}
-	return world{clustertest.Start(e, nodes, append([]clustertest.Option{things}, opts...)...), e}
+	return exampleWorld{clustertest.Start(e, nodes, append([]clustertest.Option{things}, opts...)...), e}
 }
 
 // ending stands in for the test that an example is not.

@@ -1,183 +1,281 @@
 package cluster_test
 
 import (
-	"context"
-	"errors"
+	"fmt"
+	"net/http"
 	"slices"
-	"sync"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/clustertest"
-	"github.com/mimiktech/cluster/mit"
 )
 
-// TestOutage has mIT away for ten leases of a thousand nodes, and mST for four of these, so that
-// all tokens expire. Each node must be registered again without a restart soon after mIT is back,
-// and they must not all come at once: neither then nor when they next renew.
-//
-// How even they come is measured in tenths of the time that it takes all of them to come back:
-// wherever such a tenth begins, it may have at most twice the mean.
-func TestOutage(t *testing.T) {
-	for name, fault := range map[string]clustertest.Fault{
-		"refusing": clustertest.Refuse,
-		"hanging":  clustertest.Hang,
-	} {
+// The npm module waits a whole lease after a renewal that failed; by then mIT has let it go.
+func TestFailedRenewalIsRetriedWithinTheLease(t *testing.T) {
+	faults := map[string]clustertest.Fault{
+		"refused": clustertest.Refuse, "lost": clustertest.Hang, "broken": clustertest.Reset,
+		"500": clustertest.Status(500), "429": clustertest.Status(429), "404": clustertest.Status(404),
+		"garbage": answerBody("<html>"), "half": clustertest.Truncate(20), "stalled": clustertest.Stall(20),
+	}
+	for name, fault := range faults {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			synctest.Test(t, func(t *testing.T) { testOutage(t, fault) })
+			synctest.Test(t, func(t *testing.T) {
+				var d traceLog
+				w := clustertest.Start(t, 1)
+				n := w.Join(cluster.WithTrace(d.trace()))
+				l := recordRequests(w)
+				w.Network.Fault(n.Host, clustertest.RegistryHost, clustertest.FirstN(1, fault))
+				time.Sleep(59 * time.Minute)
+				synctest.Wait()
+				if got, want := d.states(), []string{"orphan→registered", "registered→degraded", "degraded→registered"}; !cmp.Equal(got, want) {
+					t.Errorf("the states were %q, want %q", got, want)
+				}
+				if got := len(l.renewals(n)); got != 2 {
+					t.Errorf("%d tries, want the one that failed and the one that did not", got)
+				}
+				ill, well := d.snapshot(), d.snapshot()
+				ill = slices.DeleteFunc(ill, func(e traceEntry) bool { return e.status.State != cluster.Degraded })
+				well = slices.DeleteFunc(well, func(e traceEntry) bool { return e.status.State != cluster.Registered })
+				if took := well[1].at.Sub(ill[0].at); took > 4*time.Second {
+					t.Errorf("it took %v from the failure to the next success, want RegistrationRetry", took)
+				}
+				if got := ill[0].status.Registration(); got != "registered" {
+					t.Errorf("REGISTRATION_STATUS of a degraded node is %q", got)
+				}
+				if len(l.announcements(n, clustertest.Any)) != 0 {
+					t.Error("it announced itself, although peers have known it all the time")
+				}
+			})
 		})
 	}
 }
 
-func testOutage(t *testing.T, fault clustertest.Fault) {
-	t.Helper()
-	const (
-		nodes     = 1000
-		lease     = 6 * time.Minute
-		tokenLife = 3 * lease
-
-		patience = time.Minute // the longest pause between two tries, the timeout of one, and some
-	)
-	registrations := &arrivals{Memory: mit.NewMemory()}
-	w := clustertest.Start(t, 0,
-		clustertest.WithLease(lease),
-		clustertest.WithTokenTTL(tokenLife),
-		clustertest.WithStore(registrations),
-		clustertest.WithConfig(func(cfg *cluster.Config) { cfg.Management = false }))
-	for range nodes { // all at the same instant, as after a deployment
-		n := w.Add()
-		go func() {
-			if _, err := n.Register(t.Context()); err != nil {
-				t.Error(err)
-			}
-		}()
-	}
-	states := func() map[cluster.State]int {
-		synctest.Wait()
-		count := make(map[cluster.State]int)
-		for _, n := range w.Nodes {
-			count[n.Status().State]++
-		}
-		return count
-	}
-	if got := states(); got[cluster.Registered] != nodes {
-		t.Fatalf("at first: %v", got)
-	}
-
-	time.Sleep(lease)
-	w.Network.Fault(clustertest.Any, clustertest.RegistryHost, fault)
-	time.Sleep(4 * lease)
-	w.Network.Fault(clustertest.Any, clustertest.TokenHost, fault)
-	time.Sleep(4 * lease)
-	w.Network.Fault(clustertest.Any, clustertest.TokenHost, nil)
-	time.Sleep(2 * lease)
-	if got := states(); got[cluster.Lost] != nodes {
-		t.Errorf("after ten leases without mIT: %v, want all lost", got)
-	}
-	registrations.take()
-	w.Network.Fault(clustertest.Any, clustertest.RegistryHost, nil)
-	back := time.Now()
-	time.Sleep(patience)
-	if got := states(); got[cluster.Registered] != nodes {
-		t.Errorf("%v after mIT came back: %v, want all registered", patience, got)
-	}
-	for _, n := range w.Nodes {
-		if got := n.Status().Registration(); got != "registered" {
-			t.Fatalf("%s: REGISTRATION_STATUS is %q", n.ID, got)
-		}
-	}
-	recovery := registrations.take()
-	if len(recovery) != nodes {
-		t.Fatalf("%d registrations in %v, want one of each node", len(recovery), patience)
-	}
-	took := recovery[nodes-1].Sub(back)
-	checkSpread(t, "registrations after the outage", recovery, took/10)
-
-	// The next renewals are no denser: each is as far from the others as the registrations were,
-	// give or take its jitter.
-	time.Sleep(lease - patience)
-	renewals := registrations.take()
-	if len(renewals) != nodes {
-		t.Fatalf("%d renewals in the lease after that, want one of each node", len(renewals))
-	}
-	checkSpread(t, "next renewals", renewals, took/10)
-}
-
-// checkSpread checks that no stretch of time of that length has more than two tenths of all
-// arrivals.
-func checkSpread(t *testing.T, what string, at []time.Time, length time.Duration) {
-	t.Helper()
-	peak := 0
-	for i := range at { // wherever the fullest stretch is, one as full begins with an arrival
-		end, _ := slices.BinarySearchFunc(at, at[i].Add(length), time.Time.Compare)
-		peak = max(peak, end-i)
-	}
-	share := float64(peak) / float64(len(at))
-	t.Logf("%s: %d within %v, at most %d of them in %v: %.2f times a tenth", what, len(at), at[len(at)-1].Sub(at[0]), peak, length, 10*share)
-	if share > 0.2 {
-		t.Errorf("%s: %d of %d came within %v", what, peak, len(at), length)
-	}
-}
-
-// arrivals is a store that notes when servers register or renew, and tells each of itself alone:
-// a thousand lists of a thousand servers are another test's concern.
-type arrivals struct {
-	*mit.Memory
-
-	mu sync.Mutex // guards the field below
-	at []time.Time
-}
-
-func (a *arrivals) Put(ctx context.Context, reg mit.Registration, life time.Duration) (mit.Resource, error) {
-	a.mu.Lock()
-	a.at = append(a.at, time.Now())
-	a.mu.Unlock()
-	now := time.Now()
-	return mit.Resource{ID: mit.ResourceID(reg.Type), Type: reg.Type, Servers: []cluster.Server{
-		{ServerID: reg.ServerID, ClusterBaseURL: reg.ClusterBaseURL, CreatedAt: now, UpdatedAt: now},
-	}}, nil
-}
-
-// take gives the arrivals since it was last called.
-func (a *arrivals) take() []time.Time {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	at := a.at
-	a.at = nil
-	return at
-}
-
-// TestPeersAnswering500 has ten of ten peers fail, but answer: they live, so all of them stay.
-func TestPeersAnswering500(t *testing.T) {
+// In a long outage the tries go on, ever less often, but so often that mIT need not wait
+// for its servers when it is back.
+func TestRetriesBackOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := clustertest.Start(t, 11)
-		for _, n := range w.Nodes {
-			w.Network.Fault(clustertest.Any, n.Host, clustertest.Status(500))
+		w := clustertest.Start(t, 1)
+		n := w.Nodes[0]
+		l := recordRequests(w)
+		registryDown(w)
+		time.Sleep(24 * time.Hour)
+		synctest.Wait()
+		between := intervals(l.renewals(n)) // the first try is the second look
+		if between[0] < 2*time.Second || between[0] > 4*time.Second {
+			t.Errorf("the first pause was %v, want RegistrationRetry, jittered", between[0])
 		}
-		res, err := w.Nodes[0].RPCluster(t.Context(), cluster.Request{Path: "/things"})
-		if err != nil {
-			t.Fatal(err)
-		}
-		synctest.Wait() // for what a call leaves to do beside it
-		if len(res.Results) != 0 || len(res.Failures) != 10 {
-			t.Errorf("%d results and %d failures, want 10 failures", len(res.Results), len(res.Failures))
-		}
-		for _, o := range res.Failures {
-			se, ok := errors.AsType[*cluster.StatusError](o.Err)
-			if !ok || se.Code != 500 || o.Kind != cluster.KindStatus || o.Evicted || o.EvictionSkipped != nil {
-				t.Errorf("%s: %s failure, evicted: %v, spared: %v: %v", o.Server.ServerID, o.Kind, o.Evicted, o.EvictionSkipped, o.Err)
+		for _, gap := range between[10:] {
+			if gap < 20*time.Second || gap > 40*time.Second {
+				t.Errorf("a late pause was %v, want 30 s give or take a third", gap)
 			}
 		}
-		if got := len(w.Registered()); got != 11 {
-			t.Errorf("the registry lists %d servers, want 11", got)
+		if got := len(between); got < 2500 || got > 3100 {
+			t.Errorf("%d tries in a day", got)
 		}
-		for _, n := range w.Nodes {
-			if got := len(n.Servers()); got != 11 {
-				t.Errorf("%s knows %d servers, want 11", n.ID, got)
-			}
+
+		registryUp(w)
+		time.Sleep(2 * time.Minute)
+		wantState(t, n, cluster.Registered)
+		before := len(l.renewals(n))
+		registryDown(w)
+		time.Sleep(50 * time.Minute)
+		synctest.Wait()
+		if gap := intervals(l.renewals(n)[before:])[0]; gap > 4*time.Second {
+			t.Errorf("the first pause of the next outage was %v, want RegistrationRetry again", gap)
 		}
 	})
+}
+
+// The pauses are well inside a short lease, too.
+func TestRetriesWithinShortLease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 1, clustertest.WithLease(12*time.Second))
+		n := w.Nodes[0]
+		l := recordRequests(w)
+		time.Sleep(time.Second)
+		registryDown(w)
+		time.Sleep(time.Until(n.Status().ExpiresAt()) - time.Nanosecond)
+		wantState(t, n, cluster.Degraded)
+		if got := len(l.renewals(n)); got < 3 {
+			t.Errorf("%d tries in the last third of the lease, want one a second", got)
+		}
+	})
+}
+
+// The npm module never tells that its lease has run out, neither to the application nor in the
+// environment.
+func TestExpiredLeaseIsReported(t *testing.T) {
+	faults := map[string]struct {
+		host  string
+		fault clustertest.Fault
+	}{
+		"mIT refuses":     {clustertest.RegistryHost, clustertest.Refuse},
+		"mIT hangs":       {clustertest.RegistryHost, clustertest.Hang},
+		"mIT stalls":      {clustertest.RegistryHost, clustertest.Stall(10)},
+		"mIT answers 503": {clustertest.RegistryHost, clustertest.Status(503)},
+		"mST refuses":     {clustertest.TokenHost, clustertest.Refuse},
+		"mST hangs":       {clustertest.TokenHost, clustertest.Hang},
+	}
+	for name, test := range faults {
+		for _, lease := range []time.Duration{time.Second, 15 * time.Second, time.Hour} {
+			t.Run(fmt.Sprint(name, ", ", lease), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					var d traceLog
+					w := clustertest.Start(t, 0, clustertest.WithLease(lease), clustertest.WithTokenTTL(max(lease/2, time.Second)),
+						clustertest.WithConfig(func(cfg *cluster.Config) { cfg.Management = false }))
+					l := recordRequests(w)
+					n := w.Join(cluster.WithTrace(d.trace()))
+					w.Network.Fault(clustertest.Any, test.host, test.fault)
+					time.Sleep(3 * lease)
+					synctest.Wait()
+
+					if got, want := d.states(), []string{"orphan→registered", "registered→degraded", "degraded→lost"}; !cmp.Equal(got, want) {
+						t.Fatalf("the states were %q, want %q", got, want)
+					}
+					lost := d.first(t, cluster.Lost)
+					var renewed time.Time
+					for _, x := range l.renewals(n) {
+						if x.Status == http.StatusOK && x.Err == nil && x.Received > 10 {
+							renewed = x.Start
+						}
+					}
+					if got := lost.at.Sub(renewed); got != lease {
+						t.Errorf("lost %v after the last good renewal was sent, want %v", got, lease)
+					}
+					if !strings.HasPrefix(lost.status.Registration(), "orphan: ") || strings.Contains(lost.status.Registration(), "ran out") {
+						t.Errorf("REGISTRATION_STATUS of a lost node is %q, want why it could not renew", lost.status.Registration())
+					}
+					wantState(t, n, cluster.Lost)
+
+					w.Network.Fault(clustertest.Any, test.host, nil)
+					time.Sleep(51 * time.Second) // a try that hangs, and the longest pause
+					wantState(t, n, cluster.Registered)
+				})
+			})
+		}
+	}
+}
+
+// The view is what mIT last said, however long that is ago, and peers can be asked by it.
+func TestRecoveryAfterOutage(t *testing.T) {
+	for _, outage := range []time.Duration{time.Minute, time.Hour, 24 * time.Hour} {
+		t.Run(outage.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := clustertest.Start(t, 3)
+				time.Sleep(30 * time.Minute)
+				registryDown(w)
+				time.Sleep(outage)
+				for _, n := range w.Nodes {
+					wantView(t, n, "node-1", "node-2", "node-3")
+				}
+				res, err := w.Nodes[0].RPCluster(t.Context(), cluster.Request{Path: "/things"})
+				if err != nil || len(res.Results) != 2 {
+					t.Errorf("asking peers during the outage: %+v, %v", res, err)
+				}
+
+				registryUp(w)
+				time.Sleep(41 * time.Second)
+				synctest.Wait()
+				if got := ids(w.Registered()); outage > 2*time.Hour && !cmp.Equal(got, []string{"node-1", "node-2", "node-3"}) {
+					t.Errorf("mIT lists %q", got)
+				}
+				for _, n := range w.Nodes {
+					wantState(t, n, cluster.Registered)
+					wantView(t, n, "node-1", "node-2", "node-3")
+				}
+			})
+		})
+	}
+}
+
+// A node whose lease had run out announces itself: its peers may have heard from mIT that it is
+// gone, or from each other.
+func TestLostNodeAnnouncesItself(t *testing.T) {
+	tests := map[string]struct {
+		outage time.Duration
+		others []string // what its peers know by then
+	}{
+		"while mIT still lists it": {61 * time.Minute, []string{"node-1", "node-2", "node-3"}},
+		"when mIT has let it go":   {3 * time.Hour, []string{"node-2", "node-3"}},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := clustertest.Start(t, 3)
+				n := w.Nodes[0]
+				w.Network.Cut(n.Host, clustertest.RegistryHost)
+				time.Sleep(test.outage)
+				wantState(t, n, cluster.Lost)
+				wantView(t, n, "node-1", "node-2", "node-3")
+				for _, peer := range w.Nodes[1:] {
+					wantView(t, peer, test.others...)
+				}
+				l := recordRequests(w)
+				w.Network.Heal()
+				time.Sleep(51 * time.Second)
+				wantState(t, n, cluster.Registered)
+				for _, peer := range w.Nodes[1:] {
+					wantView(t, peer, "node-1", "node-2", "node-3")
+					if got := len(l.announcements(n, peer.Host)); got != 1 {
+						t.Errorf("%d announcements to %s, want one", got, peer.ID)
+					}
+				}
+			})
+		})
+	}
+}
+
+// While mIT is gone peers still join, leave and are told: its return keeps what is true of it.
+func TestViewChangesDuringOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 3)
+		n := w.Nodes[0]
+		registryDown(w)
+		time.Sleep(10 * time.Hour)
+		w.Nodes[2].UnRegister(t.Context()) // peers hear of it, mIT does not
+		wantView(t, n, "node-1", "node-2")
+		registryUp(w)
+		time.Sleep(time.Minute)
+		wantState(t, n, cluster.Registered)
+		wantView(t, n, "node-1", "node-2")
+	})
+}
+
+// Neither the end of a token nor an outage of mST is one of mIT's: what is good is used, and
+// what is not is fetched when it is needed.
+func TestTokenExpiryDuringOutages(t *testing.T) {
+	tests := map[string]struct {
+		tokenLife time.Duration
+		down      string
+		outage    time.Duration
+		during    cluster.State
+	}{
+		"the token expires while mIT is down":     {30 * time.Minute, clustertest.RegistryHost, 10 * time.Hour, cluster.Lost},
+		"mST is down and the token is good":       {48 * time.Hour, clustertest.TokenHost, 24 * time.Hour, cluster.Registered},
+		"mST is down, the token is to be renewed": {time.Hour, clustertest.TokenHost, 59 * time.Minute, cluster.Registered},
+		"mST is down and the token has expired":   {time.Hour, clustertest.TokenHost, 10 * time.Hour, cluster.Lost},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := clustertest.Start(t, 2, clustertest.WithTokenTTL(test.tokenLife))
+				n := w.Nodes[0]
+				w.Network.Down(test.down)
+				time.Sleep(test.outage)
+				wantState(t, n, test.during)
+				wantView(t, n, "node-1", "node-2")
+				w.Network.Up(test.down)
+				time.Sleep(time.Minute)
+				wantState(t, n, cluster.Registered)
+				if res, err := n.RPCluster(t.Context(), cluster.Request{Path: "/things"}); err != nil || len(res.Results) != 1 {
+					t.Errorf("asking the peer: %+v, %v", res, err)
+				}
+			})
+		})
+	}
 }

@@ -27,72 +27,9 @@ import (
 	"github.com/mimiktech/cluster/mit"
 )
 
-func prefixes(texts ...string) (all []netip.Prefix) {
-	for _, text := range texts {
-		all = append(all, netip.MustParsePrefix(text))
-	}
-	return all
-}
-
-// A listener is a peer behind a socket.
-type listener struct {
-	*httptest.Server
-	connections, requests atomic.Int64
-}
-
-// listen serves h as a peer, and counts.
-func listen(t *testing.T, h http.Handler) *listener {
-	t.Helper()
-	l := &listener{}
-	l.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		l.requests.Add(1)
-		h.ServeHTTP(w, r)
-	}))
-	l.Config.ConnState = func(_ net.Conn, s http.ConnState) {
-		if s == http.StateNew {
-			l.connections.Add(1)
-		}
-	}
-	l.Start()
-	t.Cleanup(l.Close)
-	return l
-}
-
-// onSockets is a node with the client that it makes itself. To its mIT, which agrees to every
-// delete, there is one peer, at that address.
-func onSockets(t *testing.T, peer string, cfg cluster.Config, opts ...cluster.Option) (c *cluster.Cluster, deleted *atomic.Int64) {
-	t.Helper()
-	deleted = &atomic.Int64{}
-	registry := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method == http.MethodDelete {
-			deleted.Add(1)
-			fmt.Fprint(w, `{"data":{}}`)
-			return
-		}
-		fmt.Fprintf(w, `{"itResource":{"id":"it","publicBaseUrl":"","servers":[{"serverId":"node-1","clusterBaseUrl":"http://10.0.0.7:8080/mds/v1","updatedAt":"2000-01-01T00:00:00Z"},`+
-			`{"serverId":"node-2","clusterBaseUrl":%q,"updatedAt":"2000-01-01T00:00:00Z"}]}}`, peer)
-	}))
-	t.Cleanup(registry.Close)
-	cfg.RegistryURL = registry.URL
-	c = newNode(t, cfg, nil, append(opts, cluster.WithHTTPClient(nil))...)
-	if _, err := c.Register(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	return c, deleted
-}
-
-func askOne(t *testing.T, c *cluster.Cluster, req cluster.Request) cluster.Outcome {
-	t.Helper()
-	res, err := c.RPCluster(t.Context(), req)
-	if err != nil || len(res.Results)+len(res.Failures) != 1 {
-		t.Fatalf("%v, %v", res, err)
-	}
-	return append(res.Results, res.Failures...)[0]
-}
-
 // The address that is dialled counts, not what a name promises. What may not be called is not
 // suspected either. The npm module calls whatever an announcement names, with a token.
-func TestReferenceAnyURL(t *testing.T) {
+func TestDialedAddressIsChecked(t *testing.T) {
 	for name, tt := range map[string]struct {
 		host     string
 		networks []netip.Prefix
@@ -110,14 +47,14 @@ func TestReferenceAnyURL(t *testing.T) {
 		"by name, one address of it in": {"localhost", prefixes("127.0.0.1/32"), true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			peer := listen(t, answering(`{"data":["node-2"],"server":{"serverId":"node-2"}}`))
+			peer := startCountingServer(t, respond(`{"data":["node-2"],"server":{"serverId":"node-2"}}`))
 			_, port, err := net.SplitHostPort(peer.Listener.Addr().String())
 			if err != nil {
 				t.Fatal(err)
 			}
-			c, deleted := onSockets(t, "http://"+tt.host+":"+port+"/mds/v1", config(), cluster.WithPeerPolicy(cluster.PeerPolicy{Networks: tt.networks}))
+			c, deleted := newSocketNode(t, "http://"+tt.host+":"+port+"/mds/v1", testConfig(), cluster.WithPeerPolicy(cluster.PeerPolicy{Networks: tt.networks}))
 			calls := peer.requests.Load() // the announcement
-			o := askOne(t, c, cluster.Request{Path: "/things"})
+			o := callOnePeer(t, c, cluster.Request{Path: "/things"})
 			if tt.allowed {
 				if o.Err != nil || peer.requests.Load() != calls+1 {
 					t.Errorf("%d requests, %v", peer.requests.Load()-calls, o.Err)
@@ -138,20 +75,20 @@ func TestReferenceAnyURL(t *testing.T) {
 }
 
 // No redirect is followed: it would take the token to where nobody was checked.
-func TestNoRedirectIsFollowed(t *testing.T) {
+func TestRedirectsAreNotFollowed(t *testing.T) {
 	for _, code := range []int{301, 302, 303, 307, 308} {
 		t.Run(fmt.Sprint(code), func(t *testing.T) {
-			elsewhere := listen(t, answering(`{"data":["node-2"],"server":{"serverId":"node-2"}}`))
-			peer := listen(t, http.RedirectHandler(elsewhere.URL, code))
+			elsewhere := startCountingServer(t, respond(`{"data":["node-2"],"server":{"serverId":"node-2"}}`))
+			peer := startCountingServer(t, http.RedirectHandler(elsewhere.URL, code))
 			for kind, opt := range map[string]cluster.Option{
 				"its own client": nil,
 				"a given client": cluster.WithHTTPClient(&http.Client{}), // which would follow
 			} {
-				c, _ := onSockets(t, peer.URL, config())
+				c, _ := newSocketNode(t, peer.URL, testConfig())
 				if opt != nil {
-					c, _ = onSockets(t, peer.URL, config(), opt)
+					c, _ = newSocketNode(t, peer.URL, testConfig(), opt)
 				}
-				o := askOne(t, c, cluster.Request{Method: "POST", Path: "/things", Body: 1})
+				o := callOnePeer(t, c, cluster.Request{Method: "POST", Path: "/things", Body: 1})
 				if se, ok := errors.AsType[*cluster.StatusError](o.Err); !ok || se.Code != code || o.Kind != cluster.KindStatus {
 					t.Errorf("%s: %s, %v", kind, o.Kind, o.Err)
 				}
@@ -204,24 +141,24 @@ func TestKindsOnSockets(t *testing.T) {
 			if h == nil {
 				h = http.NotFoundHandler()
 			}
-			peer := listen(t, h)
+			peer := startCountingServer(t, h)
 			if tt.h == nil {
 				peer.Close()
 			}
-			cfg := config()
+			cfg := testConfig()
 			cfg.RequestTimeout = 50 * time.Millisecond
 			cfg.Management = true
-			c, deleted := onSockets(t, peer.URL, cfg, cluster.WithEviction(cluster.Eviction{Disabled: !tt.evicted}))
+			c, deleted := newSocketNode(t, peer.URL, cfg, cluster.WithEviction(cluster.Eviction{Disabled: !tt.evicted}))
 			if tt.evicted { // by the announcement already
 				if deleted.Load() != 1 || len(c.Servers()) != 1 {
 					t.Errorf("mIT was asked %d times, %d servers are known", deleted.Load(), len(c.Servers()))
 				}
-				c, _ = onSockets(t, peer.URL, cfg, cluster.WithEviction(cluster.Eviction{Disabled: true}))
+				c, _ = newSocketNode(t, peer.URL, cfg, cluster.WithEviction(cluster.Eviction{Disabled: true}))
 			}
 			if tt.kind == cluster.KindTimeout { // as the announcement has found: until it is asked again
 				time.Sleep(2 * cfg.RequestTimeout)
 			}
-			o := askOne(t, c, cluster.Request{Method: "POST", Path: "/things", Body: 1})
+			o := callOnePeer(t, c, cluster.Request{Method: "POST", Path: "/things", Body: 1})
 			if o.Kind != tt.kind || o.Attempts != tt.attempts {
 				t.Errorf("%s after %d attempts: %v", o.Kind, o.Attempts, o.Err)
 			}
@@ -233,7 +170,7 @@ func TestKindsOnSockets(t *testing.T) {
 }
 
 // A peer whose TLS does not hold is alive: it is asked once, and nobody is evicted.
-func TestUntrustedPeers(t *testing.T) {
+func TestTLSErrorsOfPeers(t *testing.T) {
 	ok := http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("it was asked") })
 	secure := func(edit func(*tls.Config)) string {
 		s := httptest.NewUnstartedServer(ok)
@@ -246,14 +183,14 @@ func TestUntrustedPeers(t *testing.T) {
 	}
 	for name, address := range map[string]string{
 		"nobody knows who signed": secure(func(*tls.Config) {}),
-		"it speaks no TLS":        "https" + strings.TrimPrefix(listen(t, ok).URL, "http"),
+		"it speaks no TLS":        "https" + strings.TrimPrefix(startCountingServer(t, ok).URL, "http"),
 		"no version in common":    secure(func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS10, tls.VersionTLS10 }), //nolint:gosec // that is the point
 	} {
 		t.Run(name, func(t *testing.T) {
-			cfg := config()
+			cfg := testConfig()
 			cfg.Management = true
-			c, deleted := onSockets(t, address, cfg)
-			if o := askOne(t, c, cluster.Request{Path: "/things"}); o.Kind != cluster.KindTLS || o.Attempts != 1 || o.Evicted || o.EvictionSkipped != nil {
+			c, deleted := newSocketNode(t, address, cfg)
+			if o := callOnePeer(t, c, cluster.Request{Path: "/things"}); o.Kind != cluster.KindTLS || o.Attempts != 1 || o.Evicted || o.EvictionSkipped != nil {
 				t.Errorf("%s after %d attempts: %v; evicted %t, spared %v", o.Kind, o.Attempts, o.Err, o.Evicted, o.EvictionSkipped)
 			}
 			if deleted.Load() != 0 || len(c.Servers()) != 2 {
@@ -265,7 +202,7 @@ func TestUntrustedPeers(t *testing.T) {
 
 // Whoever repeats our secrets to us, in whatever way, does not bring them into errors, logs or
 // answers.
-func TestEchoedSecrets(t *testing.T) {
+func TestEchoedSecretsAreRedacted(t *testing.T) {
 	const secret = `p&ss<w>"o\rd`
 	// echo says in its message, and in its info, all that was sent to it.
 	echo := func(code int, serverID func(token string) string) clustertest.Fault {
@@ -328,7 +265,7 @@ func TestEchoedSecrets(t *testing.T) {
 				if err := w.Tokens.SetClient(mit.Client{ID: "mds", Secret: secret, Type: "mds"}); err != nil {
 					t.Fatal(err)
 				}
-				seen := keepLedger(w)
+				seen := recordRequests(w)
 				n := w.Join()
 				w.Join()
 				w.Join()
@@ -365,7 +302,7 @@ func TestEchoedSecrets(t *testing.T) {
 					say("log: %s", buf)
 				}
 				secrets := map[string]bool{secret: true, strings.Trim(marshal(t, secret), `"`): true, `p&ss<w>\"o\\rd`: true}
-				for _, x := range seen.by(n) {
+				for _, x := range seen.sentBy(n) {
 					if token := strings.TrimPrefix(x.Header.Get("Authorization"), "Bearer "); token != "" {
 						secrets[token] = true
 					}
@@ -383,4 +320,60 @@ func TestEchoedSecrets(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A listener is a peer behind a socket.
+type countingServer struct {
+	*httptest.Server
+	connections, requests atomic.Int64
+}
+
+// listen serves h as a peer, and counts.
+func startCountingServer(t *testing.T, h http.Handler) *countingServer {
+	t.Helper()
+	l := &countingServer{}
+	l.Server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		l.requests.Add(1)
+		h.ServeHTTP(w, r)
+	}))
+	l.Config.ConnState = func(_ net.Conn, s http.ConnState) {
+		if s == http.StateNew {
+			l.connections.Add(1)
+		}
+	}
+	l.Start()
+	t.Cleanup(l.Close)
+	return l
+}
+
+// onSockets is a node with the client that it makes itself. To its mIT, which agrees to every
+// delete, there is one peer, at that address.
+func newSocketNode(t *testing.T, peer string, cfg cluster.Config, opts ...cluster.Option) (c *cluster.Cluster, deleted *atomic.Int64) {
+	t.Helper()
+	deleted = &atomic.Int64{}
+	registry := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodDelete {
+			deleted.Add(1)
+			fmt.Fprint(w, `{"data":{}}`)
+			return
+		}
+		fmt.Fprintf(w, `{"itResource":{"id":"it","publicBaseUrl":"","servers":[{"serverId":"node-1","clusterBaseUrl":"http://10.0.0.7:8080/mds/v1","updatedAt":"2000-01-01T00:00:00Z"},`+
+			`{"serverId":"node-2","clusterBaseUrl":%q,"updatedAt":"2000-01-01T00:00:00Z"}]}}`, peer)
+	}))
+	t.Cleanup(registry.Close)
+	cfg.RegistryURL = registry.URL
+	c = newNode(t, cfg, nil, append(opts, cluster.WithHTTPClient(nil))...)
+	if _, err := c.Register(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return c, deleted
+}
+
+func callOnePeer(t *testing.T, c *cluster.Cluster, req cluster.Request) cluster.Outcome {
+	t.Helper()
+	res, err := c.RPCluster(t.Context(), req)
+	if err != nil || len(res.Results)+len(res.Failures) != 1 {
+		t.Fatalf("%v, %v", res, err)
+	}
+	return append(res.Results, res.Failures...)[0]
 }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -20,167 +19,6 @@ import (
 	"github.com/mimiktech/cluster/clustertest"
 )
 
-// A ledger holds the exchanges of a world, in the order in which they ended.
-type ledger struct {
-	mu   sync.Mutex
-	list []clustertest.Exchange
-}
-
-func keepLedger(w *clustertest.World) *ledger {
-	l := &ledger{}
-	w.Network.Observe(func(x clustertest.Exchange) {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		l.list = append(l.list, x)
-	})
-	return l
-}
-
-// of are the exchanges of one method between two hosts, either of which may be Any.
-func (l *ledger) of(method, from, to string) []clustertest.Exchange {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	var found []clustertest.Exchange
-	for _, x := range l.list {
-		if x.Method == method && (from == clustertest.Any || x.From == from) && (to == clustertest.Any || x.To == to) {
-			found = append(found, x)
-		}
-	}
-	return found
-}
-
-// renewals are the registrations and renewals that n sent, in whatever way they ended.
-func (l *ledger) renewals(n *clustertest.Node) []clustertest.Exchange {
-	return l.of(http.MethodPost, n.Host, clustertest.RegistryHost)
-}
-
-// announcements are what n told one peer, or all.
-func (l *ledger) announcements(n *clustertest.Node, to string) []clustertest.Exchange {
-	var found []clustertest.Exchange
-	for _, x := range l.of(http.MethodPost, n.Host, to) {
-		if x.Path == "/mds/v1/itResources" {
-			found = append(found, x)
-		}
-	}
-	return found
-}
-
-// toPeers counts what a node sent to anybody but the back end.
-func (l *ledger) toPeers(n *clustertest.Node) int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	count := 0
-	for _, x := range l.list {
-		if x.From == n.Host && x.To != clustertest.RegistryHost && x.To != clustertest.TokenHost {
-			count++
-		}
-	}
-	return count
-}
-
-// gaps are the times between the beginnings of exchanges.
-func gaps(xs []clustertest.Exchange) []time.Duration {
-	var between []time.Duration
-	for i := range len(xs) - 1 {
-		between = append(between, xs[i+1].Start.Sub(xs[i].Start))
-	}
-	return between
-}
-
-// registering begins to register n, and gives the error that comes of it.
-func registering(ctx context.Context, n *clustertest.Node) <-chan error {
-	done := make(chan error, 1)
-	go func() {
-		_, err := n.Register(ctx)
-		done <- err
-	}()
-	return done
-}
-
-// goroutines counts those of the bubble that the test runs in.
-func goroutines(t *testing.T) int {
-	t.Helper()
-	stacks := make([]byte, 4<<20)
-	stacks = stacks[:runtime.Stack(stacks, true)]
-	if len(stacks) == cap(stacks) {
-		t.Fatal("more goroutines than can be counted")
-	}
-	header, _, _ := strings.Cut(string(stacks), "\n") // goroutine 12 [running, synctest bubble 3]:
-	_, bubble, ok := strings.Cut(header, "synctest bubble ")
-	if !ok {
-		t.Fatalf("not in a bubble: %s", header)
-	}
-	return strings.Count(string(stacks), "synctest bubble "+bubble)
-}
-
-// wantState checks the state of a node, and that it has a reason if and only if it is not well.
-func wantState(t *testing.T, n *clustertest.Node, want cluster.State) {
-	t.Helper()
-	s := n.Status()
-	if s.State != want {
-		t.Errorf("%s is %s (%v), want %s", n.ID, s.State, s.Reason, want)
-	}
-	if (s.Reason == nil) != (s.State == cluster.Registered) {
-		t.Errorf("%s is %s for the reason %v", n.ID, s.State, s.Reason)
-	}
-}
-
-func ids(servers []cluster.Server) []string {
-	var ids []string
-	for _, s := range servers {
-		ids = append(ids, s.ServerID)
-	}
-	return ids
-}
-
-func wantView(t *testing.T, n *clustertest.Node, want ...string) {
-	t.Helper()
-	if diff := cmp.Diff(want, ids(n.Servers())); diff != "" {
-		t.Errorf("the view of %s (-want +got):\n%s", n.ID, diff)
-	}
-	if got := n.Status().Servers; got != len(want) {
-		t.Errorf("the status of %s counts %d servers, want %d", n.ID, got, len(want))
-	}
-}
-
-// posts limits a fault to POST requests: to registering and renewing, at the registry.
-func posts(f clustertest.Fault) clustertest.Fault {
-	return clustertest.If(func(r *http.Request) bool { return r.Method == http.MethodPost }, f)
-}
-
-// late has answers come a while after they were given: what they say is old by then.
-func late(d time.Duration) clustertest.Fault {
-	return func(next http.RoundTripper) http.RoundTripper {
-		return clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
-			resp, err := next.RoundTrip(req)
-			time.Sleep(d)
-			return resp, err
-		})
-	}
-}
-
-// telling sends into arrived when a request meets f.
-func telling(arrived chan<- struct{}, f clustertest.Fault) clustertest.Fault {
-	return func(next http.RoundTripper) http.RoundTripper {
-		faulty := f(next)
-		return clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
-			select {
-			case arrived <- struct{}{}:
-			default: // it was told
-			}
-			return faulty.RoundTrip(req)
-		})
-	}
-}
-
-func registryDown(w *clustertest.World) { w.Network.Down(clustertest.RegistryHost) }
-func registryUp(w *clustertest.World)   { w.Network.Up(clustertest.RegistryHost) }
-
-// registryFault puts f in the way of everything that is sent to the registry.
-func registryFault(w *clustertest.World, f clustertest.Fault) {
-	w.Network.Fault(clustertest.Any, clustertest.RegistryHost, f)
-}
-
 // The npm module makes its first try only after the first pause, and no pause differs from
 // another, so that all nodes which wait for one registry come at the same moment.
 func TestRegisterRetriesUntilTheRegistryIsUp(t *testing.T) {
@@ -189,9 +27,9 @@ func TestRegisterRetriesUntilTheRegistryIsUp(t *testing.T) {
 		registryDown(w)
 		n := w.Add()
 		wantState(t, n, cluster.Orphan)
-		l := keepLedger(w)
+		l := recordRequests(w)
 		began := time.Now()
-		done := registering(t.Context(), n)
+		done := registerAsync(t.Context(), n)
 
 		time.Sleep(time.Minute)
 		synctest.Wait()
@@ -200,7 +38,7 @@ func TestRegisterRetriesUntilTheRegistryIsUp(t *testing.T) {
 			t.Errorf("the first try came after %v, want at once", tries[0].Start.Sub(began))
 		}
 		distinct := map[time.Duration]bool{}
-		for _, gap := range gaps(tries) {
+		for _, gap := range intervals(tries) {
 			distinct[gap] = true
 			if gap < 2*time.Second || gap > 4*time.Second {
 				t.Errorf("%v between two tries, want 3 s give or take a third", gap)
@@ -238,13 +76,13 @@ func TestRegisterRetriesUntilTheRegistryIsUp(t *testing.T) {
 	})
 }
 
-func TestRegistrationRetryIsSettable(t *testing.T) {
+func TestRegistrationRetry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 0, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.RegistrationRetry = time.Minute }))
 		registryDown(w)
 		n := w.Add()
-		l := keepLedger(w)
-		registering(t.Context(), n)
+		l := recordRequests(w)
+		registerAsync(t.Context(), n)
 		time.Sleep(time.Hour)
 		synctest.Wait()
 		if got := len(l.renewals(n)); got < 46 || got > 90 {
@@ -256,13 +94,13 @@ func TestRegistrationRetryIsSettable(t *testing.T) {
 
 // The npm module begins another request to a hanging mIT every retry period, whatever became
 // of those before: 17 or so are under way at a time.
-func TestReferenceHangingRegistry(t *testing.T) {
+func TestOneRegistrationRequestAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 0)
 		registryFault(w, clustertest.Hang)
 		n := w.Add()
-		l := keepLedger(w)
-		registering(t.Context(), n)
+		l := recordRequests(w)
+		registerAsync(t.Context(), n)
 		time.Sleep(10 * time.Minute)
 		synctest.Wait()
 
@@ -339,7 +177,7 @@ func TestRegisterEndsWithItsContext(t *testing.T) {
 				w := clustertest.Start(t, 0)
 				w.Network.Fault(clustertest.Any, test.host, test.fault)
 				n := w.Add()
-				l := keepLedger(w)
+				l := recordRequests(w)
 				ctx, cancel := context.WithTimeoutCause(t.Context(), test.after, test.cause)
 				defer cancel()
 				res, err := n.Register(ctx)
@@ -385,7 +223,7 @@ func TestRegisterAnnouncesTheNode(t *testing.T) {
 }
 
 // A peer that does not answer the announcement keeps nobody from being registered.
-func TestRegisterDespiteAPeerThatIsGone(t *testing.T) {
+func TestRegisterWithDeadPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		w.Nodes[0].Kill()
@@ -402,7 +240,7 @@ func TestRegisterWithManagementOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.Management = false }))
 		n := w.Add()
-		l := keepLedger(w)
+		l := recordRequests(w)
 		res, err := n.Register(t.Context())
 		if res != nil || err != nil {
 			t.Errorf("Register returned %v, %v, want nil, nil", res, err)
@@ -421,7 +259,7 @@ func TestRegisterWithManagementOff(t *testing.T) {
 		if d := n.UnRegister(t.Context()); d.Errors != nil {
 			t.Errorf("leaving: %v", d.Errors)
 		}
-		if got := l.toPeers(n); got != 0 {
+		if got := l.countToPeers(n); got != 0 {
 			t.Errorf("%d requests to peers", got)
 		}
 		if got := ids(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-2"}) {
@@ -430,20 +268,20 @@ func TestRegisterWithManagementOff(t *testing.T) {
 	})
 }
 
-func TestRegisterAgainRenewsAndAnnouncesOnceMore(t *testing.T) {
+func TestRegisterAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		n := w.Nodes[0]
-		l := keepLedger(w)
+		l := recordRequests(w)
 		time.Sleep(10 * time.Minute)
 		synctest.Wait()
-		before := goroutines(t)
+		before := countGoroutines(t)
 		res, err := n.Register(t.Context())
 		if err != nil || len(res.Results) != 1 {
 			t.Fatalf("Register returned %+v, %v", res, err)
 		}
 		synctest.Wait()
-		if got := goroutines(t); got != before {
+		if got := countGoroutines(t); got != before {
 			t.Errorf("%d goroutines, want the %d of before", got, before)
 		}
 		if got := len(l.renewals(n)); got != 2 {
@@ -461,7 +299,7 @@ func TestRegisterAgainRenewsAndAnnouncesOnceMore(t *testing.T) {
 // The lease that a second Register is granted may be shorter than what the first was.
 func TestRegisterAgainWithAShorterLease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var d diary
+		var d traceLog
 		w := clustertest.Start(t, 0, clustertest.WithLease(24*time.Hour))
 		n := w.Join(cluster.WithTrace(d.trace()))
 		w.Registry.SetLease(time.Minute)
@@ -478,9 +316,94 @@ func TestRegisterAgainWithAShorterLease(t *testing.T) {
 	})
 }
 
+func TestRegisterAfterClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var d traceLog
+		w := clustertest.Start(t, 0)
+		n := w.Add(cluster.WithTrace(d.trace()))
+		n.Close()
+		res, err := n.Register(t.Context())
+		if res != nil || !errors.Is(err, cluster.ErrClosed) {
+			t.Errorf("Register returned %v, %v", res, err)
+		}
+		if got := d.texts(); !cmp.Equal(got, []string{"orphan→left: cluster: closed"}) {
+			t.Errorf("the hooks told %q", got)
+		}
+	})
+}
+
+// The same, when it is the registration that is under way: nothing was known before.
+func TestAnnouncementDuringRegistration(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 1)
+		n := w.Add()
+		w.Network.Fault(n.Host, clustertest.RegistryHost, delayResponse(2*time.Second))
+		done := registerAsync(t.Context(), n)
+		time.Sleep(time.Second)
+		w.Join() // mIT tells it of node-2, which mIT has told of node-1 alone
+		wantView(t, n, "node-3")
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		wantView(t, n, "node-1", "node-2", "node-3")
+	})
+}
+
+// Whatever is wrong with mST, the error says once who failed at what.
+func TestTokenErrorNamesTheRequestOnce(t *testing.T) {
+	for name, fault := range map[string]clustertest.Fault{
+		"refuses": clustertest.Refuse, "is not to be trusted": badCertificate, "breaks off": clustertest.Truncate(5),
+		"answers 500": clustertest.Status(500), "answers nonsense": answerBody(`{}`),
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := clustertest.Start(t, 0)
+				n := w.Add()
+				w.Network.Fault(n.Host, clustertest.TokenHost, fault)
+				_, err := n.Register(withTimeout(t, time.Second))
+				if _, ok := errors.AsType[*cluster.TokenError](err); !ok || strings.Count(err.Error(), "POST http://mst.test/") != 1 {
+					t.Errorf("registering: %v", err)
+				}
+			})
+		})
+	}
+}
+
+func TestUnRegister(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 3)
+		n := w.Nodes[1]
+		l := recordRequests(w)
+		d := n.UnRegister(t.Context())
+		if diff := cmp.Diff(cluster.Departure{NbServers: 3, ServerID: "node-2"}, d); diff != "" {
+			t.Errorf("Departure (-want +got):\n%s", diff)
+		}
+		wantState(t, n, cluster.Left)
+		if got := n.Status().Registration(); got != "orphan: cluster: not registered: it has left" {
+			t.Errorf("the registration reads %q", got)
+		}
+		if got := ids(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-3"}) {
+			t.Errorf("mIT lists %q", got)
+		}
+		wantView(t, w.Nodes[0], "node-1", "node-3")
+		wantView(t, w.Nodes[2], "node-1", "node-3")
+
+		again := n.UnRegister(t.Context())
+		if diff := cmp.Diff(d, again); diff != "" {
+			t.Errorf("the second Departure differs (-first +second):\n%s", diff)
+		}
+		if got := len(l.matching(http.MethodDelete, n.Host, clustertest.RegistryHost)); got != 1 {
+			t.Errorf("%d DELETEs at mIT, want one", got)
+		}
+		if got := len(l.matching(http.MethodDelete, n.Host, clustertest.Any)); got != 3 {
+			t.Errorf("%d DELETEs in all, want one at mIT and one at each peer", got)
+		}
+	})
+}
+
 // The npm module's registration goes on after unRegister, and brings the node back: its
 // unRegister has nothing to delete yet, and stops only the timer of the lease.
-func TestReferenceUnRegisterDuringRegister(t *testing.T) {
+func TestUnRegisterStopsRegister(t *testing.T) {
 	faults := map[string]clustertest.Fault{
 		"while mIT refuses": clustertest.Refuse,
 		"while mIT hangs":   clustertest.Hang,
@@ -500,10 +423,10 @@ func TestReferenceUnRegisterDuringRegister(t *testing.T) {
 					w := clustertest.Start(t, 1)
 					registryFault(w, fault)
 					n := w.Add()
-					l := keepLedger(w)
+					l := recordRequests(w)
 					synctest.Wait()
-					before := goroutines(t)
-					done := registering(t.Context(), n)
+					before := countGoroutines(t)
+					done := registerAsync(t.Context(), n)
 					time.Sleep(7 * time.Second)
 
 					ended := time.Now()
@@ -516,7 +439,7 @@ func TestReferenceUnRegisterDuringRegister(t *testing.T) {
 					}
 					wantState(t, n, cluster.Left)
 					synctest.Wait()
-					if got := goroutines(t); got > before {
+					if got := countGoroutines(t); got > before {
 						t.Errorf("%d goroutines are left running", got-before)
 					}
 					registryFault(w, nil)
@@ -545,8 +468,8 @@ func TestUnRegisterWhileAnnouncing(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		w.Network.Fault("node-3:8080", "node-1:8080", clustertest.Hang)
 		n := w.Add()
-		l := keepLedger(w)
-		done := registering(t.Context(), n)
+		l := recordRequests(w)
+		done := registerAsync(t.Context(), n)
 		time.Sleep(time.Second)
 		wantState(t, n, cluster.Registered)
 		d := n.UnRegister(t.Context())
@@ -559,7 +482,7 @@ func TestUnRegisterWhileAnnouncing(t *testing.T) {
 		if got := ids(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-2"}) {
 			t.Errorf("mIT lists %q", got)
 		}
-		if posted, deleted := l.renewals(n), l.of(http.MethodDelete, n.Host, clustertest.RegistryHost); len(posted) != 1 || len(deleted) != 1 {
+		if posted, deleted := l.renewals(n), l.matching(http.MethodDelete, n.Host, clustertest.RegistryHost); len(posted) != 1 || len(deleted) != 1 {
 			t.Errorf("%d POSTs and %d DELETEs to mIT, want one each", len(posted), len(deleted))
 		}
 	})
@@ -567,15 +490,15 @@ func TestUnRegisterWhileAnnouncing(t *testing.T) {
 
 // What was sent before the DELETE must not reach mIT after it: the node would be listed until
 // its lease has run out.
-func TestNoRenewalAfterTheDelete(t *testing.T) {
+func TestNoRenewalAfterDeregistration(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		n := w.Nodes[0]
-		l := keepLedger(w)
+		l := recordRequests(w)
 		arrived := make(chan struct{}, 1)
-		registryFault(w, posts(telling(arrived, clustertest.Delay(9*time.Second))))
+		registryFault(w, onPost(signal(arrived, clustertest.Delay(9*time.Second))))
 		<-arrived // the lease's renewal
-		done := registering(t.Context(), n)
+		done := registerAsync(t.Context(), n)
 		time.Sleep(3 * time.Second)
 		if d := n.UnRegister(t.Context()); d.Errors != nil || d.NbServers != 2 {
 			t.Errorf("leaving: %+v", d)
@@ -585,7 +508,7 @@ func TestNoRenewalAfterTheDelete(t *testing.T) {
 		}
 		time.Sleep(10 * time.Minute)
 		synctest.Wait()
-		deleted := l.of(http.MethodDelete, n.Host, clustertest.RegistryHost)
+		deleted := l.matching(http.MethodDelete, n.Host, clustertest.RegistryHost)
 		if len(deleted) != 1 {
 			t.Fatalf("%d DELETEs, want one", len(deleted))
 		}
@@ -600,50 +523,11 @@ func TestNoRenewalAfterTheDelete(t *testing.T) {
 	})
 }
 
-func timeout(t *testing.T, d time.Duration) context.Context {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), d)
-	t.Cleanup(cancel)
-	return ctx
-}
-
-func TestUnRegisterTellsRegistryAndPeers(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := clustertest.Start(t, 3)
-		n := w.Nodes[1]
-		l := keepLedger(w)
-		d := n.UnRegister(t.Context())
-		if diff := cmp.Diff(cluster.Departure{NbServers: 3, ServerID: "node-2"}, d); diff != "" {
-			t.Errorf("Departure (-want +got):\n%s", diff)
-		}
-		wantState(t, n, cluster.Left)
-		if got := n.Status().Registration(); got != "orphan: cluster: not registered: it has left" {
-			t.Errorf("the registration reads %q", got)
-		}
-		if got := ids(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-3"}) {
-			t.Errorf("mIT lists %q", got)
-		}
-		wantView(t, w.Nodes[0], "node-1", "node-3")
-		wantView(t, w.Nodes[2], "node-1", "node-3")
-
-		again := n.UnRegister(t.Context())
-		if diff := cmp.Diff(d, again); diff != "" {
-			t.Errorf("the second Departure differs (-first +second):\n%s", diff)
-		}
-		if got := len(l.of(http.MethodDelete, n.Host, clustertest.RegistryHost)); got != 1 {
-			t.Errorf("%d DELETEs at mIT, want one", got)
-		}
-		if got := len(l.of(http.MethodDelete, n.Host, clustertest.Any)); got != 3 {
-			t.Errorf("%d DELETEs in all, want one at mIT and one at each peer", got)
-		}
-	})
-}
-
 func TestUnRegisterBeforeRegister(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 0)
 		n := w.Add()
-		l := keepLedger(w)
+		l := recordRequests(w)
 		w.Join() // announces nothing: it does not know of node-1
 		if diff := cmp.Diff(cluster.Departure{ServerID: "node-1"}, n.UnRegister(t.Context())); diff != "" {
 			t.Errorf("Departure (-want +got):\n%s", diff)
@@ -652,19 +536,19 @@ func TestUnRegisterBeforeRegister(t *testing.T) {
 		if _, err := n.Register(t.Context()); !errors.Is(err, cluster.ErrNotRegistered) {
 			t.Errorf("registering after it: %v", err)
 		}
-		if got := len(l.of(http.MethodPost, n.Host, clustertest.Any)) + len(l.of(http.MethodDelete, n.Host, clustertest.Any)); got != 0 {
+		if got := len(l.matching(http.MethodPost, n.Host, clustertest.Any)) + len(l.matching(http.MethodDelete, n.Host, clustertest.Any)); got != 0 {
 			t.Errorf("%d requests", got)
 		}
 	})
 }
 
 // What peers announce to a node that has not registered yet is not a cluster it is in.
-func TestUnRegisterBeforeRegisterButAnnouncedTo(t *testing.T) {
+func TestUnRegisterAfterAnnouncementsOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
-		registryFault(w, posts(clustertest.Reset)) // mIT lists the node, which does not hear of it
+		registryFault(w, onPost(clustertest.Reset)) // mIT lists the node, which does not hear of it
 		n := w.Add()
-		done := registering(t.Context(), n)
+		done := registerAsync(t.Context(), n)
 		time.Sleep(10 * time.Second)
 		announce(t, w, n, announcement("node-1", "node-2"))
 		wantView(t, n, "node-1", "node-2")
@@ -681,7 +565,7 @@ func TestUnRegisterConcurrently(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
 		n := w.Nodes[0]
-		l := keepLedger(w)
+		l := recordRequests(w)
 		registryFault(w, clustertest.Delay(time.Second))
 		departures := make([]cluster.Departure, 10)
 		var wg sync.WaitGroup
@@ -694,13 +578,13 @@ func TestUnRegisterConcurrently(t *testing.T) {
 				t.Errorf("departure %d: %+v", i, d)
 			}
 		}
-		if got := len(l.of(http.MethodDelete, n.Host, clustertest.Any)); got != 3 {
+		if got := len(l.matching(http.MethodDelete, n.Host, clustertest.Any)); got != 3 {
 			t.Errorf("%d DELETEs, want one at mIT and one at each of two peers", got)
 		}
 	})
 }
 
-func TestUnRegisterWhileTheRegistryIsDown(t *testing.T) {
+func TestUnRegisterDuringOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		n, peer := w.Nodes[0], w.Nodes[1]
@@ -729,12 +613,12 @@ func TestUnRegisterWhileTheRegistryIsDown(t *testing.T) {
 }
 
 // It is the caller's to say how long leaving may take.
-func TestUnRegisterIsBoundByItsContext(t *testing.T) {
+func TestUnRegisterEndsWithItsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		w.Network.Fault(clustertest.Any, clustertest.Any, clustertest.Hang)
 		began := time.Now()
-		d := w.Nodes[0].UnRegister(timeout(t, 2*time.Second))
+		d := w.Nodes[0].UnRegister(withTimeout(t, 2*time.Second))
 		if took := time.Since(began); took != 2*time.Second {
 			t.Errorf("it took %v", took)
 		}
@@ -745,7 +629,7 @@ func TestUnRegisterIsBoundByItsContext(t *testing.T) {
 }
 
 // A peer that does not listen is no reason not to leave, nor is leaving one to evict it.
-func TestUnRegisterWithAPeerThatIsGone(t *testing.T) {
+func TestUnRegisterWithDeadPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
 		w.Nodes[1].Kill()
@@ -764,7 +648,7 @@ func TestUnRegisterAfterClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		n := w.Nodes[0]
-		l := keepLedger(w)
+		l := recordRequests(w)
 		if err := n.Close(); err != nil {
 			t.Error(err)
 		}
@@ -774,27 +658,11 @@ func TestUnRegisterAfterClose(t *testing.T) {
 			t.Errorf("leaving: %+v, want that it is closed", d)
 		}
 		synctest.Wait()
-		if got := len(l.of(http.MethodDelete, n.Host, clustertest.Any)); got != 0 {
+		if got := len(l.matching(http.MethodDelete, n.Host, clustertest.Any)); got != 0 {
 			t.Errorf("%d requests of a closed node", got)
 		}
 		if err := n.Close(); err != nil {
 			t.Error(err)
-		}
-	})
-}
-
-func TestRegisterAfterClose(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var d diary
-		w := clustertest.Start(t, 0)
-		n := w.Add(cluster.WithTrace(d.trace()))
-		n.Close()
-		res, err := n.Register(t.Context())
-		if res != nil || !errors.Is(err, cluster.ErrClosed) {
-			t.Errorf("Register returned %v, %v", res, err)
-		}
-		if got := d.all(); !cmp.Equal(got, []string{"orphan→left: cluster: closed"}) {
-			t.Errorf("the hooks told %q", got)
 		}
 	})
 }
@@ -818,41 +686,6 @@ func TestDepartureAsJSON(t *testing.T) {
 			if err != nil || string(got) != test.want {
 				t.Errorf("got %s, %v\nwant %s", got, err, test.want)
 			}
-		})
-	}
-}
-
-// The npm module keeps what it knows per process, so that one process cannot hold two nodes.
-func TestReferenceProcessWideState(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		mds := clustertest.Start(t, 2)
-		other := clustertest.Start(t, 1, clustertest.WithType("other"))
-		wantView(t, mds.Nodes[0], "node-1", "node-2")
-		wantView(t, other.Nodes[0], "node-1")
-		mds.Nodes[0].UnRegister(t.Context())
-		wantState(t, mds.Nodes[0], cluster.Left)
-		wantState(t, mds.Nodes[1], cluster.Registered)
-		wantState(t, other.Nodes[0], cluster.Registered)
-		wantView(t, mds.Nodes[1], "node-2")
-	})
-}
-
-// Whatever is wrong with mST, the error says once who failed at what.
-func TestTokenServiceIsBlamedOnce(t *testing.T) {
-	for name, fault := range map[string]clustertest.Fault{
-		"refuses": clustertest.Refuse, "is not to be trusted": badCertificate, "breaks off": clustertest.Truncate(5),
-		"answers 500": clustertest.Status(500), "answers nonsense": answerBody(`{}`),
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				w := clustertest.Start(t, 0)
-				n := w.Add()
-				w.Network.Fault(n.Host, clustertest.TokenHost, fault)
-				_, err := n.Register(timeout(t, time.Second))
-				if _, ok := errors.AsType[*cluster.TokenError](err); !ok || strings.Count(err.Error(), "POST http://mst.test/") != 1 {
-					t.Errorf("registering: %v", err)
-				}
-			})
 		})
 	}
 }

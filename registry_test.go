@@ -2,13 +2,11 @@ package cluster_test
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/http"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -19,92 +17,18 @@ import (
 
 	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/clustertest"
-	"github.com/mimiktech/cluster/mit"
 )
 
-// replicaHosts are where the replicas of the registry are in these tests.
-func replicaHosts() []string { return []string{"mit-1.test", "mit-2.test", "mit-3.test"} }
-
-// replicaURLs are their URLs, as Config lists them.
-func replicaURLs() string {
-	return "http://" + strings.Join(replicaHosts(), "/mIT/v1, http://") + "/mIT/v1"
-}
-
-// startReplicas starts a world in which one registry is at several hosts.
-func startReplicas(t *testing.T, nodes int, opts ...clustertest.Option) *clustertest.World {
-	t.Helper()
-	w := clustertest.Start(t, 0, append([]clustertest.Option{
-		clustertest.WithConfig(func(cfg *cluster.Config) { cfg.RegistryURL = replicaURLs() }),
-	}, opts...)...)
-	w.Network.Remove(clustertest.RegistryHost)
-	for _, host := range replicaHosts() {
-		w.Network.Handle(host, w.Registry)
-	}
-	for range nodes {
-		w.Join()
-	}
-	return w
-}
-
-// A try is a request to a replica, and the status of the answer, 0 if none came.
-type try struct {
-	host   string
-	status int
-}
-
-// tries are what n asked the replicas with that method, in the order in which it did, and how long
-// that took in all.
-func (l *ledger) tries(method string, n *clustertest.Node) (tries []try, took time.Duration) {
-	var began time.Time
-	for _, x := range l.of(method, n.Host, clustertest.Any) {
-		if slices.Contains(replicaHosts(), x.To) {
-			if tries == nil {
-				began = x.Start
-			}
-			tries, took = append(tries, try{x.To, x.Status}), x.Start.Add(x.Duration).Sub(began)
-		}
-	}
-	return tries, took
-}
-
-// join adds a node, and tells which replica it has chosen.
-func join(w *clustertest.World) (n *clustertest.Node, home string) {
-	l := keepLedger(w)
-	n = w.Join()
-	tries, _ := l.tries(http.MethodPost, n)
-	return n, tries[0].host
-}
-
-// renewal waits until n has renewed its lease once more, a day at most, and tells how.
-func renewal(w *clustertest.World, n *clustertest.Node) (tries []try, took time.Duration) {
-	var l ledger
-	defer w.Network.Observe(func(x clustertest.Exchange) {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		l.list = append(l.list, x)
-	})()
-	last, began := n.Status().RenewedAt, time.Now()
-	for n.Status().RenewedAt.Equal(last) && time.Since(began) < 24*time.Hour {
-		time.Sleep(time.Minute)
-	}
-	return l.tries(http.MethodPost, n)
-}
-
-// otherHosts are those of the replicas, without those given.
-func otherHosts(not ...string) []string {
-	return slices.DeleteFunc(replicaHosts(), func(h string) bool { return slices.Contains(not, h) })
-}
-
-func TestKeepsToOneReplica(t *testing.T) {
+func TestStaysWithWorkingReplica(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startReplicas(t, 0)
-		n, home := join(w)
-		l := keepLedger(w)
+		n, home := joinReplica(w)
+		l := recordRequests(w)
 		time.Sleep(30 * 24 * time.Hour)
 		synctest.Wait()
-		tries, _ := l.tries(http.MethodPost, n)
+		tries, _ := l.attempts(http.MethodPost, n)
 		for _, got := range tries {
-			if got != (try{home, 200}) {
+			if got != (attempt{home, 200}) {
 				t.Fatalf("asked %v, and nothing had failed at %s", got, home)
 			}
 		}
@@ -114,21 +38,9 @@ func TestKeepsToOneReplica(t *testing.T) {
 	})
 }
 
-// badCertificate is what TLS says of somebody whose certificate does not hold.
-func badCertificate(http.RoundTripper) http.RoundTripper {
-	return clustertest.RoundTripperFunc(func(*http.Request) (*http.Response, error) {
-		return nil, &tls.CertificateVerificationError{Err: errors.New("x509: certificate has expired")}
-	})
-}
-
-// says answers everything with that.
-func says(body string) clustertest.Fault {
-	return clustertest.Answer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(body)) }))
-}
-
 // On to another replica, once, from one that does not work; and back to the first choice, by and by,
 // once that works again.
-func TestGoesOnFromAReplicaThatFails(t *testing.T) {
+func TestFailoverAndFailback(t *testing.T) {
 	for name, tt := range map[string]struct {
 		fault  clustertest.Fault
 		status int           // at the one that fails
@@ -152,14 +64,14 @@ func TestGoesOnFromAReplicaThatFails(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				core, logs := observer.New(zap.InfoLevel)
 				w := startReplicas(t, 0, clustertest.WithOptions(cluster.WithLogger(zap.New(core))))
-				n, home := join(w)
+				n, home := joinReplica(w)
 				w.Network.Fault(clustertest.Any, home, tt.fault)
 
-				tries, took := renewal(w, n)
+				tries, took := nextRenewal(w, n)
 				if took != tt.took {
 					t.Errorf("it took %v, want %v", took, tt.took)
 				}
-				if len(tries) != 2 || tries[0] != (try{home, tt.status}) || tries[1].host == home || tries[1].status != 200 {
+				if len(tries) != 2 || tries[0] != (attempt{home, tt.status}) || tries[1].host == home || tries[1].status != 200 {
 					t.Fatalf("asked %v, want %s in vain and then one of the others", tries, home)
 				}
 				there := tries[1].host
@@ -167,12 +79,12 @@ func TestGoesOnFromAReplicaThatFails(t *testing.T) {
 				// It stays there, but looks now and then whether the first choice is back.
 				looked := 0
 				for range 400 {
-					tries, _ := renewal(w, n)
+					tries, _ := nextRenewal(w, n)
 					if tries[0].host == home {
 						looked++
 						tries = tries[1:]
 					}
-					if len(tries) != 1 || tries[0] != (try{there, 200}) {
+					if len(tries) != 1 || tries[0] != (attempt{there, 200}) {
 						t.Fatalf("asked %v, want %s", tries, there)
 					}
 				}
@@ -187,7 +99,7 @@ func TestGoesOnFromAReplicaThatFails(t *testing.T) {
 				logs.TakeAll()
 				w.Network.Fault(clustertest.Any, home, nil)
 				for range 200 {
-					tries, _ = renewal(w, n)
+					tries, _ = nextRenewal(w, n)
 					if len(tries) != 1 || tries[0].status != 200 {
 						t.Fatalf("asked %v, want one replica", tries)
 					}
@@ -205,23 +117,23 @@ func TestGoesOnFromAReplicaThatFails(t *testing.T) {
 }
 
 // If two of three fail, it is the third that answers, and none is asked twice.
-func TestGoesOnFromTwoReplicasThatFail(t *testing.T) {
+func TestFailoverPastTwoReplicas(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startReplicas(t, 20)
 		good := replicaHosts()[1]
-		for _, host := range otherHosts(good) {
+		for _, host := range otherReplicas(good) {
 			w.Network.Fault(clustertest.Any, host, clustertest.Hang)
 		}
-		l := keepLedger(w)
+		l := recordRequests(w)
 		time.Sleep(45 * time.Minute) // all have renewed once
 		most := 0
 		for _, n := range w.Nodes {
-			tries, took := l.tries(http.MethodPost, n)
+			tries, took := l.attempts(http.MethodPost, n)
 			last := len(tries) - 1
 			if want := time.Duration(last) * 10 * time.Second / 3; took != want {
 				t.Errorf("%v took %v, want %v: a third of the timeout for each that hangs", tries, took, want)
 			}
-			if tries[last] != (try{good, 200}) || last == 2 && tries[0].host == tries[1].host || last > 2 {
+			if tries[last] != (attempt{good, 200}) || last == 2 && tries[0].host == tries[1].host || last > 2 {
 				t.Errorf("asked %v, want each once, and %s last", tries, good)
 			}
 			most = max(most, len(tries))
@@ -233,7 +145,7 @@ func TestGoesOnFromTwoReplicasThatFail(t *testing.T) {
 }
 
 // An answer about what was asked for is one: another replica would give the same.
-func TestStaysWithAReplicaThatAnswers(t *testing.T) {
+func TestNoFailoverOnClientErrors(t *testing.T) {
 	for _, tt := range []struct{ status, tries int }{{400, 1}, {401, 2}, {403, 2}, {409, 1}, {422, 1}} {
 		t.Run(fmt.Sprint(tt.status), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -241,19 +153,19 @@ func TestStaysWithAReplicaThatAnswers(t *testing.T) {
 				w := startReplicas(t, 0, clustertest.WithOptions(cluster.WithTrace(&cluster.Trace{
 					RenewFailed: func(err error, _ time.Duration) { failed <- err },
 				})))
-				n, home := join(w)
+				n, home := joinReplica(w)
 				for _, host := range replicaHosts() {
 					w.Network.Fault(clustertest.Any, host, clustertest.FirstN(tt.tries, clustertest.Status(tt.status)))
 				}
-				l := keepLedger(w)
+				l := recordRequests(w)
 				err := <-failed
 				if se, ok := errors.AsType[*cluster.StatusError](err); !ok || se.Code != tt.status || !strings.HasPrefix(se.URL, "http://"+home+"/") {
 					t.Errorf("the renewal failed with %v", err)
 				}
 				time.Sleep(time.Minute)
 				synctest.Wait()
-				want := append(slices.Repeat([]try{{home, tt.status}}, tt.tries), try{home, 200})
-				if got, _ := l.tries(http.MethodPost, n); !slices.Equal(got, want) {
+				want := append(slices.Repeat([]attempt{{home, tt.status}}, tt.tries), attempt{home, 200})
+				if got, _ := l.attempts(http.MethodPost, n); !slices.Equal(got, want) {
 					t.Errorf("asked %v, want %v", got, want)
 				}
 				wantState(t, n, cluster.Registered)
@@ -262,36 +174,13 @@ func TestStaysWithAReplicaThatAnswers(t *testing.T) {
 	}
 }
 
-// A replica that refuses the token is shown a new one, also if it was not the first that was asked.
-func TestRefusedTokenWithReplicas(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := startReplicas(t, 0)
-		n, home := join(w)
-		w.Network.Fault(clustertest.Any, home, clustertest.Refuse)
-		for _, host := range otherHosts(home) {
-			w.Network.Fault(clustertest.Any, host, clustertest.FirstN(1, clustertest.Status(403)))
-		}
-		l := keepLedger(w)
-		tries, _ := renewal(w, n)
-		next := tries[1].host
-		inVain := try{home, 0}
-		rest := slices.DeleteFunc(slices.Clone(tries), func(t try) bool { return t == inVain }) // a new token may be shown there first
-		if want := []try{{next, 403}, {next, 200}}; tries[0] != inVain || len(tries) > 4 || !slices.Equal(rest, want) {
-			t.Errorf("asked %v, want %s in vain, then %v", tries, home, want)
-		}
-		if got := len(l.of(http.MethodPost, n.Host, clustertest.TokenHost)); got != 1 {
-			t.Errorf("%d tokens fetched, want one", got)
-		}
-	})
-}
-
 // The caller's end is the end, and says nothing about the replica.
-func TestCallThatEndsMovesNobody(t *testing.T) {
+func TestCanceledCallDoesNotFailOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startReplicas(t, 0)
-		n, home := join(w)
+		n, home := joinReplica(w)
 		w.Network.Fault(clustertest.Any, home, clustertest.Hang)
-		l := keepLedger(w)
+		l := recordRequests(w)
 		ctx, cancel := context.WithCancel(t.Context())
 		time.AfterFunc(time.Second, cancel)
 		began := time.Now()
@@ -300,8 +189,8 @@ func TestCallThatEndsMovesNobody(t *testing.T) {
 			t.Errorf("after %v: %v", took, err)
 		}
 		w.Network.Fault(clustertest.Any, home, nil)
-		renewal(w, n)
-		if got, _ := l.tries(http.MethodPost, n); !slices.Equal(got, []try{{home, 0}, {home, 200}}) {
+		nextRenewal(w, n)
+		if got, _ := l.attempts(http.MethodPost, n); !slices.Equal(got, []attempt{{home, 0}, {home, 200}}) {
 			t.Errorf("asked %v, want %s twice", got, home)
 		}
 	})
@@ -322,7 +211,7 @@ func TestAllReplicasFail(t *testing.T) {
 		wantState(t, n, cluster.Degraded)
 		time.Sleep(lease)
 		wantState(t, n, cluster.Lost)
-		l := keepLedger(w)
+		l := recordRequests(w)
 		time.Sleep(time.Hour)
 		wantState(t, n, cluster.Lost)
 
@@ -344,7 +233,7 @@ func TestAllReplicasFail(t *testing.T) {
 		if !unreachable || ue.Remote != "mIT" || !answered || se.Code != 503 || !errors.Is(reason, syscall.ECONNREFUSED) || !errors.Is(reason, context.DeadlineExceeded) {
 			t.Errorf("found in the reason: %v, %v", ue, se)
 		}
-		tries, _ := l.tries(http.MethodPost, n)
+		tries, _ := l.attempts(http.MethodPost, n)
 		count := map[string]int{}
 		for _, got := range tries {
 			count[got.host]++
@@ -366,7 +255,7 @@ func TestAllReplicasFail(t *testing.T) {
 
 // The time of a renewal is that until the lease ends, and each replica gets its share of it: with
 // leases of a few seconds, too, two of three may hang.
-func TestShortLeaseWithReplicasThatHang(t *testing.T) {
+func TestShortLeaseWithSilentReplicas(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startReplicas(t, 10, clustertest.WithLease(3*time.Second), clustertest.WithOptions(cluster.WithTrace(&cluster.Trace{
 			StateChanged: func(_, to cluster.Status) {
@@ -380,7 +269,7 @@ func TestShortLeaseWithReplicasThatHang(t *testing.T) {
 				w.Network.Fault(clustertest.Any, host, nil)
 			}
 			time.Sleep(time.Minute)
-			for _, host := range otherHosts(good) {
+			for _, host := range otherReplicas(good) {
 				w.Network.Fault(clustertest.Any, host, clustertest.Hang)
 			}
 			time.Sleep(10 * time.Minute)
@@ -397,9 +286,32 @@ func TestShortLeaseWithReplicasThatHang(t *testing.T) {
 	})
 }
 
+// A replica that refuses the token is shown a new one, also if it was not the first that was asked.
+func TestTokenRefreshDuringFailover(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := startReplicas(t, 0)
+		n, home := joinReplica(w)
+		w.Network.Fault(clustertest.Any, home, clustertest.Refuse)
+		for _, host := range otherReplicas(home) {
+			w.Network.Fault(clustertest.Any, host, clustertest.FirstN(1, clustertest.Status(403)))
+		}
+		l := recordRequests(w)
+		tries, _ := nextRenewal(w, n)
+		next := tries[1].host
+		inVain := attempt{home, 0}
+		rest := slices.DeleteFunc(slices.Clone(tries), func(t attempt) bool { return t == inVain }) // a new token may be shown there first
+		if want := []attempt{{next, 403}, {next, 200}}; tries[0] != inVain || len(tries) > 4 || !slices.Equal(rest, want) {
+			t.Errorf("asked %v, want %s in vain, then %v", tries, home, want)
+		}
+		if got := len(l.matching(http.MethodPost, n.Host, clustertest.TokenHost)); got != 1 {
+			t.Errorf("%d tokens fetched, want one", got)
+		}
+	})
+}
+
 // What decides on a suspect waits for mIT as long as ever: within that time all replicas have been
 // asked, and the last one answers.
-func TestEvictsThroughAnotherReplica(t *testing.T) {
+func TestEvictionFailsOver(t *testing.T) {
 	for name, tt := range map[string]struct {
 		fault clustertest.Fault
 		fail  int           // so many of three
@@ -415,20 +327,20 @@ func TestEvictsThroughAnotherReplica(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := startReplicas(t, 4)
-				n, home := join(w)
-				failing := append([]string{home}, otherHosts(home)...)[:tt.fail]
+				n, home := joinReplica(w)
+				failing := append([]string{home}, otherReplicas(home)...)[:tt.fail]
 				for _, host := range failing {
-					w.Network.Fault(clustertest.Any, host, deletes(tt.fault))
+					w.Network.Fault(clustertest.Any, host, onDelete(tt.fault))
 				}
 				w.Nodes[2].Kill()
-				l := keepLedger(w)
+				l := recordRequests(w)
 				began := time.Now()
-				o := onlyFailure(t, rpc(t, n, cluster.Request{Path: "/things"}))
+				o := singleFailure(t, rpc(t, n, cluster.Request{Path: "/things"}))
 				took := time.Since(began) - 10*time.Millisecond // the repeat at the peer
 				if !o.Evicted || o.EvictionSkipped != nil {
 					t.Errorf("evicted %t, spared %v", o.Evicted, o.EvictionSkipped)
 				}
-				tries, _ := l.tries(http.MethodDelete, n)
+				tries, _ := l.attempts(http.MethodDelete, n)
 				want := tt.wait * time.Duration(len(tries)-1) / 3 // a good one may have come second
 				if took != want || len(tries) < 2 || tries[0].host != home || tries[len(tries)-1].status != 200 {
 					t.Errorf("asked %v in %v, want %v", tries, took, want)
@@ -444,10 +356,10 @@ func TestEvictsThroughAnotherReplica(t *testing.T) {
 
 // A delete that was executed, but not answered, is repeated. If the server came back in between,
 // the second is told so, and nobody is evicted.
-func TestRepeatedDeleteOfAPeerThatCameBack(t *testing.T) {
+func TestRepeatedDeleteOfReturnedPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startReplicas(t, 4)
-		n, home := join(w)
+		n, home := joinReplica(w)
 		peer := w.Nodes[2]
 		peer.Kill()
 		w.Network.Fault(n.Host, home, func(next http.RoundTripper) http.RoundTripper {
@@ -458,7 +370,7 @@ func TestRepeatedDeleteOfAPeerThatCameBack(t *testing.T) {
 					t.Errorf("mIT lists %q, want the peer gone", got)
 				}
 				peer.StartUnregistered()
-				unnoticed(t, w, n, peer)
+				renewUnnoticed(t, w, n, peer)
 				return resp, err
 			})
 		})
@@ -473,14 +385,14 @@ func TestRepeatedDeleteOfAPeerThatCameBack(t *testing.T) {
 	})
 }
 
-func TestUnRegistersThroughAnotherReplica(t *testing.T) {
+func TestUnRegisterFailsOver(t *testing.T) {
 	for name, fault := range map[string]clustertest.Fault{
 		"refuses": clustertest.Refuse, "hangs": clustertest.Hang, "lost its etcd": clustertest.Status(503), "does it, and is gone": clustertest.Reset,
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := startReplicas(t, 1)
-				n, home := join(w)
+				n, home := joinReplica(w)
 				w.Network.Fault(clustertest.Any, home, fault)
 				began := time.Now()
 				if d := n.UnRegister(t.Context()); d.Errors != nil || d.NbServers != 2 {
@@ -499,14 +411,14 @@ func TestUnRegistersThroughAnotherReplica(t *testing.T) {
 }
 
 // An answer that is of no use is blamed on the replica that gave it.
-func TestUnusableAnswerNamesItsReplica(t *testing.T) {
+func TestInvalidResponseNamesItsReplica(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startReplicas(t, 0)
-		n, home := join(w)
+		n, home := joinReplica(w)
 		for _, host := range replicaHosts() {
 			w.Network.Fault(clustertest.Any, host, says(`{"itResource": {"id": "1", "servers": []}}`))
 		}
-		_, err := n.Register(timeout(t, time.Second))
+		_, err := n.Register(withTimeout(t, time.Second))
 		ae, ok := errors.AsType[*cluster.InvalidResponseError](err)
 		if !ok || ae.URL != "http://"+home+"/mIT/v1/itResources" {
 			t.Errorf("registering: %v", err)
@@ -519,134 +431,35 @@ func TestUnusableAnswerNamesItsReplica(t *testing.T) {
 	})
 }
 
-// TestThousandNodesOverThreeReplicas has one replica hang and come back, and then all of them
-// restarted in turn. Each has its share of the nodes, and when one is gone the others have; when it
-// comes back it gets them back by and by; and at no time do they come together.
-func TestThousandNodesOverThreeReplicas(t *testing.T) {
-	synctest.Test(t, testThousandNodesOverThreeReplicas)
+// join adds a node, and tells which replica it has chosen.
+func joinReplica(w *clustertest.World) (n *clustertest.Node, home string) {
+	l := recordRequests(w)
+	n = w.Join()
+	tries, _ := l.attempts(http.MethodPost, n)
+	return n, tries[0].host
 }
 
-func testThousandNodesOverThreeReplicas(t *testing.T) {
-	const (
-		nodes  = 1000
-		lease  = 30 * time.Second
-		period = lease * 2 / 3                       // a renewal of each
-		share  = nodes / 3 / int(period/time.Second) // requests per second, to each of three
-	)
-	w := startReplicas(t, 0,
-		clustertest.WithLease(lease),
-		clustertest.WithStore(&arrivals{Memory: mit.NewMemory()}),
-		clustertest.WithConfig(func(cfg *cluster.Config) {
-			cfg.Management = false
-			cfg.RegistryURL = replicaURLs()
-		}),
-		clustertest.WithOptions(cluster.WithTrace(&cluster.Trace{
-			RenewFailed: func(err error, _ time.Duration) { t.Errorf("a renewal failed: %v", err) },
-		})))
-	var traffic traffic
-	w.Network.Observe(traffic.note)
-	// phase lets time pass, and gives how many requests came to each replica per period, and how
-	// many of them it answered.
-	phase := func(what string, d time.Duration) (came, answered []int) {
-		t.Helper()
-		time.Sleep(d)
-		synctest.Wait()
-		came, answered, peaks := traffic.take()
-		for i, host := range replicaHosts() {
-			came[i] = int(time.Duration(came[i]) * period / d)
-			answered[i] = int(time.Duration(answered[i]) * period / d)
-			t.Logf("%s: %s had %d requests per period, answered %d, at most %d in a second", what, host, came[i], answered[i], peaks[i])
-			if peaks[i] > 4*share { // where others are gone it has up to twice its share, give or take what is random
-				t.Errorf("%s: %d requests in one second to %s, whose share is %d", what, peaks[i], host, share)
-			}
-		}
-		return came, answered
+// renewal waits until n has renewed its lease once more, a day at most, and tells how.
+func nextRenewal(w *clustertest.World, n *clustertest.Node) (tries []attempt, took time.Duration) {
+	var l requestLog
+	defer w.Network.Observe(func(x clustertest.Exchange) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.exchanges = append(l.exchanges, x)
+	})()
+	last, began := n.Status().RenewedAt, time.Now()
+	for n.Status().RenewedAt.Equal(last) && time.Since(began) < 24*time.Hour {
+		time.Sleep(time.Minute)
 	}
-	within := func(what string, got []int, low, high int) {
-		t.Helper()
-		for _, n := range got {
-			if n < low || n > high {
-				t.Errorf("%s: %d, want each from %d to %d", what, got, low, high)
-			}
-		}
-	}
-
-	for range nodes { // not all at once: what that does is another test's concern
-		n := w.Add()
-		go func() {
-			if _, err := n.Register(t.Context()); err != nil {
-				t.Error(err)
-			}
-		}()
-		time.Sleep(period / nodes)
-	}
-	traffic.take()
-	_, answered := phase("before", 5*period)
-	within("before", answered, nodes/4, nodes*5/12)
-
-	dead := replicaHosts()[0]
-	w.Network.Fault(clustertest.Any, dead, clustertest.Hang)
-	phase("just dead", 2*period)
-	came, answered := phase("dead", 5*period)
-	within("answered by the other two", answered[1:], nodes*5/12, nodes*7/12)
-	within("tried at the dead one", came[:1], nodes/24, nodes/6) // by each fourth of its third
-	w.Network.Fault(clustertest.Any, dead, nil)
-	came, _ = phase("just back", period)
-	within("back at once", came[:1], 0, nodes/6)
-	phase("back", 12*period)
-	_, answered = phase("long back", 5*period)
-	within("long back", answered, nodes/4, nodes*5/12)
-
-	for _, host := range replicaHosts() { // a rolling restart
-		w.Network.Fault(clustertest.Any, host, clustertest.Refuse)
-		phase("without "+host, period)
-		w.Network.Fault(clustertest.Any, host, nil)
-		phase("with "+host, period)
-	}
-	phase("restarted", 12*period)
-	_, answered = phase("long restarted", 5*period)
-	within("long restarted", answered, nodes/4, nodes*5/12)
-	for _, n := range w.Nodes {
-		wantState(t, n, cluster.Registered)
-	}
+	return l.attempts(http.MethodPost, n)
 }
 
-// traffic counts what comes to each replica.
-type traffic struct {
-	mu       sync.Mutex // guards the fields below
-	came     map[string]int
-	answered map[string]int
-	seconds  map[string]map[int64]int
+// otherHosts are those of the replicas, without those given.
+func otherReplicas(not ...string) []string {
+	return slices.DeleteFunc(replicaHosts(), func(h string) bool { return slices.Contains(not, h) })
 }
 
-func (c *traffic) note(x clustertest.Exchange) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.came == nil {
-		c.came, c.answered, c.seconds = map[string]int{}, map[string]int{}, map[string]map[int64]int{}
-	}
-	c.came[x.To]++
-	if x.Status == http.StatusOK {
-		c.answered[x.To]++
-	}
-	if c.seconds[x.To] == nil {
-		c.seconds[x.To] = map[int64]int{}
-	}
-	c.seconds[x.To][x.Start.Unix()]++
-}
-
-// take gives what each replica had since it was last called: requests, those that it answered, and
-// the most in one second.
-func (c *traffic) take() (came, answered, peaks []int) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, host := range replicaHosts() {
-		peak := 0
-		for _, n := range c.seconds[host] {
-			peak = max(peak, n)
-		}
-		came, answered, peaks = append(came, c.came[host]), append(answered, c.answered[host]), append(peaks, peak)
-	}
-	c.came = nil
-	return came, answered, peaks
+// says answers everything with that.
+func says(body string) clustertest.Fault {
+	return clustertest.Answer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(body)) }))
 }

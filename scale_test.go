@@ -2,8 +2,6 @@ package cluster_test
 
 import (
 	"context"
-	"encoding/json"
-	"fmt"
 	"net/http"
 	"runtime"
 	"slices"
@@ -18,70 +16,15 @@ import (
 	"github.com/mimiktech/cluster/mit"
 )
 
-// A list is a store that answers every registration with the same servers, for clusters larger
-// than those that a test can run.
-type list struct {
-	*mit.Memory
-
-	mu      sync.Mutex // guards the field below
-	servers []cluster.Server
-}
-
-func (l *list) set(servers []cluster.Server) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.servers = servers
-}
-
-func (l *list) Put(_ context.Context, reg mit.Registration, _ time.Duration) (mit.Resource, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return mit.Resource{
-		ID: mit.ResourceID(reg.Type), Type: reg.Type, PublicBaseURL: reg.PublicBaseURL, Servers: slices.Clone(l.servers),
-	}, nil
-}
-
-// someServers are count servers from the given one on, and node-1, as a registry would list them.
-func someServers(from, count int) []cluster.Server {
-	date := time.Now().UTC().Truncate(time.Millisecond)
-	servers := []cluster.Server{{ServerID: "node-1", ClusterBaseURL: "http://node-1:8080/mds/v1", CreatedAt: date, UpdatedAt: date}}
-	for i := range count {
-		id := fmt.Sprintf("peer-%04d-4f1c-4a56-9a3b-0d5f6c7e8a9b", from+i) // as long as a UUID
-		servers = append(servers, cluster.Server{
-			ServerID:       id,
-			ClusterBaseURL: "http://" + id + ":8080/mds/v1",
-			Location:       json.RawMessage(`{"type":"Point","coordinates":[-123.1207,49.2827]}`),
-			CreatedAt:      date,
-			UpdatedAt:      date,
-		})
-	}
-	return servers
-}
-
-// worldOf makes a world in which one node, node-1, can join those servers, which take their time to
-// answer.
-func worldOf(t testing.TB, store *list, slow time.Duration, opts ...clustertest.Option) *clustertest.World {
-	t.Helper()
-	w := clustertest.Start(t, 0, append(opts, clustertest.WithStore(store))...)
-	for _, s := range store.servers[1:] {
-		envelope := fmt.Appendf(nil, `{"data":[%q],"server":{"serverId":%[1]q}}`, s.ServerID)
-		w.Network.Handle(s.ServerID+":8080", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			time.Sleep(slow)
-			_, _ = w.Write(envelope)
-		}))
-	}
-	return w
-}
-
 // TestAtRest holds what a Cluster costs while nothing happens, knowing a thousand servers, to one
 // goroutine, less than a MiB, and its renewals.
-func TestAtRest(t *testing.T) {
+func TestIdleFootprint(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const clusters, servers, lease = 10, 1000, time.Hour
-		store := &list{servers: someServers(0, servers-1)}
+		store := &fixedStore{servers: fixedServers(0, servers-1)}
 		worlds := make([]*clustertest.World, clusters)
 		for i := range worlds {
-			worlds[i] = worldOf(t, store, 0, clustertest.WithLease(lease))
+			worlds[i] = startFixed(t, store, 0, clustertest.WithLease(lease))
 			first := worlds[i].Join() // so that the registry already has what it keeps of its answers
 			first.Close()
 			worlds[i].Network.Remove(first.Host)
@@ -137,27 +80,6 @@ func TestAtRest(t *testing.T) {
 	})
 }
 
-func heapInUse() uint64 {
-	runtime.GC()
-	runtime.GC() // what the first one finalized, and what pools kept for one more
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	return m.HeapAlloc
-}
-
-// ownGoroutines counts the goroutines that run code of the package.
-func ownGoroutines() int {
-	stacks := make([]byte, 16<<20)
-	stacks = stacks[:runtime.Stack(stacks, true)]
-	count := 0
-	for stack := range strings.SplitSeq(string(stacks), "\n\n") {
-		if strings.Contains(stack, "github.com/mimiktech/cluster.") {
-			count++
-		}
-	}
-	return count
-}
-
 // TestRenewalDuringFanOut has the view of a thousand servers replaced while they are being asked.
 // The call accounts for those it began with, and nobody who looks at the view waits, or sees it
 // half-changed.
@@ -167,10 +89,10 @@ func TestRenewalDuringFanOut(t *testing.T) {
 			slow  = 5 * time.Second // what each peer takes; with 256 at a time all take four times that
 			early = 7 * time.Second // how long before the renewal the fan-out begins
 		)
-		was, is := someServers(0, 1000), someServers(500, 1000)
-		store := &list{servers: was}
+		was, is := fixedServers(0, 1000), fixedServers(500, 1000)
+		store := &fixedStore{servers: was}
 		var renewAt time.Time
-		w := worldOf(t, store, slow, clustertest.WithOptions(cluster.WithTrace(&cluster.Trace{
+		w := startFixed(t, store, slow, clustertest.WithOptions(cluster.WithTrace(&cluster.Trace{
 			Renewed: func(_, renewIn time.Duration) { renewAt = time.Now().Add(renewIn) },
 		})))
 		n := w.Join()
@@ -226,4 +148,293 @@ func TestRenewalDuringFanOut(t *testing.T) {
 				len(got), got[0], got[len(got)-1], len(want), want[0], want[len(want)-1])
 		}
 	})
+}
+
+// TestOutage has mIT away for ten leases of a thousand nodes, and mST for four of these, so that
+// all tokens expire. Each node must be registered again without a restart soon after mIT is back,
+// and they must not all come at once: neither then nor when they next renew.
+//
+// How even they come is measured in tenths of the time that it takes all of them to come back:
+// wherever such a tenth begins, it may have at most twice the mean.
+func TestOutage(t *testing.T) {
+	for name, fault := range map[string]clustertest.Fault{
+		"refusing": clustertest.Refuse,
+		"hanging":  clustertest.Hang,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) { testOutage(t, fault) })
+		})
+	}
+}
+
+func testOutage(t *testing.T, fault clustertest.Fault) {
+	t.Helper()
+	const (
+		nodes     = 1000
+		lease     = 6 * time.Minute
+		tokenLife = 3 * lease
+
+		patience = time.Minute // the longest pause between two tries, the timeout of one, and some
+	)
+	registrations := &arrivalStore{Memory: mit.NewMemory()}
+	w := clustertest.Start(t, 0,
+		clustertest.WithLease(lease),
+		clustertest.WithTokenTTL(tokenLife),
+		clustertest.WithStore(registrations),
+		clustertest.WithConfig(func(cfg *cluster.Config) { cfg.Management = false }))
+	for range nodes { // all at the same instant, as after a deployment
+		n := w.Add()
+		go func() {
+			if _, err := n.Register(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}()
+	}
+	states := func() map[cluster.State]int {
+		synctest.Wait()
+		count := make(map[cluster.State]int)
+		for _, n := range w.Nodes {
+			count[n.Status().State]++
+		}
+		return count
+	}
+	if got := states(); got[cluster.Registered] != nodes {
+		t.Fatalf("at first: %v", got)
+	}
+
+	time.Sleep(lease)
+	w.Network.Fault(clustertest.Any, clustertest.RegistryHost, fault)
+	time.Sleep(4 * lease)
+	w.Network.Fault(clustertest.Any, clustertest.TokenHost, fault)
+	time.Sleep(4 * lease)
+	w.Network.Fault(clustertest.Any, clustertest.TokenHost, nil)
+	time.Sleep(2 * lease)
+	if got := states(); got[cluster.Lost] != nodes {
+		t.Errorf("after ten leases without mIT: %v, want all lost", got)
+	}
+	registrations.take()
+	w.Network.Fault(clustertest.Any, clustertest.RegistryHost, nil)
+	back := time.Now()
+	time.Sleep(patience)
+	if got := states(); got[cluster.Registered] != nodes {
+		t.Errorf("%v after mIT came back: %v, want all registered", patience, got)
+	}
+	for _, n := range w.Nodes {
+		if got := n.Status().Registration(); got != "registered" {
+			t.Fatalf("%s: REGISTRATION_STATUS is %q", n.ID, got)
+		}
+	}
+	recovery := registrations.take()
+	if len(recovery) != nodes {
+		t.Fatalf("%d registrations in %v, want one of each node", len(recovery), patience)
+	}
+	took := recovery[nodes-1].Sub(back)
+	checkSpread(t, "registrations after the outage", recovery, took/10)
+
+	// The next renewals are no denser: each is as far from the others as the registrations were,
+	// give or take its jitter.
+	time.Sleep(lease - patience)
+	renewals := registrations.take()
+	if len(renewals) != nodes {
+		t.Fatalf("%d renewals in the lease after that, want one of each node", len(renewals))
+	}
+	checkSpread(t, "next renewals", renewals, took/10)
+}
+
+// checkSpread checks that no stretch of time of that length has more than two tenths of all
+// arrivals.
+func checkSpread(t *testing.T, what string, at []time.Time, length time.Duration) {
+	t.Helper()
+	peak := 0
+	for i := range at { // wherever the fullest stretch is, one as full begins with an arrival
+		end, _ := slices.BinarySearchFunc(at, at[i].Add(length), time.Time.Compare)
+		peak = max(peak, end-i)
+	}
+	share := float64(peak) / float64(len(at))
+	t.Logf("%s: %d within %v, at most %d of them in %v: %.2f times a tenth", what, len(at), at[len(at)-1].Sub(at[0]), peak, length, 10*share)
+	if share > 0.2 {
+		t.Errorf("%s: %d of %d came within %v", what, peak, len(at), length)
+	}
+}
+
+// TestThousandNodesOverThreeReplicas has one replica hang and come back, and then all of them
+// restarted in turn. Each has its share of the nodes, and when one is gone the others have; when it
+// comes back it gets them back by and by; and at no time do they come together.
+func TestThousandNodesOverThreeReplicas(t *testing.T) {
+	synctest.Test(t, testThousandNodesOverThreeReplicas)
+}
+
+func testThousandNodesOverThreeReplicas(t *testing.T) {
+	const (
+		nodes  = 1000
+		lease  = 30 * time.Second
+		period = lease * 2 / 3                       // a renewal of each
+		share  = nodes / 3 / int(period/time.Second) // requests per second, to each of three
+	)
+	w := startReplicas(t, 0,
+		clustertest.WithLease(lease),
+		clustertest.WithStore(&arrivalStore{Memory: mit.NewMemory()}),
+		clustertest.WithConfig(func(cfg *cluster.Config) {
+			cfg.Management = false
+			cfg.RegistryURL = replicaURLs()
+		}),
+		clustertest.WithOptions(cluster.WithTrace(&cluster.Trace{
+			RenewFailed: func(err error, _ time.Duration) { t.Errorf("a renewal failed: %v", err) },
+		})))
+	var traffic traffic
+	w.Network.Observe(traffic.note)
+	// phase lets time pass, and gives how many requests came to each replica per period, and how
+	// many of them it answered.
+	phase := func(what string, d time.Duration) (came, answered []int) {
+		t.Helper()
+		time.Sleep(d)
+		synctest.Wait()
+		came, answered, peaks := traffic.take()
+		for i, host := range replicaHosts() {
+			came[i] = int(time.Duration(came[i]) * period / d)
+			answered[i] = int(time.Duration(answered[i]) * period / d)
+			t.Logf("%s: %s had %d requests per period, answered %d, at most %d in a second", what, host, came[i], answered[i], peaks[i])
+			if peaks[i] > 4*share { // where others are gone it has up to twice its share, give or take what is random
+				t.Errorf("%s: %d requests in one second to %s, whose share is %d", what, peaks[i], host, share)
+			}
+		}
+		return came, answered
+	}
+	within := func(what string, got []int, low, high int) {
+		t.Helper()
+		for _, n := range got {
+			if n < low || n > high {
+				t.Errorf("%s: %d, want each from %d to %d", what, got, low, high)
+			}
+		}
+	}
+
+	for range nodes { // not all at once: what that does is another test's concern
+		n := w.Add()
+		go func() {
+			if _, err := n.Register(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}()
+		time.Sleep(period / nodes)
+	}
+	traffic.take()
+	_, answered := phase("before", 5*period)
+	within("before", answered, nodes/4, nodes*5/12)
+
+	dead := replicaHosts()[0]
+	w.Network.Fault(clustertest.Any, dead, clustertest.Hang)
+	phase("just dead", 2*period)
+	came, answered := phase("dead", 5*period)
+	within("answered by the other two", answered[1:], nodes*5/12, nodes*7/12)
+	within("tried at the dead one", came[:1], nodes/24, nodes/6) // by each fourth of its third
+	w.Network.Fault(clustertest.Any, dead, nil)
+	came, _ = phase("just back", period)
+	within("back at once", came[:1], 0, nodes/6)
+	phase("back", 12*period)
+	_, answered = phase("long back", 5*period)
+	within("long back", answered, nodes/4, nodes*5/12)
+
+	for _, host := range replicaHosts() { // a rolling restart
+		w.Network.Fault(clustertest.Any, host, clustertest.Refuse)
+		phase("without "+host, period)
+		w.Network.Fault(clustertest.Any, host, nil)
+		phase("with "+host, period)
+	}
+	phase("restarted", 12*period)
+	_, answered = phase("long restarted", 5*period)
+	within("long restarted", answered, nodes/4, nodes*5/12)
+	for _, n := range w.Nodes {
+		wantState(t, n, cluster.Registered)
+	}
+}
+
+// arrivals is a store that notes when servers register or renew, and tells each of itself alone:
+// a thousand lists of a thousand servers are another test's concern.
+type arrivalStore struct {
+	*mit.Memory
+
+	mu sync.Mutex // guards the field below
+	at []time.Time
+}
+
+func (a *arrivalStore) Put(ctx context.Context, reg mit.Registration, life time.Duration) (mit.Resource, error) {
+	a.mu.Lock()
+	a.at = append(a.at, time.Now())
+	a.mu.Unlock()
+	now := time.Now()
+	return mit.Resource{ID: mit.ResourceID(reg.Type), Type: reg.Type, Servers: []cluster.Server{
+		{ServerID: reg.ServerID, ClusterBaseURL: reg.ClusterBaseURL, CreatedAt: now, UpdatedAt: now},
+	}}, nil
+}
+
+// take gives the arrivals since it was last called.
+func (a *arrivalStore) take() []time.Time {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	at := a.at
+	a.at = nil
+	return at
+}
+
+// traffic counts what comes to each replica.
+type traffic struct {
+	mu       sync.Mutex // guards the fields below
+	came     map[string]int
+	answered map[string]int
+	seconds  map[string]map[int64]int
+}
+
+func (c *traffic) note(x clustertest.Exchange) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.came == nil {
+		c.came, c.answered, c.seconds = map[string]int{}, map[string]int{}, map[string]map[int64]int{}
+	}
+	c.came[x.To]++
+	if x.Status == http.StatusOK {
+		c.answered[x.To]++
+	}
+	if c.seconds[x.To] == nil {
+		c.seconds[x.To] = map[int64]int{}
+	}
+	c.seconds[x.To][x.Start.Unix()]++
+}
+
+// take gives what each replica had since it was last called: requests, those that it answered, and
+// the most in one second.
+func (c *traffic) take() (came, answered, peaks []int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, host := range replicaHosts() {
+		peak := 0
+		for _, n := range c.seconds[host] {
+			peak = max(peak, n)
+		}
+		came, answered, peaks = append(came, c.came[host]), append(answered, c.answered[host]), append(peaks, peak)
+	}
+	c.came = nil
+	return came, answered, peaks
+}
+
+func heapInUse() uint64 {
+	runtime.GC()
+	runtime.GC() // what the first one finalized, and what pools kept for one more
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
+// ownGoroutines counts the goroutines that run code of the package.
+func ownGoroutines() int {
+	stacks := make([]byte, 16<<20)
+	stacks = stacks[:runtime.Stack(stacks, true)]
+	count := 0
+	for stack := range strings.SplitSeq(string(stacks), "\n\n") {
+		if strings.Contains(stack, "github.com/mimiktech/cluster.") {
+			count++
+		}
+	}
+	return count
 }

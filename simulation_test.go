@@ -21,22 +21,6 @@ import (
 	"github.com/mimiktech/cluster/mit"
 )
 
-//nolint:gochecknoglobals // a flag must be there before the tests start
-var simulationSeed = flag.Uint64("simulation.seed", 0, "run TestSimulation with this seed alone, and log what happens in it")
-
-const (
-	simulatedNodes = 50
-	simulatedTime  = 7 * 24 * time.Hour
-	simulatedLease = 8 * time.Hour
-
-	// How long the registry keeps a silent server.
-	simulatedGrace = simulatedLease * 3 / 2
-
-	// The shortest trouble goes unnoticed by most, the longest costs all of them their leases.
-	shortestTrouble = 10 * time.Second
-	longestTrouble  = simulatedLease * 5 / 4
-)
-
 // TestSimulation has fifty nodes live through a week in which all that can fail does: nodes
 // restart, die, leave and join, the network falls apart and heals, and the registry and the token
 // service come and go, while nodes ask each other all along. See [simulation.look] for what must
@@ -65,6 +49,22 @@ func TestSimulation(t *testing.T) {
 		})
 	}
 }
+
+//nolint:gochecknoglobals // a flag must be there before the tests start
+var simulationSeed = flag.Uint64("simulation.seed", 0, "run TestSimulation with this seed alone, and log what happens in it")
+
+const (
+	simulatedNodes = 50
+	simulatedTime  = 7 * 24 * time.Hour
+	simulatedLease = 8 * time.Hour
+
+	// How long the registry keeps a silent server.
+	simulatedGrace = simulatedLease * 3 / 2
+
+	// The shortest trouble goes unnoticed by most, the longest costs all of them their leases.
+	shortestTrouble = 10 * time.Second
+	longestTrouble  = simulatedLease * 5 / 4
+)
 
 func simulate(t *testing.T, seed uint64) {
 	t.Helper()
@@ -114,21 +114,6 @@ type simulation struct {
 	parted, noRegistry, noTokens bool
 
 	fanOuts, results, failures, evicted, spared, lost, renewed, missed atomic.Int64
-}
-
-// An event is something that happens at a time after the start.
-type event struct {
-	at time.Duration
-	do func()
-}
-
-// A member is a node, and what the simulation did to it.
-type member struct {
-	*clustertest.Node
-
-	living  bool      // and meant to be in the cluster
-	died    time.Time // when it ceased to
-	missing time.Time // since when the registry has not listed it, though nothing keeps it from that
 }
 
 // count has the nodes report what the simulation puts them through.
@@ -191,8 +176,6 @@ func (s *simulation) plan() {
 	}
 	slices.SortStableFunc(s.agenda, byTime)
 }
-
-func byTime(a, b event) int { return cmp.Compare(a.at, b.at) }
 
 // after puts an event into the agenda.
 func (s *simulation) after(d time.Duration, do func()) {
@@ -439,25 +422,6 @@ func (s *simulation) fanOut() {
 	})
 }
 
-// ask asks all peers of c, one way or the other.
-func ask(t *testing.T, ctx context.Context, c *cluster.Cluster, streamed bool) []cluster.Outcome {
-	t.Helper()
-	req := cluster.Request{Path: "/things"}
-	if streamed {
-		return slices.Collect(c.Stream(ctx, req))
-	}
-	res, err := c.RPCluster(ctx, req)
-	if err != nil {
-		t.Errorf("%s: fan-out: %v", c.Status().ServerID, err)
-		return nil
-	}
-	data, err := cluster.Decode[string](res) // each node has its id
-	if want := idsOfOutcomes(res.Results); err != nil || !slices.Equal(data, want) {
-		t.Errorf("%s: joint data %v, %v, want %v", c.Status().ServerID, data, err, want)
-	}
-	return slices.Concat(res.Results, res.Failures)
-}
-
 // account checks that the outcomes are those of the peers asked, and none twice.
 func (s *simulation) account(caller string, asked []string, outcomes []cluster.Outcome) {
 	s.fanOuts.Add(1)
@@ -475,22 +439,6 @@ func (s *simulation) account(caller string, asked []string, outcomes []cluster.O
 			s.failures.Add(1)
 		}
 	}
-}
-
-func idsOf(servers []cluster.Server) []string {
-	ids := make([]string, len(servers))
-	for i, server := range servers {
-		ids[i] = server.ServerID
-	}
-	return ids
-}
-
-func idsOfOutcomes(outcomes []cluster.Outcome) []string {
-	ids := make([]string, len(outcomes))
-	for i, o := range outcomes {
-		ids[i] = o.Server.ServerID
-	}
-	return ids
 }
 
 // look checks what must hold at any time, of every living node that has registered.
@@ -595,4 +543,40 @@ func (s *simulation) settle() {
 	if s.evicted.Load() == 0 || s.spared.Load() == 0 || s.missed.Load() == 0 {
 		s.t.Error("a week without trouble shows nothing")
 	}
+}
+
+// An event is something that happens at a time after the start.
+type event struct {
+	at time.Duration
+	do func()
+}
+
+// A member is a node, and what the simulation did to it.
+type member struct {
+	*clustertest.Node
+
+	living  bool      // and meant to be in the cluster
+	died    time.Time // when it ceased to
+	missing time.Time // since when the registry has not listed it, though nothing keeps it from that
+}
+
+func byTime(a, b event) int { return cmp.Compare(a.at, b.at) }
+
+// ask asks all peers of c, one way or the other.
+func ask(t *testing.T, ctx context.Context, c *cluster.Cluster, streamed bool) []cluster.Outcome {
+	t.Helper()
+	req := cluster.Request{Path: "/things"}
+	if streamed {
+		return slices.Collect(c.Stream(ctx, req))
+	}
+	res, err := c.RPCluster(ctx, req)
+	if err != nil {
+		t.Errorf("%s: fan-out: %v", c.Status().ServerID, err)
+		return nil
+	}
+	data, err := cluster.Decode[string](res) // each node has its id
+	if want := idsOfOutcomes(res.Results); err != nil || !slices.Equal(data, want) {
+		t.Errorf("%s: joint data %v, %v, want %v", c.Status().ServerID, data, err, want)
+	}
+	return slices.Concat(res.Results, res.Failures)
 }

@@ -1,0 +1,500 @@
+package cluster_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/mimiktech/cluster"
+	"github.com/mimiktech/cluster/clustertest"
+	"github.com/mimiktech/cluster/mit"
+)
+
+func TestAnnouncement(t *testing.T) {
+	const old = "http://node-2:8080/mds/v1"
+	resource := func(id, servers string) string {
+		return `{"id":"` + id + `","publicBaseUrl":"http://x/mds/v1","servers":` + servers + `}`
+	}
+	ours := mit.ResourceID("mds")
+	node2 := func(dates string) string {
+		return resource(ours, `[{"serverId":"node-2","clusterBaseUrl":"http://elsewhere/mds/v1"`+dates+`}]`)
+	}
+	for name, tt := range map[string]struct {
+		body  string
+		view  []string
+		node2 string // its address afterwards
+	}{
+		"a newcomer":             {announcement("node-9"), []string{"node-1", "node-2", "node-3", "node-9"}, old},
+		"two newcomers":          {announcement("node-9", "node-0"), []string{"node-0", "node-1", "node-2", "node-3", "node-9"}, old},
+		"whom we know":           {announcement("node-3"), []string{"node-1", "node-2", "node-3"}, old},
+		"nobody":                 {resource(ours, "[]"), []string{"node-1", "node-2", "node-3"}, old},
+		"nobody, not even []":    {resource(ours, "null"), []string{"node-1", "node-2", "node-3"}, old},
+		"of another resource":    {resource("other", `[{"serverId":"node-9","clusterBaseUrl":"http://node-9/mds/v1"}]`), []string{"node-1", "node-2", "node-3"}, old},
+		"newer":                  {node2(`,"updatedAt":"2000-01-01T00:00:00.001Z"`), []string{"node-1", "node-2", "node-3"}, "http://elsewhere/mds/v1"},
+		"newer, in another zone": {node2(`,"updatedAt":"2000-01-01T01:00:00.001+01:00"`), []string{"node-1", "node-2", "node-3"}, "http://elsewhere/mds/v1"},
+		"newer by its creation":  {node2(`,"createdAt":"2000-01-01T00:00:01.000Z"`), []string{"node-1", "node-2", "node-3"}, "http://elsewhere/mds/v1"},
+		"of the same age":        {node2(`,"updatedAt":"2000-01-01T00:00:00.000Z"`), []string{"node-1", "node-2", "node-3"}, old},
+		"older":                  {node2(`,"createdAt":"2020-01-01T00:00:00.000Z","updatedAt":"1999-12-31T23:59:59.999Z"`), []string{"node-1", "node-2", "node-3"}, old},
+		"without a date":         {node2(``), []string{"node-1", "node-2", "node-3"}, old},
+		"with a date that is none": {
+			node2(`,"updatedAt":"tomorrow"`),
+			[]string{"node-1", "node-2", "node-3"},
+			old,
+		},
+		"twice the same": {
+			resource(ours, `[{"serverId":"node-2","clusterBaseUrl":"http://b","updatedAt":"2000-01-02T00:00:00Z"},{"serverId":"node-2","clusterBaseUrl":"http://c","updatedAt":"2000-01-03T00:00:00Z"},{"serverId":"node-2","clusterBaseUrl":"http://d","updatedAt":"2000-01-01T00:00:00Z"}]`),
+			[]string{"node-1", "node-2", "node-3"},
+			"http://c",
+		},
+		"of one whose address is no text": {
+			resource(ours, `[{"serverId":"node-9","clusterBaseUrl":5},{"serverId":"node-8","clusterBaseUrl":"http://node-8","updatedAt":7}]`),
+			[]string{"node-1", "node-2", "node-3", "node-8"},
+			old,
+		},
+		"of ourselves, whom nobody knows better": {
+			resource(ours, `[{"serverId":"node-1","clusterBaseUrl":"http://elsewhere/mds/v1","updatedAt":"2030-01-01T00:00:00Z"}]`),
+			[]string{"node-1", "node-2", "node-3"},
+			old,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			testEndpoints(t, func(v endpointTest) {
+				t, w, send := v.T, v.World, v.send
+				n := w.Nodes[0]
+				data := send("POST", itResources, tt.body, "Bearer "+w.Token("mds", true)).data(t)
+				wantView(t, n, tt.view...)
+				servers := n.Servers()
+				i := slices.IndexFunc(servers, func(s cluster.Server) bool { return s.ServerID == "node-2" })
+				if got := servers[i].ClusterBaseURL; got != tt.node2 {
+					t.Errorf("node-2 is at %s, want %s", got, tt.node2)
+				}
+				i = slices.IndexFunc(servers, func(s cluster.Server) bool { return s.ServerID == "node-1" })
+				if got := servers[i].ClusterBaseURL; got != "http://node-1:8080/mds/v1" {
+					t.Errorf("the node itself is at %s", got)
+				}
+				var known struct {
+					ID      string
+					Servers []cluster.Server
+				}
+				if err := json.Unmarshal([]byte(data), &known); err != nil {
+					t.Fatal(err)
+				}
+				if known.ID != ours || marshal(t, known.Servers) != marshal(t, servers) {
+					t.Errorf("it answered %s, and knows %s", data, marshal(t, servers))
+				}
+			})
+		})
+	}
+}
+
+// The newer entry of a server wins. To the npm module the one it has always does, so that a peer
+// which came back elsewhere cannot be reached until the next renewal.
+func TestNewerEntryWins(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 3)
+		moved := w.Nodes[2]
+		moved.Move("node-3-moved:9090")
+		if _, err := moved.Register(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range w.Nodes {
+			if got := n.Servers()[2].ClusterBaseURL; got != "http://node-3-moved:9090/mds/v1" {
+				t.Errorf("%s knows it at %s", n.ID, got)
+			}
+			if res := rpc(t, n, cluster.Request{Path: "/things"}); len(res.Results) != 2 {
+				t.Errorf("%s: failures %v", n.ID, failures(res))
+			}
+		}
+	})
+}
+
+// What a server or the registry says beyond what is known here is sent on as it came.
+func TestUnknownFieldsArePreserved(t *testing.T) {
+	const (
+		known = `{"serverId":"node-2","clusterBaseUrl":"http://node-2:8080/mds/v1"`
+		more  = `{"n":1.50,"big":12345678901234567890,"serverId":"node-2","clusterBaseUrl":"http://node-2:8080/mds/v1","x":{"é":[1e2,null]}`
+	)
+	ofNode1 := func(text string) string { return strings.ReplaceAll(text, "node-2", "node-1") }
+	t.Run("of an announcement", func(t *testing.T) {
+		testEndpoints(t, func(v endpointTest) {
+			t, w, send := v.T, v.World, v.send
+			entry := strings.Replace(more, "node-2", "node-9", 2) + `,"updatedAt":"2001-01-01T00:00:00+00:00"}`
+			body := `{"id":"` + mit.ResourceID("mds") + `","publicBaseUrl":"","servers":[` + entry + `]}`
+			if data := send("POST", itResources, body, "Bearer "+w.Token("mds", true)).data(t); !strings.Contains(data, entry) {
+				t.Errorf("%s\nis not in %s", entry, data)
+			}
+			if got := marshal(t, w.Nodes[0].Servers()[3]); got != entry {
+				t.Errorf("\n got %s\nwant %s", got, entry)
+			}
+		})
+	})
+	t.Run("of mIT, in an announcement and a response", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			w := clustertest.Start(t, 2)
+			n := w.Nodes[0]
+			w.Network.Fault(n.Host, clustertest.RegistryHost, func(next http.RoundTripper) http.RoundTripper {
+				return clustertest.RoundTripperFunc(func(r *http.Request) (*http.Response, error) {
+					resp, err := next.RoundTrip(r)
+					if err != nil {
+						return nil, err
+					}
+					defer resp.Body.Close()
+					b, err := io.ReadAll(resp.Body)
+					text := strings.Replace(string(b), known, more, 1)
+					text = strings.Replace(text, ofNode1(known), ofNode1(more), 1)
+					text = strings.Replace(text, `"servers":`, `"region":{"n":2.50},"servers":`, 1)
+					resp.Body, resp.ContentLength = io.NopCloser(strings.NewReader(text)), -1
+					return resp, err
+				})
+			})
+			var announced string
+			w.Network.Fault(n.Host, w.Nodes[1].Host, onPost(func(next http.RoundTripper) http.RoundTripper {
+				return clustertest.RoundTripperFunc(func(r *http.Request) (*http.Response, error) {
+					b, err := io.ReadAll(r.Body)
+					if err != nil {
+						return nil, err
+					}
+					announced = string(b)
+					again := r.Clone(r.Context())
+					again.Body = io.NopCloser(strings.NewReader(announced))
+					return next.RoundTrip(again)
+				})
+			}))
+			if _, err := n.Register(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if !strings.Contains(announced, ofNode1(more)) || !strings.Contains(announced, `"region":{"n":2.50}`) {
+				t.Errorf("%s\nor the region is not in %s", ofNode1(more), announced)
+			}
+			if res := marshal(t, rpc(t, n, cluster.Request{Path: "/things"})); !strings.Contains(res, more) {
+				t.Errorf("%s\nis not in %s", more, res)
+			}
+		})
+	})
+}
+
+// An announcement is about the node that sends it, and no more comes back than that it was heard:
+// when all nodes start together, lists would go from each to each.
+func TestAnnouncementIsShort(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 4)
+		l := recordRequests(w)
+		n := w.Add()
+		r, err := n.Register(t.Context())
+		if err != nil || len(r.Results) != 4 {
+			t.Fatalf("%+v, %v", r, err)
+		}
+		for _, o := range r.Results {
+			if want := `{"data":null,"server":{"serverId":"` + o.Server.ServerID + `"}}`; string(o.Body) != want {
+				t.Errorf("%s answers %s, want %s", o.Server.ServerID, o.Body, want)
+			}
+		}
+		for _, peer := range w.Nodes {
+			wantView(t, peer, "node-1", "node-2", "node-3", "node-4", "node-5")
+		}
+		own, err := json.Marshal(n.Servers()[4])
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, x := range l.announcements(n, clustertest.Any) {
+			if most := int64(len(own)) + 150; x.Sent > most { // with what is said of the resource
+				t.Errorf("an announcement has %d bytes, more than %d", x.Sent, most)
+			}
+		}
+	})
+}
+
+// Who does not say that it can do without gets the list, as the npm module's nodes do.
+func TestPreferHeaderOfAnnouncement(t *testing.T) {
+	for name, tt := range map[string]struct {
+		prefer []string
+		short  bool
+	}{
+		"no preference":            {nil, false},
+		"empty":                    {[]string{""}, false},
+		"minimal":                  {[]string{"return=minimal"}, true},
+		"spaces, quotes, capitals": {[]string{` Return = "minimal" `}, true},
+		"with a parameter":         {[]string{"return=minimal; why=much"}, true},
+		"among others":             {[]string{"respond-async, wait=10, return=minimal"}, true},
+		"in another header":        {[]string{"wait=10", "return=minimal"}, true},
+		"representation":           {[]string{"return=representation"}, false},
+		"the first counts":         {[]string{"return=representation", "return=minimal"}, false},
+		"another preference":       {[]string{"returns=minimal, minimal, x=return=minimal"}, false},
+		"no value":                 {[]string{"return"}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := clustertest.Start(t, 2)
+				n := w.Nodes[0]
+				req := httptest.NewRequest(http.MethodPost, itResources, strings.NewReader(announcement("node-9")))
+				req.Header.Set("Authorization", "Bearer "+w.Token("mds", true))
+				req.Header["Prefer"] = tt.prefer
+				rec := httptest.NewRecorder()
+				n.CreateItResource(rec, req)
+				applied, want := rec.Header().Get("Preference-Applied"), ""
+				if tt.short {
+					want = "return=minimal"
+				}
+				if rec.Code != http.StatusOK || applied != want || strings.Contains(rec.Body.String(), "node-2") == tt.short {
+					t.Errorf("it answered %d %q %s", rec.Code, applied, rec.Body)
+				}
+				wantView(t, n, "node-1", "node-2", "node-9")
+			})
+		})
+	}
+	t.Run("of a refusal", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			w := clustertest.Start(t, 1)
+			req := httptest.NewRequest(http.MethodPost, itResources, strings.NewReader("null"))
+			req.Header.Set("Authorization", "Bearer "+w.Token("mds", true))
+			req.Header.Set("Prefer", "return=minimal")
+			rec := httptest.NewRecorder()
+			w.Nodes[0].CreateItResource(rec, req)
+			if applied := rec.Header().Get("Preference-Applied"); rec.Code != http.StatusBadRequest || applied != "" {
+				t.Errorf("it answered %d %q %s", rec.Code, applied, rec.Body)
+			}
+		})
+	})
+}
+
+// Servers at addresses that must not be called are left out; the others join all the same.
+func TestAnnouncementWithInvalidAddresses(t *testing.T) {
+	bad := []string{
+		"", "/mds/v1", "node-9:8080/mds/v1", "ftp://node-9/", "file:///etc/passwd", "http://", "http:///mds/v1", "//node-9/mds/v1",
+		"http://user:password@node-9/mds/v1", "http://user@node-9/mds/v1", "http://node-9/mds/v1?x=1", "http://node-9/mds/v1?", "http://node-9/mds/v1#x",
+		"http://169.254.169.254/latest", "http://[fe80::1]/", "http://[fe80::1%25eth0]/", "http://[::ffff:169.254.169.254]/",
+		"http://224.0.0.1/", "http://0.0.0.0:8080/", "http://[::]/", "http://node 9/", "http://node-9:port/", "\x00",
+	}
+	t.Run("of any policy", func(t *testing.T) {
+		testEndpoints(t, func(v endpointTest) {
+			t, w, send := v.T, v.World, v.send
+			type server struct {
+				ServerID       string `json:"serverId"`
+				ClusterBaseURL string `json:"clusterBaseUrl"`
+			}
+			servers := []server{{"good", "https://node-9:8443/mds/v1/"}}
+			for i, address := range bad {
+				servers = append(servers, server{fmt.Sprintf("bad-%d", i), address})
+			}
+			body := marshal(t, map[string]any{"id": mit.ResourceID("mds"), "servers": servers})
+			send("POST", itResources, body, "Bearer "+w.Token("mds", true)).data(t)
+			wantView(t, w.Nodes[0], "good", "node-1", "node-2", "node-3")
+		})
+	})
+	for name, tt := range map[string]struct {
+		policy cluster.PeerPolicy
+		view   []string
+	}{
+		"of networks": {cluster.PeerPolicy{Networks: prefixes("10.0.0.0/8", "fd00::/8")}, []string{"in-10", "in-fd00", "named", "node-1", "node-2", "node-3"}},
+		"of a hook": {cluster.PeerPolicy{Allow: func(s cluster.Server) error {
+			if strings.HasPrefix(s.ServerID, "node-") || s.ClusterBaseURL == "http://192.168.0.1/" {
+				return nil
+			}
+			return errors.New("not one of us")
+		}}, []string{"in-192", "node-1", "node-2", "node-3"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			testEndpoints(t, func(v endpointTest) {
+				t, w, send := v.T, v.World, v.send
+				body := `{"id":"` + mit.ResourceID("mds") + `","servers":[` +
+					`{"serverId":"in-10","clusterBaseUrl":"http://10.1.2.3/"},{"serverId":"in-192","clusterBaseUrl":"http://192.168.0.1/"},` +
+					`{"serverId":"in-fd00","clusterBaseUrl":"http://[fd00::1]/"},{"serverId":"named","clusterBaseUrl":"http://named/"}]}`
+				send("POST", itResources, body, "Bearer "+w.Token("mds", true)).data(t)
+				wantView(t, w.Nodes[0], tt.view...)
+			}, clustertest.WithOptions(cluster.WithPeerPolicy(tt.policy)))
+		})
+	}
+}
+
+// Announcements do not make a view grow without bound. Who is in it already may renew.
+func TestAnnouncementLimit(t *testing.T) {
+	testEndpoints(t, func(v endpointTest) {
+		t, w, send := v.T, v.World, v.send
+		n, token := w.Nodes[0], "Bearer "+w.Token("mds", true)
+		send("POST", itResources, announcement("node-8", "node-9"), token).wantError(t, 400, "5 servers, 4 are allowed")
+		wantView(t, n, "node-1", "node-2", "node-3")
+		send("POST", itResources, announcement("node-9"), token).data(t)
+		wantView(t, n, "node-1", "node-2", "node-3", "node-9")
+		send("POST", itResources, announcement("node-8"), token).wantError(t, 400, "5 servers, 4 are allowed")
+		send("POST", itResources, resourceWithDate("2001-01-01T00:00:00.000Z", "node-9"), token).data(t)
+		if got := n.Servers()[3].CreatedAt.Year(); got != 2001 {
+			t.Errorf("the newer entry of a server that is known was not taken: %d", got)
+		}
+	}, clustertest.WithOptions(cluster.WithPeerPolicy(cluster.PeerPolicy{MaxServers: 4})))
+}
+
+// Whoever holds a cluster token can announce another address, and any date, for a healthy server.
+// That may cost a request; it must not have the server deleted. The npm module quotes whatever
+// date it was told when it asks mIT to delete, and the server is gone.
+func TestForgedAnnouncementEvictsNoPeer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 4)
+		victim := w.Nodes[1]
+		announceAs(t, w, w.Nodes[0], fmt.Sprintf(`{"id":%q,"publicBaseUrl":"x","servers":[
+			{"serverId":%q,"clusterBaseUrl":"http://nowhere:1/mds/v1","updatedAt":"2099-01-01T00:00:00.000Z"}]}`,
+			mit.ResourceID("mds"), victim.ID))
+
+		res, err := w.Nodes[0].RPCluster(t.Context(), cluster.Request{Path: "/things"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(res.Results) != 3 {
+			t.Errorf("%d of 3 peers answered; the failures: %v", len(res.Results), res.Failures)
+		}
+		synctest.Wait()
+		for _, n := range w.Nodes {
+			if got := len(n.Servers()); got != 4 {
+				t.Errorf("%s knows %d of 4 servers", n.ID, got)
+			}
+		}
+		if got := len(w.Registered()); got != 4 {
+			t.Errorf("mIT lists %d of 4 servers", got)
+		}
+	})
+}
+
+// A server that is known by an announcement only is still evicted when it is gone.
+func TestAnnouncedServerIsEvicted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 3)
+		w.Nodes[2].Kill() // node-1 never renewed since it was told of it
+		res, err := w.Nodes[0].RPCluster(t.Context(), cluster.Request{Path: "/things"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(res.Failures) != 1 || !res.Failures[0].Evicted {
+			t.Errorf("failures %v, want node-3, evicted", res.Failures)
+		}
+		if got := len(w.Registered()); got != 2 {
+			t.Errorf("mIT lists %d servers, want 2", got)
+		}
+	})
+}
+
+// An announcement may be taken as a reason to ask mIT, and for nothing else.
+func TestAnnouncementIsVerified(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 2, clustertest.WithOptions(cluster.WithPeerPolicy(cluster.PeerPolicy{VerifyWithRegistry: true})))
+		n := w.Nodes[0]
+		time.Sleep(time.Minute)
+		unnoticedBy := w.Add() // whom mIT knows, and n does not
+		w.Network.Fault(unnoticedBy.Host, n.Host, clustertest.Status(503))
+		if _, err := unnoticedBy.Register(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		wantView(t, n, "node-1", "node-2")
+		seen := recordRequests(w)
+		for range 100 {
+			announce(t, w, n, announcement("made-up"))
+		}
+		synctest.Wait()
+		wantView(t, n, "node-1", "node-2", "node-3")
+		time.Sleep(10 * time.Second)
+		wantView(t, n, "node-1", "node-2", "node-3")
+		if asked := len(seen.renewals(n)); asked < 1 || asked > 2 {
+			t.Errorf("mIT was asked %d times for 100 announcements at once", asked)
+		}
+	})
+}
+
+// With VerifyWithRegistry, a node believes neither an announcement nor a report that somebody is gone.
+func TestVerifyWithRegistry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 3, clustertest.WithOptions(cluster.WithPeerPolicy(cluster.PeerPolicy{VerifyWithRegistry: true})))
+		synctest.Wait()
+		n := w.Nodes[0]
+		announceAs(t, w, n, fmt.Sprintf(`{"id":%q,"publicBaseUrl":"x","servers":[{"serverId":"stranger","clusterBaseUrl":"http://nowhere:1"}]}`, mit.ResourceID("mds")))
+		send(t, w, n, http.MethodDelete, "/itResources/"+mit.ResourceID("mds")+"/servers/node-2", "")
+		synctest.Wait()
+		for _, s := range n.Servers() {
+			if s.ServerID == "stranger" {
+				t.Error("a stranger was believed")
+			}
+		}
+		settle(n)
+		if got := len(n.Servers()); got != 3 {
+			t.Errorf("it knows %d of 3 servers after asking mIT", got)
+		}
+	})
+}
+
+func FuzzCreateItResource(f *testing.F) {
+	for _, seed := range []string{
+		testResource("node-1", "node-2", "node-3"), testResource("node-3"), testResource("node-3", "node-3"), testResource(),
+		testResource("node-3", "node-4", "node-5"), testResource("node-3", "node-4", "node-5", "node-6"), // as many as there may be, and one more
+		`{"id":"another","servers":[{"serverId":"x","clusterBaseUrl":"http://x.test"}]}`,
+		`{"id":"it","servers":[{"serverId":"x","clusterBaseUrl":"http://169.254.169.254/latest"}]}`,
+		`{"id":"it","servers":[{"serverId":"x","clusterBaseUrl":"http://[::ffff:169.254.169.254]/"},{"serverId":"y","clusterBaseUrl":"http://[fe80::1%25eth0]:80"}]}`,
+		`{"id":"it","servers":[{"serverId":"x","clusterBaseUrl":"http://user:pass@x.test"},{"serverId":"y","clusterBaseUrl":"file:///etc/passwd"}]}`,
+		`{"id":"it","servers":[{"serverId":"x","clusterBaseUrl":"//x.test"},{"serverId":"y","clusterBaseUrl":"http:x.test"},{"serverId":"z"}]}`,
+		`{"id":"it","servers":[{"serverId":"node-1","clusterBaseUrl":"http://evil.test","updatedAt":"9999-12-31T23:59:59Z"}]}`,
+		`{"id":"it","servers":[{"serverId":"node-2","clusterBaseUrl":"http://evil.test","updatedAt":"9999-12-31T23:59:59Z"}]}`,
+		`{"id":"it","servers":[{"serverId":"a/../b","clusterBaseUrl":"http://a.test/../.."},{"serverId":"\u0000","clusterBaseUrl":"http://a.test/%00"}]}`,
+		`{"ID":"it","SERVERS":[{"SERVERID":"x","clusterbaseurl":"https://x.test:99999/"}]}`,
+		`{"id":"it","servers":[{"serverId":"x","clusterBaseUrl":5,"updatedAt":7},{"serverId":"y","clusterBaseUrl":"http://y.test","updatedAt":{}}]}`,
+		`{"id":"it","servers":[{"serverId":"x"},null]}`, `null`, `[]`, `"it"`, `{`, ``, `{"id":"it","servers":{}}`, `{"id":"\ud800"}`,
+		`{"id":"it","servers":[` + strings.Repeat(`{"serverId":"x","clusterBaseUrl":"http://x.test"},`, 20) + `{"serverId":"y"}]}`,
+		strings.Repeat(`{"id":`, 50),
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		const most = 5
+		c := newRegisteredNode(t, &remotes{view: []string{"node-1", "node-2"}}, cluster.WithPeerPolicy(cluster.PeerPolicy{MaxServers: most}))
+		self := c.Servers()[0]
+		r := httptest.NewRequest(http.MethodPost, "/mds/v1/itResources", bytes.NewReader(body))
+		r.Header.Set("Authorization", "Bearer peer")
+		w := httptest.NewRecorder()
+		c.CreateItResource(w, r)
+
+		data := decodeReply(t, w)
+		ids := checkView(t, c)
+		if !slices.Contains(ids, "node-2") || len(ids) > most {
+			t.Errorf("the view became %q", ids)
+		}
+		switch w.Code {
+		case http.StatusOK:
+			var told struct {
+				ID      string
+				Servers []cluster.Server
+			}
+			if err := json.Unmarshal(data, &told); err != nil || told.ID != "it" {
+				t.Errorf("answered %s: %v", data, err)
+			}
+			// Compared as text: what was told has no blanks.
+			if got, want := mustMarshal(t, told.Servers), mustMarshal(t, c.Servers()); got != want {
+				t.Errorf("told %s, but knows %s", got, want)
+			}
+		case http.StatusBadRequest:
+			if len(ids) != 2 {
+				t.Errorf("refused, but the view became %q", ids)
+			}
+		default:
+			t.Errorf("answered %d", w.Code)
+		}
+		if got := c.Servers()[slices.Index(ids, "node-1")]; got.ClusterBaseURL != self.ClusterBaseURL {
+			t.Errorf("it was told who it is: %+v", got)
+		}
+		for _, s := range c.Servers() {
+			checkAllowed(t, mustParse(t, s.ClusterBaseURL))
+		}
+		res, err := c.RPCluster(t.Context(), cluster.Request{Path: "/things"}) // calls them all
+		if err != nil || len(res.Results)+len(res.Failures) != len(ids)-1 {
+			t.Errorf("%d peers, but the outcome is %+v, %v", len(ids)-1, res, err)
+		}
+	})
+}
+
+func announceAs(t *testing.T, w *clustertest.World, to *clustertest.Node, body string) {
+	t.Helper()
+	send(t, w, to, http.MethodPost, "/itResources", body)
+}

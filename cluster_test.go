@@ -1,0 +1,405 @@
+package cluster_test
+
+import (
+	"errors"
+	"math"
+	"net/http"
+	"os"
+	"runtime"
+	"strconv"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/mimiktech/cluster"
+	"github.com/mimiktech/cluster/clustertest"
+	"github.com/mimiktech/cluster/internal/wire"
+)
+
+func TestNewRejectsInvalidConfig(t *testing.T) {
+	location := func(lon, lat float64) func(*cluster.Config) {
+		return func(c *cluster.Config) { c.Location = &cluster.Location{Lon: lon, Lat: lat} }
+	}
+	for name, tt := range map[string]struct {
+		edit func(*cluster.Config)
+		want string
+	}{
+		"negative port":        {func(c *cluster.Config) { c.Port = -1 }, "SERVER_PORT"},
+		"NUL in the base path": {func(c *cluster.Config) { c.BasePath = "/\x00" }, "SERVER_BASE_PATH"},
+		"no such longitude":    {location(181, 0), "SERVER_LOCATION_LON"},
+		"no such latitude":     {location(0, math.NaN()), "SERVER_LOCATION_LON"},
+		"late renewals":        {func(c *cluster.Config) { c.RenewalFraction = 0.91 }, "RenewalFraction"},
+		"negative renewals":    {func(c *cluster.Config) { c.RenewalFraction = -0.1 }, "RenewalFraction"},
+		"no number of renewals": {
+			func(c *cluster.Config) { c.RenewalFraction = math.NaN() }, "RenewalFraction",
+		},
+		"negative timeout": {func(c *cluster.Config) { c.RequestTimeout = -1 }, "REQUEST_TIMEOUT"},
+		"endless timeout":  {func(c *cluster.Config) { c.RequestTimeout = math.MaxInt64 }, "REQUEST_TIMEOUT"},
+		"negative retry":   {func(c *cluster.Config) { c.RegistrationRetry = -time.Second }, "REGISTRATION_RETRY"},
+		"endless retry":    {func(c *cluster.Config) { c.RegistrationRetry = math.MaxInt64 }, "REGISTRATION_RETRY"},
+		"negative answers": {func(c *cluster.Config) { c.MaxResponseBytes = -1 }, "MaxResponseBytes,"},
+		"negative bodies":  {func(c *cluster.Config) { c.MaxRequestBytes = -1 }, "MaxResponseBytes,"},
+		"negative flight":  {func(c *cluster.Config) { c.MaxInFlight = -1 }, "MaxResponseBytes,"},
+		"no peer audience": {func(c *cluster.Config) { c.PeerAudience = "" }, "MDS_AUDIENCE"},
+		"spoilt secret":    {func(c *cluster.Config) { c.ClientSecret = "" }, "OAUTH_CLIENT_SECRET"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := testConfig()
+			tt.edit(&cfg)
+			_, err := cluster.New(cfg)
+			if diff := cmp.Diff([]string{tt.want}, namedVariables(err)); diff != "" {
+				t.Errorf("what the error names (-want +got):\n%s\n%v", diff, err)
+			}
+		})
+	}
+}
+
+func TestNewAcceptsNilOptions(t *testing.T) {
+	c, err := cluster.New(testConfig(), nil, cluster.WithTrace(nil), cluster.WithLogger(nil), cluster.WithHTTPClient(nil),
+		cluster.WithTokens(nil), cluster.WithVerifier(nil), cluster.WithRetry(cluster.Retry{}), cluster.WithEviction(cluster.Eviction{}),
+		cluster.WithPeerPolicy(cluster.PeerPolicy{}), cluster.WithoutEnv())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A bubble does not end well while one of its goroutines waits for ever, and here nobody closes
+// anything.
+func TestNewHasNoSideEffects(t *testing.T) {
+	t.Setenv("REGISTRATION_STATUS", "as it was")
+	before, goroutines := os.Environ(), runtime.NumGoroutine()
+	synctest.Test(t, func(t *testing.T) {
+		client := stubClient(func(r *http.Request) (int, string) {
+			t.Errorf("%s %s", r.Method, r.URL)
+			return http.StatusOK, ""
+		})
+		c, err := cluster.New(testConfig(), cluster.WithHTTPClient(client), cluster.WithTrace(&cluster.Trace{
+			StateChanged: func(_, to cluster.Status) { t.Errorf("state %s", to.State) },
+		}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(24 * time.Hour)
+		synctest.Wait()
+		if s := c.Status(); s.State != cluster.Orphan || !errors.Is(s.Reason, cluster.ErrNotRegistered) || s.ServerID != "node-1" {
+			t.Errorf("status %+v", s)
+		}
+		if got := c.Servers(); len(got) != 0 {
+			t.Errorf("servers %v", got)
+		}
+	})
+	if diff := cmp.Diff(before, os.Environ()); diff != "" {
+		t.Errorf("the environment (-before +after):\n%s", diff)
+	}
+	if after := runtime.NumGoroutine(); after > goroutines {
+		t.Errorf("%d goroutines, %d before", after, goroutines)
+	}
+}
+
+func TestNewGeneratesID(t *testing.T) {
+	seen := map[string]bool{}
+	for range 2 {
+		cfg := testConfig()
+		cfg.ID = ""
+		c, err := cluster.New(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		id, err := uuid.Parse(c.Status().ServerID)
+		if err != nil || id.Version() != 4 || seen[id.String()] {
+			t.Errorf("id %q: %v", c.Status().ServerID, err)
+		}
+		seen[id.String()] = true
+	}
+}
+
+// The npm module keeps what it knows per process, so that one process cannot hold two nodes.
+func TestNodesInOneProcessAreIndependent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		mds := clustertest.Start(t, 2)
+		other := clustertest.Start(t, 1, clustertest.WithType("other"))
+		wantView(t, mds.Nodes[0], "node-1", "node-2")
+		wantView(t, other.Nodes[0], "node-1")
+		mds.Nodes[0].UnRegister(t.Context())
+		wantState(t, mds.Nodes[0], cluster.Left)
+		wantState(t, mds.Nodes[1], cluster.Registered)
+		wantState(t, other.Nodes[0], cluster.Registered)
+		wantView(t, mds.Nodes[1], "node-2")
+	})
+}
+
+// The npm module's timers keep a process busy after unRegister: the second look for a minute,
+// and one lease for good if there was a second look.
+func TestOneGoroutinePerNode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 0)
+		w.Join() // so that the others are not alone
+		synctest.Wait()
+		rest := countGoroutines(t)
+		n := w.Add()
+		if got := countGoroutines(t); got != rest {
+			t.Errorf("New started %d goroutines", got-rest)
+		}
+		if _, err := n.Register(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for range 10 {
+			time.Sleep(25 * time.Minute)
+			synctest.Wait()
+			if got := countGoroutines(t); got != rest+1 {
+				t.Errorf("a registered node at rest has %d goroutines, want one", got-rest)
+			}
+		}
+		n.UnRegister(t.Context())
+		synctest.Wait()
+		if got := countGoroutines(t); got != rest {
+			t.Errorf("%d goroutines are left after UnRegister", got-rest)
+		}
+
+		m := w.Join()
+		m.Close()
+		synctest.Wait()
+		if got := countGoroutines(t); got != rest {
+			t.Errorf("%d goroutines are left after Close", got-rest)
+		}
+	})
+}
+
+func TestTraceOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var d traceLog
+		w := clustertest.Start(t, 0, clustertest.WithLease(time.Minute),
+			clustertest.WithConfig(func(cfg *cluster.Config) { cfg.Management = false }))
+		registryFault(w, clustertest.FirstN(1, clustertest.Status(503)))
+		n := w.Join(cluster.WithTrace(d.trace()))
+		const failed = "mIT answered 500 Internal Server Error to POST http://mit.test/mIT/v1/itResources: not from the server: a fault of the network"
+		registryFault(w, clustertest.Status(500))
+		time.Sleep(2 * time.Minute)
+		registryFault(w, nil)
+		time.Sleep(10 * time.Second)
+		n.UnRegister(t.Context())
+		n.Close()
+
+		got := make([]string, 0, 100)
+		for _, e := range d.snapshot() {
+			if e.text != "failed: "+failed || got[len(got)-1] != e.text { // however often it tried
+				got = append(got, e.text)
+			}
+		}
+		want := []string{
+			"token for https://mit.test: <nil>",
+			"failed: mIT answered 503 Service Unavailable to POST http://mit.test/mIT/v1/itResources: not from the server: a fault of the network",
+			"orphan→registered",
+			"renewed for 1m0s",
+			"registered→degraded: " + failed,
+			"failed: " + failed,
+			"degraded→lost: " + failed,
+			"failed: " + failed,
+			"lost→registered",
+			"renewed for 1m0s",
+			"registered→left: cluster: not registered: it has left",
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+	})
+}
+
+func TestEnvironmentOfOrphan(t *testing.T) {
+	inheritEnv(t)
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 0, clustertest.WithProcessEnv("node-1"))
+		registryDown(w)
+		n := w.Add()
+		if got := statusEnv(); len(got) != 4 || got["REGISTRATION_STATUS"] != "inherited" {
+			t.Errorf("New changed the environment to %q", got)
+		}
+		registerAsync(t.Context(), n)
+		time.Sleep(time.Minute)
+		got := statusEnv()
+		if !strings.HasPrefix(got["REGISTRATION_STATUS"], "orphan: mIT cannot be reached by POST ") {
+			t.Errorf("REGISTRATION_STATUS is %q", got["REGISTRATION_STATUS"])
+		}
+		if len(got) != 1 {
+			t.Errorf("the environment is %q, want nothing of a cluster that the node is not in", got)
+		}
+		n.Close()
+		if got := statusEnv(); !cmp.Equal(got, map[string]string{"REGISTRATION_STATUS": "orphan: cluster: closed"}) {
+			t.Errorf("after Close it is %q", got)
+		}
+	})
+}
+
+// The first thing that Register does is to say that the node is none yet: a try may take long.
+func TestEnvironmentDuringFirstAttempt(t *testing.T) {
+	inheritEnv(t)
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 0, clustertest.WithProcessEnv("node-1"))
+		registryFault(w, clustertest.Hang)
+		n := w.Add()
+		registerAsync(t.Context(), n)
+		time.Sleep(time.Second)
+		if got := statusEnv(); !cmp.Equal(got, map[string]string{"REGISTRATION_STATUS": "orphan: cluster: not registered"}) {
+			t.Errorf("the environment is %q", got)
+		}
+		n.Close()
+	})
+}
+
+// The npm module, at 2.4, tells the count and the date in variables, but not the lease.
+func TestEnvironmentFollowsTheView(t *testing.T) {
+	inheritEnv(t)
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 1, clustertest.WithProcessEnv("node-1"))
+		n := w.Nodes[0]
+		wantStatusEnv(t, n, "registered", time.Hour, "node-1")
+		if got, want := statusEnv()["CLUSTER_STATUS_UPDATED_AT"], "2000-01-01T00:00:00.000Z"; got != want {
+			t.Errorf("CLUSTER_STATUS_UPDATED_AT is %q, want %q", got, want)
+		}
+
+		time.Sleep(90 * time.Second)
+		w.Join()
+		wantStatusEnv(t, n, "registered", time.Hour, "node-1", "node-2")
+		if got, want := statusEnv()["CLUSTER_STATUS_UPDATED_AT"], "2000-01-01T00:01:30.000Z"; got != want {
+			t.Errorf("CLUSTER_STATUS_UPDATED_AT is %q, want %q", got, want)
+		}
+
+		w.Join().UnRegister(t.Context())
+		wantStatusEnv(t, n, "registered", time.Hour, "node-1", "node-2")
+
+		w.Registry.SetLease(90 * time.Minute)
+		time.Sleep(time.Hour)
+		wantStatusEnv(t, n, "registered", 90*time.Minute, "node-1", "node-2")
+
+		n.UnRegister(t.Context())
+		wantStatusEnv(t, n, "orphan: cluster: not registered: it has left", 90*time.Minute, "node-1", "node-2")
+	})
+}
+
+// The npm module keeps the count of before until its next renewal.
+func TestEnvironmentAfterEviction(t *testing.T) {
+	inheritEnv(t)
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 3, clustertest.WithProcessEnv("node-1"))
+		n := w.Nodes[0]
+		time.Sleep(time.Minute)
+		w.Nodes[1].Kill()
+		if _, err := n.RPCluster(t.Context(), cluster.Request{Path: "/things"}); err != nil {
+			t.Fatal(err)
+		}
+		wantStatusEnv(t, n, "registered", time.Hour, "node-1", "node-3")
+	})
+}
+
+// What a peer evicts, this node is told of.
+func TestEnvironmentAfterEvictionByPeer(t *testing.T) {
+	inheritEnv(t)
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 3, clustertest.WithProcessEnv("node-1"))
+		w.Nodes[1].Kill()
+		if _, err := w.Nodes[2].RPCluster(t.Context(), cluster.Request{Path: "/things"}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second) // the word spreads
+		wantStatusEnv(t, w.Nodes[0], "registered", time.Hour, "node-1", "node-3")
+	})
+}
+
+// REGISTRATION_STATUS tells of the lease, not of the last try.
+func TestEnvironmentDuringOutage(t *testing.T) {
+	inheritEnv(t)
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 2, clustertest.WithProcessEnv("node-1"))
+		n := w.Nodes[0]
+		registryFault(w, clustertest.Status(503))
+		time.Sleep(time.Hour - time.Nanosecond)
+		wantState(t, n, cluster.Degraded)
+		wantStatusEnv(t, n, "registered", time.Hour, "node-1", "node-2")
+		time.Sleep(time.Nanosecond)
+		synctest.Wait()
+		wantState(t, n, cluster.Lost)
+		wantStatusEnv(t, n, "orphan: mIT answered 503 Service Unavailable to POST http://mit.test/mIT/v1/itResources: "+
+			"not from the server: a fault of the network", time.Hour, "node-1", "node-2")
+		registryFault(w, nil)
+		time.Sleep(time.Minute)
+		wantStatusEnv(t, n, "registered", time.Hour, "node-1", "node-2")
+	})
+}
+
+// A NUL in a variable cannot be, and a line break would be somebody else's line.
+func TestEnvironmentWithControlCharacters(t *testing.T) {
+	inheritEnv(t)
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 0, clustertest.WithProcessEnv("node-1"))
+		registryFault(w, answerStatus(500, `{"statusCode":500,"message":"a\u0000b\nREGISTRATION_STATUS=registered"}`))
+		n := w.Add()
+		registerAsync(t.Context(), n)
+		time.Sleep(time.Second)
+		want := "orphan: mIT answered 500 Internal Server Error to POST http://mit.test/mIT/v1/itResources: a b REGISTRATION_STATUS=registered"
+		if got := os.Getenv("REGISTRATION_STATUS"); got != want {
+			t.Errorf("REGISTRATION_STATUS is %q, want %q", got, want)
+		}
+		n.Close()
+	})
+}
+
+func TestWithoutEnv(t *testing.T) {
+	inheritEnv(t)
+	before := statusEnv()
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 2)
+		time.Sleep(2 * time.Hour)
+		w.Nodes[0].UnRegister(t.Context())
+	})
+	if diff := cmp.Diff(before, statusEnv()); diff != "" {
+		t.Errorf("(-before +after):\n%s", diff)
+	}
+}
+
+func statusVariables() []string {
+	return []string{"REGISTRATION_STATUS", "CLUSTER_STATUS_SERVERS", "CLUSTER_STATUS_UPDATED_AT", "CLUSTER_STATUS_LEASE_TIME"}
+}
+
+// inherit gives the environment the values that a parent process might have left in it, and
+// sees to it that it is as before after the test.
+func inheritEnv(t *testing.T) {
+	t.Helper()
+	for _, name := range statusVariables() {
+		t.Setenv(name, "inherited")
+	}
+}
+
+// environment is what is set of the four variables.
+func statusEnv() map[string]string {
+	set := map[string]string{}
+	for _, name := range statusVariables() {
+		if value, ok := os.LookupEnv(name); ok {
+			set[name] = value
+		}
+	}
+	return set
+}
+
+// wantEnvironment checks the four variables against the node's status and view. The lease and
+// the size of the view are what the caller says they are.
+func wantStatusEnv(t *testing.T, n *clustertest.Node, registration string, lease time.Duration, servers ...string) {
+	t.Helper()
+	wantView(t, n, servers...)
+	want := map[string]string{
+		"REGISTRATION_STATUS":       registration,
+		"CLUSTER_STATUS_SERVERS":    strconv.Itoa(len(servers)),
+		"CLUSTER_STATUS_UPDATED_AT": wire.FormatTime(n.Status().UpdatedAt),
+		"CLUSTER_STATUS_LEASE_TIME": strconv.FormatInt(lease.Milliseconds(), 10),
+	}
+	if diff := cmp.Diff(want, statusEnv()); diff != "" {
+		t.Errorf("environment (-want +got):\n%s", diff)
+	}
+}
