@@ -18,7 +18,7 @@ import (
 	"github.com/mimiktech/cluster/clustertest"
 )
 
-// One error names all that is missing or wrong, by the names that the environment has for it.
+// One error lists all invalid and missing settings, by the names of their environment variables.
 func ExampleNew() {
 	_, err := cluster.New(cluster.Config{
 		Type: "mds", Port: 80800, LocalIPv4: "10.0.0.7", Management: true,
@@ -49,8 +49,8 @@ func ExampleConfigFromEnv() {
 		"OAUTH_CLIENT_ACCESS_KEY": "a key",
 		"OAUTH_CLIENT_AUDIENCE":   "https://mds.example.com",
 	} {
-		os.Setenv(name, value)  //nolint:errcheck // an example of what the process was started with
-		defer os.Unsetenv(name) //nolint:errcheck // as above
+		os.Setenv(name, value)  //nolint:errcheck // fails for invalid names only
+		defer os.Unsetenv(name) //nolint:errcheck // fails for invalid names only
 	}
 	cfg, err := cluster.ConfigFromEnv()
 	if err != nil {
@@ -58,190 +58,188 @@ func ExampleConfigFromEnv() {
 		return
 	}
 	fmt.Println(cfg.Type, cfg.Port, cfg.RequestTimeout, cfg.PeerAudience)
-	fmt.Println(cfg.ClientSecret) // secrets don't print
+	fmt.Println(cfg.ClientSecret) // a Secret is not printed
 	// Output:
 	// mds 8080 5s https://mds.example.com
 	// [redacted]
 }
 
 func ExampleCluster_Register() {
-	w := newWorld(2)
-	defer w.close()
-	c := w.Add() // a third node, which serves but has yet to register
+	withCluster(2, func(w *clustertest.World) {
+		c := w.Add() // a third node, which has not registered
 
-	res, err := c.Register(context.Background())
-	if err != nil {
-		fmt.Println(err) // the context ended first: until then it tries again
-		return
-	}
-	fmt.Println(c.Status().State, "and announced to", len(res.Results))
-	for _, s := range c.Servers() {
-		fmt.Println(s.ServerID, s.ClusterBaseURL)
-	}
+		res, err := c.Register(context.Background())
+		if err != nil {
+			fmt.Println(err) // the context has ended: Register retries until then
+			return
+		}
+		fmt.Println(c.Status().State, "and announced to", len(res.Results), "peers")
+		for _, s := range c.Servers() {
+			fmt.Println(s.ServerID, s.ClusterBaseURL)
+		}
+	})
 	// Output:
-	// registered and announced to 2
+	// registered and announced to 2 peers
 	// node-1 http://node-1:8080/mds/v1
 	// node-2 http://node-2:8080/mds/v1
 	// node-3 http://node-3:8080/mds/v1
 }
 
-// A registration that fails is a state with a reason, and the four environment variables say so.
+// After a failed registration the state is orphan, with a reason. REGISTRATION_STATUS, one of the
+// four environment variables, contains both.
 func ExampleCluster_Status() {
-	w := newWorld(0)
-	defer w.close()
-	ctx, giveUp := context.WithCancel(context.Background())
-	defer giveUp()
-	c := w.Add(cluster.WithTrace(&cluster.Trace{
-		RenewFailed: func(error, time.Duration) { giveUp() },
-	}))
-	w.Network.Down(clustertest.RegistryHost)
+	withCluster(0, func(w *clustertest.World) {
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		c := w.Add(cluster.WithTrace(&cluster.Trace{
+			RenewFailed: func(error, time.Duration) { cancel() },
+		}))
+		w.Network.Down(clustertest.RegistryHost)
 
-	_, err := c.Register(ctx) // it would try for ever
-	s := c.Status()
-	fmt.Println(errors.Is(err, context.Canceled), s.State, s.Reason)
-	fmt.Println(s.Env()["REGISTRATION_STATUS"] == "orphan: "+s.Reason.Error())
+		_, err := c.Register(ctx) // retries until ctx ends
+		s := c.Status()
+		fmt.Println(errors.Is(err, context.Canceled), s.State, s.Reason)
+		fmt.Println(s.Env()["REGISTRATION_STATUS"] == "orphan: "+s.Reason.Error())
+	})
 	// Output:
 	// true orphan mIT cannot be reached by POST http://mit.test/mIT/v1/itResources: dial tcp mit.test: connect: connection refused
 	// true
 }
 
 func ExampleCluster_UnRegister() {
-	w := newWorld(3)
-	defer w.close()
-
-	left := w.Nodes[2].UnRegister(context.Background())
-	fmt.Println(left.ServerID, "left a cluster of", left.NbServers, left.Errors)
-	fmt.Println(len(w.Nodes[0].Servers()), "are left")
+	withCluster(3, func(w *clustertest.World) {
+		left := w.Nodes[2].UnRegister(context.Background())
+		fmt.Println(left.ServerID, "left a cluster of", left.NbServers, left.Errors)
+		fmt.Println("remaining servers:", len(w.Nodes[0].Servers()))
+	})
 	// Output:
 	// node-3 left a cluster of 3 []
-	// 2 are left
+	// remaining servers: 2
 }
 
-// Each peer stands exactly once in the results or in the failures.
+// Each peer is in the results or in the failures, exactly once.
 func ExampleCluster_RPCluster() {
-	w := newWorld(4)
-	defer w.close()
-	w.Nodes[3].Kill()
+	withCluster(4, func(w *clustertest.World) {
+		w.Nodes[3].Kill()
 
-	res, err := w.Nodes[0].RPCluster(context.Background(), cluster.Request{
-		Path:  "/things", // under the base path of each peer
-		Query: url.Values{"color": {"red"}},
+		res, err := w.Nodes[0].RPCluster(context.Background(), cluster.Request{
+			Path:  "/things", // under the base path of each peer
+			Query: url.Values{"color": {"red"}},
+		})
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		for _, o := range res.Results {
+			fmt.Println(o.Server.ServerID, "answered", string(o.Data))
+		}
+		for _, o := range res.Failures {
+			fmt.Println(o.Server.ServerID, "failed:", o.Kind, "evicted:", o.Evicted)
+		}
 	})
-	if err != nil {
-		fmt.Println(err)
-		return
-	}
-	for _, o := range res.Results {
-		fmt.Println(o.Server.ServerID, "answered", string(o.Data))
-	}
-	for _, o := range res.Failures {
-		fmt.Println(o.Server.ServerID, "failed:", o.Kind, "- evicted:", o.Evicted)
-	}
 	// Output:
 	// node-2 answered ["thing of node-2"]
 	// node-3 answered ["thing of node-3"]
-	// node-4 failed: refused - evicted: true
+	// node-4 failed: refused evicted: true
 }
 
-// Outcomes come as they arrive. Breaking off ends the requests under way.
+// Outcomes are yielded as they arrive. Leaving the loop cancels the requests in flight.
 func ExampleCluster_Stream() {
-	w := newWorld(3)
-	defer w.close()
-
-	for o := range w.Nodes[0].Stream(context.Background(), cluster.Request{Path: "/things"}) {
-		if o.Err != nil {
-			fmt.Println(o.Err)
-			break
+	withCluster(3, func(w *clustertest.World) {
+		for o := range w.Nodes[0].Stream(context.Background(), cluster.Request{Path: "/things"}) {
+			if o.Err != nil {
+				fmt.Println(o.Err)
+				break
+			}
+			fmt.Println(o.Server.ServerID, string(o.Data))
 		}
-		fmt.Println(o.Server.ServerID, string(o.Data))
-	}
+	})
 	// Unordered output:
 	// node-2 ["thing of node-2"]
 	// node-3 ["thing of node-3"]
 }
 
-// Two answers are enough here, of whichever peers are picked.
+// The call sends no request to node-2 and ends when two of the other peers have answered.
 func ExampleRequest() {
-	w := newWorld(5)
-	defer w.close()
-	w.Network.Fault("node-1:8080", "node-4:8080", clustertest.Hang)
+	withCluster(5, func(w *clustertest.World) {
+		w.Network.Fault("node-1:8080", "node-4:8080", clustertest.Hang)
 
-	res, err := w.Nodes[0].RPCluster(context.Background(), cluster.Request{
-		Path:       "/things",
-		Filter:     func(s cluster.Server) bool { return s.ServerID != "node-2" },
-		MinResults: 2,
+		res, err := w.Nodes[0].RPCluster(context.Background(), cluster.Request{
+			Path:       "/things",
+			Filter:     func(s cluster.Server) bool { return s.ServerID != "node-2" },
+			MinResults: 2,
+		})
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		for _, o := range res.Results {
+			fmt.Println(o.Server.ServerID, "answered")
+		}
+		for _, o := range res.Failures {
+			fmt.Println(o.Server.ServerID, "was not needed:", errors.Is(o.Err, cluster.ErrEnoughResults))
+		}
 	})
-	if err != nil {
-		fmt.Println(err)
-		return
-	}
-	for _, o := range res.Results {
-		fmt.Println(o.Server.ServerID, "answered")
-	}
-	for _, o := range res.Failures {
-		fmt.Println(o.Server.ServerID, "was not waited for:", errors.Is(o.Err, cluster.ErrEnoughResults))
-	}
 	// Output:
 	// node-3 answered
 	// node-5 answered
-	// node-4 was not waited for: true
+	// node-4 was not needed: true
 }
 
 func ExampleDecode() {
-	w := newWorld(3)
-	defer w.close()
-
-	res, err := w.Nodes[0].RPCluster(context.Background(), cluster.Request{Path: "/things"})
-	if err != nil {
-		fmt.Println(err)
-		return
-	}
-	things, err := cluster.Decode[string](res)
-	fmt.Printf("%q %v\n", things, err)
+	withCluster(3, func(w *clustertest.World) {
+		res, err := w.Nodes[0].RPCluster(context.Background(), cluster.Request{Path: "/things"})
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		things, err := cluster.Decode[string](res)
+		fmt.Printf("%q %v\n", things, err)
+	})
 	// Output:
 	// ["thing of node-2" "thing of node-3"] <nil>
 }
 
 func ExampleCluster_Mount() {
-	w := newWorld(1)
-	defer w.close()
-	c := w.Nodes[0]
+	withCluster(1, func(w *clustertest.World) {
+		c := w.Nodes[0]
 
-	mux := http.NewServeMux() // or any router that takes its patterns
-	c.Mount(mux)
+		mux := http.NewServeMux() // or another router that accepts its patterns
+		c.Mount(mux)
 
-	_, announce := mux.Handler(httptest.NewRequest(http.MethodPost, "/mds/v1/itResources", nil))
-	_, forget := mux.Handler(httptest.NewRequest(http.MethodDelete, "/mds/v1/itResources/1/servers/2", nil))
-	fmt.Println(announce)
-	fmt.Println(forget)
+		_, announcement := mux.Handler(httptest.NewRequest(http.MethodPost, "/mds/v1/itResources", nil))
+		_, departure := mux.Handler(httptest.NewRequest(http.MethodDelete, "/mds/v1/itResources/1/servers/2", nil))
+		fmt.Println(announcement)
+		fmt.Println(departure)
+	})
 	// Output:
 	// POST /mds/v1/itResources
 	// DELETE /mds/v1/itResources/{id}/servers/{serverId}
 }
 
-// What a valid token may do is the endpoint's to decide.
+// Authenticate accepts any valid token. The handler decides what its owner may do.
 func ExampleCluster_Authenticate() {
-	w := newWorld(1)
-	defer w.close()
-	c := w.Nodes[0]
+	withCluster(1, func(w *clustertest.World) {
+		c := w.Nodes[0]
 
-	mine := c.Authenticate(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		claims, _ := cluster.ClaimsFrom(r.Context())
-		if claims.SubType != "mds" {
-			c.ReplyError(w, r, &cluster.StatusError{Code: http.StatusForbidden, Message: "not for " + claims.SubType})
-			return
+		mine := c.Authenticate(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			claims, _ := cluster.ClaimsFrom(r.Context())
+			if claims.SubType != "mds" {
+				c.ReplyError(w, r, &cluster.StatusError{Code: http.StatusForbidden, Message: "not for " + claims.SubType})
+				return
+			}
+			c.Reply(w, r, "hello")
+		}))
+		for _, token := range []string{w.Token("mds", false), w.Token("mpo", false), ""} {
+			r := httptest.NewRequest(http.MethodGet, "/mds/v1/mine", nil)
+			if token != "" {
+				r.Header.Set("Authorization", "Bearer "+token)
+			}
+			rec := httptest.NewRecorder()
+			mine.ServeHTTP(rec, r)
+			fmt.Println(rec.Body)
 		}
-		c.Reply(w, r, "hello")
-	}))
-	for _, token := range []string{w.Token("mds", false), w.Token("mpo", false), ""} {
-		r := httptest.NewRequest(http.MethodGet, "/mds/v1/mine", nil)
-		if token != "" {
-			r.Header.Set("Authorization", "Bearer "+token)
-		}
-		answer := httptest.NewRecorder()
-		mine.ServeHTTP(answer, r)
-		fmt.Println(answer.Body)
-	}
+	})
 	// Output:
 	// {"data":"hello","server":{"serverId":"node-1"}}
 	// {"statusCode":403,"title":"Forbidden","message":"not for mpo"}
@@ -249,66 +247,67 @@ func ExampleCluster_Authenticate() {
 }
 
 func ExampleCluster_Reply() {
-	w := newWorld(1)
-	defer w.close()
-	c := w.Nodes[0]
+	withCluster(1, func(w *clustertest.World) {
+		c := w.Nodes[0]
 
-	things := func(w http.ResponseWriter, r *http.Request) {
-		c.Reply(w, r, []string{"a thing", "another"})
-	}
-	answer := httptest.NewRecorder()
-	things(answer, httptest.NewRequest(http.MethodGet, "/mds/v1/things", nil))
-	fmt.Println(answer.Code, answer.Body)
+		things := func(w http.ResponseWriter, r *http.Request) {
+			c.Reply(w, r, []string{"a thing", "another"})
+		}
+		rec := httptest.NewRecorder()
+		things(rec, httptest.NewRequest(http.MethodGet, "/mds/v1/things", nil))
+		fmt.Println(rec.Code, rec.Body)
+	})
 	// Output:
 	// 200 {"data":["a thing","another"],"server":{"serverId":"node-1"}}
 }
 
 func ExampleCluster_ReplyError() {
-	w := newWorld(1)
-	defer w.close()
-	c := w.Nodes[0]
+	withCluster(1, func(w *clustertest.World) {
+		c := w.Nodes[0]
 
-	for _, err := range []error{
-		&cluster.StatusError{Code: http.StatusNotFound, Message: "no such thing"},
-		errors.New("the disk is full"),
-	} {
-		answer := httptest.NewRecorder()
-		c.ReplyError(answer, httptest.NewRequest(http.MethodGet, "/mds/v1/things/9", nil), err)
-		fmt.Println(answer.Code, answer.Body)
-	}
+		for _, err := range []error{
+			&cluster.StatusError{Code: http.StatusNotFound, Message: "no such thing"},
+			errors.New("the disk is full"),
+		} {
+			rec := httptest.NewRecorder()
+			c.ReplyError(rec, httptest.NewRequest(http.MethodGet, "/mds/v1/things/9", nil), err)
+			fmt.Println(rec.Code, rec.Body)
+		}
+	})
 	// Output:
 	// 404 {"statusCode":404,"title":"Not Found","message":"no such thing"}
 	// 500 {"statusCode":500,"title":"Internal Server Error","message":"the disk is full"}
 }
 
-// The context of a service usually ends with a signal; see signal.NotifyContext. Here it ends
-// as soon as the service has registered.
+// The context of a service usually ends on a signal; see [os/signal.NotifyContext]. Here it ends
+// when the service has registered.
 func ExampleCluster_ListenAndServe() {
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
-	w := newWorld(0, clustertest.WithOptions(cluster.WithTrace(&cluster.Trace{
+	opts := clustertest.WithOptions(cluster.WithTrace(&cluster.Trace{
 		StateChanged: func(from, to cluster.Status) {
 			fmt.Println(from.State, "->", to.State)
 			if to.State == cluster.Registered {
 				stop()
 			}
 		},
-	})))
-	defer w.close()
-	c := w.Add()
+	}))
+	withCluster(0, func(w *clustertest.World) {
+		c := w.Add()
 
-	mux := http.NewServeMux()
-	c.Mount(mux)
-	err := c.ListenAndServe(ctx, &http.Server{Addr: "127.0.0.1:0", Handler: mux, ReadHeaderTimeout: time.Second})
-	fmt.Println("the service ended:", err)
+		mux := http.NewServeMux()
+		c.Mount(mux)
+		err := c.ListenAndServe(ctx, &http.Server{Addr: "127.0.0.1:0", Handler: mux, ReadHeaderTimeout: time.Second})
+		fmt.Println("the service ended:", err)
+	}, opts)
 	// Output:
 	// orphan -> registered
 	// registered -> left
 	// the service ended: <nil>
 }
 
-// Tokens from a standard OAuth2 server, and a check of one's own for those received. The
-// variables of mST are then not needed.
+// The node gets its tokens from a standard OAuth2 server and verifies received tokens with a
+// Verifier of its own. The settings of the token service (mST) are not needed then.
 func ExampleWithTokens() {
 	tokens := func(key cluster.TokenKey) oauth2.TokenSource { // called once per key
 		credentials := clientcredentials.Config{
@@ -326,139 +325,122 @@ func ExampleWithTokens() {
 	// mds/node-1 <nil>
 }
 
-// gateway takes the claims that a gateway in front of the node has checked.
+// A gateway in front of the node verifies tokens and replaces each one by "checked:" and its type.
 type gateway struct{}
 
 func (gateway) Verify(_ context.Context, token string) (cluster.Claims, error) {
 	typ, checked := strings.CutPrefix(token, "checked:")
 	if !checked {
-		return cluster.Claims{}, errors.New("it did not come through the gateway")
+		return cluster.Claims{}, errors.New("the request did not pass the gateway")
 	}
 	return cluster.Claims{SubType: typ, Type: "cluster"}, nil
 }
 
 func ExampleWithTrace() {
-	w := newWorld(0, clustertest.WithOptions(cluster.WithTrace(&cluster.Trace{
+	opts := clustertest.WithOptions(cluster.WithTrace(&cluster.Trace{
 		StateChanged: func(from, to cluster.Status) { fmt.Println(from.State, "->", to.State) },
 		Renewed:      func(lease, _ time.Duration) { fmt.Println("lease of", lease) },
-	})))
-	defer w.close()
-
-	c := w.Join()
-	c.UnRegister(context.Background())
+	}))
+	withCluster(0, func(w *clustertest.World) {
+		c := w.Join()
+		c.UnRegister(context.Background())
+	}, opts)
 	// Output:
 	// orphan -> registered
 	// lease of 1h0m0s
 	// registered -> left
 }
 
-// The id goes out unchanged, and each node that gets it counts its step up.
+// The id is sent unchanged. Each node that receives it increments the step after the @.
 func ExampleWithCorrelationID() {
-	w := newWorld(2, clustertest.WithHandler(func(n *clustertest.Node) http.Handler {
+	opts := clustertest.WithHandler(func(n *clustertest.Node) http.Handler {
 		return n.Authenticate(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			n.Reply(w, r, cluster.CorrelationID(r.Context()))
 		}))
-	}))
-	defer w.close()
-
-	ctx := cluster.WithCorrelationID(context.Background(), "order-7@0/2026-01-02T03:04:05.678Z")
-	res, err := w.Nodes[0].RPCluster(ctx, cluster.Request{Path: "/orders/7"})
-	if err != nil {
-		fmt.Println(err)
-		return
-	}
-	fmt.Println(string(res.Data[0]))
+	})
+	withCluster(2, func(w *clustertest.World) {
+		ctx := cluster.WithCorrelationID(context.Background(), "order-7@0/2026-01-02T03:04:05.678Z")
+		res, err := w.Nodes[0].RPCluster(ctx, cluster.Request{Path: "/orders/7"})
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		fmt.Println(string(res.Data[0]))
+	}, opts)
 	// Output:
 	// "order-7@1/2026-01-02T03:04:05.678Z"
 }
 
 func ExampleWithEviction() {
-	w := newWorld(2, clustertest.WithOptions(cluster.WithEviction(cluster.Eviction{Disabled: true})))
-	defer w.close()
-	w.Nodes[1].Kill()
+	opts := clustertest.WithOptions(cluster.WithEviction(cluster.Eviction{Disabled: true}))
+	withCluster(2, func(w *clustertest.World) {
+		w.Nodes[1].Kill()
 
-	res, err := w.Nodes[0].RPCluster(context.Background(), cluster.Request{Path: "/things"})
-	if err != nil {
-		fmt.Println(err)
-		return
-	}
-	lost := res.Failures[0]
-	fmt.Println(lost.Server.ServerID, lost.Kind, "- spared:", lost.EvictionSkipped)
-	fmt.Println(len(w.Nodes[0].Servers()), "servers")
+		res, err := w.Nodes[0].RPCluster(context.Background(), cluster.Request{Path: "/things"})
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		failure := res.Failures[0]
+		fmt.Println(failure.Server.ServerID, failure.Kind, "not evicted:", failure.EvictionSkipped)
+		fmt.Println(len(w.Nodes[0].Servers()), "servers")
+	}, opts)
 	// Output:
-	// node-2 refused - spared: eviction is off
+	// node-2 refused not evicted: eviction is off
 	// 2 servers
 }
 
 func ExampleWithRetry() {
-	w := newWorld(2, clustertest.WithOptions(cluster.WithRetry(cluster.Retry{MaxRetries: 2, Delay: time.Millisecond})))
-	defer w.close()
-	w.Network.Fault("node-1:8080", "node-2:8080", clustertest.FirstN(2, clustertest.Refuse))
+	opts := clustertest.WithOptions(cluster.WithRetry(cluster.Retry{MaxRetries: 2, Delay: time.Millisecond}))
+	withCluster(2, func(w *clustertest.World) {
+		w.Network.Fault("node-1:8080", "node-2:8080", clustertest.FirstN(2, clustertest.Refuse))
 
-	res, err := w.Nodes[0].RPCluster(context.Background(), cluster.Request{Path: "/things"})
-	if err != nil {
-		fmt.Println(err)
-		return
-	}
-	fmt.Println(res.Results[0].Server.ServerID, "answered at attempt", res.Results[0].Attempts)
+		res, err := w.Nodes[0].RPCluster(context.Background(), cluster.Request{Path: "/things"})
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		fmt.Println(res.Results[0].Server.ServerID, "answered at attempt", res.Results[0].Attempts)
+	}, opts)
 	// Output:
 	// node-2 answered at attempt 3
 }
 
 func ExampleWithPeerPolicy() {
-	w := newWorld(2, clustertest.WithOptions(cluster.WithPeerPolicy(cluster.PeerPolicy{
+	opts := clustertest.WithOptions(cluster.WithPeerPolicy(cluster.PeerPolicy{
 		Allow: func(s cluster.Server) error {
 			if strings.HasPrefix(s.ClusterBaseURL, "https:") {
 				return nil
 			}
-			return errors.New("not without TLS")
+			return errors.New("TLS is required")
 		},
-	})))
-	defer w.close()
-
-	res, err := w.Nodes[1].RPCluster(context.Background(), cluster.Request{Path: "/things"})
-	if err != nil {
-		fmt.Println(err)
-		return
-	}
-	fmt.Println(res.Failures[0].Kind)
-	fmt.Println(res.Failures[0].Err)
+	}))
+	withCluster(2, func(w *clustertest.World) {
+		res, err := w.Nodes[1].RPCluster(context.Background(), cluster.Request{Path: "/things"})
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		fmt.Println(res.Failures[0].Kind)
+		fmt.Println(res.Failures[0].Err)
+	}, opts)
 	// Output:
 	// not_allowed
-	// server "node-1": address not allowed: not without TLS
+	// server "node-1": address not allowed: TLS is required
 }
 
-// A world is where the examples run: in memory, so that they run anywhere.
-type exampleWorld struct {
-	*clustertest.World
-	ending *ending
-}
-
-func (w exampleWorld) close() {
-	for _, f := range w.ending.cleanups {
-		f()
-	}
-}
-
-// newWorld makes a world with nodes node-1, node-2 and so on. GET {base}/things gives the one
-// thing that a node has.
-func newWorld(nodes int, opts ...clustertest.Option) exampleWorld {
+// withCluster calls f with a cluster of nodes in memory, which are called node-1, node-2 and so on.
+// GET {base}/things of a node returns a list with one thing.
+func withCluster(nodes int, f func(w *clustertest.World), opts ...clustertest.Option) {
 	things := clustertest.WithHandler(func(n *clustertest.Node) http.Handler {
 		return n.Authenticate(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			n.Reply(w, r, []string{"thing of " + n.ID})
 		}))
 	})
-	e := &ending{}
-	return exampleWorld{clustertest.Start(e, nodes, append([]clustertest.Option{things}, opts...)...), e}
+	err := clustertest.Program(context.Background(), func(t clustertest.TB) {
+		f(clustertest.Start(t, nodes, append([]clustertest.Option{things}, opts...)...))
+	})
+	if err != nil {
+		fmt.Println(err)
+	}
 }
-
-// ending stands in for the test that an example is not.
-type ending struct {
-	cleanups []func()
-}
-
-func (*ending) Helper()                           {}
-func (*ending) Context() context.Context          { return context.Background() }
-func (e *ending) Cleanup(f func())                { e.cleanups = append(e.cleanups, f) }
-func (*ending) Fatal(args ...any)                 { panic(fmt.Sprint(args...)) }
-func (*ending) Fatalf(format string, args ...any) { panic(fmt.Sprintf(format, args...)) }

@@ -21,7 +21,7 @@ func ExampleNetwork() {
 
 	client := n.Client("mds-2:8080")
 	get := func() {
-		resp, err := client.Get("http://mds-1:8080/things") //nolint:noctx // nothing here takes long
+		resp, err := client.Get("http://mds-1:8080/things") //nolint:noctx // nothing here blocks
 		if err != nil {
 			fmt.Println("refused:", errors.Is(err, syscall.ECONNREFUSED))
 			return

@@ -20,72 +20,71 @@ import (
 )
 
 const (
-	bufferSize = 64 << 10 // of an answer that waits for its client: what the sockets would hold
-	lengthSize = 2 << 10  // the longest answer of which net/http tells the length unasked
-	clientPort = "49152"  // of every client
+	bufferSize    = 64 << 10 // of a response body, about that of two socket buffers
+	maxAutoLength = 2 << 10  // net/http sets the Content-Length of bodies up to this size
+	clientPort    = "49152"  // of all clients
 )
 
-// An exchange is one request in the hands of a handler, and the [http.ResponseWriter] for its
-// answer.
+// An exchange is one request that a handler serves. It is the handler's [http.ResponseWriter].
 type exchange struct {
-	life  context.Context // the handler's; ends when the client gives up or the handler returns
-	end   context.CancelFunc
-	body  *requestBody
-	head  bool          // no body is wanted
-	ready chan struct{} // closed when resp or err is set
+	ctx    context.Context // the handler's; ends when the client gives up or the handler returns
+	cancel context.CancelFunc
+	body   *requestBody
+	isHead bool          // the method is HEAD: the response has no body
+	ready  chan struct{} // closed when resp or err is set
 
-	// The handler's, while it runs.
-	header   http.Header
-	frozen   http.Header // header as it was when the status was written
-	status   int         // 0: not yet written
-	declared int64       // the Content-Length the handler set, or -1
-	written  int64
-	buffer   []byte
-	stream   *io.PipeWriter // takes what the buffer can't
-	flushed  bool           // the answer is out, and has no body
+	// Used by the handler's goroutine only.
+	header     http.Header
+	sentHeader http.Header // header when the status was written
+	status     int         // 0: not yet written
+	declared   int64       // the Content-Length that the handler set, or -1
+	written    int64
+	buffer     []byte
+	stream     *io.PipeWriter // nil while the body fits into the buffer
+	flushed    bool           // a response without a body has been sent
 
 	mu   sync.Mutex // guards the fields below until ready is closed
 	resp *http.Response
 	err  error
-	pipe *io.PipeWriter // stream, for whoever breaks the exchange off
+	pipe *io.PipeWriter // stream, for abort
 }
 
 func newExchange(req *http.Request) *exchange {
 	x := &exchange{
 		body:     &requestBody{rc: http.NoBody},
-		head:     req.Method == http.MethodHead,
+		isHead:   req.Method == http.MethodHead,
 		ready:    make(chan struct{}),
 		header:   make(http.Header),
 		declared: -1,
 	}
-	x.life, x.end = context.WithCancel(context.Background())
+	x.ctx, x.cancel = context.WithCancel(context.Background())
 	if req.Body != nil {
 		x.body.rc = req.Body
 	}
 	return x
 }
 
-// run has h answer req, and calls over, if there is one, when h has returned. It gives the
-// answer once its headers stand.
-func (x *exchange) run(from string, req *http.Request, h http.Handler, over func()) (*http.Response, error) {
+// run starts h for req and returns the response when its headers are complete. It calls onDone, if
+// not nil, when h has returned.
+func (x *exchange) run(from string, req *http.Request, h http.Handler, onDone func()) (*http.Response, error) {
 	r, err := x.request(from, req)
 	if err != nil {
-		x.breakOff(err)
-		if over != nil {
-			over()
+		x.abort(err)
+		if onDone != nil {
+			onDone()
 		}
 		return nil, err
 	}
-	go x.serve(h, r, over)
+	go x.serve(h, r, onDone)
 
 	ctx := req.Context()
 	select {
 	case <-x.ready:
-		// Which of two events of one moment is seen first is chance: let it make no difference.
-		if end, ok := ctx.Deadline(); ctx.Err() == nil && (!ok || time.Now().Before(end)) {
+		// At the deadline both channels may be ready. The deadline always wins, not chance.
+		if deadline, ok := ctx.Deadline(); ctx.Err() == nil && (!ok || time.Now().Before(deadline)) {
 			if x.pipe != nil {
 				body := x.resp.Body.(*streamBody)
-				body.stop = context.AfterFunc(ctx, func() { x.breakOff(context.Cause(ctx)) })
+				body.stop = context.AfterFunc(ctx, func() { x.abort(context.Cause(ctx)) })
 			}
 			return x.resp, x.err
 		}
@@ -93,11 +92,11 @@ func (x *exchange) run(from string, req *http.Request, h http.Handler, over func
 	case <-ctx.Done():
 	}
 	err = context.Cause(ctx)
-	x.breakOff(err)
+	x.abort(err)
 	return nil, err
 }
 
-// request gives req as its server sees it.
+// request returns req as the handler sees it.
 func (x *exchange) request(from string, req *http.Request) (*http.Request, error) {
 	uri := req.URL.RequestURI()
 	u, err := url.ParseRequestURI(uri)
@@ -111,9 +110,9 @@ func (x *exchange) request(from string, req *http.Request) (*http.Request, error
 		Header:     req.Header.Clone(),
 		Body:       x.body,
 		RemoteAddr: net.JoinHostPort(hostname(from), clientPort),
-	}).WithContext(x.life)
+	}).WithContext(x.ctx)
 	for _, name := range []string{"Host", "Content-Length", "Transfer-Encoding", "Trailer"} {
-		delete(r.Header, name) // a client sends its own
+		delete(r.Header, name) // net/http sends its own
 	}
 	switch agent := r.Header["User-Agent"]; {
 	case agent == nil:
@@ -137,66 +136,66 @@ func (x *exchange) request(from string, req *http.Request) (*http.Request, error
 	return r, nil
 }
 
-func (x *exchange) serve(h http.Handler, r *http.Request, over func()) {
-	var crash any = "it ended its goroutine" // what a handler does that calls t.FailNow
+func (x *exchange) serve(h http.Handler, r *http.Request, onDone func()) {
+	var crash any = "runtime.Goexit was called" // by t.FailNow, for example
 	defer func() {
 		if v := recover(); v != nil {
 			crash = v
 		}
-		if over != nil {
-			over()
+		if onDone != nil {
+			onDone()
 		}
 		x.body.Close()
 		x.finish(crash)
-		x.end()
+		x.cancel()
 	}()
 	h.ServeHTTP(x, r)
 	crash = nil
 }
 
-// finish makes what the handler left the answer, or the rest of it.
+// finish completes the response after the handler has returned or, if crash is not nil, crashed.
 func (x *exchange) finish(crash any) {
 	if x.status == 0 {
-		x.freeze(http.StatusOK, x.header)
+		x.commitHeader(http.StatusOK, x.header)
 	}
-	short := x.declared > x.written && !x.head && bodyAllowed(x.status)
+	short := x.declared > x.written && !x.isHead && bodyAllowed(x.status)
 	switch {
 	case crash != nil && x.stream != nil:
 		x.stream.CloseWithError(crashError(io.ErrUnexpectedEOF, crash))
 	case crash != nil:
-		x.settle(nil, crashError(io.EOF, crash), nil)
+		x.resolve(nil, crashError(io.EOF, crash), nil)
 	case x.stream != nil && short:
 		x.stream.CloseWithError(io.ErrUnexpectedEOF)
 	case x.stream != nil:
 		x.stream.Close()
 	case !x.flushed:
-		resp := x.response() //nolint:bodyclose // the client's to close
+		resp := x.response() //nolint:bodyclose // closed by the client
 		switch {
 		case short:
-			resp.Body = &wholeBody{rest: bytes.NewReader(x.buffer), end: io.ErrUnexpectedEOF}
+			resp.Body = &bufferedBody{buffer: bytes.NewReader(x.buffer), err: io.ErrUnexpectedEOF}
 		case len(x.buffer) > 0:
-			resp.Body = &wholeBody{rest: bytes.NewReader(x.buffer), end: io.EOF}
+			resp.Body = &bufferedBody{buffer: bytes.NewReader(x.buffer), err: io.EOF}
 		}
-		if x.declared < 0 && x.written <= lengthSize && bodyAllowed(x.status) && (!x.head || x.written > 0) {
+		if x.declared < 0 && x.written <= maxAutoLength && bodyAllowed(x.status) && (!x.isHead || x.written > 0) {
 			resp.ContentLength, resp.TransferEncoding = x.written, nil
 			resp.Header.Set("Content-Length", strconv.FormatInt(x.written, 10))
 		}
-		x.settle(resp, nil, nil)
+		x.resolve(resp, nil, nil)
 	}
 }
 
-// response is the answer without its body.
+// response returns the response without its body.
 func (x *exchange) response() *http.Response {
 	resp := &http.Response{
 		Status:     strconv.Itoa(x.status) + " " + http.StatusText(x.status),
 		StatusCode: x.status,
 		Proto:      "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Header:        x.frozen,
+		Header:        x.sentHeader,
 		Body:          http.NoBody,
 		ContentLength: x.declared,
 	}
 	switch {
-	case x.head:
+	case x.isHead:
 	case !bodyAllowed(x.status):
 		resp.ContentLength = max(0, x.declared)
 	case x.declared < 0:
@@ -205,8 +204,8 @@ func (x *exchange) response() *http.Response {
 	return resp
 }
 
-// settle makes resp or err the answer, unless there is one.
-func (x *exchange) settle(resp *http.Response, err error, pipe *io.PipeWriter) bool {
+// resolve sets the result of run, and reports false if it was set before.
+func (x *exchange) resolve(resp *http.Response, err error, pipe *io.PipeWriter) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.resp != nil || x.err != nil {
@@ -217,12 +216,12 @@ func (x *exchange) settle(resp *http.Response, err error, pipe *io.PipeWriter) b
 	return true
 }
 
-// breakOff ends the exchange where it stands, with err at the client.
-func (x *exchange) breakOff(err error) {
-	if !x.settle(nil, err, nil) && x.pipe != nil {
+// abort ends the exchange. The client gets err, from the request or from reading the body.
+func (x *exchange) abort(err error) {
+	if !x.resolve(nil, err, nil) && x.pipe != nil {
 		x.pipe.CloseWithError(err)
 	}
-	x.end()
+	x.cancel()
 	x.body.Close()
 }
 
@@ -233,15 +232,15 @@ func (x *exchange) Header() http.Header { return x.header }
 func (x *exchange) WriteHeader(status int) {
 	switch {
 	case status < 100 || status > 999:
-		panic(fmt.Sprintf("invalid WriteHeader code %d", status)) //nolint:forbidigo // as net/http does: the handler is wrong
+		panic(fmt.Sprintf("invalid WriteHeader code %d", status)) //nolint:forbidigo // net/http panics, too
 	case x.status != 0, status < 200 && status != http.StatusSwitchingProtocols:
 		return
 	}
-	x.freeze(status, x.header.Clone())
+	x.commitHeader(status, x.header.Clone())
 }
 
-func (x *exchange) freeze(status int, header http.Header) {
-	x.status, x.frozen = status, header
+func (x *exchange) commitHeader(status int, header http.Header) {
+	x.status, x.sentHeader = status, header
 	declared := header.Get("Content-Length")
 	if declared == "" {
 		return
@@ -262,7 +261,7 @@ func (x *exchange) Write(p []byte) (int, error) {
 	switch {
 	case len(p) == 0:
 		return 0, nil
-	case x.life.Err() != nil:
+	case x.ctx.Err() != nil:
 		return 0, brokenPipe()
 	case !bodyAllowed(x.status):
 		return 0, http.ErrBodyNotAllowed
@@ -270,11 +269,11 @@ func (x *exchange) Write(p []byte) (int, error) {
 		return 0, http.ErrContentLength
 	}
 	if x.written == 0 && !x.flushed && x.stream == nil {
-		x.sniff(p)
+		x.detectType(p)
 	}
 	x.written += int64(len(p))
 	switch {
-	case x.head:
+	case x.isHead:
 		return len(p), nil
 	case x.stream == nil && len(x.buffer)+len(p) <= bufferSize:
 		x.buffer = append(x.buffer, p...)
@@ -286,24 +285,24 @@ func (x *exchange) Write(p []byte) (int, error) {
 	return x.stream.Write(p)
 }
 
-// sniff tells the type of an answer that starts with p, if the handler did not.
-func (x *exchange) sniff(p []byte) {
-	if _, typed := x.frozen["Content-Type"]; !typed && x.frozen.Get("Content-Encoding") == "" {
-		x.frozen.Set("Content-Type", http.DetectContentType(p))
+// detectType sets the Content-Type of a body that starts with p, unless the handler has set it.
+func (x *exchange) detectType(p []byte) {
+	if _, set := x.sentHeader["Content-Type"]; !set && x.sentHeader.Get("Content-Encoding") == "" {
+		x.sentHeader.Set("Content-Type", http.DetectContentType(p))
 	}
 }
 
-// FlushError implements what [http.ResponseController] looks for.
+// FlushError is called by [http.ResponseController].
 func (x *exchange) FlushError() error {
 	if x.status == 0 {
 		x.WriteHeader(http.StatusOK)
 	}
 	switch {
-	case !x.head && bodyAllowed(x.status):
+	case !x.isHead && bodyAllowed(x.status):
 		return x.startStream()
 	case !x.flushed:
 		x.flushed = true
-		x.settle(x.response(), nil, nil) //nolint:bodyclose // the client's to close
+		x.resolve(x.response(), nil, nil) //nolint:bodyclose // closed by the client
 	}
 	return nil
 }
@@ -311,15 +310,15 @@ func (x *exchange) FlushError() error {
 // Flush implements [http.Flusher].
 func (x *exchange) Flush() { _ = x.FlushError() }
 
-// startStream answers with what is in the buffer, to be followed by all that comes.
+// startStream sends the response with the buffered part of its body. Later writes follow it.
 func (x *exchange) startStream() error {
 	if x.stream != nil {
 		return nil
 	}
 	pr, pw := io.Pipe()
-	resp := x.response() //nolint:bodyclose // the client's to close
+	resp := x.response() //nolint:bodyclose // closed by the client
 	resp.Body = &streamBody{pr: pr, x: x}
-	if !x.settle(resp, nil, pw) {
+	if !x.resolve(resp, nil, pw) {
 		return brokenPipe()
 	}
 	x.stream = pw
@@ -335,7 +334,7 @@ func bodyAllowed(status int) bool {
 	return status >= 200 && status != http.StatusNoContent && status != http.StatusNotModified
 }
 
-// A requestBody is a client's body, as its server reads it.
+// A requestBody is the body of a request, as the handler reads it.
 type requestBody struct {
 	rc     io.ReadCloser
 	closed atomic.Bool
@@ -357,33 +356,33 @@ func (b *requestBody) Close() error {
 
 var errClosedBody = errors.New("clustertest: read on closed response body")
 
-// A wholeBody is the body of an answer whose handler is done.
-type wholeBody struct {
-	rest   *bytes.Reader
-	end    error // what follows
+// A bufferedBody is the body of a response whose handler has returned.
+type bufferedBody struct {
+	buffer *bytes.Reader
+	err    error // after the buffer
 	closed atomic.Bool
 }
 
-func (b *wholeBody) Read(p []byte) (int, error) {
+func (b *bufferedBody) Read(p []byte) (int, error) {
 	if b.closed.Load() {
 		return 0, errClosedBody
 	}
-	if b.rest.Len() == 0 {
-		return 0, b.end
+	if b.buffer.Len() == 0 {
+		return 0, b.err
 	}
-	return b.rest.Read(p)
+	return b.buffer.Read(p)
 }
 
-func (b *wholeBody) Close() error {
+func (b *bufferedBody) Close() error {
 	b.closed.Store(true)
 	return nil
 }
 
-// A streamBody is the body of an answer whose handler may still be writing.
+// A streamBody is the body of a response whose handler may still be writing.
 type streamBody struct {
 	pr     *io.PipeReader
 	x      *exchange
-	stop   func() bool // forgets the client's context
+	stop   func() bool // stops the context.AfterFunc of run
 	closed atomic.Bool
 }
 
@@ -399,11 +398,11 @@ func (b *streamBody) Close() error {
 	if b.stop != nil {
 		b.stop()
 	}
-	b.x.breakOff(errClosedBody)
+	b.x.abort(errClosedBody)
 	return b.pr.Close()
 }
 
-// An address is a host as a [net.Addr].
+// An address is a host name that implements [net.Addr].
 type address string
 
 func (address) Network() string  { return "tcp" }
@@ -425,19 +424,18 @@ func brokenPipe() error {
 	return &net.OpError{Op: "write", Net: "tcp", Err: os.NewSyscallError("write", syscall.EPIPE)}
 }
 
-// crashError is the end of a connection whose handler crashed, with the reason for the reader of
-// a test's output: nobody else would see it.
-func crashError(end error, crash any) error {
-	if err, ok := crash.(error); ok && errors.Is(err, http.ErrAbortHandler) {
-		return end
+// crashError returns err, the error of the broken connection, with the cause of the crash. There
+// is no server log that would show the cause.
+func crashError(err error, crash any) error {
+	if cause, ok := crash.(error); ok && errors.Is(cause, http.ErrAbortHandler) {
+		return err
 	}
-	return fmt.Errorf("%w: the handler crashed: %v", end, crash)
+	return fmt.Errorf("%w: the handler crashed: %v", err, crash)
 }
 
 func hostname(host string) string { return (&url.URL{Host: host}).Hostname() }
 
-// discard closes the body of a request that goes no further.
-func discard(req *http.Request) {
+func closeBody(req *http.Request) {
 	if req.Body != nil {
 		req.Body.Close()
 	}

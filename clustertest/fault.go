@@ -15,43 +15,39 @@ import (
 	"time"
 )
 
-// A Fault is what goes wrong between two hosts, as a wrapper around the rest of the way: it may
-// pass a request on to next, keep it, change it, or change what comes back. [Network.Fault] puts
-// it in place; any other chain of round trippers takes it as well.
+// A Fault disturbs the requests between two hosts. It is a middleware for HTTP clients: it returns
+// a round tripper that may pass a request on to next, keep it, change it, or change the response.
+// [Network.Fault] applies a Fault to a pair of hosts. A Fault works in any other chain of round
+// trippers, too.
 //
-// The round tripper it returns keeps the rules of [http.RoundTripper], closing the request's
-// body above all, and may be called from any goroutine. [Refuse], [Hang] and [Reset] are Faults;
-// [Slow], [Status], [Answer], [Instead], [Truncate] and [Stall] make them; [Times], [When],
-// [Sometimes] and [Chain] make them of others.
+// The round tripper that a Fault returns must follow the rules of [http.RoundTripper]: it closes
+// the request body, and it is safe for concurrent use.
+//
+// [Refuse], [Hang] and [Reset] are Faults. [Delay], [Status], [Answer], [RouteTo], [Truncate] and
+// [Stall] create one. [FirstN], [If] and [WithProbability] limit a Fault to some requests, and
+// [Chain] combines several.
 type Fault func(next http.RoundTripper) http.RoundTripper
 
-// A RoundTripperFunc is a function as an [http.RoundTripper].
+// A RoundTripperFunc is a function that implements [http.RoundTripper].
 type RoundTripperFunc func(*http.Request) (*http.Response, error)
 
 // RoundTrip calls f(req).
 func (f RoundTripperFunc) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
 
-// Refuse is a [Fault]: connections are refused at once, as by a machine on which nobody listens
-// at that port. The error is a [*net.OpError] around [syscall.ECONNREFUSED].
+// Refuse is a [Fault] that refuses connections at once, like a machine without a listener on the
+// port. The error is a [*net.OpError] that wraps [syscall.ECONNREFUSED].
 func Refuse(http.RoundTripper) http.RoundTripper {
 	return RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
-		discard(req)
+		closeBody(req)
 		return nil, dialError(req.URL.Host, syscall.ECONNREFUSED)
 	})
 }
 
-// Hang is a [Fault]: requests are lost, and hang until their contexts end.
+// Hang is a [Fault] that loses requests. They hang until their contexts end.
 func Hang(http.RoundTripper) http.RoundTripper { return RoundTripperFunc(hang) }
 
-func hang(req *http.Request) (*http.Response, error) {
-	discard(req)
-	<-req.Context().Done()
-	return nil, context.Cause(req.Context())
-}
-
-// Reset is a [Fault]: requests are handled, and then the connection breaks before the client
-// sees any of the answer. So they may have been executed. The error is a [*net.OpError] around
-// [syscall.ECONNRESET].
+// Reset is a [Fault] that lets the request be handled and resets the connection before the client
+// receives any of the response. The error is a [*net.OpError] that wraps [syscall.ECONNRESET].
 func Reset(next http.RoundTripper) http.RoundTripper {
 	return RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
 		resp, err := next.RoundTrip(req)
@@ -63,12 +59,12 @@ func Reset(next http.RoundTripper) http.RoundTripper {
 	})
 }
 
-// Slow has requests wait for d before they go on, or until their contexts end.
+// Delay delays requests by d, or until their contexts end.
 func Delay(d time.Duration) Fault {
 	return func(next http.RoundTripper) http.RoundTripper {
 		return RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
 			if err := sleep(req.Context(), d); err != nil {
-				discard(req)
+				closeBody(req)
 				return nil, err
 			}
 			return next.RoundTrip(req)
@@ -76,7 +72,138 @@ func Delay(d time.Duration) Fault {
 	}
 }
 
-// sleep returns after d, or with the cause for which ctx ended, also if both happen at once.
+// Status responds with the given status and an error body in the format of mimik services:
+//
+//	{"statusCode": 503, "title": "Service Unavailable", "message": "…"}
+//
+// Requests do not reach the host.
+func Status(code int) Fault {
+	return Answer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(code)
+		_ = json.NewEncoder(w).Encode(struct {
+			StatusCode int    `json:"statusCode"`
+			Title      string `json:"title"`
+			Message    string `json:"message"`
+		}{code, http.StatusText(code), "injected by clustertest.Status"})
+	}))
+}
+
+// Answer lets h handle requests in place of the host, which may be unknown or down. It can produce
+// malformed data, endless bodies, redirects and others. h sees requests as described at
+// [Network.Handle].
+func Answer(h http.Handler) Fault {
+	return func(http.RoundTripper) http.RoundTripper {
+		return RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
+			return newExchange(req).run(routeOf(req).from, req, h, nil)
+		})
+	}
+}
+
+// RouteTo sends requests to another host, as if another server had taken over the address. The
+// Host of the requests is unchanged. They fail if the other host is down or cut off, but the
+// faults that are set for it do not apply.
+func RouteTo(host string) Fault {
+	return func(next http.RoundTripper) http.RoundTripper {
+		return RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
+			other, u := *req, *req.URL
+			if other.Host == "" {
+				other.Host = u.Host
+			}
+			u.Host = host
+			other.URL = &u
+			return next.RoundTrip(&other)
+		})
+	}
+}
+
+// Truncate ends response bodies after n bytes with [io.ErrUnexpectedEOF]. Bodies of at most n bytes
+// are unchanged.
+func Truncate(n int64) Fault {
+	return limitBody(n, func(*http.Request, <-chan struct{}) error { return io.ErrUnexpectedEOF })
+}
+
+// Stall stops response bodies after n bytes. A further read blocks until the request's context
+// ends or the body is closed. Bodies of at most n bytes are unchanged. Stall(0) lets the headers
+// pass, and nothing of a body.
+func Stall(n int64) Fault {
+	return limitBody(n, func(req *http.Request, closed <-chan struct{}) error {
+		select {
+		case <-req.Context().Done():
+			return context.Cause(req.Context())
+		case <-closed:
+			return errClosedBody
+		}
+	})
+}
+
+// FirstN applies f to the first n requests. Each pair of hosts that it is set for has a count of
+// its own.
+func FirstN(n int, f Fault) Fault {
+	return func(next http.RoundTripper) http.RoundTripper {
+		var count atomic.Int64
+		return choose(f, next, func(*http.Request) bool { return count.Add(1) <= int64(n) })
+	}
+}
+
+// If applies f to the requests for which match returns true. match must be safe for concurrent use
+// and must not read the body.
+func If(match func(*http.Request) bool, f Fault) Fault {
+	return func(next http.RoundTripper) http.RoundTripper { return choose(f, next, match) }
+}
+
+// WithProbability applies f to a request with probability p:
+//
+//	n.Fault(clustertest.Any, clustertest.Any, clustertest.WithProbability(0.01, seed, clustertest.Hang))
+//
+// The choice for the i-th request from one host to another depends only on the seed, the two hosts
+// and i. It does not depend on the scheduling of goroutines, so that a simulation can be repeated.
+func WithProbability(p float64, seed uint64, f Fault) Fault {
+	return func(next http.RoundTripper) http.RoundTripper {
+		var mu sync.Mutex
+		count := make(map[route]uint64)
+		return choose(f, next, func(req *http.Request) bool {
+			r := routeOf(req)
+			mu.Lock()
+			i := count[r]
+			count[r]++
+			mu.Unlock()
+			h := fnv.New64a()
+			_, _ = fmt.Fprintf(h, "%q %q %d", r.from, r.to, i)
+			return rand.New(rand.NewPCG(seed, h.Sum64())).Float64() < p
+		})
+	}
+}
+
+// Chain applies several faults, the first one outermost.
+func Chain(faults ...Fault) Fault {
+	return func(next http.RoundTripper) http.RoundTripper {
+		for _, f := range slices.Backward(faults) {
+			next = f(next)
+		}
+		return next
+	}
+}
+
+// choose sends a request through f if it matches, and otherwise directly to next.
+func choose(f Fault, next http.RoundTripper, match func(*http.Request) bool) http.RoundTripper {
+	faulty := f(next)
+	return RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
+		if match(req) {
+			return faulty.RoundTrip(req)
+		}
+		return next.RoundTrip(req)
+	})
+}
+
+func hang(req *http.Request) (*http.Response, error) {
+	closeBody(req)
+	<-req.Context().Done()
+	return nil, context.Cause(req.Context())
+}
+
+// sleep waits for d, or until ctx ends and then returns its cause. If both happen at the same
+// time, the cause is returned.
 func sleep(ctx context.Context, d time.Duration) error {
 	if end, ok := ctx.Deadline(); ok && time.Until(end) <= d {
 		<-ctx.Done()
@@ -92,79 +219,17 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// Status answers with a status, and an error as mimik services word theirs:
-//
-//	{"statusCode": 503, "title": "Service Unavailable", "message": "…"}
-//
-// Requests don't reach the handler.
-func Status(code int) Fault {
-	return Answer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		w.WriteHeader(code)
-		_ = json.NewEncoder(w).Encode(struct {
-			StatusCode int    `json:"statusCode"`
-			Title      string `json:"title"`
-			Message    string `json:"message"`
-		}{code, http.StatusText(code), "not from the server: a fault of the network"})
-	}))
-}
-
-// Answer has h answer in the place of the host, which may be unknown or down: garbage, an
-// endless body, a redirect, anything. h gets what [Network.Handle] says.
-func Answer(h http.Handler) Fault {
-	return func(http.RoundTripper) http.RoundTripper {
-		return RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
-			return newExchange(req).run(routeOf(req).from, req, h, nil)
-		})
-	}
-}
-
-// routeOf says which way req goes, if it is on the way in a [Network].
+// routeOf returns the route of a request, also outside a [Network].
 func routeOf(req *http.Request) route {
-	if t, ok := req.Context().Value(travelKey{}).(travel); ok {
-		return t.route
+	if rr, ok := req.Context().Value(requestRouteKey{}).(requestRoute); ok {
+		return rr.route
 	}
 	return route{"client", req.URL.Host}
 }
 
-// Instead brings requests to another host than they were meant for, as when an address was taken
-// over by another server. They still name the first one, in their Host. What is down or cut
-// counts for the other host; the faults of the way there don't.
-func RouteTo(host string) Fault {
-	return func(next http.RoundTripper) http.RoundTripper {
-		return RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
-			other, u := *req, *req.URL
-			if other.Host == "" {
-				other.Host = u.Host
-			}
-			u.Host = host
-			other.URL = &u
-			return next.RoundTrip(&other)
-		})
-	}
-}
-
-// Truncate has answers break off after n bytes of their bodies, with [io.ErrUnexpectedEOF].
-// Answers that are no longer than that come whole.
-func Truncate(n int64) Fault {
-	return cutAnswer(n, func(*http.Request, <-chan struct{}) error { return io.ErrUnexpectedEOF })
-}
-
-// Stall has answers stop after n bytes of their bodies. Reading on hangs until the request's
-// context ends, or until the body is closed. Answers that are no longer than that come whole.
-// Stall(0) hangs after the headers.
-func Stall(n int64) Fault {
-	return cutAnswer(n, func(req *http.Request, closed <-chan struct{}) error {
-		select {
-		case <-req.Context().Done():
-			return context.Cause(req.Context())
-		case <-closed:
-			return errClosedBody
-		}
-	})
-}
-
-func cutAnswer(n int64, end func(req *http.Request, closed <-chan struct{}) error) Fault {
+// limitBody returns a fault that passes n bytes of a response body and then, if there are more,
+// returns the error of atLimit from each read.
+func limitBody(n int64, atLimit func(req *http.Request, closed <-chan struct{}) error) Fault {
 	return func(next http.RoundTripper) http.RoundTripper {
 		return RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
 			resp, err := next.RoundTrip(req)
@@ -172,101 +237,42 @@ func cutAnswer(n int64, end func(req *http.Request, closed <-chan struct{}) erro
 				return nil, err
 			}
 			closed := make(chan struct{})
-			resp.Body = &cutBody{
-				rc:     resp.Body,
-				left:   n,
-				end:    func() error { return end(req, closed) },
-				closed: sync.OnceFunc(func() { close(closed) }),
+			resp.Body = &limitedBody{
+				rc:        resp.Body,
+				remaining: n,
+				atLimit:   func() error { return atLimit(req, closed) },
+				onClose:   sync.OnceFunc(func() { close(closed) }),
 			}
 			return resp, nil
 		})
 	}
 }
 
-// A cutBody gives way to end after a number of bytes, if there are more.
-type cutBody struct {
-	rc     io.ReadCloser
-	left   int64
-	more   bool // there are
-	end    func() error
-	closed func() // tells end
+type limitedBody struct {
+	rc        io.ReadCloser
+	remaining int64
+	exceeded  bool // rc has more than the limit
+	atLimit   func() error
+	onClose   func()
 }
 
-func (b *cutBody) Read(p []byte) (int, error) {
-	if b.left > 0 {
-		k, err := b.rc.Read(p[:min(int64(len(p)), b.left)])
-		b.left -= int64(k)
+func (b *limitedBody) Read(p []byte) (int, error) {
+	if b.remaining > 0 {
+		k, err := b.rc.Read(p[:min(int64(len(p)), b.remaining)])
+		b.remaining -= int64(k)
 		return k, err
 	}
-	if !b.more {
+	if !b.exceeded {
 		k, err := b.rc.Read(make([]byte, 1))
 		if k == 0 {
 			return 0, err
 		}
-		b.more = true
+		b.exceeded = true
 	}
-	return 0, b.end()
+	return 0, b.atLimit()
 }
 
-func (b *cutBody) Close() error {
-	b.closed()
+func (b *limitedBody) Close() error {
+	b.onClose()
 	return b.rc.Close()
-}
-
-// Times has the first n requests meet f, and lets the others pass. It counts anew wherever it is
-// put in place.
-func FirstN(n int, f Fault) Fault {
-	return func(next http.RoundTripper) http.RoundTripper {
-		var met atomic.Int64
-		return either(f, next, func(*http.Request) bool { return met.Add(1) <= int64(n) })
-	}
-}
-
-// When has the requests meet f that match, and lets the others pass. match may be called from
-// any goroutine, and leaves the body alone.
-func If(match func(*http.Request) bool, f Fault) Fault {
-	return func(next http.RoundTripper) http.RoundTripper { return either(f, next, match) }
-}
-
-// Sometimes has requests meet f with probability p, and lets the others pass:
-//
-//	n.Fault(clustertest.Any, clustertest.Any, clustertest.Sometimes(0.01, seed, clustertest.Hang))
-//
-// Whether the i-th request from one host to another meets f depends on the seed, the two hosts
-// and i alone, so that a simulation repeats itself however its goroutines are scheduled.
-func WithProbability(p float64, seed uint64, f Fault) Fault {
-	return func(next http.RoundTripper) http.RoundTripper {
-		var mu sync.Mutex
-		count := make(map[route]uint64)
-		return either(f, next, func(req *http.Request) bool {
-			r := routeOf(req)
-			mu.Lock()
-			i := count[r]
-			count[r]++
-			mu.Unlock()
-			h := fnv.New64a()
-			_, _ = fmt.Fprintf(h, "%q %q %d", r.from, r.to, i)
-			return rand.New(rand.NewPCG(seed, h.Sum64())).Float64() < p
-		})
-	}
-}
-
-func either(f Fault, next http.RoundTripper, match func(*http.Request) bool) http.RoundTripper {
-	faulty := f(next)
-	return RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
-		if match(req) {
-			return faulty.RoundTrip(req)
-		}
-		return next.RoundTrip(req)
-	})
-}
-
-// Chain has requests meet several faults, one after the other, until one does not pass them on.
-func Chain(faults ...Fault) Fault {
-	return func(next http.RoundTripper) http.RoundTripper {
-		for _, f := range slices.Backward(faults) {
-			next = f(next)
-		}
-		return next
-	}
 }

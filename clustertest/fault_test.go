@@ -24,7 +24,7 @@ func TestFaults(t *testing.T) {
 	tests := []struct {
 		name    string
 		fault   clustertest.Fault
-		url     string // else http://a
+		url     string // default: http://a
 		body    string
 		err     error
 		took    time.Duration
@@ -34,22 +34,22 @@ func TestFaults(t *testing.T) {
 		{name: "refuse", fault: clustertest.Refuse, err: syscall.ECONNREFUSED},
 		{name: "hang", fault: clustertest.Hang, err: context.DeadlineExceeded, took: timeout},
 		{name: "reset", fault: clustertest.Reset, err: syscall.ECONNRESET, handled: true},
-		{name: "reset of a long answer", fault: clustertest.Reset, url: "http://long", err: syscall.ECONNRESET, handled: true},
-		{name: "slow", fault: clustertest.Delay(time.Second), body: "from a", took: time.Second, handled: true},
-		{name: "too slow", fault: clustertest.Delay(time.Minute), err: context.DeadlineExceeded, took: timeout},
-		{name: "answer", fault: clustertest.Answer(answering("garbage")), body: "garbage"},
-		{name: "answer for an unknown host", fault: clustertest.Answer(answering("garbage")), url: "http://x", body: "garbage"},
-		{name: "instead", fault: clustertest.RouteTo("b"), body: "from b"},
-		{name: "instead a removed host", fault: clustertest.RouteTo("gone"), err: syscall.ECONNREFUSED},
+		{name: "reset of a long response", fault: clustertest.Reset, url: "http://long", err: syscall.ECONNRESET, handled: true},
+		{name: "delay", fault: clustertest.Delay(time.Second), body: "from a", took: time.Second, handled: true},
+		{name: "delay beyond the timeout", fault: clustertest.Delay(time.Minute), err: context.DeadlineExceeded, took: timeout},
+		{name: "answer", fault: clustertest.Answer(respondWith("garbage")), body: "garbage"},
+		{name: "answer for an unknown host", fault: clustertest.Answer(respondWith("garbage")), url: "http://x", body: "garbage"},
+		{name: "route to another host", fault: clustertest.RouteTo("b"), body: "from b"},
+		{name: "route to a removed host", fault: clustertest.RouteTo("gone"), err: syscall.ECONNREFUSED},
 		{name: "truncate", fault: clustertest.Truncate(4), body: "from", err: io.ErrUnexpectedEOF, handled: true},
 		{name: "truncate to nothing", fault: clustertest.Truncate(0), err: io.ErrUnexpectedEOF, handled: true},
-		{name: "truncate to all", fault: clustertest.Truncate(6), body: "from a", handled: true},
-		{name: "truncate to more", fault: clustertest.Truncate(60), body: "from a", handled: true},
-		{name: "truncate a long answer", fault: clustertest.Truncate(99 << 10), url: "http://long", body: long[:99<<10], err: io.ErrUnexpectedEOF, handled: true},
+		{name: "truncate to the full length", fault: clustertest.Truncate(6), body: "from a", handled: true},
+		{name: "truncate to more than the length", fault: clustertest.Truncate(60), body: "from a", handled: true},
+		{name: "truncate a long response", fault: clustertest.Truncate(99 << 10), url: "http://long", body: long[:99<<10], err: io.ErrUnexpectedEOF, handled: true},
 		{name: "stall", fault: clustertest.Stall(4), body: "from", err: context.DeadlineExceeded, took: timeout, handled: true},
 		{name: "stall after the headers", fault: clustertest.Stall(0), err: context.DeadlineExceeded, took: timeout, handled: true},
 		{name: "stall at the end", fault: clustertest.Stall(6), body: "from a", handled: true},
-		{name: "stall a long answer", fault: clustertest.Stall(99 << 10), url: "http://long", body: long[:99<<10], err: context.DeadlineExceeded, took: timeout, handled: true},
+		{name: "stall a long response", fault: clustertest.Stall(99 << 10), url: "http://long", body: long[:99<<10], err: context.DeadlineExceeded, took: timeout, handled: true},
 		{
 			name:  "chain",
 			fault: clustertest.Chain(clustertest.Delay(time.Second), clustertest.Delay(time.Second), clustertest.Refuse, clustertest.Delay(time.Second)),
@@ -62,15 +62,15 @@ func TestFaults(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var n clustertest.Network
 				handled := false
-				handle := func(host, word string) {
+				handle := func(host, body string) {
 					n.Handle(host, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 						handled = true
-						fmt.Fprint(w, word)
+						fmt.Fprint(w, body)
 					}))
 				}
 				handle("a", "from a")
 				handle("long", long)
-				n.Handle("b", answering("from b"))
+				n.Handle("b", respondWith("from b"))
 				n.Remove("gone")
 				n.Fault("c", clustertest.Any, tt.fault)
 				url := tt.url
@@ -92,21 +92,21 @@ func TestStatus(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var n clustertest.Network
 		n.Fault(clustertest.Any, "a", clustertest.Status(http.StatusServiceUnavailable))
-		o := fetch(t, &n, "b", "http://a")
-		if o.status != 503 || o.header.Get("Content-Type") != "application/json" {
-			t.Errorf("got %d %s", o.status, o.header)
+		res := fetch(t, &n, "b", "http://a")
+		if res.status != 503 || res.header.Get("Content-Type") != "application/json" {
+			t.Errorf("got %d %s", res.status, res.header)
 		}
 		var envelope map[string]any
-		if err := json.Unmarshal([]byte(o.body), &envelope); err != nil {
+		if err := json.Unmarshal([]byte(res.body), &envelope); err != nil {
 			t.Fatal(err)
 		}
 		if envelope["statusCode"] != 503.0 || envelope["title"] != "Service Unavailable" || envelope["message"] == "" {
-			t.Errorf("got %s", o.body)
+			t.Errorf("got %s", res.body)
 		}
 	})
 }
 
-func TestInsteadKeepsTheRequest(t *testing.T) {
+func TestRouteToKeepsTheRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var n clustertest.Network
 		n.Handle("b", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -116,18 +116,18 @@ func TestInsteadKeepsTheRequest(t *testing.T) {
 		n.Fault("c:1", "a:1", clustertest.RouteTo("b"))
 		fetch(t, &n, "c:1", "http://a:1/p?q").want(t, "a:1 /p?q c:49152 ping", nil, 0)
 
-		n.Cut("c:1", "a:1") // not the way it takes
+		n.Cut("c:1", "a:1") // the host that RouteTo replaces
 		fetch(t, &n, "c:1", "http://a:1/p?q").want(t, "a:1 /p?q c:49152 ping", nil, 0)
 		n.Cut("c:1", "b")
 		fetch(t, &n, "c:1", "http://a:1/p?q").want(t, "", context.DeadlineExceeded, timeout)
 	})
 }
 
-// Closing a stalled answer lets its reader go, even if nothing else would.
-func TestStallClosed(t *testing.T) {
+// The request has no deadline: only closing the body ends the read.
+func TestClosingAStalledBodyEndsTheRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var n clustertest.Network
-		n.Handle("a", answering("answer"))
+		n.Handle("a", respondWith("response"))
 		n.Fault("b", "a", clustertest.Stall(2))
 		req, _ := http.NewRequestWithContext(context.Background(), http.MethodGet, "http://a", nil)
 		resp, err := n.Client("b").Do(req)
@@ -135,35 +135,35 @@ func TestStallClosed(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.AfterFunc(time.Second, func() { resp.Body.Close() })
-		if got, err := io.ReadAll(resp.Body); string(got) != "an" || err == nil {
+		if got, err := io.ReadAll(resp.Body); string(got) != "re" || err == nil {
 			t.Errorf("got %q, %v", got, err)
 		}
 	})
 }
 
-func TestTimes(t *testing.T) {
+func TestFirstN(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var n clustertest.Network
-		n.Handle("a", answering("a"))
-		n.Handle("b", answering("b"))
+		n.Handle("a", respondWith("a"))
+		n.Handle("b", respondWith("b"))
 		twice := clustertest.FirstN(2, clustertest.Refuse)
 		n.Fault("c", "a", twice)
-		n.Fault("c", "b", twice) // counts for itself
+		n.Fault("c", "b", twice) // has a count of its own
 		for _, host := range []string{"a", "b"} {
 			for i := range 4 {
-				o := fetch(t, &n, "c", "http://"+host)
-				if refused := errors.Is(o.err, syscall.ECONNREFUSED); refused != (i < 2) {
-					t.Errorf("request %d to %s: got %v", i, host, o.err)
+				res := fetch(t, &n, "c", "http://"+host)
+				if refused := errors.Is(res.err, syscall.ECONNREFUSED); refused != (i < 2) {
+					t.Errorf("request %d to %s: got %v", i, host, res.err)
 				}
 			}
 		}
 	})
 }
 
-func TestWhen(t *testing.T) {
+func TestIf(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var n clustertest.Network
-		n.Handle("a", answering("a"))
+		n.Handle("a", respondWith("a"))
 		bad := func(req *http.Request) bool { return req.URL.Path == "/bad" }
 		n.Fault("b", "a", clustertest.If(bad, clustertest.FirstN(1, clustertest.Refuse)))
 		fetch(t, &n, "b", "http://a/good").want(t, "a", nil, 0)
@@ -172,19 +172,20 @@ func TestWhen(t *testing.T) {
 	})
 }
 
-func TestSometimes(t *testing.T) {
+func TestWithProbability(t *testing.T) {
 	const requests = 400
-	// Which of the requests of two clients are refused; they take turns, or one goes first.
-	refused := func(t *testing.T, p float64, seed uint64, turns bool) (pattern [2][]bool) {
+	// refused returns which requests of two clients are refused. The clients send in turn, or one
+	// after the other.
+	refused := func(t *testing.T, p float64, seed uint64, inTurn bool) (pattern [2][]bool) {
 		t.Helper()
 		var n clustertest.Network
-		n.Handle("a", answering("a"))
+		n.Handle("a", respondWith("a"))
 		n.Fault(clustertest.Any, clustertest.Any, clustertest.WithProbability(p, seed, clustertest.Refuse))
 		send := func(i int) {
-			o := fetch(t, &n, []string{"b", "c"}[i], "http://a")
-			pattern[i] = append(pattern[i], o.err != nil)
+			res := fetch(t, &n, []string{"b", "c"}[i], "http://a")
+			pattern[i] = append(pattern[i], res.err != nil)
 		}
-		if !turns {
+		if !inTurn {
 			for i := range pattern {
 				for range requests {
 					send(i)
@@ -216,17 +217,16 @@ func TestSometimes(t *testing.T) {
 					t.Errorf("p=%v: refused %v", p, got)
 				}
 				if !slices.Equal(one[i], again[i]) {
-					t.Errorf("p=%v: the same seed refused others", p)
+					t.Errorf("p=%v: the same seed gives different patterns", p)
 				}
 			}
 			if p > 0 && p < 1 && (slices.Equal(one[0], other[0]) || slices.Equal(one[0], one[1])) {
-				t.Errorf("p=%v: other seeds or clients, the same pattern", p)
+				t.Errorf("p=%v: different seeds or clients give the same pattern", p)
 			}
 		}
 	})
 }
 
-// Faults are plain middleware: they need no Network around them.
 func TestFaultOutsideNetwork(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var passed atomic.Int64
@@ -234,7 +234,7 @@ func TestFaultOutsideNetwork(t *testing.T) {
 			passed.Add(1)
 			return nil, syscall.EHOSTUNREACH
 		})
-		f := clustertest.Chain(clustertest.WithProbability(0, 1, clustertest.Hang), clustertest.FirstN(1, clustertest.Answer(answering("a"))))
+		f := clustertest.Chain(clustertest.WithProbability(0, 1, clustertest.Hang), clustertest.FirstN(1, clustertest.Answer(respondWith("a"))))
 		client := &http.Client{Transport: f(next)}
 		req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://a", nil)
 		resp, err := client.Do(req)
@@ -242,7 +242,7 @@ func TestFaultOutsideNetwork(t *testing.T) {
 			t.Fatal(err)
 		}
 		resp.Body.Close()
-		if _, err := client.Do(req); !errors.Is(err, syscall.EHOSTUNREACH) || passed.Load() != 1 { //nolint:bodyclose // there is none
+		if _, err := client.Do(req); !errors.Is(err, syscall.EHOSTUNREACH) || passed.Load() != 1 { //nolint:bodyclose // an error has no body
 			t.Errorf("got %v, passed %d", err, passed.Load())
 		}
 	})

@@ -14,19 +14,18 @@ import (
 	"github.com/mimiktech/cluster/clustertest"
 )
 
-// timeout is what the requests of these tests are given.
-const timeout = 10 * time.Second
+const timeout = 10 * time.Second // of each request
 
-// An outcome is all that a client learns.
-type outcome struct {
+// A result is what a client sees of a request.
+type result struct {
 	status int
 	body   string
 	header http.Header
-	err    error // of the request, or of reading the answer
+	err    error // of the request, or of reading the response body
 	took   time.Duration
 }
 
-func fetch(t *testing.T, n *clustertest.Network, from, url string) outcome {
+func fetch(t *testing.T, n *clustertest.Network, from, url string) result {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
 	defer cancel()
@@ -37,29 +36,28 @@ func fetch(t *testing.T, n *clustertest.Network, from, url string) outcome {
 	start := time.Now()
 	resp, err := n.Client(from).Do(req)
 	if err != nil {
-		return outcome{err: err, took: time.Since(start)}
+		return result{err: err, took: time.Since(start)}
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
-	return outcome{resp.StatusCode, string(body), resp.Header, err, time.Since(start)}
+	return result{resp.StatusCode, string(body), resp.Header, err, time.Since(start)}
 }
 
-// answering answers with a word.
-func answering(word string) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, word) })
+func respondWith(body string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, body) })
 }
 
-// want checks what an outcome must be: an error of that kind, or a body.
-func (o outcome) want(t *testing.T, body string, kind error, took time.Duration) {
+// want checks the body, the error (with errors.Is) and the duration of a result.
+func (r result) want(t *testing.T, body string, err error, took time.Duration) {
 	t.Helper()
-	if !errors.Is(o.err, kind) {
-		t.Errorf("got error %v, want %v", o.err, kind)
+	if !errors.Is(r.err, err) {
+		t.Errorf("got error %v, want %v", r.err, err)
 	}
-	if o.body != body {
-		t.Errorf("got body %q, want %q", o.body, body)
+	if r.body != body {
+		t.Errorf("got body %q, want %q", r.body, body)
 	}
-	if o.took != took {
-		t.Errorf("took %v, want %v", o.took, took)
+	if r.took != took {
+		t.Errorf("took %v, want %v", r.took, took)
 	}
 }
 

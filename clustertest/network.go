@@ -1,21 +1,3 @@
-// Package clustertest is to cluster nodes what [net/http/httptest] is to HTTP handlers: what
-// their tests run on. A [Network] connects HTTP clients to HTTP handlers in memory, and breaks
-// the connections on demand, in the ways that real networks break.
-//
-//	synctest.Test(t, func(t *testing.T) {
-//		var n clustertest.Network
-//		n.Handle("mds-1:8080", handler)
-//		client := n.Client("mds-2:8080")
-//
-//		n.Partition([]string{"mds-1:8080"}, []string{"mds-2:8080", "mds-3:8080"})
-//		… // requests between the two sides hang until their contexts end
-//		n.Heal()
-//	})
-//
-// There is no socket, no clock of its own and no randomness that the test did not seed: all
-// waiting is on timers, channels and contexts. So it fits the bubbles of [testing/synctest], in
-// which weeks of timeouts and retries take milliseconds. Every goroutine that the package starts
-// ends with the request it was started for.
 package clustertest
 
 import (
@@ -31,62 +13,37 @@ import (
 	"time"
 )
 
-// Any stands for every host, wherever a pair of hosts is named.
+// Any matches every host, in all methods that take a pair of hosts.
 const Any = "*"
 
-// A Network carries HTTP requests from clients to handlers in memory. The zero value is a
-// network without hosts, in which nothing is broken. All methods may be called from any
-// goroutine, also while requests are on their way, and none of them blocks. A Network must not
-// be copied after first use.
+// A Network carries HTTP requests from clients to handlers in memory. The zero value is a network
+// without hosts and without faults. Its methods are safe for concurrent use, also while requests
+// are in flight, and none of them blocks. A Network must not be copied after first use.
 //
-// Hosts are named as they stand in URLs, "mds-1:8080" or "registry", letter by letter. A client
-// is seen from the host it was made for, which need not handle anything itself.
+// A host name is the host part of a URL, such as "mds-1:8080" or "registry"; names are compared
+// byte by byte. Each client sends from the host that it was created for, which needs no handler.
 //
-// A host that was never handled is unknown, as after a failed DNS lookup; one that was removed
-// or is down refuses connections; one that is cut off does not answer. On top of that, [Fault]
-// adds anything else to the requests between two hosts.
+// A host that never had a handler is unknown: requests to it fail like a DNS lookup. A host that
+// was removed or is down refuses connections. Requests to a host that is cut off hang.
+// [Network.Fault] adds other faults to the requests between two hosts.
 type Network struct {
 	mu         sync.Mutex              // guards the fields below
 	hosts      map[string]http.Handler // nil: removed
 	down       map[string]bool
 	cuts       map[pair]bool
-	partitions []map[string]int           // each: the side on which a host is
-	faults     map[pair]http.RoundTripper // each: the rest of the way, wrapped in the fault
-	observers  []*func(Exchange)          // replaced whole, never edited in place
-	underWay   map[*exchange]route        // what handlers work on
+	partitions []map[string]int           // each: the group of each host
+	faults     map[pair]http.RoundTripper // each: the fault around the rest of the route
+	observers  []*func(Exchange)          // replaced as a whole, never edited in place
+	inFlight   map[*exchange]route        // handlers that have not returned
 }
 
-// A pair is two hosts in the direction of a request. Either may be Any.
-type pair struct{ from, to string }
-
-// A route is a pair of which neither is Any.
-type route = pair
-
-// matching gives the pairs that match a route, the narrowest first.
-func (r route) matching() [4]pair {
-	return [4]pair{r, {r.from, Any}, {Any, r.to}, {Any, Any}}
-}
-
-// width is the place of p among the pairs that match a route.
-func (p pair) width() int {
-	switch {
-	case p.from == Any && p.to == Any:
-		return 3
-	case p.from == Any:
-		return 2
-	case p.to == Any:
-		return 1
-	}
-	return 0
-}
-
-// Handle makes h answer the requests to host, from now on. It replaces the handler that was
-// there, which still finishes the requests it has. A nil h is [Network.Remove].
+// Handle registers h as the handler of host. It replaces the previous handler, which still
+// finishes its current requests. If h is nil, Handle calls [Network.Remove].
 //
-// A handler sees requests as one behind an [http.Server] does: each in a goroutine of its own,
-// with a context that ends when the client gives up or the handler returns, and that has
-// nothing else in common with the client's. RemoteAddr has the client's host and a made-up
-// port. If a handler panics, its client finds the connection broken.
+// A handler sees requests like the handler of an [http.Server]. Each is served in its own
+// goroutine. The request's context ends when the client gives up or the handler returns; it does
+// not contain the values of the client's context. RemoteAddr is the client's host with an
+// arbitrary port. If the handler panics, the client gets a connection error.
 func (n *Network) Handle(host string, h http.Handler) {
 	if h == nil {
 		n.Remove(host)
@@ -94,28 +51,29 @@ func (n *Network) Handle(host string, h http.Handler) {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.hosts = with(n.hosts, host, h)
+	n.hosts = put(n.hosts, host, h)
 }
 
-// Remove takes the handler of host away. Connections to it are refused until it is handled
-// again; those that it has break.
+// Remove removes the handler of host and resets its connections. Further connections are refused
+// until the host has a handler again.
 func (n *Network) Remove(host string) {
 	n.mu.Lock()
-	n.hosts = with(n.hosts, host, nil)
-	broken := n.underWayLocked(func(r route) bool { return r.to == host })
+	n.hosts = put(n.hosts, host, nil)
+	broken := n.inFlightLocked(func(r route) bool { return r.to == host })
 	n.mu.Unlock()
-	reset(broken)
+	resetAll(broken)
 }
 
-// Down is what killing the processes on host does: connections to it are refused, its own
-// requests find no network, and those under way in either direction break. It lasts until
-// [Network.Up]; a handler set meanwhile has to wait for that too.
+// Down makes host unreachable until [Network.Up], as if its processes had been killed.
+// Connections to it are refused. Its own requests fail with [syscall.ENETUNREACH]. Requests in
+// flight are reset in both directions. A handler that is registered meanwhile is not reachable
+// either.
 func (n *Network) Down(host string) {
 	n.mu.Lock()
-	n.down = with(n.down, host, true)
-	broken := n.underWayLocked(func(r route) bool { return r.from == host || r.to == host })
+	n.down = put(n.down, host, true)
+	broken := n.inFlightLocked(func(r route) bool { return r.from == host || r.to == host })
 	n.mu.Unlock()
-	reset(broken)
+	resetAll(broken)
 }
 
 // Up undoes [Network.Down].
@@ -125,25 +83,25 @@ func (n *Network) Up(host string) {
 	delete(n.down, host)
 }
 
-// Cut loses all that a and b send each other: requests hang until their contexts end, even if
-// the cut is mended by then. Requests that are already being handled hang as well, but for
-// answers whose headers are through. What a host sends to itself is never lost. Either host may
-// be [Any].
+// Cut loses all messages between a and b. Requests hang until their contexts end; [Network.Mend]
+// does not revive them. Requests in flight hang, too, unless their response headers have arrived.
+// Messages of a host to itself are never lost. Either host may be [Any].
 func (n *Network) Cut(a, b string) {
 	n.CutOneWay(a, b)
 	n.CutOneWay(b, a)
 }
 
-// CutOneWay loses all that from sends to to, and nothing of what to sends to from. Requests of
-// from hang and don't reach the handler. Those of to do reach it, over a connection that exists
-// already; then their answer is lost, and they hang too. Either host may be [Any].
+// CutOneWay loses all messages in the direction from → to. Requests in this direction hang and do
+// not reach the handler. Requests in the other direction reach the handler, as over an existing
+// connection, but their responses are lost, so that they hang, too. Either host may be [Any].
 func (n *Network) CutOneWay(from, to string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.cuts = with(n.cuts, pair{from, to}, true)
+	n.cuts = put(n.cuts, pair{from, to}, true)
 }
 
-// Mend undoes [Network.Cut] and [Network.CutOneWay] between a and b, named as they were there.
+// Mend undoes [Network.Cut] and [Network.CutOneWay] for exactly these two names. A cut between a
+// host and [Any] is undone by those names only.
 func (n *Network) Mend(a, b string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -151,37 +109,38 @@ func (n *Network) Mend(a, b string) {
 	delete(n.cuts, pair{b, a})
 }
 
-// Partition cuts every host of each group off from the hosts of all other groups. Hosts in no
-// group still reach everyone. Partitions add up, until [Network.Heal].
+// Partition cuts the hosts of each group off from those of all other groups. Hosts in no group
+// still reach all hosts. Partitions add up until [Network.Heal].
 func (n *Network) Partition(groups ...[]string) {
-	sides := make(map[string]int)
+	groupOf := make(map[string]int)
 	for i, group := range groups {
 		for _, host := range group {
-			sides[host] = i
+			groupOf[host] = i
 		}
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.partitions = append(n.partitions, sides)
+	n.partitions = append(n.partitions, groupOf)
 }
 
-// Heal mends every cut and every partition. Hosts that are down stay down, and faults stay set.
+// Heal undoes all cuts and partitions. Hosts that are down stay down, and faults stay set.
 func (n *Network) Heal() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.cuts, n.partitions = nil, nil
 }
 
-// Fault puts f in the way of the requests from one host to another, instead of the fault that
-// was set for that pair; nil takes that away. Either host may be [Any].
+// Fault applies f to the requests from one host to another. It replaces the fault that was set for
+// the same pair; if f is nil, it removes that fault. Either host may be [Any].
 //
-// A request meets every fault whose pair matches, first the one set for exactly its two hosts,
-// then those for (from, Any), (Any, to), and (Any, Any), so a network that is slow everywhere
-// can be broken in places. What is down or cut comes after all of them.
+// All faults whose pair matches apply to a request, one inside the other. The outermost is that of
+// the two hosts; those of (from, Any), (Any, to) and (Any, Any) follow. So one pair of hosts can
+// have a fault of its own in a network that is slow everywhere. A request that passes all faults
+// still fails if its host is down or cut off.
 //
-// f is called once, here. The round trippers it is given and returns serve all requests of the
-// pair, any number at a time. What it passes on must have the request's context, or one derived
-// from it.
+// Fault calls f once. The round trippers that f gets and returns serve all requests of the pair,
+// concurrently. A request that f passes on must have the context of the original request, or one
+// derived from it.
 func (n *Network) Fault(from, to string, f Fault) {
 	p := pair{from, to}
 	if f == nil {
@@ -191,23 +150,23 @@ func (n *Network) Fault(from, to string, f Fault) {
 		return
 	}
 	wrapped := f(RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
-		t, ok := req.Context().Value(travelKey{}).(travel)
-		if !ok || t.n != n {
-			discard(req)
+		rr, ok := req.Context().Value(requestRouteKey{}).(requestRoute)
+		if !ok || rr.network != n {
+			closeBody(req)
 			return nil, fmt.Errorf("clustertest: the fault from %s to %s passed on a request without its context", from, to)
 		}
-		return n.pass(t.route, p.width()+1, req)
+		return n.send(rr.route, p.rank()+1, req)
 	}))
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.faults = with(n.faults, p, wrapped)
+	n.faults = put(n.faults, p, wrapped)
 }
 
-// Observe has f told of every exchange that begins from now on, until stop is called.
+// Observe calls f for every exchange that begins after the call, until stop is called.
 //
-// f is called when the exchange is over: when its request failed, or when the client read its
-// answer to the end or closed it; a client that does neither is never done. The client waits for f, and several may be in it at a time; f
-// may call any method of the Network. Nothing is measured while nobody observes.
+// f is called when the request has failed, or when the client has read the response body to its
+// end or closed it. The client is blocked during the call. Calls may be concurrent, and f may call
+// any method of the Network.
 func (n *Network) Observe(f func(Exchange)) (stop func()) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -219,71 +178,94 @@ func (n *Network) Observe(f func(Exchange)) (stop func()) {
 	}
 }
 
-// An Exchange is a request and what became of it, as its client saw it.
+// An Exchange is a request and its result, as seen by the client.
 type Exchange struct {
 	From, To    string
 	Method      string
-	Path, Query string      // of the URL, the query as it was encoded
-	Header      http.Header // of the request; the client's own: look at it, clone it to keep it
-	Status      int         // of the answer; 0 if none came
-	Err         error       // why none came, or why it broke off
+	Path, Query string      // of the URL; Query is encoded
+	Header      http.Header // of the request; must not be modified, and only a clone may be kept
+	Status      int         // of the response; 0 if there was none
+	Err         error       // of the request, or of reading the response body
 
-	Sent     int64 // bytes of the request's body that were read at the other end
-	Received int64 // bytes of the answer's body that the client read
+	Sent     int64 // bytes of the request body that the handler read
+	Received int64 // bytes of the response body that the client read
 
 	Start    time.Time
-	Duration time.Duration // until the client was done with the answer
+	Duration time.Duration // until the request failed, or the response body was read or closed
 }
 
-// Client returns a client whose requests go over the network, from the host given, and as
-// [http.Client]s do by default follow redirects and have no timeout. The client is the
-// caller's to change. It needs no closing.
+// Client returns a new client that sends from the given host. Its transport is that of
+// [Network.Transport]; its other fields have their zero values, so it follows redirects and has no
+// timeout. The caller may change them. The client needs no closing.
 func (n *Network) Client(from string) *http.Client {
 	return &http.Client{Transport: n.Transport(from)}
 }
 
-// Transport returns a round tripper whose requests go over the network, from the host given. It
-// may be used from any goroutine, and answers with the errors of [http.Transport]: a
-// [*net.OpError] around the cause, or the cause for which the request's context ended. An answer
-// that comes at the very moment of the context's deadline is too late.
+// Transport returns a round tripper that sends from the given host. It is safe for concurrent use.
+// Its errors are those of [http.Transport]: a [*net.OpError] that wraps the cause, or the cause of
+// the request's context. A response that arrives exactly at the deadline of the context is late.
 //
-// Answers are handed over in memory: up to 64 kB of a body wait for the client while the handler
-// goes on, longer or flushed ones stream at the pace at which the client reads. http and https
-// are the same wire; the handler of an https request finds a TLS state without certificates.
-// There is no compression, and there are no trailers, upgrades or informational answers.
+// Up to 64 kB of a response body are buffered while the handler goes on. A longer or flushed
+// response is streamed: the handler writes as fast as the client reads. Requests to http and https
+// URLs are handled alike; the handler of the latter sees a TLS state without certificates. There
+// is no compression, and there are no trailers, upgrades or informational responses.
 func (n *Network) Transport(from string) http.RoundTripper {
 	return RoundTripperFunc(func(req *http.Request) (*http.Response, error) { return n.roundTrip(from, req) })
 }
 
+// A pair is two hosts in the direction of a request. Either may be Any.
+type pair struct{ from, to string }
+
+// A route is a pair without Any.
+type route = pair
+
+// matching returns the pairs that match a route, the most specific first.
+func (r route) matching() [4]pair {
+	return [4]pair{r, {r.from, Any}, {Any, r.to}, {Any, Any}}
+}
+
+// rank returns the index of p in the result of matching.
+func (p pair) rank() int {
+	switch {
+	case p.from == Any && p.to == Any:
+		return 3
+	case p.from == Any:
+		return 2
+	case p.to == Any:
+		return 1
+	}
+	return 0
+}
+
 func (n *Network) roundTrip(from string, req *http.Request) (*http.Response, error) {
 	if err := check(req); err != nil {
-		discard(req)
+		closeBody(req)
 		return nil, err
 	}
 	n.mu.Lock()
-	observers, faulty := n.observers, len(n.faults) > 0
+	observers, hasFaults := n.observers, len(n.faults) > 0
 	n.mu.Unlock()
 
 	r, sent := route{from, req.URL.Host}, req
-	var w *watch
+	var rec *recorder
 	if len(observers) > 0 {
-		w = &watch{observers: observers, route: r, req: req, start: time.Now()}
-		sent = w.request()
+		rec = &recorder{observers: observers, route: r, req: req, start: time.Now()}
+		sent = rec.request()
 	}
-	if faulty {
-		sent = sent.WithContext(context.WithValue(sent.Context(), travelKey{}, travel{n, r}))
+	if hasFaults {
+		sent = sent.WithContext(context.WithValue(sent.Context(), requestRouteKey{}, requestRoute{n, r}))
 	}
-	resp, err := n.pass(r, 0, sent)
+	resp, err := n.send(r, 0, sent)
 	if resp != nil {
 		resp.Request = req
 	}
-	if w != nil {
-		w.answer(resp, err)
+	if rec != nil {
+		rec.response(resp, err)
 	}
 	return resp, err
 }
 
-// check refuses what could not be sent.
+// check returns an error if [http.Transport] could not send req.
 func check(req *http.Request) error {
 	switch {
 	case req.URL == nil:
@@ -300,31 +282,31 @@ func check(req *http.Request) error {
 	return nil
 }
 
-// travelKey finds the travel in the context of a request that meets faults.
-type travelKey struct{}
-
-// A travel is where a request is on its way: faults carry it past code that is not ours.
-type travel struct {
-	n *Network
+// A requestRoute is kept in the context of a request, because a fault may change its URL.
+type requestRoute struct {
+	network *Network
 	route
 }
 
-// pass sends req past the faults of r from the given width on, and delivers it.
-func (n *Network) pass(r route, width int, req *http.Request) (*http.Response, error) {
-	if fault := n.fault(r, width); fault != nil {
+type requestRouteKey struct{}
+
+// send sends req through the faults of r, from the given rank on, and delivers it.
+func (n *Network) send(r route, rank int, req *http.Request) (*http.Response, error) {
+	if fault := n.fault(r, rank); fault != nil {
 		return fault.RoundTrip(req)
 	}
 	return n.deliver(r.from, req)
 }
 
-func (n *Network) fault(r route, width int) http.RoundTripper {
+// fault returns the first fault of r from the given rank on, or nil.
+func (n *Network) fault(r route, rank int) http.RoundTripper {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if len(n.faults) == 0 {
 		return nil
 	}
 	pairs := r.matching()
-	for _, p := range pairs[width:] {
+	for _, p := range pairs[rank:] {
 		if fault := n.faults[p]; fault != nil {
 			return fault
 		}
@@ -332,30 +314,30 @@ func (n *Network) fault(r route, width int) http.RoundTripper {
 	return nil
 }
 
-// deliver brings req to the host in its URL (a fault may have changed that) and the answer back.
+// deliver has req handled by the host in its URL, which a fault may have changed.
 func (n *Network) deliver(from string, req *http.Request) (*http.Response, error) {
 	r := route{from, req.URL.Host}
 	x := newExchange(req)
 	h, err := n.connect(r, x)
 	switch {
 	case err != nil:
-		discard(req)
+		closeBody(req)
 		return nil, err
 	case h == nil:
 		return hang(req)
 	}
-	resp, err := x.run(from, req, h, func() { n.forget(x) })
-	if req.Context().Err() == nil && n.loses(route{r.to, r.from}) {
+	resp, err := x.run(from, req, h, func() { n.done(x) })
+	if req.Context().Err() == nil && n.isCut(route{r.to, r.from}) {
 		<-req.Context().Done()
 		err = context.Cause(req.Context())
-		x.breakOff(err)
+		x.abort(err)
 		return nil, err
 	}
 	return resp, err
 }
 
-// connect finds the handler at the end of r and notes that x is under way to it. It gives
-// neither a handler nor an error where nobody answers.
+// connect returns the handler of r.to and records that x is in flight. If requests are lost on the
+// route, it returns neither a handler nor an error.
 func (n *Network) connect(r route, x *exchange) (http.Handler, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -365,29 +347,29 @@ func (n *Network) connect(r route, x *exchange) (http.Handler, error) {
 		return nil, dialError(r.to, syscall.ENETUNREACH)
 	case !known:
 		return nil, lookupError(r.to)
-	case n.losesLocked(r):
+	case n.isCutLocked(r):
 		return nil, nil
 	case h == nil || n.down[r.to]:
 		return nil, dialError(r.to, syscall.ECONNREFUSED)
 	}
-	n.underWay = with(n.underWay, x, r)
+	n.inFlight = put(n.inFlight, x, r)
 	return h, nil
 }
 
-func (n *Network) forget(x *exchange) {
+func (n *Network) done(x *exchange) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	delete(n.underWay, x)
+	delete(n.inFlight, x)
 }
 
-// loses reports whether what goes this way is lost.
-func (n *Network) loses(r route) bool {
+// isCut reports whether messages on the route are lost.
+func (n *Network) isCut(r route) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.losesLocked(r)
+	return n.isCutLocked(r)
 }
 
-func (n *Network) losesLocked(r route) bool {
+func (n *Network) isCutLocked(r route) bool {
 	if r.from == r.to {
 		return false
 	}
@@ -398,16 +380,16 @@ func (n *Network) losesLocked(r route) bool {
 			}
 		}
 	}
-	return slices.ContainsFunc(n.partitions, func(sides map[string]int) bool {
-		from, ok1 := sides[r.from]
-		to, ok2 := sides[r.to]
+	return slices.ContainsFunc(n.partitions, func(groupOf map[string]int) bool {
+		from, ok1 := groupOf[r.from]
+		to, ok2 := groupOf[r.to]
 		return ok1 && ok2 && from != to
 	})
 }
 
-func (n *Network) underWayLocked(match func(route) bool) []*exchange {
+func (n *Network) inFlightLocked(match func(route) bool) []*exchange {
 	var xs []*exchange
-	for x, r := range n.underWay {
+	for x, r := range n.inFlight {
 		if match(r) {
 			xs = append(xs, x)
 		}
@@ -415,14 +397,14 @@ func (n *Network) underWayLocked(match func(route) bool) []*exchange {
 	return xs
 }
 
-func reset(xs []*exchange) {
+func resetAll(xs []*exchange) {
 	for _, x := range xs {
-		x.breakOff(connectionReset())
+		x.abort(connectionReset())
 	}
 }
 
-// with sets m[k] = v, in a new map if m is nil.
-func with[K comparable, V any](m map[K]V, k K, v V) map[K]V {
+// put sets m[k] = v and returns m, or a new map if m is nil.
+func put[K comparable, V any](m map[K]V, k K, v V) map[K]V {
 	if m == nil {
 		m = make(map[K]V)
 	}
@@ -430,87 +412,88 @@ func with[K comparable, V any](m map[K]V, k K, v V) map[K]V {
 	return m
 }
 
-// A watch measures one exchange for those who observe it.
-type watch struct {
+// A recorder measures one exchange and reports it to the observers, once.
+type recorder struct {
 	observers []*func(Exchange)
 	route     route
 	req       *http.Request
 	start     time.Time
 	status    int
-	sent      atomic.Int64 // the handler may go on reading after the client gave up
+	sent      atomic.Int64 // the handler may still read after the client has given up
 	received  atomic.Int64
-	told      sync.Once
+	once      sync.Once
 }
 
-// request gives the request to send in place of the client's.
-func (w *watch) request() *http.Request {
-	if w.req.Body == nil || w.req.Body == http.NoBody {
-		return w.req
+// request returns the client's request with a body that counts what is read.
+func (rec *recorder) request() *http.Request {
+	if rec.req.Body == nil || rec.req.Body == http.NoBody {
+		return rec.req
 	}
-	req := *w.req
-	req.Body = countedRequest{req.Body, &w.sent}
+	req := *rec.req
+	req.Body = countingRequestBody{req.Body, &rec.sent}
 	return &req
 }
 
-// answer tells of the exchange if it is over, else has its body do so.
-func (w *watch) answer(resp *http.Response, err error) {
+// response reports an exchange without a response body. Otherwise the body reports it when it has
+// been read or closed.
+func (rec *recorder) response(resp *http.Response, err error) {
 	if err != nil || resp == nil {
-		w.tell(err)
+		rec.report(err)
 		return
 	}
-	w.status = resp.StatusCode
+	rec.status = resp.StatusCode
 	if resp.Body == nil || resp.Body == http.NoBody {
-		w.tell(nil)
+		rec.report(nil)
 		return
 	}
-	resp.Body = countedAnswer{resp.Body, w}
+	resp.Body = countingResponseBody{resp.Body, rec}
 }
 
-func (w *watch) tell(err error) {
-	w.told.Do(func() {
+func (rec *recorder) report(err error) {
+	rec.once.Do(func() {
 		x := Exchange{
-			From: w.route.from, To: w.route.to,
-			Method: w.req.Method, Path: w.req.URL.Path, Query: w.req.URL.RawQuery, Header: w.req.Header,
-			Status: w.status, Err: err,
-			Sent: w.sent.Load(), Received: w.received.Load(),
-			Start: w.start, Duration: time.Since(w.start),
+			From: rec.route.from, To: rec.route.to,
+			Method: rec.req.Method, Path: rec.req.URL.Path, Query: rec.req.URL.RawQuery, Header: rec.req.Header,
+			Status: rec.status, Err: err,
+			Sent: rec.sent.Load(), Received: rec.received.Load(),
+			Start: rec.start, Duration: time.Since(rec.start),
 		}
-		for _, f := range w.observers {
+		for _, f := range rec.observers {
 			(*f)(x)
 		}
 	})
 }
 
-type countedRequest struct {
+type countingRequestBody struct {
 	io.ReadCloser
 	read *atomic.Int64
 }
 
-func (b countedRequest) Read(p []byte) (int, error) {
+func (b countingRequestBody) Read(p []byte) (int, error) {
 	k, err := b.ReadCloser.Read(p)
 	b.read.Add(int64(k))
 	return k, err
 }
 
-type countedAnswer struct {
+type countingResponseBody struct {
 	io.ReadCloser
-	w *watch
+	rec *recorder
 }
 
-func (b countedAnswer) Read(p []byte) (int, error) {
+func (b countingResponseBody) Read(p []byte) (int, error) {
 	k, err := b.ReadCloser.Read(p)
-	b.w.received.Add(int64(k))
+	b.rec.received.Add(int64(k))
 	switch {
 	case errors.Is(err, io.EOF):
-		b.w.tell(nil)
+		b.rec.report(nil)
 	case err != nil:
-		b.w.tell(err)
+		b.rec.report(err)
 	}
 	return k, err
 }
 
-func (b countedAnswer) Close() error {
+func (b countingResponseBody) Close() error {
 	err := b.ReadCloser.Close()
-	b.w.tell(nil)
+	b.rec.report(nil)
 	return err
 }

@@ -27,24 +27,24 @@ import (
 func TestHosts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var n clustertest.Network
-		o := fetch(t, &n, "b", "http://a:1")
-		if !isNotFound(o.err) {
-			t.Errorf("unknown host: got %v, want a failed lookup", o.err)
+		res := fetch(t, &n, "b", "http://a:1")
+		if !isNotFound(res.err) {
+			t.Errorf("unknown host: got %v, want a failed lookup", res.err)
 		}
-		n.Handle("a:1", answering("one"))
+		n.Handle("a:1", respondWith("one"))
 		fetch(t, &n, "b", "http://a:1").want(t, "one", nil, 0)
 		fetch(t, &n, "b", "https://a:1").want(t, "one", nil, 0)
-		n.Handle("a:1", answering("two"))
+		n.Handle("a:1", respondWith("two"))
 		fetch(t, &n, "b", "http://a:1").want(t, "two", nil, 0)
-		if o := fetch(t, &n, "b", "http://a:2"); !isNotFound(o.err) {
-			t.Errorf("another port: got %v, want a failed lookup", o.err)
+		if res := fetch(t, &n, "b", "http://a:2"); !isNotFound(res.err) {
+			t.Errorf("another port: got %v, want a failed lookup", res.err)
 		}
 
 		n.Handle("a:1", nil)
-		o = fetch(t, &n, "b", "http://a:1")
-		o.want(t, "", syscall.ECONNREFUSED, 0)
-		if !isOp(o.err, "dial") {
-			t.Errorf("removed host: got %v, want a failed dial", o.err)
+		res = fetch(t, &n, "b", "http://a:1")
+		res.want(t, "", syscall.ECONNREFUSED, 0)
+		if !isOp(res.err, "dial") {
+			t.Errorf("removed host: got %v, want a failed dial", res.err)
 		}
 	})
 }
@@ -52,33 +52,32 @@ func TestHosts(t *testing.T) {
 func TestDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var n clustertest.Network
-		n.Handle("a", answering("a"))
-		n.Handle("b", answering("b"))
+		n.Handle("a", respondWith("a"))
+		n.Handle("b", respondWith("b"))
 		n.Down("a")
 		fetch(t, &n, "b", "http://a").want(t, "", syscall.ECONNREFUSED, 0)
 		fetch(t, &n, "a", "http://b").want(t, "", syscall.ENETUNREACH, 0)
 		fetch(t, &n, "a", "http://a").want(t, "", syscall.ENETUNREACH, 0)
 		fetch(t, &n, "c", "http://b").want(t, "b", nil, 0)
-		n.Handle("a", answering("anew"))
+		n.Handle("a", respondWith("second a"))
 		fetch(t, &n, "b", "http://a").want(t, "", syscall.ECONNREFUSED, 0)
 		n.Heal()
 		fetch(t, &n, "b", "http://a").want(t, "", syscall.ECONNREFUSED, 0)
 		n.Up("a")
-		fetch(t, &n, "b", "http://a").want(t, "anew", nil, 0)
+		fetch(t, &n, "b", "http://a").want(t, "second a", nil, 0)
 		fetch(t, &n, "a", "http://b").want(t, "b", nil, 0)
 	})
 }
 
-// What is under way when a host dies breaks, and its handler learns of it.
-func TestDownBreaks(t *testing.T) {
+func TestDownResetsRequestsInFlight(t *testing.T) {
 	kill := map[string]func(*clustertest.Network){
 		"the server is down":     func(n *clustertest.Network) { n.Down("a") },
 		"the client is down":     func(n *clustertest.Network) { n.Down("b") },
 		"the handler is removed": func(n *clustertest.Network) { n.Remove("a") },
 	}
 	handlers := map[string]http.HandlerFunc{
-		"before the answer": func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
-		"during the answer": func(w http.ResponseWriter, r *http.Request) {
+		"before the response": func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
+		"during the response": func(w http.ResponseWriter, r *http.Request) {
 			w.(http.Flusher).Flush()
 			<-r.Context().Done()
 		},
@@ -98,48 +97,49 @@ func TestDownBreaks(t *testing.T) {
 }
 
 func TestCuts(t *testing.T) {
-	// What requests from → to do: "" arrive, "lost" hang, "unanswered" are handled and hang.
-	type ways map[string]string
+	// The result by route: "lost" requests hang, "unanswered" ones are handled and hang, all others
+	// succeed.
+	type routes map[string]string
 	tests := []struct {
 		name string
 		do   func(*clustertest.Network)
-		want ways
+		want routes
 	}{
 		{"nothing", func(*clustertest.Network) {}, nil},
 		{
 			"cut", func(n *clustertest.Network) { n.Cut("a", "b") },
-			ways{"a b": "lost", "b a": "lost"},
+			routes{"a b": "lost", "b a": "lost"},
 		},
 		{
 			"cut off from all", func(n *clustertest.Network) { n.Cut("a", clustertest.Any) },
-			ways{"a b": "lost", "b a": "lost", "a c": "lost", "c a": "lost"},
+			routes{"a b": "lost", "b a": "lost", "a c": "lost", "c a": "lost"},
 		},
 		{
 			"cut one way", func(n *clustertest.Network) { n.CutOneWay("a", "b") },
-			ways{"a b": "lost", "b a": "unanswered"},
+			routes{"a b": "lost", "b a": "unanswered"},
 		},
 		{
-			"deaf", func(n *clustertest.Network) { n.CutOneWay(clustertest.Any, "b") },
-			ways{"a b": "lost", "c b": "lost", "b a": "unanswered", "b c": "unanswered"},
+			"all requests to one host", func(n *clustertest.Network) { n.CutOneWay(clustertest.Any, "b") },
+			routes{"a b": "lost", "c b": "lost", "b a": "unanswered", "b c": "unanswered"},
 		},
 		{
-			"cut from itself", func(n *clustertest.Network) { n.Cut("a", "a") }, nil,
+			"cut off from itself", func(n *clustertest.Network) { n.Cut("a", "a") }, nil,
 		},
 		{
 			"mended", func(n *clustertest.Network) { n.Cut("a", "b"); n.CutOneWay("b", "c"); n.Mend("b", "a") },
-			ways{"b c": "lost", "c b": "unanswered"},
+			routes{"b c": "lost", "c b": "unanswered"},
 		},
 		{
 			"partition", func(n *clustertest.Network) { n.Partition([]string{"a", "b"}, []string{"c"}) },
-			ways{"a c": "lost", "b c": "lost", "c a": "lost", "c b": "lost"},
+			routes{"a c": "lost", "b c": "lost", "c a": "lost", "c b": "lost"},
 		},
 		{
-			"some in no group", func(n *clustertest.Network) { n.Partition([]string{"a"}, []string{"c"}) },
-			ways{"a c": "lost", "c a": "lost"},
+			"one host in no group", func(n *clustertest.Network) { n.Partition([]string{"a"}, []string{"c"}) },
+			routes{"a c": "lost", "c a": "lost"},
 		},
 		{
-			"each alone", func(n *clustertest.Network) { n.Partition([]string{"a"}, []string{"b"}, []string{"c"}) },
-			ways{"a b": "lost", "a c": "lost", "b a": "lost", "b c": "lost", "c a": "lost", "c b": "lost"},
+			"one host in each group", func(n *clustertest.Network) { n.Partition([]string{"a"}, []string{"b"}, []string{"c"}) },
+			routes{"a b": "lost", "a c": "lost", "b a": "lost", "b c": "lost", "c a": "lost", "c b": "lost"},
 		},
 		{
 			"two partitions",
@@ -147,7 +147,7 @@ func TestCuts(t *testing.T) {
 				n.Partition([]string{"a"}, []string{"b"})
 				n.Partition([]string{"a"}, []string{"c"})
 			},
-			ways{"a b": "lost", "a c": "lost", "b a": "lost", "c a": "lost"},
+			routes{"a b": "lost", "a c": "lost", "b a": "lost", "c a": "lost"},
 		},
 		{
 			"healed",
@@ -175,20 +175,20 @@ func TestCuts(t *testing.T) {
 				tt.do(&n)
 				for _, from := range hosts {
 					for _, to := range hosts {
-						way := from + " " + to
-						o := fetch(t, &n, from, "http://"+to)
-						_, reached := handled.Load(way)
+						route := from + " " + to
+						res := fetch(t, &n, from, "http://"+to)
+						_, reached := handled.Load(route)
 						got := ""
 						switch {
-						case errors.Is(o.err, context.DeadlineExceeded) && o.took == timeout && reached:
+						case errors.Is(res.err, context.DeadlineExceeded) && res.took == timeout && reached:
 							got = "unanswered"
-						case errors.Is(o.err, context.DeadlineExceeded) && o.took == timeout:
+						case errors.Is(res.err, context.DeadlineExceeded) && res.took == timeout:
 							got = "lost"
-						case o.err != nil || o.took != 0:
-							t.Errorf("%s: %v after %v", way, o.err, o.took)
+						case res.err != nil || res.took != 0:
+							t.Errorf("%s: %v after %v", route, res.err, res.took)
 						}
-						if got != tt.want[way] {
-							t.Errorf("%s: got %q, want %q", way, got, tt.want[way])
+						if got != tt.want[route] {
+							t.Errorf("%s: got %q, want %q", route, got, tt.want[route])
 						}
 					}
 				}
@@ -197,7 +197,7 @@ func TestCuts(t *testing.T) {
 	}
 }
 
-// A cut catches requests that are being handled; mending it does not bring their answers back.
+// The response is lost even though the cut has been mended when the handler returns.
 func TestCutWhileHandled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var n clustertest.Network
@@ -221,7 +221,7 @@ func TestFaultOrder(t *testing.T) {
 				})
 			}
 		}
-		n.Handle("a", answering("a"))
+		n.Handle("a", respondWith("a"))
 		n.Fault(clustertest.Any, clustertest.Any, mark("any any"))
 		n.Fault(clustertest.Any, "a", mark("any a"))
 		n.Fault("b", clustertest.Any, mark("b any"))
@@ -247,19 +247,19 @@ func TestFaultOrder(t *testing.T) {
 
 func TestFaultWithoutContext(t *testing.T) {
 	var n clustertest.Network
-	n.Handle("a", answering("a"))
+	n.Handle("a", respondWith("a"))
 	n.Fault("b", "a", func(next http.RoundTripper) http.RoundTripper {
 		return clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
 			return next.RoundTrip(req.WithContext(context.Background()))
 		})
 	})
-	if o := fetch(t, &n, "b", "http://a"); o.err == nil || !strings.Contains(o.err.Error(), "from b to a") {
-		t.Errorf("got %v, want an error that names the fault", o.err)
+	if res := fetch(t, &n, "b", "http://a"); res.err == nil || !strings.Contains(res.err.Error(), "from b to a") {
+		t.Errorf("got %v, want an error that names the fault", res.err)
 	}
 }
 
-// A handler must not be able to tell the network from net/http.
-func TestRequestAsServed(t *testing.T) {
+// A handler sees the same request from a Network and from net/http.
+func TestRequestsAreThoseOfNetHTTP(t *testing.T) {
 	type key struct{}
 	requests := map[string]func() *http.Request{
 		"get": func() *http.Request {
@@ -285,7 +285,7 @@ func TestRequestAsServed(t *testing.T) {
 			return httptest.NewRequestWithContext(t.Context(), http.MethodHead, "http://HOST/", nil)
 		},
 	}
-	// What a handler sees, but for the address of the client.
+	// seen copies all fields that a handler sees, except the address of the client.
 	seen := func(got *http.Request) http.HandlerFunc {
 		return func(_ http.ResponseWriter, r *http.Request) {
 			body, err := io.ReadAll(r.Body)
@@ -337,8 +337,8 @@ func TestRequestAsServed(t *testing.T) {
 	}
 }
 
-// A client must not either.
-func TestAnswerAsReceived(t *testing.T) {
+// A client sees the same response from a Network and from net/http.
+func TestResponsesAreThoseOfNetHTTP(t *testing.T) {
 	long := strings.Repeat("0123456789abcdef", 10_000)
 	handlers := map[string]http.HandlerFunc{
 		"nothing":     func(http.ResponseWriter, *http.Request) {},
@@ -352,7 +352,7 @@ func TestAnswerAsReceived(t *testing.T) {
 			w.Header().Set("Content-Length", "5")
 			fmt.Fprint(w, "12345")
 			if _, err := io.WriteString(w, "6"); !errors.Is(err, http.ErrContentLength) {
-				t.Errorf("too much: got %v", err)
+				t.Errorf("write beyond the declared length: got %v", err)
 			}
 		},
 		"short of declared": func(w http.ResponseWriter, _ *http.Request) {
@@ -389,11 +389,11 @@ func TestAnswerAsReceived(t *testing.T) {
 		},
 		"too large": func(w http.ResponseWriter, r *http.Request) {
 			if _, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 1)); err == nil {
-				t.Error("a body of 4 bytes passed for one")
+				t.Error("read a body of 4 bytes with a limit of 1")
 			}
 		},
 		"panic": func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
-		"panic after the head": func(w http.ResponseWriter, _ *http.Request) {
+		"panic after the header": func(w http.ResponseWriter, _ *http.Request) {
 			fmt.Fprint(w, "half")
 			w.(http.Flusher).Flush()
 			panic(http.ErrAbortHandler)
@@ -412,7 +412,7 @@ func TestAnswerAsReceived(t *testing.T) {
 		for _, method := range []string{http.MethodPost, http.MethodHead} {
 			t.Run(name+" "+method, func(t *testing.T) {
 				if name == "too large" && method == http.MethodHead {
-					t.Skip("has no body")
+					t.Skip("a HEAD request has no body")
 				}
 				server := httptest.NewUnstartedServer(h)
 				server.Config.ErrorLog = log.New(io.Discard, "", 0)
@@ -450,7 +450,7 @@ func TestAnswerAsReceived(t *testing.T) {
 func TestHandlerCrashes(t *testing.T) {
 	crashes := map[string]func(){
 		"aborts":     func() { panic(http.ErrAbortHandler) },
-		"panics":     func() { panic("at the disco") },
+		"panics":     func() { panic("a bug") },
 		"panics nil": func() { panic(nil) },
 		"exits":      runtime.Goexit, // what t.FailNow does
 	}
@@ -471,35 +471,36 @@ func TestHandlerCrashes(t *testing.T) {
 	}
 }
 
-// The client gives up while the handler works: it is free at once, and the handler learns of it.
-func TestClientGivesUp(t *testing.T) {
+// A canceled request returns at once, although its handler has not returned. The handler's context
+// ends.
+func TestCanceledRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var n clustertest.Network
-		cause := errors.New("had enough")
-		var left time.Time
+		cause := errors.New("canceled by the test")
+		var returned time.Time
 		n.Handle("a", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			<-r.Context().Done()
-			time.Sleep(time.Hour) // and takes its time
+			time.Sleep(time.Hour)
 			if _, err := io.WriteString(w, "x"); !errors.Is(err, syscall.EPIPE) {
-				t.Errorf("writing to nobody: got %v", err)
+				t.Errorf("write after the client has gone: got %v", err)
 			}
 			if _, err := r.Body.Read(make([]byte, 1)); err == nil {
 				t.Error("the body can still be read")
 			}
-			left = time.Now()
+			returned = time.Now()
 		}))
 		start := time.Now()
 		ctx, cancel := context.WithCancelCause(t.Context())
 		time.AfterFunc(time.Second, func() { cancel(cause) })
 		req, _ := http.NewRequestWithContext(ctx, http.MethodPost, "http://a", strings.NewReader("body"))
-		_, err := n.Transport("b").RoundTrip(req) //nolint:bodyclose // there is none
+		_, err := n.Transport("b").RoundTrip(req) //nolint:bodyclose // an error has no body
 		if !errors.Is(err, cause) || time.Since(start) != time.Second {
 			t.Errorf("got %v after %v", err, time.Since(start))
 		}
 		time.Sleep(2 * time.Hour)
 		synctest.Wait()
-		if got := left.Sub(start); got != time.Hour+time.Second {
-			t.Errorf("the handler left after %v", got)
+		if got := returned.Sub(start); got != time.Hour+time.Second {
+			t.Errorf("the handler returned after %v", got)
 		}
 	})
 }
@@ -511,7 +512,7 @@ func TestClientTimeout(t *testing.T) {
 		client := n.Client("b")
 		client.Timeout = timeout
 		start := time.Now()
-		_, err := client.Get("http://a") //nolint:noctx,bodyclose // the client's own timeout is what is tested
+		_, err := client.Get("http://a") //nolint:noctx,bodyclose // the client's own timeout is under test
 		if te, ok := errors.AsType[interface {
 			error
 			Timeout() bool
@@ -521,12 +522,11 @@ func TestClientTimeout(t *testing.T) {
 	})
 }
 
-// An answer and a deadline at the same moment: always the deadline.
-func TestDeadlineWins(t *testing.T) {
+func TestResponseAtTheDeadlineIsLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var n clustertest.Network
 		n.Handle("a", http.HandlerFunc(func(http.ResponseWriter, *http.Request) { time.Sleep(timeout) }))
-		n.Handle("b", answering("b"))
+		n.Handle("b", respondWith("b"))
 		n.Fault(clustertest.Any, "b", clustertest.Delay(timeout))
 		for range 50 {
 			fetch(t, &n, "c", "http://a").want(t, "", context.DeadlineExceeded, timeout)
@@ -535,10 +535,10 @@ func TestDeadlineWins(t *testing.T) {
 	})
 }
 
-func TestEndlessAnswer(t *testing.T) {
+func TestEndlessResponse(t *testing.T) {
 	ends := map[string]func(resp *http.Response, cancel func()){
-		"closed":    func(resp *http.Response, _ func()) { resp.Body.Close() },
-		"cancelled": func(_ *http.Response, cancel func()) { cancel() },
+		"closed":   func(resp *http.Response, _ func()) { resp.Body.Close() },
+		"canceled": func(_ *http.Response, cancel func()) { cancel() },
 	}
 	for name, end := range ends {
 		t.Run(name, func(t *testing.T) {
@@ -572,11 +572,11 @@ func TestEndlessAnswer(t *testing.T) {
 				}
 				end(resp, cancel)
 				if err := <-done; err == nil {
-					t.Error("the handler was not told")
+					t.Error("the handler got no error")
 				}
 				synctest.Wait()
 				if _, err := resp.Body.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) {
-					t.Errorf("reading on: got %v", err)
+					t.Errorf("read after the end: got %v", err)
 				}
 				resp.Body.Close()
 			})
@@ -584,7 +584,7 @@ func TestEndlessAnswer(t *testing.T) {
 	}
 }
 
-// A closer counts how often it was closed.
+// A closer counts its Close calls.
 type closer struct {
 	io.Reader
 	closed atomic.Int64
@@ -592,20 +592,19 @@ type closer struct {
 
 func (c *closer) Close() error { c.closed.Add(1); return nil }
 
-// However a request ends, its body is closed, once.
-func TestRequestBodyClosed(t *testing.T) {
+func TestRequestBodyIsClosedOnce(t *testing.T) {
 	faults := map[string]clustertest.Fault{
 		"none": nil, "refuse": clustertest.Refuse, "hang": clustertest.Hang, "reset": clustertest.Reset,
-		"slow": clustertest.Delay(time.Second), "too slow": clustertest.Delay(time.Hour),
-		"status": clustertest.Status(500), "instead": clustertest.RouteTo("b"), "nowhere": clustertest.RouteTo("x"),
+		"delay": clustertest.Delay(time.Second), "delay beyond the timeout": clustertest.Delay(time.Hour),
+		"status": clustertest.Status(500), "other host": clustertest.RouteTo("b"), "unknown host": clustertest.RouteTo("x"),
 		"truncate": clustertest.Truncate(1), "stall": clustertest.Stall(1),
 	}
 	for name, f := range faults {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var n clustertest.Network
-				n.Handle("a", answering("a"))
-				n.Handle("b", answering("b"))
+				n.Handle("a", respondWith("a"))
+				n.Handle("b", respondWith("b"))
 				n.Fault(clustertest.Any, clustertest.Any, f)
 				ctx, cancel := context.WithTimeout(t.Context(), timeout)
 				defer cancel()
@@ -622,9 +621,9 @@ func TestRequestBodyClosed(t *testing.T) {
 	}
 }
 
-func TestUnsendable(t *testing.T) {
+func TestInvalidRequests(t *testing.T) {
 	var n clustertest.Network
-	good := func() *http.Request {
+	valid := func() *http.Request {
 		req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://a", nil)
 		return req
 	}
@@ -635,9 +634,9 @@ func TestUnsendable(t *testing.T) {
 		"no host":   func(req *http.Request) { req.URL.Host = "" },
 	}
 	for name, spoil := range spoil {
-		req := good()
+		req := valid()
 		spoil(req)
-		if _, err := n.Transport("b").RoundTrip(req); err == nil || isNotFound(err) { //nolint:bodyclose // there is none
+		if _, err := n.Transport("b").RoundTrip(req); err == nil || isNotFound(err) { //nolint:bodyclose // an error has no body
 			t.Errorf("%s: got %v", name, err)
 		}
 	}
@@ -650,9 +649,9 @@ func TestObserve(t *testing.T) {
 			_, _ = io.Copy(io.Discard, r.Body)
 			time.Sleep(time.Second)
 			w.WriteHeader(http.StatusCreated)
-			fmt.Fprint(w, "answer")
+			fmt.Fprint(w, "result")
 		}))
-		fetch(t, &n, "b", "http://a") // nobody looks
+		fetch(t, &n, "b", "http://a") // before the first observer
 		var mu sync.Mutex
 		var got []clustertest.Exchange
 		stop := n.Observe(func(x clustertest.Exchange) {
@@ -672,7 +671,7 @@ func TestObserve(t *testing.T) {
 		n.Fault("b", "a", clustertest.Status(503))
 		fetch(t, &n, "b", "http://a")
 		stop()
-		fetch(t, &n, "b", "http://a") // nobody does any more
+		fetch(t, &n, "b", "http://a") // after the last observer
 
 		if others != 2 {
 			t.Errorf("the second observer saw %d exchanges, want 2", others)
@@ -682,22 +681,22 @@ func TestObserve(t *testing.T) {
 		}
 		if x := got[0]; x.From != "b" || x.To != "a" || x.Method != http.MethodPost || x.Path != "/p/q" || x.Query != "r=s" ||
 			x.Status != 201 || x.Err != nil || x.Sent != 4 || x.Received != 6 || !x.Start.Equal(start) || x.Duration != time.Second {
-			t.Errorf("a good one: got %+v", x)
+			t.Errorf("successful exchange: got %+v", x)
 		}
 		if x := got[1]; x.To != "nowhere" || x.Status != 0 || !isNotFound(x.Err) || x.Sent != 0 || x.Duration != 0 {
-			t.Errorf("a failed one: got %+v", x)
+			t.Errorf("failed exchange: got %+v", x)
 		}
 		if x := got[2]; x.Status != 201 || !errors.Is(x.Err, io.ErrUnexpectedEOF) || x.Received != 2 {
-			t.Errorf("a broken one: got %+v", x)
+			t.Errorf("truncated exchange: got %+v", x)
 		}
 		if x := got[3]; x.To != "a" || x.Status != 503 || x.Err != nil || x.Sent != 0 {
-			t.Errorf("one answered by a fault: got %+v", x)
+			t.Errorf("exchange with a response of a fault: got %+v", x)
 		}
 	})
 }
 
-// Everything at once, for the race detector; and nothing is left running.
-func TestConcurrent(t *testing.T) {
+// For the race detector. The bubble checks that no goroutine is left.
+func TestConcurrentUse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var n clustertest.Network
 		hosts := make([]string, 10)
@@ -708,8 +707,8 @@ func TestConcurrent(t *testing.T) {
 				_, _ = w.Write(make([]byte, 100<<10))
 			}))
 		}
-		var over atomic.Int64
-		n.Observe(func(clustertest.Exchange) { over.Add(1) })
+		var observed atomic.Int64
+		n.Observe(func(clustertest.Exchange) { observed.Add(1) })
 		n.Fault(clustertest.Any, clustertest.Any, clustertest.Chain(
 			clustertest.Delay(10*time.Millisecond), clustertest.WithProbability(.1, 1, clustertest.Hang)))
 		var wg sync.WaitGroup
@@ -731,15 +730,15 @@ func TestConcurrent(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		if over.Load() != 200 {
-			t.Errorf("observed %d exchanges, want 200", over.Load())
+		if observed.Load() != 200 {
+			t.Errorf("observed %d exchanges, want 200", observed.Load())
 		}
 	})
 }
 
 func BenchmarkRoundTrip(b *testing.B) {
 	var n clustertest.Network
-	n.Handle("a", answering(`{"data":1}`))
+	n.Handle("a", respondWith(`{"data":1}`))
 	client := n.Client("b")
 	req, _ := http.NewRequestWithContext(b.Context(), http.MethodGet, "http://a/x", nil)
 	b.ReportAllocs()

@@ -7,34 +7,69 @@ import (
 	"github.com/mimiktech/cluster"
 )
 
-// A Node is one node of a [World]: a [cluster.Cluster] and the handlers it is served with.
+// A Node is one node of a [World]: a [cluster.Cluster] and its HTTP handlers.
 type Node struct {
-	// Cluster is the membership. It is another one after Restart, Reboot or Move.
+	// Cluster is replaced by Restart, StartUnregistered and Move.
 	*cluster.Cluster
-	// ID is the node's server id, Host its place in the network.
+	// ID is the server id of the node, and Host its host in the network.
 	ID, Host string
 
 	world *World
-	opts  []cluster.Option // its own
+	opts  []cluster.Option // of this node only
 }
 
-// make makes the membership, and puts the node on the network.
-func (n *Node) make() {
+// Kill ends the node without deregistering it, like SIGKILL. Its connections are reset, and new
+// ones are refused.
+func (n *Node) Kill() {
+	n.world.Network.Down(n.Host)
+	_ = n.Close() // it returns nil
+}
+
+// Restart starts a killed node again, with its id and host, and registers it.
+func (n *Node) Restart() {
+	n.world.t.Helper()
+	n.StartUnregistered()
+	if _, err := n.Register(n.world.t.Context()); err != nil {
+		n.world.t.Fatalf("registering %s again: %v", n.ID, err)
+	}
+}
+
+// StartUnregistered restarts a node, with its id and host, whether it was killed or is running. The
+// node serves requests but does not register: the test calls [cluster.Cluster.Register].
+func (n *Node) StartUnregistered() {
+	n.world.t.Helper()
+	_ = n.Close() // it returns nil
+	n.create()
+	n.world.Network.Up(n.Host)
+}
+
+// Move kills a node and starts it on another host with the same id, as an orchestrator moves a
+// container. The node serves requests there but does not register.
+func (n *Node) Move(host string) {
+	n.world.t.Helper()
+	n.Kill()
+	n.Host = host
+	n.create()
+}
+
+// create creates the Cluster and registers its handlers with the network.
+func (n *Node) create() {
 	w := n.world
 	w.t.Helper()
-	base := "/" + w.opts.typ + "/v1"
+	base := "/" + w.opts.serverType + "/v1"
 	cfg := cluster.Config{
-		Type: w.opts.typ, ID: n.ID, Port: 8080, LocalIPv4: "127.0.0.1",
+		Type: w.opts.serverType, ID: n.ID, Port: 8080, LocalIPv4: "127.0.0.1",
 		ClusterBaseURL: "http://" + n.Host + base, Management: true,
 		RegistryURL: "http://" + RegistryHost + "/mIT/v1", RegistryAudience: registryAudience,
 		PeerAudience: peerAudience, ClientAudience: peerAudience,
-		Issuer: issuer, ClientID: w.opts.typ, ClientSecret: cluster.Secret(secretOf(w.opts.typ)), ClientAccessKey: signingKey,
+		Issuer: issuer, ClientID: w.opts.serverType, ClientSecret: cluster.Secret(secretOf(w.opts.serverType)),
+		ClientAccessKey: signingKey,
 	}
 	if w.opts.configure != nil {
 		w.opts.configure(&cfg)
 	}
 	opts := []cluster.Option{cluster.WithHTTPClient(w.Network.Client(n.Host))}
-	if n.ID != w.opts.mirrored {
+	if n.ID != w.opts.envNode {
 		opts = append(opts, cluster.WithoutEnv())
 	}
 	opts = slices.Concat(opts, w.opts.cluster, n.opts)
@@ -49,46 +84,12 @@ func (n *Node) make() {
 	w.Network.Handle(n.Host, mux)
 }
 
-// things is what a node serves unless the test says otherwise.
+// things is the default handler of a node.
 func things(n *Node) http.Handler {
-	c := n.Cluster // not what a restart puts in its place
+	c := n.Cluster // that of this handler, also after a restart
 	mux := http.NewServeMux()
 	mux.Handle("GET /{type}/v1/things", c.Authenticate(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c.Reply(w, r, []string{n.ID})
 	})))
 	return mux
-}
-
-// Kill ends the node without a word, as SIGKILL does: its connections break, and new ones are
-// refused.
-func (n *Node) Kill() {
-	n.world.Network.Down(n.Host)
-	_ = n.Close() // it returns nil
-}
-
-// Restart starts a killed node again, under its id and at its place, and registers it.
-func (n *Node) Restart() {
-	n.world.t.Helper()
-	n.StartUnregistered()
-	if _, err := n.Register(n.world.t.Context()); err != nil {
-		n.world.t.Fatalf("registering %s again: %v", n.ID, err)
-	}
-}
-
-// Reboot starts a node again, under its id and at its place, whether it was killed or still runs.
-// It serves from then on, but has yet to register: for tests in which that takes its time.
-func (n *Node) StartUnregistered() {
-	n.world.t.Helper()
-	_ = n.Close() // it returns nil
-	n.make()
-	n.world.Network.Up(n.Host)
-}
-
-// Move kills a node and starts it at another place, under its id, as happens to a container that
-// is scheduled anew. It serves there from then on, but has yet to register.
-func (n *Node) Move(host string) {
-	n.world.t.Helper()
-	n.Kill()
-	n.Host = host
-	n.make()
 }

@@ -14,115 +14,111 @@ import (
 	"github.com/mimiktech/cluster/mit"
 )
 
-// The hosts of a World's back end, and what its tokens are for.
+// The hosts of the registry and of the token service of a [World].
 const (
 	RegistryHost = "mit.test"
 	TokenHost    = "mst.test"
+)
 
+const (
 	issuer           = "http://" + TokenHost + "/mST/v1/oauth/token"
 	registryAudience = "https://mit.test"
 	peerAudience     = "https://peers.test"
 	signingKey       = "a key for tests only"
 )
 
-// A World is a cluster with all it needs: a registry, a token service and nodes, on one network.
-// Its methods are called from the test's goroutine.
+// A World is a cluster of nodes with a registry and a token service, on one network. Its methods
+// must be called from the goroutine of the test.
 type World struct {
-	// Network connects them all. Nodes are at their Host, the rest at RegistryHost and TokenHost.
+	// Network connects the nodes with each other, the registry and the token service.
 	Network *Network
-	// Registry is the mIT, Tokens the mST.
+	// Registry serves RegistryHost, and Tokens serves TokenHost.
 	Registry *mit.Registry
 	Tokens   *mit.TokenService
-	// Nodes are all nodes ever added, in that order.
+	// Nodes are all nodes in the order of their creation, including killed ones.
 	Nodes []*Node
 
 	t    TB
 	opts options
 
-	mu     sync.Mutex // guards the fields below
-	memory mit.Store
+	mu    sync.Mutex // guards the field below
+	store mit.Store
 }
 
-// An Option says how a World differs from the usual one.
+// An Option changes a default of [Start].
 type Option interface{ apply(*options) }
 
 type options struct {
-	typ       string
-	lease     time.Duration
-	tokenLife time.Duration
-	configure func(*cluster.Config)
-	cluster   []cluster.Option
-	handler   func(*Node) http.Handler
-	store     mit.Store
-	mirrored  string
+	serverType string
+	lease      time.Duration
+	tokenTTL   time.Duration
+	configure  func(*cluster.Config)
+	cluster    []cluster.Option
+	handler    func(*Node) http.Handler
+	store      mit.Store
+	envNode    string // the id of the node that writes the environment
 }
 
 type optionFunc func(*options)
 
 func (f optionFunc) apply(o *options) { f(o) }
 
-// WithType makes the nodes instances of a service other than "mds".
-func WithType(typ string) Option { return optionFunc(func(o *options) { o.typ = typ }) }
+// WithType sets the service type of the nodes. The default is "mds".
+func WithType(typ string) Option { return optionFunc(func(o *options) { o.serverType = typ }) }
 
-// WithLease sets the lease that the registry gives, an hour by default.
+// WithLease sets the lease that the registry grants. The default is an hour.
 func WithLease(d time.Duration) Option { return optionFunc(func(o *options) { o.lease = d }) }
 
-// WithTokenLife sets how long access tokens are good for, a day by default.
-func WithTokenTTL(d time.Duration) Option { return optionFunc(func(o *options) { o.tokenLife = d }) }
+// WithTokenTTL sets the lifetime of access tokens. The default is a day.
+func WithTokenTTL(d time.Duration) Option { return optionFunc(func(o *options) { o.tokenTTL = d }) }
 
-// WithConfig has edit change the configuration of each node before it is made.
+// WithConfig calls edit with the configuration of each node before the node is created.
 func WithConfig(edit func(*cluster.Config)) Option {
 	return optionFunc(func(o *options) { o.configure = edit })
 }
 
-// WithProcessEnv has the node of that id mirror its status into the environment of the process, as
-// a node in a process of its own does. All others leave the environment alone.
-func WithProcessEnv(id string) Option { return optionFunc(func(o *options) { o.mirrored = id }) }
+// WithProcessEnv lets the node with the given id write its status to the environment of the
+// process. By default no node does, because all of them share one environment.
+func WithProcessEnv(id string) Option { return optionFunc(func(o *options) { o.envNode = id }) }
 
-// WithOptions gives opts to each node. Nodes have a client of the network unless opts say
-// otherwise.
+// WithOptions passes opts to each node. By default a node uses an HTTP client of the network, see
+// [Network.Client].
 func WithOptions(opts ...cluster.Option) Option {
 	return optionFunc(func(o *options) { o.cluster = append(o.cluster, opts...) })
 }
 
-// WithHandler sets what a node serves beside the two peer endpoints. By default a node answers
-// GET {base}/things to its own type with its id as the one thing it has.
+// WithHandler sets the handler of a node for all requests except those of the two peer endpoints.
+// The default handler responds to GET {base}/things with a list that contains the id of the node.
+// It requires a valid access token.
 func WithHandler(handler func(*Node) http.Handler) Option {
 	return optionFunc(func(o *options) { o.handler = handler })
 }
 
-// WithStore has the registry keep its servers in s, instead of in a [mit.Memory] of its own.
-// [World.ResetRegistry] then puts an empty one in its place.
+// WithStore sets the store of the registry. The default is a new [mit.Memory]. After
+// [World.ResetRegistry] the registry uses a new Memory in any case.
 func WithStore(s mit.Store) Option { return optionFunc(func(o *options) { o.store = s }) }
 
-// A TB is what a world needs of a test. Every [testing.TB] is one, and a program may make its own.
-type TB interface {
-	Helper()
-	Context() context.Context
-	Cleanup(func())
-	Fatal(args ...any)
-	Fatalf(format string, args ...any)
-}
-
-// Start makes a world with that many nodes, all registered and announced. What it started ends
-// with the test, which fails at once if anything cannot be made.
+// Start creates a world with the given number of nodes and registers them one after the other. The
+// nodes are closed when the test ends. If something cannot be created, the test fails.
 func Start(t TB, nodes int, opts ...Option) *World {
 	t.Helper()
-	w := &World{Network: &Network{}, t: t, opts: options{typ: "mds", lease: time.Hour, store: mit.NewMemory()}}
-	w.opts.handler = things
+	w := &World{Network: &Network{}, t: t, opts: options{
+		serverType: "mds", lease: time.Hour, store: mit.NewMemory(), handler: things,
+	}}
 	for _, o := range opts {
 		o.apply(&w.opts)
 	}
-	w.memory = w.opts.store
+	w.store = w.opts.store
+	typ := w.opts.serverType
 	var err error
 	w.Tokens, err = mit.NewTokenService(mit.TokenConfig{
-		Issuer: issuer, Key: signingKey, AccessTokenTTL: w.opts.tokenLife,
-		Clients: []mit.Client{{ID: w.opts.typ, Secret: secretOf(w.opts.typ), Type: w.opts.typ}},
+		Issuer: issuer, Key: signingKey, AccessTokenTTL: w.opts.tokenTTL,
+		Clients: []mit.Client{{ID: typ, Secret: secretOf(typ), Type: typ}},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.Registry, err = mit.NewRegistry(store{w}, mit.RegistryConfig{
+	w.Registry, err = mit.NewRegistry(worldStore{w}, mit.RegistryConfig{
 		Lease: w.opts.lease, Issuer: issuer, Audience: registryAudience, Keys: []string{signingKey}, BasePath: "/mIT/v1",
 	})
 	if err != nil {
@@ -141,7 +137,7 @@ func Start(t TB, nodes int, opts ...Option) *World {
 	return w
 }
 
-// Join adds a node and registers it.
+// Join adds a node and registers it. See [World.Add].
 func (w *World) Join(opts ...cluster.Option) *Node {
 	w.t.Helper()
 	n := w.Add(opts...)
@@ -151,42 +147,38 @@ func (w *World) Join(opts ...cluster.Option) *Node {
 	return n
 }
 
-// Add adds a node, which serves but has yet to register. It has opts beside those of
-// [WithOptions].
+// Add adds a node, which serves requests but does not register: the test calls
+// [cluster.Cluster.Register]. Its options are those of [WithOptions], followed by opts. Its id is
+// node-1, node-2 and so on, in the order of creation.
 func (w *World) Add(opts ...cluster.Option) *Node {
 	w.t.Helper()
 	id := fmt.Sprintf("node-%d", len(w.Nodes)+1)
 	n := &Node{ID: id, Host: id + ":8080", world: w, opts: opts}
-	n.make()
+	n.create()
 	w.Nodes = append(w.Nodes, n)
 	return n
 }
 
-// ResetRegistry takes the registry's memory, as a restart of one that keeps it there does.
+// ResetRegistry erases all data of the registry, like a restart of a registry that keeps its data
+// in memory.
 func (w *World) ResetRegistry() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.memory = mit.NewMemory()
+	w.store = mit.NewMemory()
 }
 
-// Listed are the servers that the registry lists, sorted by id.
+// Registered returns the servers that the registry lists, sorted by id.
 func (w *World) Registered() []cluster.Server {
 	w.t.Helper()
-	r, err := w.store().Get(w.t.Context(), mit.ResourceID(w.opts.typ))
+	r, err := w.currentStore().Get(w.t.Context(), mit.ResourceID(w.opts.serverType))
 	if err != nil && !errors.Is(err, mit.ErrNotFound) {
 		w.t.Fatal(err)
 	}
 	return r.Servers
 }
 
-func (w *World) store() mit.Store {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.memory
-}
-
-// Token is an access token for the nodes of this world, as a service of that type gets one:
-// a cluster token or a plain one.
+// Token requests an access token for the nodes of this world, as a service of the given type. It
+// returns a cluster token, or a plain one if clusterToken is false.
 func (w *World) Token(typ string, clusterToken bool) string {
 	w.t.Helper()
 	if err := w.Tokens.SetClient(mit.Client{ID: typ, Secret: secretOf(typ), Type: typ}); err != nil {
@@ -198,16 +190,22 @@ func (w *World) Token(typ string, clusterToken bool) string {
 	if clusterToken {
 		body["type"] = "cluster"
 	}
-	var answer struct {
+	var resp struct {
 		Data struct {
 			AccessToken string `json:"access_token"`
 		} `json:"data"`
 	}
-	w.post(issuer, body, &answer)
-	return answer.Data.AccessToken
+	w.post(issuer, body, &resp)
+	return resp.Data.AccessToken
 }
 
-// post asks the back end something that must go well.
+func (w *World) currentStore() mit.Store {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.store
+}
+
+// post sends a request that must succeed.
 func (w *World) post(url string, body, into any) {
 	w.t.Helper()
 	b, err := json.Marshal(body)
@@ -231,21 +229,23 @@ func (w *World) post(url string, body, into any) {
 
 func secretOf(typ string) string { return "secret of " + typ }
 
-// store is the memory that a world's registry has at the moment.
-type store struct{ w *World }
+// A worldStore forwards to the current store of a World, which ResetRegistry replaces.
+type worldStore struct{ w *World }
 
-func (s store) Put(ctx context.Context, reg mit.Registration, life time.Duration) (mit.Resource, error) {
-	return s.w.store().Put(ctx, reg, life)
+func (s worldStore) Put(ctx context.Context, reg mit.Registration, ttl time.Duration) (mit.Resource, error) {
+	return s.w.currentStore().Put(ctx, reg, ttl)
 }
 
-func (s store) Get(ctx context.Context, id string) (mit.Resource, error) {
-	return s.w.store().Get(ctx, id)
+func (s worldStore) Get(ctx context.Context, id string) (mit.Resource, error) {
+	return s.w.currentStore().Get(ctx, id)
 }
 
-func (s store) Delete(ctx context.Context, id, serverID string) error {
-	return s.w.store().Delete(ctx, id, serverID)
+func (s worldStore) Delete(ctx context.Context, id, serverID string) error {
+	return s.w.currentStore().Delete(ctx, id, serverID)
 }
 
-func (s store) DeleteIfUnmodifiedSince(ctx context.Context, id, serverID string, date time.Time) (*cluster.Server, error) {
-	return s.w.store().DeleteIfUnmodifiedSince(ctx, id, serverID, date)
+func (s worldStore) DeleteIfUnmodifiedSince(
+	ctx context.Context, id, serverID string, since time.Time,
+) (*cluster.Server, error) {
+	return s.w.currentStore().DeleteIfUnmodifiedSince(ctx, id, serverID, since)
 }
