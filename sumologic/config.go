@@ -88,7 +88,7 @@ func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 // default; the modes awsS3, awsKinesis and all, which the npm module has in addition, are errors.
 func ConfigFromEnv(lookup func(string) (string, bool)) (Config, error) {
 	if lookup == nil {
-		lookup = os.LookupEnv
+		lookup = os.LookupEnv //nolint:forbidigo // nothing else reads the process environment
 	}
 	e := env{lookup: lookup}
 	cfg := Config{

@@ -152,7 +152,7 @@ type scratch struct {
 //nolint:gochecknoglobals // memory that is reused has to outlive the call
 var scratches = sync.Pool{New: func() any { return &scratch{} }}
 
-func newScratch() *scratch { return scratches.Get().(*scratch) } //nolint:errcheck // the pool holds nothing else
+func newScratch() *scratch { return scratches.Get().(*scratch) }
 
 const maxReused = 64 << 10
 

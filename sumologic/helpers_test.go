@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -53,5 +55,31 @@ func checkStackInfo(t *testing.T, info map[string]any) {
 		if !strings.HasPrefix(frame, "    at ") {
 			t.Errorf("not a frame: %q", frame)
 		}
+	}
+}
+
+func marshal(t *testing.T, v any) string {
+	t.Helper()
+	b, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// TestReadmeShowsTheExample compares the Go code of README.md with example_test.go.
+func TestReadmeShowsTheExample(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	example, err := os.ReadFile("example_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, ok := strings.Cut(string(readme), "```go\n")
+	snippet, _, closed := strings.Cut(rest, "```")
+	if !ok || !closed || !strings.Contains(string(example), snippet) {
+		t.Error("the Go code of README.md is not a part of example_test.go")
 	}
 }

@@ -50,15 +50,6 @@ func TestGoldenFileIsCurrent(t *testing.T) {
 	}
 }
 
-func marshal(t *testing.T, v any) string {
-	t.Helper()
-	b, err := json.Marshal(v)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(b)
-}
-
 // emit runs emit.js and returns the lines that Kinesis received, sorted by their text.
 func emit(t *testing.T, dir, set string, env ...string) []string {
 	t.Helper()

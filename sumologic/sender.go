@@ -2,6 +2,7 @@ package sumologic
 
 import (
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"context"
 	"errors"
@@ -40,6 +41,8 @@ type sender struct {
 
 	announced uint64 // lost lines that a sent line has told of
 
+	cause          string           // of the latest failure that is not reported yet
+	reportDue      <-chan time.Time // nil if nothing waits to be reported
 	reportedAt     time.Time
 	reportedLost   uint64
 	reportedFailed uint64
@@ -90,8 +93,8 @@ func (s *sender) run(ctx context.Context) {
 		s.deliver(ctx, s.sink.queue.take())
 	}
 	s.sink.queue.abandon()
-	s.reportedAt = time.Time{} // no later report will have these figures
-	s.report("the service is stopping")
+	s.reportedAt = time.Time{} // there is no later report
+	s.report()
 }
 
 // waitForBatch blocks until there are enough lines, or old enough ones. It returns false if ctx has
@@ -112,6 +115,8 @@ func (s *sender) waitForBatch(ctx context.Context) bool {
 			return true
 		case <-q.wake:
 		case <-q.hurry:
+		case <-s.reportDue:
+			s.report()
 		case <-ctx.Done():
 		}
 	}
@@ -127,6 +132,7 @@ func (s *sender) deliver(ctx context.Context, batch []queuedLine) {
 			s.failures = 0
 			s.announced = announced
 			s.sink.queue.finish(true)
+			s.report()
 			return
 		}
 		s.failures++
@@ -135,7 +141,8 @@ func (s *sender) deliver(ctx context.Context, batch []queuedLine) {
 		if giveUp {
 			s.sink.queue.finish(false)
 		}
-		s.report(out.cause)
+		s.cause = out.cause
+		s.report()
 		pause := backoff(s.failures)
 		if !giveUp {
 			pause = min(max(pause, out.retryAfter), time.Until(deadline))
@@ -149,10 +156,18 @@ func (s *sender) deliver(ctx context.Context, batch []queuedLine) {
 
 // pause sleeps. A flush or the end of ctx ends it early.
 func (s *sender) pause(ctx context.Context, d time.Duration) {
-	select {
-	case <-time.After(d):
-	case <-s.sink.queue.hurry:
-	case <-ctx.Done():
+	over := time.After(d)
+	for {
+		select {
+		case <-over:
+			return
+		case <-s.sink.queue.hurry:
+			return
+		case <-ctx.Done():
+			return
+		case <-s.reportDue:
+			s.report()
+		}
 	}
 }
 
@@ -261,20 +276,28 @@ func (s *sender) describe(err error) string {
 		Replace(err.Error())
 }
 
-// report writes a warning to the console if failures or losses are new and the last warning is old
-// enough.
-func (s *sender) report(cause string) {
+// report writes a warning to the console if there are new failures or losses. If the last warning
+// is not a minute old, the report becomes due then.
+func (s *sender) report() {
 	stats := s.sink.queue.stats()
 	failed, lost := stats.Failed-s.reportedFailed, stats.Lost-s.reportedLost
-	if failed+lost == 0 || !s.reportedAt.IsZero() && time.Since(s.reportedAt) < reportInterval {
+	if failed+lost == 0 {
 		return
 	}
+	if wait := time.Until(s.reportedAt.Add(reportInterval)); wait > 0 {
+		if s.reportDue == nil {
+			s.reportDue = time.After(wait)
+		}
+		return
+	}
+	fields := []zap.Field{
+		zap.String("host", s.sink.host), zap.String("cause", cmp.Or(s.cause, "the queue is full")),
+		zap.Uint64("failedRequests", failed), zap.Uint64("lostLines", lost),
+	}
+	s.cause, s.reportDue = "", nil
 	s.reportedAt, s.reportedFailed, s.reportedLost = time.Now(), stats.Failed, stats.Lost
-	if !s.sink.cfg.ConsoleLevel.Enabled(zapcore.WarnLevel) {
-		return
+	if s.sink.cfg.ConsoleLevel.Enabled(zapcore.WarnLevel) {
+		line := s.sink.own("could not send log lines to Sumo Logic", fields...)
+		_, _ = s.sink.console.Write(append(line, '\n')) // there is no other place to report to
 	}
-	line := s.sink.own("could not send log lines to Sumo Logic",
-		zap.String("host", s.sink.host), zap.String("cause", cause),
-		zap.Uint64("failedRequests", failed), zap.Uint64("lostLines", lost))
-	_, _ = s.sink.console.Write(append(line, '\n')) // there is no other place to report to
 }

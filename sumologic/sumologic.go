@@ -103,6 +103,10 @@ func (s *Sink) Core() zapcore.Core {
 	return &core{sink: s, encoder: newMetadataEncoder()}
 }
 
+// Tee returns a core that writes to the sink and to another core. It is an argument for
+// [zap.WrapCore].
+func (s *Sink) Tee(other zapcore.Core) zapcore.Core { return zapcore.NewTee(other, s.Core()) }
+
 // Logger returns a logger that records the caller, and a stack trace at error and above, or at
 // every level if the configuration says so.
 func (s *Sink) Logger(opts ...zap.Option) *zap.Logger {

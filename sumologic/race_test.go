@@ -1,0 +1,5 @@
+//go:build race
+
+package sumologic_test
+
+const raceDetector = true
