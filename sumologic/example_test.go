@@ -1,7 +1,10 @@
 package sumologic_test
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"time"
 
@@ -22,6 +25,7 @@ func Example() {
 		fmt.Println(err)
 		return
 	}
+	cfg.Console = indented{os.Stdout} // by default, standard output with one line for each entry
 	sink, err := sumologic.New(cfg)
 	if err != nil {
 		fmt.Println(err)
@@ -29,21 +33,48 @@ func Example() {
 	}
 	defer func() { _ = sink.Close() }()
 
-	log := sink.Logger(zap.WithClock(fixedClock{})) // the clock makes the output of this example repeatable
+	log := sink.Logger(zap.WithClock(fixedClock{})) // a fixed time, as an example needs it
 	log.Info("user created",
 		zap.String("correlationId", "5a1c@2/2026-11-25T20:51:08.971Z"),
 		zap.String("name", "ann"),
 		zap.String("password", "hidden by FILTER_FILE"))
 	// Output:
-	// {"correlationId":"5a1c","level":"info","message":"user created","metadata":{"name":"ann","password":"-------"},"requestedAt":"2026-11-25T20:51:08.971Z","step":2,"timestamp":"2026-11-25T20:51:08.990Z","serverType":"mds","serverId":"node-1@clients"}
+	// {
+	//  "correlationId": "5a1c",
+	//  "level": "info",
+	//  "message": "user created",
+	//  "metadata": {
+	//   "name": "ann",
+	//   "password": "-------"
+	//  },
+	//  "requestedAt": "2026-11-25T20:51:08.971Z",
+	//  "step": 2,
+	//  "timestamp": "2026-11-25T20:51:08.990Z",
+	//  "serverType": "mds",
+	//  "serverId": "node-1@clients"
+	// }
 }
+
+// indented writes each line of JSON as several lines.
+type indented struct{ w io.Writer }
+
+func (i indented) Write(line []byte) (int, error) {
+	var buf bytes.Buffer
+	if err := json.Indent(&buf, line, "", " "); err != nil {
+		return 0, err
+	}
+	_, err := i.w.Write(buf.Bytes())
+	return len(line), err
+}
+
+func (indented) Sync() error { return nil }
 
 // ExampleConfigFromEnv shows the error of a configuration with several problems.
 func ExampleConfigFromEnv() {
-	_, err := sumologic.ConfigFromEnv(lookup(map[string]string{"LOG_MODE": "awsS3, sumologic", "LOG_LEVEL": "loud"}))
+	_, err := sumologic.ConfigFromEnv(lookup(map[string]string{"LOG_MODE": "awsS3, sumologic", "EXIT_DELAY": "2s"}))
 	fmt.Println(err)
 	// Output:
-	// sumologic: configuration: LOG_LEVEL "loud" is not one of error, warn, info, http, verbose, debug and silly
+	// sumologic: configuration: EXIT_DELAY "2s" is not a number of milliseconds from 0 to 3600000
 	// LOG_MODE awsS3 is not supported: this library sends to sumologic only
 	// SUMO_LOGIC_ENDPOINT is missing
 	// SUMO_LOGIC_COLLECTOR_CODE is missing
