@@ -339,7 +339,7 @@ func TestForgedAnnouncementEvictsNoPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 4)
 		victim := w.Nodes[1]
-		announceAs(t, w, w.Nodes[0], fmt.Sprintf(`{"id":%q,"publicBaseUrl":"x","servers":[
+		announce(t, w, w.Nodes[0], fmt.Sprintf(`{"id":%q,"publicBaseUrl":"x","servers":[
 			{"serverId":%q,"clusterBaseUrl":"http://nowhere:1/mds/v1","updatedAt":"2099-01-01T00:00:00.000Z"}]}`,
 			mit.ResourceID("mds"), victim.ID))
 
@@ -412,15 +412,16 @@ func TestVerifyWithRegistry(t *testing.T) {
 		w := clustertest.Start(t, 3, clustertest.WithOptions(cluster.WithPeerPolicy(cluster.PeerPolicy{VerifyWithRegistry: true})))
 		synctest.Wait()
 		n := w.Nodes[0]
-		announceAs(t, w, n, fmt.Sprintf(`{"id":%q,"publicBaseUrl":"x","servers":[{"serverId":"stranger","clusterBaseUrl":"http://nowhere:1"}]}`, mit.ResourceID("mds")))
-		send(t, w, n, http.MethodDelete, "/itResources/"+mit.ResourceID("mds")+"/servers/node-2", "")
+		announce(t, w, n, fmt.Sprintf(`{"id":%q,"publicBaseUrl":"x","servers":[{"serverId":"stranger","clusterBaseUrl":"http://nowhere:1"}]}`, mit.ResourceID("mds")))
+		reportDeparture(t, w, n, "node-2")
 		synctest.Wait()
 		for _, s := range n.Servers() {
 			if s.ServerID == "stranger" {
 				t.Error("a stranger was believed")
 			}
 		}
-		settle(n)
+		time.Sleep(n.Config().RegistrationRetry) // for the renewal that the messages trigger
+		synctest.Wait()
 		if got := len(n.Servers()); got != 3 {
 			t.Errorf("it knows %d of 3 servers after asking mIT", got)
 		}
@@ -453,15 +454,14 @@ func FuzzCreateItResource(f *testing.F) {
 		self := c.Servers()[0]
 		r := httptest.NewRequest(http.MethodPost, "/mds/v1/itResources", bytes.NewReader(body))
 		r.Header.Set("Authorization", "Bearer peer")
-		w := httptest.NewRecorder()
-		c.CreateItResource(w, r)
+		got := serve(http.HandlerFunc(c.CreateItResource), r)
 
-		data := decodeReply(t, w)
+		data := got.decode(t)
 		ids := checkView(t, c)
 		if !slices.Contains(ids, "node-2") || len(ids) > most {
 			t.Errorf("the view became %q", ids)
 		}
-		switch w.Code {
+		switch got.Code {
 		case http.StatusOK:
 			var told struct {
 				ID      string
@@ -471,15 +471,15 @@ func FuzzCreateItResource(f *testing.F) {
 				t.Errorf("answered %s: %v", data, err)
 			}
 			// Compared as text: what was told has no blanks.
-			if got, want := mustMarshal(t, told.Servers), mustMarshal(t, c.Servers()); got != want {
-				t.Errorf("told %s, but knows %s", got, want)
+			if text, want := marshal(t, told.Servers), marshal(t, c.Servers()); text != want {
+				t.Errorf("the reply lists %s, the node knows %s", text, want)
 			}
 		case http.StatusBadRequest:
 			if len(ids) != 2 {
 				t.Errorf("refused, but the view became %q", ids)
 			}
 		default:
-			t.Errorf("answered %d", w.Code)
+			t.Errorf("the reply has status %d", got.Code)
 		}
 		if got := c.Servers()[slices.Index(ids, "node-1")]; got.ClusterBaseURL != self.ClusterBaseURL {
 			t.Errorf("it was told who it is: %+v", got)
@@ -492,9 +492,4 @@ func FuzzCreateItResource(f *testing.F) {
 			t.Errorf("%d peers, but the outcome is %+v, %v", len(ids)-1, res, err)
 		}
 	})
-}
-
-func announceAs(t *testing.T, w *clustertest.World, to *clustertest.Node, body string) {
-	t.Helper()
-	send(t, w, to, http.MethodPost, "/itResources", body)
 }

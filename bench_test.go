@@ -12,6 +12,7 @@ import (
 
 	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/clustertest"
+	"github.com/mimiktech/cluster/internal/fixedworld"
 	"github.com/mimiktech/cluster/mit"
 )
 
@@ -20,7 +21,7 @@ import (
 func BenchmarkRPCluster(b *testing.B) {
 	for _, peers := range []int{1, 10, 100, 1000} {
 		b.Run(fmt.Sprintf("network/peers=%d", peers), func(b *testing.B) {
-			w := startFixed(b, &fixedStore{servers: fixedServers(0, peers)}, 0)
+			w := fixedworld.Start(b, fixedworld.NewStore(fixedworld.Servers(0, peers)), 0)
 			benchmarkRPCluster(b, w.Join().Cluster, peers)
 		})
 		b.Run(fmt.Sprintf("stub/peers=%d", peers), func(b *testing.B) {
@@ -36,7 +37,7 @@ func BenchmarkRPCluster(b *testing.B) {
 				}, nil
 			})
 			w := clustertest.Start(b, 0,
-				clustertest.WithStore(&fixedStore{servers: fixedServers(0, peers)}),
+				clustertest.WithStore(fixedworld.NewStore(fixedworld.Servers(0, peers))),
 				clustertest.WithOptions(cluster.WithHTTPClient(&http.Client{Transport: stub})))
 			network = w.Network.Transport("node-1:8080")
 			benchmarkRPCluster(b, w.Join().Cluster, peers)
@@ -60,7 +61,7 @@ func benchmarkRPCluster(b *testing.B, c *cluster.Cluster, peers int) {
 func BenchmarkRenew(b *testing.B) {
 	for _, servers := range []int{10, 100, 1000} {
 		b.Run(fmt.Sprintf("servers=%d", servers), func(b *testing.B) {
-			w := startFixed(b, &fixedStore{servers: fixedServers(0, servers-1)}, 0,
+			w := fixedworld.Start(b, fixedworld.NewStore(fixedworld.Servers(0, servers-1)), 0,
 				clustertest.WithConfig(func(cfg *cluster.Config) { cfg.Management = false })) // it would announce itself
 			n := w.Join()
 			b.ReportAllocs()
@@ -78,8 +79,8 @@ func BenchmarkRenew(b *testing.B) {
 func BenchmarkCreateItResource(b *testing.B) {
 	for _, announced := range []int{1, 1000} {
 		b.Run(fmt.Sprintf("servers=%d", announced), func(b *testing.B) {
-			servers := fixedServers(0, 999)
-			w := startFixed(b, &fixedStore{servers: servers}, 0)
+			servers := fixedworld.Servers(0, 999)
+			w := fixedworld.Start(b, fixedworld.NewStore(servers), 0)
 			n := w.Join()
 			body, err := json.Marshal(map[string]any{
 				"id": mit.ResourceID("mds"), "publicBaseUrl": "", "servers": servers[len(servers)-announced:],
@@ -94,7 +95,7 @@ func BenchmarkCreateItResource(b *testing.B) {
 
 // BenchmarkDeleteServer takes in the departure of a server that is not known any more.
 func BenchmarkDeleteServer(b *testing.B) {
-	w := startFixed(b, &fixedStore{servers: fixedServers(0, 999)}, 0)
+	w := fixedworld.Start(b, fixedworld.NewStore(fixedworld.Servers(0, 999)), 0)
 	n := w.Join()
 	path := "/mds/v1/itResources/" + mit.ResourceID("mds") + "/servers/gone"
 	benchmarkHandler(b, n.DeleteServer, http.MethodDelete, path, nil, w.Token("mds", true))
@@ -125,7 +126,7 @@ func benchmarkHandler(b *testing.B, h http.HandlerFunc, method, path string, bod
 
 // BenchmarkServers looks at a view of a thousand servers.
 func BenchmarkServers(b *testing.B) {
-	n := startFixed(b, &fixedStore{servers: fixedServers(0, 999)}, 0).Join()
+	n := fixedworld.Start(b, fixedworld.NewStore(fixedworld.Servers(0, 999)), 0).Join()
 	b.ReportAllocs()
 	for b.Loop() {
 		if len(n.Servers()) != 1000 {

@@ -339,7 +339,7 @@ func TestEnvironmentWithControlCharacters(t *testing.T) {
 	inheritEnv(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 0, clustertest.WithProcessEnv("node-1"))
-		registryFault(w, answerStatus(500, `{"statusCode":500,"message":"a\u0000b\nREGISTRATION_STATUS=registered"}`))
+		registryFault(w, respond(500, `{"statusCode":500,"message":"a\u0000b\nREGISTRATION_STATUS=registered"}`))
 		n := w.Add()
 		registerAsync(t.Context(), n)
 		time.Sleep(time.Second)

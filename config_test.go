@@ -377,7 +377,7 @@ func FuzzConfigFromEnv(f *testing.F) {
 func TestOptionsReplaceRequiredFields(t *testing.T) {
 	var (
 		tokens   = cluster.WithTokens(func(cluster.TokenKey) oauth2.TokenSource { return nil })
-		verifier = cluster.WithVerifier(acceptAll{})
+		verifier = cluster.WithVerifier(fixedVerifier{})
 	)
 	for _, tt := range []struct {
 		name string

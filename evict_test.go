@@ -45,7 +45,7 @@ func TestEviction(t *testing.T) {
 				t.Errorf("%s was told %d times", other.ID, len(told))
 			}
 		}
-		if diff := cmp.Diff([]string{"node-1", "node-2", "node-4", "node-5"}, ids(w.Registered())); diff != "" {
+		if diff := cmp.Diff([]string{"node-1", "node-2", "node-4", "node-5"}, idsOf(w.Registered())); diff != "" {
 			t.Errorf("at mIT (-want +got):\n%s", diff)
 		}
 		asked := seen.matching("DELETE", n.Host, clustertest.RegistryHost)
@@ -188,13 +188,13 @@ func TestEvictionNeedsConfirmation(t *testing.T) {
 		"403":                  {clustertest.Status(403), "403", 0},
 		"429":                  {clustertest.Status(429), "429", 0},
 		"a redirect":           {clustertest.Answer(http.RedirectHandler("http://elsewhere/", http.StatusFound)), "302", 0},
-		"garbage":              {answerBody("<html>"), "unusable answer", 0},
-		"nothing":              {answerBody(""), "unusable answer", 0},
-		"an empty object":      {answerBody("{}"), "neither data nor server", 0},
-		"no data":              {answerBody(`{"data":null}`), "neither data nor server", 0},
-		"null":                 {answerBody(`null`), "neither data nor server", 0},
-		"another server":       {answerBody(`{"server":{"serverId":"node-4","clusterBaseUrl":"http://node-4:8080/mds/v1"}}`), "about another server", 0},
-		"a server without id":  {answerBody(`{"server":{}}`), "serverId", 0},
+		"garbage":              {respondOK("<html>"), "unusable answer", 0},
+		"nothing":              {respondOK(""), "unusable answer", 0},
+		"an empty object":      {respondOK("{}"), "neither data nor server", 0},
+		"no data":              {respondOK(`{"data":null}`), "neither data nor server", 0},
+		"null":                 {respondOK(`null`), "neither data nor server", 0},
+		"another server":       {respondOK(`{"server":{"serverId":"node-4","clusterBaseUrl":"http://node-4:8080/mds/v1"}}`), "about another server", 0},
+		"a server without id":  {respondOK(`{"server":{}}`), "serverId", 0},
 		"half an answer":       {clustertest.Truncate(5), "broke off", 0},
 		"a stalled answer":     {clustertest.Stall(5), "mIT took too long", 2 * time.Second},
 	} {
@@ -262,7 +262,7 @@ func TestEntryWithoutTimestampIsNotEvicted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 4)
 		n := w.Nodes[0]
-		w.Network.Fault(n.Host, clustertest.RegistryHost, onPost(answerBody(`{"itResource":`+resourceWithDate("", "node-1", "node-2", "node-3", "node-4")+`}`)))
+		w.Network.Fault(n.Host, clustertest.RegistryHost, onPost(respondOK(`{"itResource":`+resourceWithDate("", "node-1", "node-2", "node-3", "node-4")+`}`)))
 		if _, err := n.Register(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -340,7 +340,7 @@ func TestAnnouncedSuspect(t *testing.T) {
 				if got := marshal(t, res.Data); got != tt.data {
 					t.Errorf("joint data %s; failures %v", got, failures(res))
 				}
-				if diff := cmp.Diff(tt.view, ids(w.Registered())); diff != "" {
+				if diff := cmp.Diff(tt.view, idsOf(w.Registered())); diff != "" {
 					t.Errorf("at mIT (-want +got):\n%s", diff)
 				}
 			})
@@ -428,7 +428,7 @@ func TestPartition(t *testing.T) {
 			}
 			wantView(t, n, all...)
 		}
-		if diff := cmp.Diff(all, ids(w.Registered())); diff != "" {
+		if diff := cmp.Diff(all, idsOf(w.Registered())); diff != "" {
 			t.Fatalf("at mIT (-want +got):\n%s", diff)
 		}
 		rpc(t, majority[0], cluster.Request{Path: "/things"})
@@ -611,7 +611,7 @@ func TestLeavingNodeEvictsNoPeer(t *testing.T) {
 			t.Errorf("UnRegister: %v", d.Errors)
 		}
 		wg.Wait()
-		if diff := cmp.Diff([]string{"node-2", "node-3", "node-4", "node-5"}, ids(w.Registered())); diff != "" {
+		if diff := cmp.Diff([]string{"node-2", "node-3", "node-4", "node-5"}, idsOf(w.Registered())); diff != "" {
 			t.Errorf("at mIT (-want +got):\n%s", diff)
 		}
 	})
@@ -733,7 +733,7 @@ func TestNewerEntryIsChecked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startVerified(t, 5)
 		w.Nodes[2].Kill()
-		registryFault(w, onDelete(answerBody(`{"server":{"serverId":"node-3","clusterBaseUrl":"http://169.254.169.254/mds/v1","updatedAt":"2030-01-01T00:00:00.000Z"}}`)))
+		registryFault(w, onDelete(respondOK(`{"server":{"serverId":"node-3","clusterBaseUrl":"http://169.254.169.254/mds/v1","updatedAt":"2030-01-01T00:00:00.000Z"}}`)))
 		seen := recordRequests(w)
 		o := singleFailure(t, rpc(t, w.Nodes[0], cluster.Request{Path: "/things"}))
 		if o.Kind != cluster.KindNotAllowed || !errors.Is(o.Err, cluster.ErrNotAllowed) || o.Evicted || o.Attempts != 2 {

@@ -232,16 +232,14 @@ func FuzzDeleteServer(f *testing.F) {
 				RawPath: "/mds/v1/itResources/" + url.PathEscape(id) + "/servers/" + url.PathEscape(serverID),
 			},
 		}
-		w := httptest.NewRecorder()
-		c.DeleteServer(w, r)
-
-		data := decodeReply(t, w)
-		if w.Code != http.StatusOK {
-			t.Fatalf("answered %d %s", w.Code, w.Body)
+		got := serve(http.HandlerFunc(c.DeleteServer), r)
+		data := got.decode(t)
+		if got.Code != http.StatusOK {
+			t.Fatalf("the reply is %d %s", got.Code, got.Body)
 		}
 		wantData, wantView := "null", []string{"node-1", "node-2", "node-3"}
 		if id == "it" {
-			wantData = mustMarshal(t, serverID)
+			wantData = marshal(t, serverID)
 			if serverID != "node-1" {
 				wantView = slices.DeleteFunc(wantView, func(id string) bool { return id == serverID })
 			}
@@ -554,11 +552,6 @@ func TestInvalidCorrelationID(t *testing.T) {
 	}
 }
 
-// serverPath is where a node is told that a server is gone.
-func serverPath(id string) string {
-	return itResources + "/" + mit.ResourceID("mds") + "/servers/" + id
-}
-
 // bearer signs a cluster token for the node of cfg, changed by edit.
 func signToken(t *testing.T, cfg cluster.Config, method jwt.SigningMethod, key any, edit func(jwt.MapClaims)) string {
 	t.Helper()
@@ -574,16 +567,6 @@ func signToken(t *testing.T, cfg cluster.Config, method jwt.SigningMethod, key a
 		t.Fatal(err)
 	}
 	return "Bearer " + text
-}
-
-// A verifier lets everybody in as an instance of a type.
-type fixedVerifier struct{ subType, typ string }
-
-func (v fixedVerifier) Verify(_ context.Context, token string) (cluster.Claims, error) {
-	if token == "bad" {
-		return cluster.Claims{}, errors.New("I know " + token)
-	}
-	return cluster.Claims{SubType: v.subType, Type: v.typ, Subject: "me " + token}, nil
 }
 
 func replyWith(c *cluster.Cluster, err error) func(http.ResponseWriter, *http.Request) {

@@ -20,7 +20,7 @@ func TestFailedRenewalIsRetriedWithinTheLease(t *testing.T) {
 	faults := map[string]clustertest.Fault{
 		"refused": clustertest.Refuse, "lost": clustertest.Hang, "broken": clustertest.Reset,
 		"500": clustertest.Status(500), "429": clustertest.Status(429), "404": clustertest.Status(404),
-		"garbage": answerBody("<html>"), "half": clustertest.Truncate(20), "stalled": clustertest.Stall(20),
+		"garbage": respondOK("<html>"), "half": clustertest.Truncate(20), "stalled": clustertest.Stall(20),
 	}
 	for name, fault := range faults {
 		t.Run(name, func(t *testing.T) {
@@ -181,7 +181,7 @@ func TestRecoveryAfterOutage(t *testing.T) {
 				registryUp(w)
 				time.Sleep(41 * time.Second)
 				synctest.Wait()
-				if got := ids(w.Registered()); outage > 2*time.Hour && !cmp.Equal(got, []string{"node-1", "node-2", "node-3"}) {
+				if got := idsOf(w.Registered()); outage > 2*time.Hour && !cmp.Equal(got, []string{"node-1", "node-2", "node-3"}) {
 					t.Errorf("mIT lists %q", got)
 				}
 				for _, n := range w.Nodes {

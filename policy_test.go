@@ -47,7 +47,7 @@ func TestDialedAddressIsChecked(t *testing.T) {
 		"by name, one address of it in": {"localhost", prefixes("127.0.0.1/32"), true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			peer := startCountingServer(t, respond(`{"data":["node-2"],"server":{"serverId":"node-2"}}`))
+			peer := startCountingServer(t, responder(http.StatusOK, `{"data":["node-2"],"server":{"serverId":"node-2"}}`))
 			_, port, err := net.SplitHostPort(peer.Listener.Addr().String())
 			if err != nil {
 				t.Fatal(err)
@@ -78,7 +78,7 @@ func TestDialedAddressIsChecked(t *testing.T) {
 func TestRedirectsAreNotFollowed(t *testing.T) {
 	for _, code := range []int{301, 302, 303, 307, 308} {
 		t.Run(fmt.Sprint(code), func(t *testing.T) {
-			elsewhere := startCountingServer(t, respond(`{"data":["node-2"],"server":{"serverId":"node-2"}}`))
+			elsewhere := startCountingServer(t, responder(http.StatusOK, `{"data":["node-2"],"server":{"serverId":"node-2"}}`))
 			peer := startCountingServer(t, http.RedirectHandler(elsewhere.URL, code))
 			for kind, opt := range map[string]cluster.Option{
 				"its own client": nil,

@@ -163,7 +163,7 @@ func TestRegisterEndsWithItsContext(t *testing.T) {
 			`cluster: registering: enough, after: no token for "https://mit.test": mST cannot be reached by POST http://mst.test/mST/v1/oauth/token: dial tcp`,
 		},
 		"mST says garbage": {
-			clustertest.TokenHost, answerBody(`<html>`), time.Minute, errEnough,
+			clustertest.TokenHost, respondOK(`<html>`), time.Minute, errEnough,
 			func(err error) bool {
 				ae, ok := errors.AsType[*cluster.InvalidResponseError](err)
 				return ok && ae.Remote == "mST"
@@ -262,7 +262,7 @@ func TestRegisterWithManagementOff(t *testing.T) {
 		if got := l.countToPeers(n); got != 0 {
 			t.Errorf("%d requests to peers", got)
 		}
-		if got := ids(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-2"}) {
+		if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-2"}) {
 			t.Errorf("mIT lists %q", got)
 		}
 	})
@@ -353,7 +353,7 @@ func TestAnnouncementDuringRegistration(t *testing.T) {
 func TestTokenErrorNamesTheRequestOnce(t *testing.T) {
 	for name, fault := range map[string]clustertest.Fault{
 		"refuses": clustertest.Refuse, "is not to be trusted": badCertificate, "breaks off": clustertest.Truncate(5),
-		"answers 500": clustertest.Status(500), "answers nonsense": answerBody(`{}`),
+		"answers 500": clustertest.Status(500), "answers nonsense": respondOK(`{}`),
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -382,7 +382,7 @@ func TestUnRegister(t *testing.T) {
 		if got := n.Status().Registration(); got != "orphan: cluster: not registered: it has left" {
 			t.Errorf("the registration reads %q", got)
 		}
-		if got := ids(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-3"}) {
+		if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-3"}) {
 			t.Errorf("mIT lists %q", got)
 		}
 		wantView(t, w.Nodes[0], "node-1", "node-3")
@@ -450,7 +450,7 @@ func TestUnRegisterStopsRegister(t *testing.T) {
 							t.Errorf("a POST %v after the end", x.Start.Sub(ended))
 						}
 					}
-					if got := ids(w.Registered()); !cmp.Equal(got, []string{"node-1"}) {
+					if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-1"}) {
 						t.Errorf("mIT lists %q", got)
 					}
 					if _, err := n.Register(t.Context()); !errors.Is(err, by.want) {
@@ -479,7 +479,7 @@ func TestUnRegisterWhileAnnouncing(t *testing.T) {
 		if err := <-done; err != nil {
 			t.Errorf("Register, which had registered, returned %v", err)
 		}
-		if got := ids(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-2"}) {
+		if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-2"}) {
 			t.Errorf("mIT lists %q", got)
 		}
 		if posted, deleted := l.renewals(n), l.matching(http.MethodDelete, n.Host, clustertest.RegistryHost); len(posted) != 1 || len(deleted) != 1 {
@@ -517,7 +517,7 @@ func TestNoRenewalAfterDeregistration(t *testing.T) {
 				t.Errorf("a POST ended %v after the DELETE began", end.Sub(deleted[0].Start))
 			}
 		}
-		if got := ids(w.Registered()); !cmp.Equal(got, []string{"node-2"}) {
+		if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-2"}) {
 			t.Errorf("mIT lists %q", got)
 		}
 	})
@@ -600,13 +600,13 @@ func TestUnRegisterDuringOutage(t *testing.T) {
 		wantView(t, peer, "node-2") // it was told all the same
 
 		registryUp(w)
-		if got := ids(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-2"}) {
+		if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-2"}) {
 			t.Errorf("mIT lists %q: it was down", got)
 		}
 		if d := n.UnRegister(t.Context()); d.Errors != nil || d.NbServers != 2 {
 			t.Errorf("the second try: %+v", d)
 		}
-		if got := ids(w.Registered()); !cmp.Equal(got, []string{"node-2"}) {
+		if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-2"}) {
 			t.Errorf("mIT lists %q after the second try", got)
 		}
 	})
@@ -637,7 +637,7 @@ func TestUnRegisterWithDeadPeer(t *testing.T) {
 		if d.Errors != nil || d.NbServers != 3 {
 			t.Errorf("leaving: %+v", d)
 		}
-		if got := ids(w.Registered()); !cmp.Equal(got, []string{"node-2", "node-3"}) {
+		if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-2", "node-3"}) {
 			t.Errorf("mIT lists %q, want nobody evicted", got)
 		}
 		wantView(t, w.Nodes[2], "node-2", "node-3")

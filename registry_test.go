@@ -57,8 +57,8 @@ func TestFailoverAndFailback(t *testing.T) {
 		"is overrun":           {clustertest.Status(429), 429, 0},
 		"is no registry":       {clustertest.Status(404), 404, 0},
 		"sends one elsewhere":  {clustertest.Status(302), 302, 0},
-		"says something else":  {says("<html>"), 200, 0},
-		"knows us not":         {says(`{"itResource": {"id": "1", "servers": []}}`), 200, 0},
+		"says something else":  {respondOK("<html>"), 200, 0},
+		"knows us not":         {respondOK(`{"itResource": {"id": "1", "servers": []}}`), 200, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -321,7 +321,7 @@ func TestEvictionFailsOver(t *testing.T) {
 		"one hangs":                {clustertest.Hang, 1, 2 * time.Second},
 		"two hang":                 {clustertest.Hang, 2, 2 * time.Second},
 		"two are without etcd":     {clustertest.Status(503), 2, 0},
-		"one says something else":  {says("{}"), 1, 0},
+		"one says something else":  {respondOK("{}"), 1, 0},
 		"one does it, and is gone": {clustertest.Reset, 1, 0}, // the second says that the server is gone
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -346,7 +346,7 @@ func TestEvictionFailsOver(t *testing.T) {
 					t.Errorf("asked %v in %v, want %v", tries, took, want)
 				}
 				wantView(t, n, "node-1", "node-2", "node-4", "node-5")
-				if got := ids(w.Registered()); len(got) != 4 {
+				if got := idsOf(w.Registered()); len(got) != 4 {
 					t.Errorf("mIT lists %q", got)
 				}
 			})
@@ -366,7 +366,7 @@ func TestRepeatedDeleteOfReturnedPeer(t *testing.T) {
 			reset := clustertest.Reset(next)
 			return clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
 				resp, err := reset.RoundTrip(req)
-				if got := ids(w.Registered()); len(got) != 4 {
+				if got := idsOf(w.Registered()); len(got) != 4 {
 					t.Errorf("mIT lists %q, want the peer gone", got)
 				}
 				peer.StartUnregistered()
@@ -379,7 +379,7 @@ func TestRepeatedDeleteOfReturnedPeer(t *testing.T) {
 			t.Errorf("%d results; failures %v", len(res.Results), failures(res))
 		}
 		wantView(t, n, "node-1", "node-2", "node-3", "node-4", "node-5")
-		if got := ids(w.Registered()); len(got) != 5 {
+		if got := idsOf(w.Registered()); len(got) != 5 {
 			t.Errorf("mIT lists %q", got)
 		}
 	})
@@ -401,7 +401,7 @@ func TestUnRegisterFailsOver(t *testing.T) {
 				if took := time.Since(began); took > 2*time.Second/3 {
 					t.Errorf("it took %v", took)
 				}
-				if got := ids(w.Registered()); !slices.Equal(got, []string{"node-1"}) {
+				if got := idsOf(w.Registered()); !slices.Equal(got, []string{"node-1"}) {
 					t.Errorf("mIT lists %q", got)
 				}
 				wantView(t, w.Nodes[0], "node-1")
@@ -416,7 +416,7 @@ func TestInvalidResponseNamesItsReplica(t *testing.T) {
 		w := startReplicas(t, 0)
 		n, home := joinReplica(w)
 		for _, host := range replicaHosts() {
-			w.Network.Fault(clustertest.Any, host, says(`{"itResource": {"id": "1", "servers": []}}`))
+			w.Network.Fault(clustertest.Any, host, respondOK(`{"itResource": {"id": "1", "servers": []}}`))
 		}
 		_, err := n.Register(withTimeout(t, time.Second))
 		ae, ok := errors.AsType[*cluster.InvalidResponseError](err)
@@ -442,11 +442,7 @@ func joinReplica(w *clustertest.World) (n *clustertest.Node, home string) {
 // renewal waits until n has renewed its lease once more, a day at most, and tells how.
 func nextRenewal(w *clustertest.World, n *clustertest.Node) (tries []attempt, took time.Duration) {
 	var l requestLog
-	defer w.Network.Observe(func(x clustertest.Exchange) {
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		l.exchanges = append(l.exchanges, x)
-	})()
+	defer w.Network.Observe(l.record)()
 	last, began := n.Status().RenewedAt, time.Now()
 	for n.Status().RenewedAt.Equal(last) && time.Since(began) < 24*time.Hour {
 		time.Sleep(time.Minute)
@@ -459,7 +455,47 @@ func otherReplicas(not ...string) []string {
 	return slices.DeleteFunc(replicaHosts(), func(h string) bool { return slices.Contains(not, h) })
 }
 
-// says answers everything with that.
-func says(body string) clustertest.Fault {
-	return clustertest.Answer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(body)) }))
+// replicaHosts are where the replicas of the registry are in these tests.
+func replicaHosts() []string { return []string{"mit-1.test", "mit-2.test", "mit-3.test"} }
+
+// replicaURLs are their URLs, as Config lists them.
+func replicaURLs() string {
+	return "http://" + strings.Join(replicaHosts(), "/mIT/v1, http://") + "/mIT/v1"
+}
+
+// startReplicas starts a world in which one registry is at several hosts.
+func startReplicas(t *testing.T, nodes int, opts ...clustertest.Option) *clustertest.World {
+	t.Helper()
+	w := clustertest.Start(t, 0, append([]clustertest.Option{
+		clustertest.WithConfig(func(cfg *cluster.Config) { cfg.RegistryURL = replicaURLs() }),
+	}, opts...)...)
+	w.Network.Remove(clustertest.RegistryHost)
+	for _, host := range replicaHosts() {
+		w.Network.Handle(host, w.Registry)
+	}
+	for range nodes {
+		w.Join()
+	}
+	return w
+}
+
+// A try is a request to a replica, and the status of the answer, 0 if none came.
+type attempt struct {
+	host   string
+	status int
+}
+
+// tries are what n asked the replicas with that method, in the order in which it did, and how long
+// that took in all.
+func (l *requestLog) attempts(method string, n *clustertest.Node) (tries []attempt, took time.Duration) {
+	var began time.Time
+	for _, x := range l.matching(method, n.Host, clustertest.Any) {
+		if slices.Contains(replicaHosts(), x.To) {
+			if tries == nil {
+				began = x.Start
+			}
+			tries, took = append(tries, attempt{x.To, x.Status}), x.Start.Add(x.Duration).Sub(began)
+		}
+	}
+	return tries, took
 }

@@ -143,7 +143,7 @@ func TestLeaseTimeValues(t *testing.T) {
 				if test.leaseTime != "" {
 					answer = strings.TrimSuffix(answer, "}") + `,"leaseTime":` + test.leaseTime + `}`
 				}
-				registryFault(w, answerBody(answer))
+				registryFault(w, respondOK(answer))
 				l := recordRequests(w)
 				n := w.Join()
 				if got := n.Status().LeaseTime; got != test.want {
@@ -275,37 +275,37 @@ func TestPartialListKeepsView(t *testing.T) {
 		fault clustertest.Fault
 		want  string // in the reason
 	}{
-		"without this node": {answerBody(`{"itResource":` + announcement("node-2", "node-3") + `,"leaseTime":3600000}`), "this node is not among its 2 servers"},
-		"an empty list":     {answerBody(`{"itResource":` + announcement() + `,"leaseTime":3600000}`), "this node is not among its 0 servers"},
-		"no list":           {answerBody(`{"itResource":{"id":"x","publicBaseUrl":"http://x"},"leaseTime":3600000}`), "this node is not among its 0 servers"},
-		"no itResource":     {answerBody(`{"leaseTime":3600000}`), "no itResource in it"},
-		"a null itResource": {answerBody(`{"itResource":null}`), "no itResource in it"},
+		"without this node": {respondOK(`{"itResource":` + announcement("node-2", "node-3") + `,"leaseTime":3600000}`), "this node is not among its 2 servers"},
+		"an empty list":     {respondOK(`{"itResource":` + announcement() + `,"leaseTime":3600000}`), "this node is not among its 0 servers"},
+		"no list":           {respondOK(`{"itResource":{"id":"x","publicBaseUrl":"http://x"},"leaseTime":3600000}`), "this node is not among its 0 servers"},
+		"no itResource":     {respondOK(`{"leaseTime":3600000}`), "no itResource in it"},
+		"a null itResource": {respondOK(`{"itResource":null}`), "no itResource in it"},
 		"an itResource with no id": {
-			answerBody(`{"itResource":{"servers":[{"serverId":"node-1","clusterBaseUrl":"http://node-1:8080"}]}}`), "itResource without id",
+			respondOK(`{"itResource":{"servers":[{"serverId":"node-1","clusterBaseUrl":"http://node-1:8080"}]}}`), "itResource without id",
 		},
-		"a nameless server":       {answerBody(`{"itResource":{"id":"x","servers":[{"clusterBaseUrl":"http://y"}]}}`), "not among its 0 servers; 1 of 1 entries left out: server without serverId"},
-		"servers of another kind": {answerBody(`{"itResource":{"id":"x","servers":{"node-1":{}}}}`), "its servers cannot be read"},
-		"an array":                {answerBody(`[]`), "not an object"},
-		"text":                    {answerBody(`"ok"`), "not an object"},
-		"null":                    {answerBody(`null`), "no itResource in it"},
-		"HTML":                    {answerBody(`<html>`), "invalid character '<'"},
-		"nothing":                 {answerBody(``), "unexpected end of JSON input"},
-		"no content":              {answerStatus(http.StatusNoContent, ""), "unexpected end of JSON input"},
-		"half an answer":          {answerBody(`{"itResource":` + withMe[:len(withMe)/2]), "unexpected end of JSON input"},
-		"more than an answer":     {answerBody(`{"itResource":` + withMe + `}{}`), "invalid character '{' after top-level value"},
-		"nested without end":      {answerBody(strings.Repeat("[", 100_000)), "exceeded max depth"},
-		"a leaseTime beyond all":  {answerBody(`{"itResource":` + withMe + `,"leaseTime":1e999}`), "leaseTime"},
-		"a leaseTime of words":    {answerBody(`{"itResource":` + withMe + `,"leaseTime":"soon"}`), "leaseTime"},
-		"a leaseTime of NaN":      {answerBody(`{"itResource":` + withMe + `,"leaseTime":NaN}`), "invalid character 'N'"},
-		"an object for leaseTime": {answerBody(`{"itResource":` + withMe + `,"leaseTime":{}}`), "leaseTime"},
+		"a nameless server":       {respondOK(`{"itResource":{"id":"x","servers":[{"clusterBaseUrl":"http://y"}]}}`), "not among its 0 servers; 1 of 1 entries left out: server without serverId"},
+		"servers of another kind": {respondOK(`{"itResource":{"id":"x","servers":{"node-1":{}}}}`), "its servers cannot be read"},
+		"an array":                {respondOK(`[]`), "not an object"},
+		"text":                    {respondOK(`"ok"`), "not an object"},
+		"null":                    {respondOK(`null`), "no itResource in it"},
+		"HTML":                    {respondOK(`<html>`), "invalid character '<'"},
+		"nothing":                 {respondOK(``), "unexpected end of JSON input"},
+		"no content":              {respond(http.StatusNoContent, ""), "unexpected end of JSON input"},
+		"half an answer":          {respondOK(`{"itResource":` + withMe[:len(withMe)/2]), "unexpected end of JSON input"},
+		"more than an answer":     {respondOK(`{"itResource":` + withMe + `}{}`), "invalid character '{' after top-level value"},
+		"nested without end":      {respondOK(strings.Repeat("[", 100_000)), "exceeded max depth"},
+		"a leaseTime beyond all":  {respondOK(`{"itResource":` + withMe + `,"leaseTime":1e999}`), "leaseTime"},
+		"a leaseTime of words":    {respondOK(`{"itResource":` + withMe + `,"leaseTime":"soon"}`), "leaseTime"},
+		"a leaseTime of NaN":      {respondOK(`{"itResource":` + withMe + `,"leaseTime":NaN}`), "invalid character 'N'"},
+		"an object for leaseTime": {respondOK(`{"itResource":` + withMe + `,"leaseTime":{}}`), "leaseTime"},
 		"broken off":              {clustertest.Truncate(30), "it broke off"},
 		"stalled":                 {clustertest.Stall(30), "it broke off: context deadline exceeded"},
-		"declared too large":      {clustertest.Answer(endless(true)), "answer too large: 1048577 bytes, 1048576 allowed"},
-		"endless":                 {clustertest.Answer(endless(false)), "answer too large: more than 1048576 bytes"},
+		"declared too large":      {endlessBody(true), "answer too large: 1048577 bytes, 1048576 allowed"},
+		"endless":                 {endlessBody(false), "answer too large: more than 1048576 bytes"},
 		"a redirect":              {redirect("http://node-2:8080/"), "mIT answered 307 Temporary Redirect"},
 		"a teapot":                {clustertest.Status(http.StatusTeapot), "mIT answered 418 I'm a teapot"},
 		"a status of its own":     {clustertest.Status(799), "mIT answered 799 "},
-		"an error with HTML":      {answerStatus(http.StatusBadGateway, "<html>"), "mIT answered 502 Bad Gateway"},
+		"an error with HTML":      {respond(http.StatusBadGateway, "<html>"), "mIT answered 502 Bad Gateway"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -351,7 +351,7 @@ func TestInvalidEntriesAreSkipped(t *testing.T) {
 		n := w.Add(cluster.WithLogger(zap.New(core)))
 		list := resourceWithDate("2000-01-01T00:00:00.000Z", "node-1", "node-3")
 		list = strings.Replace(list, `"servers":[`, `"servers":[null,{"clusterBaseUrl":"http://y"},{"serverId":"node-2","clusterBaseUrl":5,"updatedAt":7,"x":1},`, 1)
-		w.Network.Fault(n.Host, clustertest.RegistryHost, answerBody(`{"itResource":`+list+`,"leaseTime":3600000}`))
+		w.Network.Fault(n.Host, clustertest.RegistryHost, respondOK(`{"itResource":`+list+`,"leaseTime":3600000}`))
 		if _, err := n.Register(t.Context()); err != nil {
 			t.Fatal(err)
 		}

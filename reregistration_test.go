@@ -2,7 +2,6 @@ package cluster_test
 
 import (
 	"context"
-	"net/http"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -89,7 +88,7 @@ func TestEvictedWhileAlive(t *testing.T) {
 		w.Network.Heal()
 		wantView(t, other, "node-2", "node-3")
 		wantView(t, w.Nodes[2], "node-2", "node-3")
-		if got := ids(w.Registered()); !cmp.Equal(got, []string{"node-2", "node-3"}) {
+		if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-2", "node-3"}) {
 			t.Fatalf("mIT lists %q", got)
 		}
 		wantView(t, n, "node-1", "node-2", "node-3")
@@ -120,7 +119,7 @@ func TestRegistryReset(t *testing.T) {
 		w.ResetRegistry()
 		time.Sleep(2 * time.Hour)
 		synctest.Wait()
-		if got := ids(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-2", "node-3"}) {
+		if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-2", "node-3"}) {
 			t.Errorf("mIT lists %q", got)
 		}
 		for _, n := range w.Nodes {
@@ -148,12 +147,12 @@ func TestViewsStayCompleteAfterReset(t *testing.T) {
 				shortest = min(shortest, listed)
 			}
 			for _, n := range w.Nodes[:4] {
-				got := ids(n.Servers())
+				got := idsOf(n.Servers())
 				if len(got) == 5 && time.Since(began) < 5*lease/2 { // the dead one, which nobody has missed yet
 					got = got[:4]
 				}
 				if !cmp.Equal(got, []string{"node-1", "node-2", "node-3", "node-4"}) {
-					t.Fatalf("after %v %s knows %q", time.Since(began), n.ID, ids(n.Servers()))
+					t.Fatalf("after %v %s knows %q", time.Since(began), n.ID, idsOf(n.Servers()))
 				}
 			}
 		}
@@ -207,7 +206,7 @@ func TestPeerLearnedAfterReset(t *testing.T) {
 		}
 		reportDeparture(t, w, n, n.ID) // so that it renews at once
 		synctest.Wait()
-		if got := ids(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-2"}) {
+		if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-2"}) {
 			t.Errorf("mIT lists %q", got)
 		}
 		wantView(t, n, "node-1", "node-2", "node-3", "node-4", "node-5")
@@ -228,7 +227,7 @@ func TestRetainedPeersAreNotAnnounced(t *testing.T) {
 		synctest.Wait()
 		wantView(t, n, "node-1", "node-2", "node-3")
 		wantView(t, other, "node-1", "node-2")
-		if got := ids(w.Registered()); !cmp.Equal(got, []string{"node-1"}) {
+		if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-1"}) {
 			t.Errorf("mIT lists %q", got)
 		}
 		if o := singleFailure(t, rpc(t, n, cluster.Request{Path: "/things"})); o.Server.ServerID != dead.ID || !o.Evicted {
@@ -268,12 +267,6 @@ func TestOnlyOwnEntryLost(t *testing.T) {
 		synctest.Wait()
 		wantView(t, n, "node-1", "node-2", "node-3")
 	})
-}
-
-// gone tells n that a server is gone, as a peer does.
-func reportDeparture(t *testing.T, w *clustertest.World, n *clustertest.Node, id string) {
-	t.Helper()
-	sendToNode(t, w, n, http.MethodDelete, "/mds/v1/itResources/"+mit.ResourceID("mds")+"/servers/"+id, "")
 }
 
 // A newborn is a store that makes every entry anew whenever it is renewed.

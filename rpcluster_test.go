@@ -27,6 +27,7 @@ import (
 
 	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/clustertest"
+	"github.com/mimiktech/cluster/internal/fixedworld"
 )
 
 func TestJointData(t *testing.T) {
@@ -41,7 +42,7 @@ func TestJointData(t *testing.T) {
 			"node-8": `"data":[["e"]],`,
 		}
 		w := clustertest.Start(t, 8, clustertest.WithHandler(func(n *clustertest.Node) http.Handler {
-			return respond(`{` + answers[n.ID] + `"server":{"serverId":"` + n.ID + `"}}`)
+			return responder(http.StatusOK, `{`+answers[n.ID]+`"server":{"serverId":"`+n.ID+`"}}`)
 		}))
 		for i, n := range w.Nodes { // the later in the order of servers, the earlier in time
 			w.Network.Fault(clustertest.Any, n.Host, clustertest.Delay(time.Duration(8-i)*time.Second))
@@ -65,11 +66,11 @@ func TestResponseAsJSON(t *testing.T) {
 		w := clustertest.Start(t, 5, clustertest.WithHandler(func(n *clustertest.Node) http.Handler {
 			return map[string]http.Handler{
 				"node-1": http.NotFoundHandler(),
-				"node-2": respond(`{"data":["a"],"server":{"serverId":"node-2"},"more":1.50}`),
+				"node-2": responder(http.StatusOK, `{"data":["a"],"server":{"serverId":"node-2"},"more":1.50}`),
 				"node-3": http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 					n.ReplyError(w, r, &cluster.StatusError{Code: 404, Message: "no such thing", Info: []byte(`{"id":1.50}`)})
 				}),
-				"node-4": respond(`{"data":"b"}`),
+				"node-4": responder(http.StatusOK, `{"data":"b"}`),
 				"node-5": http.NotFoundHandler(),
 			}[n.ID]
 		}), clustertest.WithOptions(cluster.WithEviction(cluster.Eviction{Disabled: true})))
@@ -451,17 +452,6 @@ func TestCallWithoutPeers(t *testing.T) {
 // response, as what it is.
 func TestFaultsOfOnePeer(t *testing.T) {
 	const timeout = 10 * time.Second
-	endless := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		for chunk := make([]byte, 64<<10); ; {
-			if _, err := w.Write(chunk); err != nil {
-				return
-			}
-		}
-	})
-	declared := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Length", "2000000")
-		w.WriteHeader(http.StatusOK)
-	})
 	for name, tt := range map[string]struct {
 		fault    clustertest.Fault
 		method   string
@@ -489,21 +479,21 @@ func TestFaultsOfOnePeer(t *testing.T) {
 		"503":                         {clustertest.Status(503), "GET", cluster.KindStatus, 1, 0, false}, // the npm module evicts it
 		"a redirect":                  {clustertest.Answer(http.RedirectHandler("http://node-2:8080/mds/v1/things", http.StatusFound)), "GET", cluster.KindStatus, 1, 0, false},
 		"another server":              {clustertest.RouteTo("node-2:8080"), "GET", cluster.KindWrongServer, 1, 0, false}, // the npm module lets it disappear
-		"garbage":                     {clustertest.Answer(respond("<html>")), "GET", cluster.KindMalformed, 1, 0, false},
-		"nothing":                     {clustertest.Answer(respond("")), "GET", cluster.KindMalformed, 1, 0, false},
-		"not an object":               {clustertest.Answer(respond("[1]")), "GET", cluster.KindMalformed, 1, 0, false},
-		"null":                        {clustertest.Answer(respond("null")), "GET", cluster.KindMalformed, 1, 0, false},
-		"no server in it":             {clustertest.Answer(respond(`{"data":1}`)), "GET", cluster.KindMalformed, 1, 0, false}, // the npm module evicts it
-		"a server without id":         {clustertest.Answer(respond(`{"data":1,"server":{}}`)), "GET", cluster.KindMalformed, 1, 0, false},
-		"a server that is no object":  {clustertest.Answer(respond(`{"data":1,"server":"node-3"}`)), "GET", cluster.KindMalformed, 1, 0, false},
-		"endless":                     {clustertest.Answer(endless), "GET", cluster.KindTooLarge, 1, 0, false},
-		"large, as it says itself":    {clustertest.Answer(declared), "GET", cluster.KindTooLarge, 1, 0, false},
+		"garbage":                     {respondOK("<html>"), "GET", cluster.KindMalformed, 1, 0, false},
+		"nothing":                     {respondOK(""), "GET", cluster.KindMalformed, 1, 0, false},
+		"not an object":               {respondOK("[1]"), "GET", cluster.KindMalformed, 1, 0, false},
+		"null":                        {respondOK("null"), "GET", cluster.KindMalformed, 1, 0, false},
+		"no server in it":             {respondOK(`{"data":1}`), "GET", cluster.KindMalformed, 1, 0, false}, // the npm module evicts it
+		"a server without id":         {respondOK(`{"data":1,"server":{}}`), "GET", cluster.KindMalformed, 1, 0, false},
+		"a server that is no object":  {respondOK(`{"data":1,"server":"node-3"}`), "GET", cluster.KindMalformed, 1, 0, false},
+		"endless":                     {endlessBody(false), "GET", cluster.KindTooLarge, 1, 0, false},
+		"large, as it says itself":    {endlessBody(true), "GET", cluster.KindTooLarge, 1, 0, false},
 		"truncated":                   {clustertest.Truncate(5), "GET", cluster.KindMalformed, 1, 0, false},
 		"stalled after the headers":   {clustertest.Stall(0), "GET", cluster.KindTimeout, 1, timeout, false},
 		"stalled half-way":            {clustertest.Stall(5), "GET", cluster.KindTimeout, 1, timeout, false},
 		"an address nobody knows":     {clustertest.RouteTo("nowhere:8080"), "GET", cluster.KindRefused, 2, 10 * time.Millisecond, true},
 		"a handler that panics":       {clustertest.Answer(abortHandler()), "POST", cluster.KindConnectionLost, 1, 0, true},
-		"an answer without a content": {clustertest.Answer(status(204)), "GET", cluster.KindMalformed, 1, 0, false},
+		"an answer without a content": {respond(http.StatusNoContent, ""), "GET", cluster.KindMalformed, 1, 0, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -617,8 +607,8 @@ func FuzzPeerResponse(f *testing.F) {
 		if want := map[bool]int{false: 1, true: 2}[again]; asked != want {
 			t.Errorf("%d requests, want %d", asked, want)
 		}
-		if !json.Valid([]byte(mustMarshal(t, res))) {
-			t.Errorf("the response marshals to %s", mustMarshal(t, res))
+		if !json.Valid([]byte(marshal(t, res))) {
+			t.Errorf("the response marshals to %s", marshal(t, res))
 		}
 		if !good {
 			got := res.Failures[0]
@@ -748,7 +738,7 @@ func TestOneOutcomePerPeer(t *testing.T) {
 		"none": nil, "refuse": clustertest.Refuse, "hang": clustertest.Hang, "reset": clustertest.Reset,
 		"slow": clustertest.Delay(3 * time.Second), "500": clustertest.Status(500), "403": clustertest.Status(403),
 		"once refused": clustertest.FirstN(1, clustertest.Refuse), "twice refused": clustertest.FirstN(2, clustertest.Refuse),
-		"other": clustertest.RouteTo("node-1:8080"), "garbage": clustertest.Answer(respond("?")),
+		"other": clustertest.RouteTo("node-1:8080"), "garbage": respondOK("?"),
 		"truncate": clustertest.Truncate(9), "stall": clustertest.Stall(9),
 	}
 	names := slices.Sorted(func(yield func(string) bool) {
@@ -985,7 +975,7 @@ func TestConcurrentCallsStartAtDifferentPeers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const peers, calls = 64, 8
 		var most atomic.Int64
-		w := startFixed(t, &fixedStore{servers: fixedServers(0, peers)}, 0, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = 2 * calls }))
+		w := fixedworld.Start(t, fixedworld.NewStore(fixedworld.Servers(0, peers)), 0, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = 2 * calls }))
 		n := w.Join()
 		for _, s := range n.Servers() {
 			var now atomic.Int64
