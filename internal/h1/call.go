@@ -3,7 +3,6 @@ package h1
 import (
 	"bufio"
 	"bytes"
-	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -108,9 +107,9 @@ func (t *Transport) Do(ctx context.Context, call *Call, host, uri string) (Respo
 			t: t, ctx: ctx, trace: httptrace.ContextClientTrace(ctx),
 			method: call.method, address: address, last: t.DisableKeepAlives,
 		},
-		callMessage{call, host, uri, t.DisableKeepAlives},
+		callMessage{call, host, uri, t.DisableKeepAlives, nil},
 	}
-	d.msg = &d.callMessage
+	d.msg, d.callMessage.trace = &d.callMessage, d.exchange.trace
 	if err := d.start(); err != nil {
 		return Response{}, err
 	}
@@ -134,6 +133,7 @@ type callMessage struct {
 	call      *Call
 	host, uri string
 	last      bool
+	trace     *httptrace.ClientTrace
 }
 
 func (m *callMessage) render(buf *bytes.Buffer) (bool, error) {
@@ -142,6 +142,7 @@ func (m *callMessage) render(buf *bytes.Buffer) (bool, error) {
 	}
 	m.renderHead(buf)
 	buf.Write(m.call.body)
+	m.traceWritten(nil)
 	return true, nil
 }
 
@@ -171,11 +172,25 @@ func withoutZone(host string) string {
 func (m *callMessage) stream(c *conn) error {
 	var head bytes.Buffer
 	m.renderHead(&head)
-	if _, err := c.Write(head.Bytes()); err != nil {
-		return err
+	_, err := c.Write(head.Bytes())
+	if err == nil {
+		_, err = c.Write(m.call.body)
 	}
-	_, err := c.Write(m.call.body)
+	m.traceWritten(err)
 	return err
+}
+
+// traceWritten calls the hooks that net/http calls when it writes a request.
+func (m *callMessage) traceWritten(err error) {
+	if m.trace == nil {
+		return
+	}
+	if m.trace.WroteHeaders != nil {
+		m.trace.WroteHeaders()
+	}
+	if m.trace.WroteRequest != nil {
+		m.trace.WroteRequest(httptrace.WroteRequestInfo{Err: err})
+	}
 }
 
 func (m *callMessage) rewind() error    { return nil }
@@ -194,15 +209,11 @@ func (x *exchange) readResponse(call *Call) (Response, error) {
 		x.discard()
 		return Response{}, x.explain(err)
 	}
-	x.c.idleTimeout = keepAlive(httpResp.Header.Get("Keep-Alive"))
+	x.setBody(httpResp, call.gzip)
+	defer httpResp.Body.Close()
 	resp := Response{StatusCode: httpResp.StatusCode, header: httpResp.Header}
-	resp.Body, err = x.readBody(httpResp, call)
-	if err != nil {
-		x.discard()
-		return resp, x.explain(err)
-	}
-	x.finish(!httpResp.Close)
-	return resp, nil
+	resp.Body, err = x.t.readAll(httpResp.Body, call.maxBody)
+	return resp, err
 }
 
 // readSimple reads head and body in one piece.
@@ -219,26 +230,13 @@ func (x *exchange) readSimple(h head) (Response, error) {
 	return resp, nil
 }
 
-// readBody reads a body up to the limit.
-func (x *exchange) readBody(resp *http.Response, call *Call) ([]byte, error) {
-	src := io.Reader(resp.Body)
-	if call.gzip && resp.ContentLength != 0 && strings.EqualFold(resp.Header.Get("Content-Encoding"), "gzip") {
-		uncompressed(resp)
-		zr, _ := x.t.gunzips.Get().(*gzip.Reader)
-		if zr == nil {
-			zr = new(gzip.Reader)
-		}
-		if err := zr.Reset(src); err != nil {
-			return nil, err
-		}
-		defer x.t.gunzips.Put(zr)
-		src = zr
-	}
-	buf := x.t.buffer()
-	defer x.t.recycle(buf)
-	_, err := buf.ReadFrom(io.LimitReader(src, call.maxBody))
-	if err == nil && int64(buf.Len()) == call.maxBody {
-		err = expectEOF(src, call.maxBody)
+// readAll reads src up to the limit.
+func (t *Transport) readAll(src io.Reader, limit int64) ([]byte, error) {
+	buf := t.buffer()
+	defer t.recycle(buf)
+	_, err := buf.ReadFrom(io.LimitReader(src, limit))
+	if err == nil && int64(buf.Len()) == limit {
+		err = expectEOF(src, limit)
 	}
 	return bytes.Clone(buf.Bytes()), err
 }

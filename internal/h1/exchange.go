@@ -200,7 +200,9 @@ func (x *exchange) readHead(req *http.Request) (*http.Response, error) {
 			return nil, fmt.Errorf("invalid response: %w", err)
 		case resp.StatusCode == http.StatusSwitchingProtocols:
 			return nil, errors.New("the peer switches protocols")
-		case resp.StatusCode < 100 || resp.StatusCode > 199:
+		case resp.StatusCode < 100:
+			return nil, fmt.Errorf("invalid response: status %d", resp.StatusCode)
+		case resp.StatusCode > 199:
 			x.c.headLimit = -1
 			return resp, nil
 		}

@@ -59,7 +59,7 @@ func (x *exchange) setBody(resp *http.Response, gzipped bool) {
 	resp.Body = b
 	if gzipped && strings.EqualFold(resp.Header.Get("Content-Encoding"), "gzip") {
 		uncompressed(resp)
-		resp.Body = &gzipBody{body: b}
+		resp.Body = &gzipBody{src: b}
 	}
 }
 
@@ -122,21 +122,35 @@ func (b *body) Close() error {
 	return nil
 }
 
+// A gzipBody decompresses a body.
 type gzipBody struct {
-	*body
+	src *body
 	zr  *gzip.Reader
-	bad error // why there is no zr
+	err error // of all later reads
 }
 
-func (b *gzipBody) Read(p []byte) (int, error) {
-	if b.zr == nil && b.bad == nil {
-		b.zr, b.bad = gzip.NewReader(b.body)
+func (b *gzipBody) Read(p []byte) (n int, err error) {
+	if b.err != nil {
+		return 0, b.err
 	}
-	if b.bad != nil {
-		return 0, b.bad
+	pool := &b.src.x.t.gunzips
+	if b.zr == nil {
+		b.zr, _ = pool.Get().(*gzip.Reader)
+		if b.zr == nil {
+			b.zr = new(gzip.Reader)
+		}
+		b.err = b.zr.Reset(b.src)
 	}
-	return b.zr.Read(p)
+	if b.err == nil {
+		n, b.err = b.zr.Read(p)
+	}
+	if b.err != nil {
+		pool.Put(b.zr)
+	}
+	return n, b.err
 }
+
+func (b *gzipBody) Close() error { return b.src.Close() }
 
 var (
 	errConcurrentRead = errors.New("concurrent reads of a response body")
@@ -150,6 +164,7 @@ type requestMessage struct {
 	req      *http.Request // what is written
 	body     io.ReadCloser
 	closed   atomic.Bool // body was closed
+	readErr  error       // of the body, where net/http would hide it
 }
 
 // prepare makes a copy of the request with the header fields that a transport adds.
@@ -176,7 +191,13 @@ func (m *requestMessage) setBody(rc io.ReadCloser) {
 }
 
 // Read and Close are those of the body. It is closed once, by whichever side is first.
-func (m *requestMessage) Read(p []byte) (int, error) { return m.body.Read(p) }
+func (m *requestMessage) Read(p []byte) (int, error) {
+	n, err := m.body.Read(p)
+	if err != nil && err != io.EOF { //nolint:errorlint // as io.Reader says
+		m.readErr = err
+	}
+	return n, err
+}
 
 func (m *requestMessage) Close() error {
 	if m.body == nil || !m.closed.CompareAndSwap(false, true) {
@@ -207,7 +228,7 @@ func (m *requestMessage) stream(c *conn) error {
 		err = bw.Flush()
 	}
 	if err != nil && w.err == nil {
-		return &bodyError{err}
+		return &bodyError{cmp.Or(m.readErr, err)}
 	}
 	return err
 }
