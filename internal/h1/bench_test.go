@@ -4,7 +4,6 @@ package h1
 
 import (
 	"io"
-	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -15,11 +14,7 @@ import (
 // respond is a peer that costs little: it answers each read with the same response.
 func respond(b *testing.B, response string) (host string) {
 	b.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() { l.Close() })
+	l := listen(b)
 	go func() {
 		for {
 			nc, err := l.Accept()
@@ -62,6 +57,7 @@ func BenchmarkTransports(b *testing.B) {
 	roundTrip := func(rt http.RoundTripper) func(b *testing.B, host string) error {
 		template := &http.Request{Method: "GET", Header: benchHeader()}
 		return func(b *testing.B, host string) error {
+			b.Helper()
 			req := template.WithContext(b.Context())
 			u := *mustURL(b, "http://"+host+"/rpc")
 			req.URL = &u
@@ -90,6 +86,7 @@ func BenchmarkTransports(b *testing.B) {
 		{"net-http", roundTrip(std)},
 		{"RoundTrip", roundTrip(own)},
 		{"Do", func(b *testing.B, host string) error {
+			b.Helper()
 			_, err := own.Do(b.Context(), call, host, "/rpc")
 			return err
 		}},

@@ -85,6 +85,7 @@ func (r *Response) Header() http.Header {
 	if err != nil { // cannot be: parseHead accepts no head that ReadResponse does not
 		return nil
 	}
+	resp.Body.Close()
 	return resp.Header
 }
 
@@ -247,7 +248,7 @@ func expectEOF(src io.Reader, limit int64) error {
 	switch n, err := io.ReadFull(src, b[:]); {
 	case n > 0:
 		return fmt.Errorf("%w: more than %d bytes", ErrBodyTooLarge, limit)
-	case err == io.EOF: //nolint:errorlint // as io.Reader says
+	case err == io.EOF:
 		return nil
 	default:
 		return err

@@ -363,8 +363,8 @@ func (p rawPeer) compare(t *testing.T, pieces []string, hangUp bool) {
 		if p.differs {
 			continue
 		}
-		if p.early && got.class != "" && want.class != "" {
-			want.class = got.class // reading and writing fail at once, and net/http takes either error
+		if p.early && want.class != "" && (hangUp || p.hangUp) {
+			continue // reading and writing fail at once, and net/http takes whichever comes first
 		}
 		if !reflect.DeepEqual(got, want) {
 			t.Fatalf("%s of %d pieces %.300s:\n got      %.300s\n net/http %.300s", kind, len(pieces),
@@ -381,6 +381,9 @@ func TestLikeNetHTTP(t *testing.T) {
 			p.compare(t, []string{p.response}, p.hangUp)
 			p.compare(t, strings.Split(p.response, ""), p.hangUp)
 			step := max(1, n/100)
+			if raceEnabled {
+				step = max(1, n/5)
+			}
 			for i := 0; i < n; i += step {
 				p.compare(t, []string{p.response[:i], p.response[i:]}, p.hangUp)
 				if !p.differs {

@@ -34,7 +34,6 @@ func TestRoundTripper(t *testing.T) {
 	srv := echo(t)
 	tr := new(Transport)
 	defer tr.Close()
-	hc := &http.Client{Transport: tr}
 	for _, size := range []int{0, 1, 4096, maxInline, 1 << 20} {
 		for _, stream := range []bool{false, true} {
 			for _, query := range []string{"", "?chunked", "?status"} {
@@ -43,14 +42,9 @@ func TestRoundTripper(t *testing.T) {
 				if stream {
 					body = io.MultiReader(body)
 				}
-				resp, err := hc.Post(srv.URL+"/p"+query, "text/plain", body)
-				if err != nil {
-					t.Fatal(err)
-				}
-				got, err := io.ReadAll(resp.Body)
-				resp.Body.Close()
-				if err != nil || string(got) != want || resp.Header.Get("X-Seen") != "POST /p"+query {
-					t.Fatalf("%d bytes, stream %v: got %d, %v, %v", size, stream, len(got), err, resp.Header)
+				header, got, err := fetch(t.Context(), tr, "POST", srv.URL+"/p"+query, body)
+				if err != nil || got != want || header.Get("X-Seen") != "POST /p"+query {
+					t.Fatalf("%d bytes, stream %v: got %d, %v, %v", size, stream, len(got), err, header)
 				}
 			}
 		}
@@ -128,8 +122,8 @@ func TestInvalidRequests(t *testing.T) {
 		_, err := NewCall("GET", header, nil, 0)
 		req := httptest.NewRequest("GET", "http://127.0.0.1:1/", nil)
 		req.Header = header
-		_, err2 := tr.RoundTrip(req) //nolint:bodyclose // there is none
-		_, std := new(http.Transport).RoundTrip(req)
+		_, err2 := tr.RoundTrip(req)                 //nolint:bodyclose // there is none
+		_, std := new(http.Transport).RoundTrip(req) //nolint:bodyclose // there is none
 		if err == nil || err2 == nil || !strings.Contains(std.Error(), "invalid header") {
 			t.Errorf("%q: %v, %v, net/http: %v", header, err, err2, std)
 		}

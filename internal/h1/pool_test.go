@@ -165,11 +165,9 @@ func TestDisableKeepAlives(t *testing.T) {
 	tr := &Transport{DisableKeepAlives: true}
 	host := strings.TrimPrefix(srv.URL, "http://")
 	occupy(t, tr, host, 2)
-	resp, err := (&http.Client{Transport: tr}).Get(srv.URL)
-	if err != nil {
+	if _, _, err := fetch(t.Context(), tr, "GET", srv.URL, nil); err != nil {
 		t.Fatal(err)
 	}
-	resp.Body.Close()
 	if closing.Load() != 3 || tr.Idle() != 0 {
 		t.Errorf("%d of 3 requests asked to close, %d connections are idle", closing.Load(), tr.Idle())
 	}
@@ -285,17 +283,8 @@ func requestID(ctx context.Context, tr *Transport, host string, id, size int) (s
 	if id%4 == 1 {
 		body = io.MultiReader(body)
 	}
-	req, err := http.NewRequestWithContext(ctx, "POST", "http://"+host+uri, body)
-	if err != nil {
-		return "", err
-	}
-	resp, err := tr.RoundTrip(req)
-	if err != nil {
-		return "", err
-	}
-	defer resp.Body.Close()
-	data, err := io.ReadAll(resp.Body)
-	return string(data), err
+	_, got, err := fetch(ctx, tr, "POST", "http://"+host+uri, body)
+	return got, err
 }
 
 // openFiles returns the number of descriptors where the system tells, and else 0.
@@ -313,7 +302,11 @@ func TestCloseDuringRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tr := &Transport{Dial: answering("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc")}
 		defer tr.Close()
-		resp, err := (&http.Client{Transport: tr}).Get("http://peer/")
+		req, err := http.NewRequestWithContext(t.Context(), "GET", "http://peer/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := tr.RoundTrip(req) //nolint:bodyclose // it is closed below
 		if err != nil {
 			t.Fatal(err)
 		}

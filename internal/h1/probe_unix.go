@@ -23,7 +23,7 @@ func newProbe(nc net.Conn) func() bool {
 	var quiet bool
 	read := func(fd uintptr) bool {
 		_, err := syscall.Read(int(fd), b[:])
-		quiet = err == syscall.EAGAIN || err == syscall.EWOULDBLOCK //nolint:errorlint // an errno
+		quiet = err == syscall.EAGAIN || err == syscall.EWOULDBLOCK
 		return true
 	}
 	return func() bool { return raw.Read(read) == nil && quiet }

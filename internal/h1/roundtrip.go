@@ -98,7 +98,7 @@ func (b *body) Read(p []byte) (int, error) {
 	switch {
 	case b.err != nil: // closed in the meantime
 		b.x.discard()
-	case err == io.EOF: //nolint:errorlint // as io.Reader says
+	case err == io.EOF:
 		b.err = io.EOF
 		b.x.finish(b.keep)
 	case err != nil:
@@ -193,7 +193,7 @@ func (m *requestMessage) setBody(rc io.ReadCloser) {
 // Read and Close are those of the body. It is closed once, by whichever side is first.
 func (m *requestMessage) Read(p []byte) (int, error) {
 	n, err := m.body.Read(p)
-	if err != nil && err != io.EOF { //nolint:errorlint // as io.Reader says
+	if err != nil && err != io.EOF {
 		m.readErr = err
 	}
 	return n, err

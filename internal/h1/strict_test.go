@@ -152,11 +152,7 @@ func TestStaleConnections(t *testing.T) {
 			"bytes":  func(nc net.Conn) { _, _ = io.WriteString(nc, withLength("", "foreign")) },
 		} {
 			t.Run(name+"/"+what, func(t *testing.T) {
-				l, err := net.Listen("tcp", "127.0.0.1:0")
-				if err != nil {
-					t.Fatal(err)
-				}
-				defer l.Close()
+				l := listen(t)
 				conns := make(chan net.Conn, 2)
 				go func() {
 					for {
@@ -225,7 +221,7 @@ func TestContextEndsEachStage(t *testing.T) {
 						tr := &Transport{Dial: dial}
 						defer tr.Close()
 						ctx, cancel := context.WithCancelCause(t.Context())
-						if cause == why {
+						if errors.Is(cause, why) {
 							time.AfterFunc(time.Minute, func() { cancel(why) })
 						} else {
 							var stop context.CancelFunc
@@ -260,16 +256,7 @@ func exchangeWith(ctx context.Context, tr *Transport, kind string, size int) err
 		_, err = tr.Do(ctx, call, "peer", "/")
 		return err
 	}
-	req, err := http.NewRequestWithContext(ctx, "PUT", "http://peer/", strings.NewReader(strings.Repeat("x", size)))
-	if err != nil {
-		return err
-	}
-	resp, err := tr.RoundTrip(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	_, err = io.Copy(io.Discard, resp.Body)
+	_, _, err := fetch(ctx, tr, "PUT", "http://peer/", strings.NewReader(strings.Repeat("x", size)))
 	return err
 }
 
@@ -284,11 +271,7 @@ func TestCancelWhileCallerWrites(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		body, w := io.Pipe()
-		req, err := http.NewRequestWithContext(ctx, "POST", "http://peer/", body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, err = tr.RoundTrip(req) //nolint:bodyclose // there is none
+		_, _, err := fetch(ctx, tr, "POST", "http://peer/", body)
 		if !errors.Is(err, context.DeadlineExceeded) {
 			t.Error(err)
 		}
@@ -306,14 +289,10 @@ func TestBodyError(t *testing.T) {
 		mine := errors.New("mine")
 		r, w := io.Pipe()
 		w.CloseWithError(mine)
-		req, err := http.NewRequestWithContext(t.Context(), "POST", "http://peer/", r)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := tr.RoundTrip(req); !errors.Is(err, mine) { //nolint:bodyclose // there is none
+		if _, _, err := fetch(t.Context(), tr, "POST", "http://peer/", r); !errors.Is(err, mine) {
 			t.Error(err)
 		}
-		req, err = http.NewRequestWithContext(t.Context(), "POST", "http://peer/", strings.NewReader("abc"))
+		req, err := http.NewRequestWithContext(t.Context(), "POST", "http://peer/", strings.NewReader("abc"))
 		if err != nil {
 			t.Fatal(err)
 		}
