@@ -187,7 +187,7 @@ func TestUnknownFieldsArePreserved(t *testing.T) {
 func TestAnnouncementIsShort(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 4)
-		l := recordRequests(w)
+		requests := recordRequests(w)
 		n := w.Add()
 		r, err := n.Register(t.Context())
 		if err != nil || len(r.Results) != 4 {
@@ -205,7 +205,7 @@ func TestAnnouncementIsShort(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, x := range l.announcements(n, clustertest.Any) {
+		for _, x := range requests.announcements(n, clustertest.Any) {
 			if most := int64(len(own)) + 150; x.Sent > most { // with what is said of the resource
 				t.Errorf("an announcement has %d bytes, more than %d", x.Sent, most)
 			}
@@ -357,7 +357,7 @@ func TestForgedAnnouncementEvictsNoPeer(t *testing.T) {
 			}
 		}
 		if got := len(w.Registered()); got != 4 {
-			t.Errorf("mIT lists %d of 4 servers", got)
+			t.Errorf("the registry lists %d of 4 servers", got)
 		}
 	})
 }
@@ -375,7 +375,7 @@ func TestAnnouncedServerIsEvicted(t *testing.T) {
 			t.Errorf("failures %v, want node-3, evicted", res.Failures)
 		}
 		if got := len(w.Registered()); got != 2 {
-			t.Errorf("mIT lists %d servers, want 2", got)
+			t.Errorf("the registry lists %d servers, want 2", got)
 		}
 	})
 }
@@ -392,7 +392,7 @@ func TestAnnouncementIsVerified(t *testing.T) {
 			t.Fatal(err)
 		}
 		wantView(t, n, "node-1", "node-2")
-		seen := recordRequests(w)
+		requests := recordRequests(w)
 		for range 100 {
 			announce(t, w, n, announcement("made-up"))
 		}
@@ -400,7 +400,7 @@ func TestAnnouncementIsVerified(t *testing.T) {
 		wantView(t, n, "node-1", "node-2", "node-3")
 		time.Sleep(10 * time.Second)
 		wantView(t, n, "node-1", "node-2", "node-3")
-		if asked := len(seen.renewals(n)); asked < 1 || asked > 2 {
+		if asked := len(requests.renewals(n)); asked < 1 || asked > 2 {
 			t.Errorf("mIT was asked %d times for 100 announcements at once", asked)
 		}
 	})

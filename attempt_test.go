@@ -19,8 +19,8 @@ import (
 
 func TestRetry(t *testing.T) {
 	never := cluster.Retry{MaxRetries: -1}
-	reference := cluster.RetryNPM()
-	thrice := cluster.Retry{MaxRetries: 3, Delay: time.Second}
+	npm := cluster.RetryNPM()
+	three := cluster.Retry{MaxRetries: 3, Delay: time.Second}
 	conflicts := cluster.Retry{RetryIf: func(method string, err error) bool {
 		se, ok := errors.AsType[*cluster.StatusError](err)
 		return ok && se.Code == 409 && method == "PUT"
@@ -34,32 +34,32 @@ func TestRetry(t *testing.T) {
 		executed int // by the peer
 		took     time.Duration
 	}{
-		"default: cannot be dialled":           {cluster.Retry{}, "GET", clustertest.Refuse, 0, 2, 0, 10 * time.Millisecond},
-		"default: cannot be dialled, POST":     {cluster.Retry{}, "POST", clustertest.Refuse, 0, 2, 0, 10 * time.Millisecond},
-		"default: POST, the second goes well":  {cluster.Retry{}, "POST", clustertest.FirstN(1, clustertest.Refuse), 0, 2, 1, 10 * time.Millisecond},
-		"default: breaks, GET":                 {cluster.Retry{}, "GET", clustertest.Reset, 0, 2, 2, 10 * time.Millisecond},
-		"default: breaks, PUT":                 {cluster.Retry{}, "PUT", clustertest.Reset, 0, 2, 2, 10 * time.Millisecond},
-		"default: breaks, DELETE":              {cluster.Retry{}, "DELETE", clustertest.Reset, 0, 2, 2, 10 * time.Millisecond},
-		"default: breaks, OPTIONS":             {cluster.Retry{}, "OPTIONS", clustertest.Reset, 0, 2, 2, 10 * time.Millisecond},
-		"default: breaks, POST: at most once":  {cluster.Retry{}, "POST", clustertest.Reset, 0, 1, 1, 0},
-		"default: breaks, PATCH: at most once": {cluster.Retry{}, "PATCH", clustertest.Reset, 0, 1, 1, 0},
-		"default: too late, POST":              {cluster.Retry{}, "POST", delayResponse(11 * time.Second), 0, 1, 1, 10 * time.Second},
-		"default: hangs, GET":                  {cluster.Retry{}, "GET", clustertest.Hang, 0, 1, 0, 10 * time.Second},
-		"default: 503":                         {cluster.Retry{}, "GET", clustertest.Status(503), 0, 1, 0, 0},
-		"default: 429":                         {cluster.Retry{}, "GET", clustertest.Status(429), 0, 1, 0, 0},
-		"reference: cannot be dialled":         {reference, "GET", clustertest.Refuse, 0, 3, 0, 2 * time.Second},
-		"reference: breaks, POST":              {reference, "POST", clustertest.Reset, 0, 3, 3, 2 * time.Second},
-		"reference: hangs":                     {reference, "GET", clustertest.Hang, 0, 3, 0, 32 * time.Second},
-		"reference: 503":                       {reference, "POST", clustertest.Status(503), 0, 3, 0, 2 * time.Second},
-		"reference: 429":                       {reference, "POST", clustertest.Status(429), 0, 3, 0, 2 * time.Second},
-		"reference: 404":                       {reference, "GET", clustertest.Status(404), 0, 1, 0, 0},
-		"reference: the third goes well":       {reference, "POST", clustertest.FirstN(2, clustertest.Status(500)), 0, 3, 1, 2 * time.Second},
-		"reference: none begins after 50 s":    {reference, "GET", clustertest.Hang, 30 * time.Second, 2, 0, 61 * time.Second},
-		"never":                                {never, "GET", clustertest.Refuse, 0, 1, 0, 0},
-		"thrice":                               {thrice, "GET", clustertest.Refuse, 0, 4, 0, 3 * time.Second},
-		"thrice: hangs":                        {thrice, "GET", clustertest.Hang, 0, 1, 0, 10 * time.Second},
-		"what I say":                           {conflicts, "PUT", clustertest.Status(409), 0, 2, 0, 10 * time.Millisecond},
-		"what I say: else never":               {conflicts, "POST", clustertest.Status(409), 0, 1, 0, 0},
+		"default: refused":                    {cluster.Retry{}, "GET", clustertest.Refuse, 0, 2, 0, 10 * time.Millisecond},
+		"default: refused, POST":              {cluster.Retry{}, "POST", clustertest.Refuse, 0, 2, 0, 10 * time.Millisecond},
+		"default: refused once, POST":         {cluster.Retry{}, "POST", clustertest.FirstN(1, clustertest.Refuse), 0, 2, 1, 10 * time.Millisecond},
+		"default: reset, GET":                 {cluster.Retry{}, "GET", clustertest.Reset, 0, 2, 2, 10 * time.Millisecond},
+		"default: reset, PUT":                 {cluster.Retry{}, "PUT", clustertest.Reset, 0, 2, 2, 10 * time.Millisecond},
+		"default: reset, DELETE":              {cluster.Retry{}, "DELETE", clustertest.Reset, 0, 2, 2, 10 * time.Millisecond},
+		"default: reset, OPTIONS":             {cluster.Retry{}, "OPTIONS", clustertest.Reset, 0, 2, 2, 10 * time.Millisecond},
+		"default: reset, POST: at most once":  {cluster.Retry{}, "POST", clustertest.Reset, 0, 1, 1, 0},
+		"default: reset, PATCH: at most once": {cluster.Retry{}, "PATCH", clustertest.Reset, 0, 1, 1, 0},
+		"default: response too late, POST":    {cluster.Retry{}, "POST", delayResponse(11 * time.Second), 0, 1, 1, 10 * time.Second},
+		"default: timeout, GET":               {cluster.Retry{}, "GET", clustertest.Hang, 0, 1, 0, 10 * time.Second},
+		"default: 503":                        {cluster.Retry{}, "GET", clustertest.Status(503), 0, 1, 0, 0},
+		"default: 429":                        {cluster.Retry{}, "GET", clustertest.Status(429), 0, 1, 0, 0},
+		"npm: refused":                        {npm, "GET", clustertest.Refuse, 0, 3, 0, 2 * time.Second},
+		"npm: reset, POST":                    {npm, "POST", clustertest.Reset, 0, 3, 3, 2 * time.Second},
+		"npm: timeout":                        {npm, "GET", clustertest.Hang, 0, 3, 0, 32 * time.Second},
+		"npm: 503":                            {npm, "POST", clustertest.Status(503), 0, 3, 0, 2 * time.Second},
+		"npm: 429":                            {npm, "POST", clustertest.Status(429), 0, 3, 0, 2 * time.Second},
+		"npm: 404":                            {npm, "GET", clustertest.Status(404), 0, 1, 0, 0},
+		"npm: two failures":                   {npm, "POST", clustertest.FirstN(2, clustertest.Status(500)), 0, 3, 1, 2 * time.Second},
+		"npm: no retry after 50 s":            {npm, "GET", clustertest.Hang, 30 * time.Second, 2, 0, 61 * time.Second},
+		"never":                               {never, "GET", clustertest.Refuse, 0, 1, 0, 0},
+		"three retries":                       {three, "GET", clustertest.Refuse, 0, 4, 0, 3 * time.Second},
+		"three retries: timeout":              {three, "GET", clustertest.Hang, 0, 1, 0, 10 * time.Second},
+		"RetryIf accepts":                     {conflicts, "PUT", clustertest.Status(409), 0, 2, 0, 10 * time.Millisecond},
+		"RetryIf rejects":                     {conflicts, "POST", clustertest.Status(409), 0, 1, 0, 0},
 	} {
 		for _, own := range []bool{false, true} {
 			where := "of the node"
@@ -111,7 +111,7 @@ func TestRetry(t *testing.T) {
 	})
 }
 
-// Whoever recovers from a panic of a function of his has lost the call, and nothing else.
+// A panic in a function of the caller ends the call, and releases its slot.
 func TestPanicReleasesSlot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
@@ -120,13 +120,13 @@ func TestPanicReleasesSlot(t *testing.T) {
 		func() {
 			defer func() {
 				if recover() == nil {
-					t.Error("nobody panicked")
+					t.Error("the call did not panic")
 				}
 			}()
 			rpc(t, n, cluster.Request{Path: "/things", Retry: &cluster.Retry{RetryIf: func(string, error) bool { panic("of the caller's") }}})
 		}()
 		if got := cluster.SlotsInFlight(n.Cluster); got != 0 {
-			t.Errorf("%d places are taken", got)
+			t.Errorf("%d slots are taken", got)
 		}
 		if res := rpc(t, n, cluster.Request{Path: "/things"}); len(res.Results) != 1 {
 			t.Errorf("failures %v", failures(res))
@@ -142,15 +142,15 @@ func TestHedge(t *testing.T) {
 		attempts int
 		kind     cluster.Kind
 	}{
-		"fast":                        {nil, 0, 0, 1, cluster.KindOK},
-		"slow once":                   {delayFirst(5 * time.Second), 0, time.Second, 2, cluster.KindOK},
-		"slow twice, the first first": {delayResponse(1500 * time.Millisecond), 0, 1500 * time.Millisecond, 2, cluster.KindOK},
-		"slow, and no place is free":  {delayFirst(5 * time.Second), 1, 5 * time.Second, 1, cluster.KindOK},
-		"hanging":                     {clustertest.Hang, 0, 10 * time.Second, 2, cluster.KindTimeout},
-		"hanging once":                {clustertest.FirstN(1, clustertest.Hang), 0, time.Second, 2, cluster.KindOK},
-		"an error is an answer":       {clustertest.Chain(delayFirst(1100*time.Millisecond), clustertest.Status(500)), 0, time.Second, 2, cluster.KindStatus},
-		"refused: not slow":           {clustertest.Refuse, 0, 10 * time.Millisecond, 2, cluster.KindRefused},
-		"slow, then broken":           {clustertest.FirstN(1, clustertest.Chain(clustertest.Delay(2*time.Second), clustertest.Reset)), 0, time.Second, 2, cluster.KindOK},
+		"fast":                       {nil, 0, 0, 1, cluster.KindOK},
+		"slow once":                  {delayFirst(5 * time.Second), 0, time.Second, 2, cluster.KindOK},
+		"slow twice, the first wins": {delayResponse(1500 * time.Millisecond), 0, 1500 * time.Millisecond, 2, cluster.KindOK},
+		"slow, and no slot is free":  {delayFirst(5 * time.Second), 1, 5 * time.Second, 1, cluster.KindOK},
+		"hanging":                    {clustertest.Hang, 0, 10 * time.Second, 2, cluster.KindTimeout},
+		"hanging once":               {clustertest.FirstN(1, clustertest.Hang), 0, time.Second, 2, cluster.KindOK},
+		"an error response":          {clustertest.Chain(delayFirst(1100*time.Millisecond), clustertest.Status(500)), 0, time.Second, 2, cluster.KindStatus},
+		"refused":                    {clustertest.Refuse, 0, 10 * time.Millisecond, 2, cluster.KindRefused},
+		"slow, then reset":           {clustertest.FirstN(1, clustertest.Chain(clustertest.Delay(2*time.Second), clustertest.Reset)), 0, time.Second, 2, cluster.KindOK},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -173,49 +173,49 @@ func TestHedge(t *testing.T) {
 	}
 }
 
-// The loser of a race is given up at once, and is nothing against the peer.
+// The slower request is canceled at once, and does not count against the peer.
 func TestHedgeCancelsTheSlowerRequest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
 		n := w.Nodes[0]
-		var ended atomic.Int64
+		var canceled atomic.Int64
 		w.Network.Fault(n.Host, w.Nodes[1].Host, clustertest.FirstN(1, func(next http.RoundTripper) http.RoundTripper {
 			return clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
 				<-req.Context().Done()
-				ended.Add(1)
+				canceled.Add(1)
 				return nil, context.Cause(req.Context())
 			})
 		}))
 		res := rpc(t, n, cluster.Request{Path: "/things", HedgeAfter: 100 * time.Millisecond})
-		if len(res.Results) != 2 || ended.Load() != 1 {
-			t.Errorf("%d results, %d requests given up, failures: %v", len(res.Results), ended.Load(), failures(res))
+		if len(res.Results) != 2 || canceled.Load() != 1 {
+			t.Errorf("%d results, %d requests canceled, failures: %v", len(res.Results), canceled.Load(), failures(res))
 		}
 		if res := rpc(t, n, cluster.Request{Path: "/things"}); len(res.Results) != 2 || res.Results[0].Attempts != 1 {
-			t.Errorf("then %d results, failures: %v", len(res.Results), failures(res))
+			t.Errorf("the next call: %d results, failures: %v", len(res.Results), failures(res))
 		}
 	})
 }
 
-// A request that lost a race, but has not ended, still counts among those in flight.
+// A canceled hedged request counts as in flight until it has ended.
 func TestMaxInFlightCountsHedgedRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		const most = 16
-		w := clustertest.Start(t, 9, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = most }))
+		const limit = 16
+		w := clustertest.Start(t, 9, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = limit }))
 		n := w.Nodes[0]
-		var now, peak atomic.Int64
+		var inFlight, peak atomic.Int64
 		for _, peer := range w.Nodes[1:] {
 			var asked atomic.Int64
 			w.Network.Fault(n.Host, peer.Host, func(next http.RoundTripper) http.RoundTripper {
 				return clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
-					for at, was := now.Add(1), peak.Load(); at > was && !peak.CompareAndSwap(was, at); was = peak.Load() {
+					for n, highest := inFlight.Add(1), peak.Load(); n > highest && !peak.CompareAndSwap(highest, n); highest = peak.Load() {
 					}
-					defer now.Add(-1)
+					defer inFlight.Add(-1)
 					if asked.Add(1)%2 == 0 {
 						time.Sleep(10 * time.Millisecond)
 						return next.RoundTrip(req)
 					}
 					<-req.Context().Done()
-					time.Sleep(time.Second) // it takes its time to end
+					time.Sleep(time.Second) // it ends late
 					return nil, context.Cause(req.Context())
 				})
 			})
@@ -228,39 +228,39 @@ func TestMaxInFlightCountsHedgedRequests(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		if got := peak.Load(); got > most {
-			t.Errorf("%d requests at once, %d allowed", got, most)
+		if got := peak.Load(); got > limit {
+			t.Errorf("%d requests at once, %d allowed", got, limit)
 		}
 	})
 }
 
-// Peers that refuse a token get another one, once, whatever their number: 403 is how mimik's
-// parties say it, 401 what one says whose key has changed.
+// A call whose token is rejected by any number of peers fetches one new token. mimik services reject with
+// 403, or with 401 after their key has changed.
 func TestRejectedTokenIsReplacedOncePerCall(t *testing.T) {
 	for _, code := range []int{http.StatusForbidden, http.StatusUnauthorized} {
 		t.Run(fmt.Sprint(code), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := clustertest.Start(t, 6, clustertest.WithHandler(anyMethod))
 				n := w.Nodes[0]
-				seen := recordRequests(w)
+				requests := recordRequests(w)
 				rpc(t, n, cluster.Request{Path: "/things"})
-				old := seen.matching("GET", n.Host, w.Nodes[1].Host)[0].Header.Get("Authorization")
-				for i, peer := range w.Nodes[1:] { // one after the other: the last when the new one is long there
+				old := requests.matching("GET", n.Host, w.Nodes[1].Host)[0].Header.Get("Authorization")
+				for i, peer := range w.Nodes[1:] { // one after the other, the last long after the new token was fetched
 					w.Network.Fault(n.Host, peer.Host, clustertest.If(func(r *http.Request) bool {
 						return r.Header.Get("Authorization") == old
 					}, clustertest.Chain(clustertest.Delay(time.Duration(1+i)*time.Second), clustertest.Status(code))))
 				}
-				fetched := len(seen.matching("POST", n.Host, clustertest.TokenHost))
+				fetched := len(requests.matching("POST", n.Host, clustertest.TokenHost))
 				res := rpc(t, n, cluster.Request{Method: "POST", Path: "/things"})
 				if len(res.Results) != 5 {
 					t.Errorf("failures: %v", failures(res))
 				}
-				if extra := len(seen.matching("POST", n.Host, clustertest.TokenHost)) - fetched; extra != 1 {
+				if extra := len(requests.matching("POST", n.Host, clustertest.TokenHost)) - fetched; extra != 1 {
 					t.Errorf("%d tokens were fetched, want 1", extra)
 				}
 				for _, peer := range w.Nodes[1:] {
-					if asked := len(seen.matching("POST", n.Host, peer.Host)); asked != 2 {
-						t.Errorf("%s was asked %d times", peer.ID, asked)
+					if got := len(requests.matching("POST", n.Host, peer.Host)); got != 2 {
+						t.Errorf("%d requests to %s", got, peer.ID)
 					}
 				}
 			})
@@ -268,8 +268,8 @@ func TestRejectedTokenIsReplacedOncePerCall(t *testing.T) {
 	}
 }
 
-// Peers that refuse every token are failures. They cost mST one token a call, and each peer two
-// requests at most, however many there are and however few may be asked at once.
+// Peers that reject every token are failures. A call fetches at most one token, and sends each peer at
+// most two requests, whatever the number of peers and the limit in flight.
 func TestAllTokensRejected(t *testing.T) {
 	for _, inFlight := range []int{256, 2, 1} {
 		t.Run(fmt.Sprintf("%d in flight", inFlight), func(t *testing.T) {
@@ -280,24 +280,24 @@ func TestAllTokensRejected(t *testing.T) {
 				w.Network.Fault(n.Host, clustertest.Any, clustertest.If(func(r *http.Request) bool {
 					return strings.HasPrefix(r.URL.Host, "node-")
 				}, clustertest.Status(403)))
-				seen := recordRequests(w)
+				requests := recordRequests(w)
 				for call := 1; call <= 3; call++ {
 					res := rpc(t, n, cluster.Request{Path: "/things"})
 					wantOneOutcomeEach(t, res, w.Nodes[1:])
 					for _, o := range res.Failures {
 						if se, ok := errors.AsType[*cluster.StatusError](o.Err); !ok || se.Code != 403 || o.Kind != cluster.KindStatus || o.Evicted || o.EvictionSkipped != nil {
-							t.Errorf("%s: %s, %v, evicted %t, spared %v", o.Server.ServerID, o.Kind, o.Err, o.Evicted, o.EvictionSkipped)
+							t.Errorf("%s: %s, %v, evicted %t, skipped: %v", o.Server.ServerID, o.Kind, o.Err, o.Evicted, o.EvictionSkipped)
 						}
 					}
 					if len(res.Failures) != 6 || len(n.Servers()) != 7 {
 						t.Errorf("%d failures, %d servers", len(res.Failures), len(n.Servers()))
 					}
-					if fetched := len(seen.matching("POST", n.Host, clustertest.TokenHost)); fetched > call {
+					if fetched := len(requests.matching("POST", n.Host, clustertest.TokenHost)); fetched > call {
 						t.Errorf("%d tokens were fetched for %d calls", fetched, call)
 					}
 					for _, peer := range w.Nodes[1:] {
-						if asked := len(seen.matching("GET", n.Host, peer.Host)); asked > 2*call {
-							t.Errorf("%s was asked %d times by %d calls", peer.ID, asked, call)
+						if got := len(requests.matching("GET", n.Host, peer.Host)); got > 2*call {
+							t.Errorf("%d requests to %s in %d calls", got, peer.ID, call)
 						}
 					}
 				}
@@ -306,7 +306,7 @@ func TestAllTokensRejected(t *testing.T) {
 	}
 }
 
-// A peer that refuses the token while mST has no other one did answer.
+// If the token service fails, the rejection of the first token is the outcome.
 func TestRejectedTokenWithoutReplacement(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
@@ -321,12 +321,12 @@ func TestRejectedTokenWithoutReplacement(t *testing.T) {
 	})
 }
 
-// A node needs one token for mIT and one for all its peers; the npm module fetches N + 1 to
-// speak to N peers.
+// A node fetches one token for the registry and one for all its peers. The npm module fetches one for each
+// peer.
 func TestTokensPerNode(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 0)
-		seen := recordRequests(w)
+		requests := recordRequests(w)
 		for range 6 {
 			w.Join()
 		}
@@ -334,7 +334,7 @@ func TestTokensPerNode(t *testing.T) {
 			rpc(t, w.Nodes[0], cluster.Request{Path: "/things"})
 		}
 		for _, n := range w.Nodes {
-			if fetched := len(seen.matching("POST", n.Host, clustertest.TokenHost)); fetched != 2 {
+			if fetched := len(requests.matching("POST", n.Host, clustertest.TokenHost)); fetched != 2 {
 				t.Errorf("%s fetched %d tokens", n.ID, fetched)
 			}
 		}
@@ -346,18 +346,18 @@ func TestNoToken(t *testing.T) {
 		fault clustertest.Fault
 		took  time.Duration
 	}{
-		"mST is down":    {clustertest.Refuse, 0},
-		"mST hangs":      {clustertest.Hang, 10 * time.Second},
-		"mST answers no": {clustertest.Status(401), 0},
-		"mST is garbage": {respondOK("?"), 0},
+		"refused":   {clustertest.Refuse, 0},
+		"hanging":   {clustertest.Hang, 10 * time.Second},
+		"401":       {clustertest.Status(401), 0},
+		"malformed": {respondOK("?"), 0},
 	} {
-		for _, nodes := range []int{4, 2} { // of two, mIT alone would decide on a suspect
+		for _, nodes := range []int{4, 2} { // with two nodes the registry alone would decide about a suspect
 			t.Run(fmt.Sprintf("%s/%d nodes", name, nodes), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					w := clustertest.Start(t, nodes)
-					n := w.Nodes[0] // it has spoken to no peer yet
+					n := w.Nodes[0] // it has no token for peers yet
 					w.Network.Fault(n.Host, clustertest.TokenHost, tt.fault)
-					seen := recordRequests(w)
+					requests := recordRequests(w)
 					start := time.Now()
 					res := rpc(t, n, cluster.Request{Path: "/things"})
 					if took := time.Since(start); took != tt.took {
@@ -366,14 +366,14 @@ func TestNoToken(t *testing.T) {
 					wantOneOutcomeEach(t, res, w.Nodes[1:])
 					for _, o := range res.Failures {
 						if _, ok := errors.AsType[*cluster.TokenError](o.Err); !ok || o.Kind != cluster.KindNoToken || o.Attempts != 0 || o.Evicted || o.EvictionSkipped != nil {
-							t.Errorf("%s: %s, %v, %d attempts, evicted %t, spared %v", o.Server.ServerID, o.Kind, o.Err, o.Attempts, o.Evicted, o.EvictionSkipped)
+							t.Errorf("%s: %s, %v, %d attempts, evicted %t, skipped: %v", o.Server.ServerID, o.Kind, o.Err, o.Attempts, o.Evicted, o.EvictionSkipped)
 						}
 					}
 					if len(res.Failures) != nodes-1 || len(n.Servers()) != nodes {
 						t.Errorf("%d failures, %d servers", len(res.Failures), len(n.Servers()))
 					}
-					if all := seen.sentBy(n); len(all) != 1 {
-						t.Errorf("%d requests, want the one to mST", len(all))
+					if all := requests.sentBy(n); len(all) != 1 {
+						t.Errorf("%d requests, want the one to the token service", len(all))
 					}
 				})
 			})
@@ -454,18 +454,18 @@ func FuzzTokenResponse(f *testing.F) {
 		if err == nil {
 			token, found := strings.CutPrefix(bearer, "Bearer ")
 			if !found || token == "" || strings.ContainsFunc(token, func(r rune) bool { return r <= ' ' || r > '~' }) {
-				t.Errorf("%q was shown for a token", bearer)
+				t.Errorf("the node used the token %q", bearer)
 			}
 			if validStatus(status)/100 != 2 {
-				t.Errorf("a %d was taken for an answer", validStatus(status))
+				t.Errorf("a response with status %d was accepted", validStatus(status))
 			}
 			return
 		}
 		if _, ok := errors.AsType[*cluster.TokenError](failed); !ok || !strings.Contains(failed.Error(), "mST") || bearer != "" {
-			t.Errorf("no token, and the error is %v", failed)
+			t.Errorf("without a token the error is %v", failed)
 		}
 	})
 }
 
-// slowOnce makes the first request to each peer so slow.
+// delayFirst delays the response to the first request.
 func delayFirst(d time.Duration) clustertest.Fault { return clustertest.FirstN(1, delayResponse(d)) }

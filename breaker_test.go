@@ -15,47 +15,47 @@ import (
 	"github.com/mimiktech/cluster/clustertest"
 )
 
-// A peer that hangs, and is not evicted, costs a timeout now and then, at ever longer intervals, and
-// nothing in between. It is asked as before once it answers.
+// A silent peer that is not evicted costs one timeout per probe. The probes come at growing intervals.
+// Once a probe is answered the breaker closes.
 func TestOpenBreakerProbesAtGrowingIntervals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 4, noEviction())
 		n, peer := w.Nodes[0], w.Nodes[2]
 		w.Network.Fault(n.Host, peer.Host, clustertest.Hang)
-		seen := recordRequests(w)
+		requests := recordRequests(w)
 		start := time.Now()
-		var paid []time.Duration // when calls began that waited for it
+		var probes []time.Duration // when calls began that waited for the peer
 		for time.Since(start) < 5*time.Minute {
 			began := time.Since(start)
 			switch got := callAndTime(t, n, cluster.Request{}); got {
 			case "timeout in 10s":
-				paid = append(paid, began)
+				probes = append(probes, began)
 			case "circuit_open in 0s":
 			default:
 				t.Fatalf("at %v: %s", began, got)
 			}
 			time.Sleep(time.Second)
 		}
-		if want := []time.Duration{0, 20 * time.Second, 50 * time.Second, 100 * time.Second, 170 * time.Second, 240 * time.Second}; !cmp.Equal(paid, want) {
-			t.Errorf("calls that waited began after %v, want %v", paid, want)
+		if want := []time.Duration{0, 20 * time.Second, 50 * time.Second, 100 * time.Second, 170 * time.Second, 240 * time.Second}; !cmp.Equal(probes, want) {
+			t.Errorf("probes at %v, want %v", probes, want)
 		}
-		if got := len(seen.matching("GET", n.Host, peer.Host)); got != len(paid) {
-			t.Errorf("it was asked %d times in %d calls", got, len(paid))
+		if got := len(requests.matching("GET", n.Host, peer.Host)); got != len(probes) {
+			t.Errorf("%d requests to the peer, want %d", got, len(probes))
 		}
 		w.Network.Fault(n.Host, peer.Host, nil)
 		if got := callAndTime(t, n, cluster.Request{}); got != "circuit_open in 0s" {
-			t.Errorf("before anybody knows that it is back: %s", got)
+			t.Errorf("before the next probe: %s", got)
 		}
 		time.Sleep(time.Minute)
 		for range 3 {
-			if got := callAndTime(t, n, cluster.Request{}); got != "all well in 0s" {
-				t.Errorf("when it is back: %s", got)
+			if got := callAndTime(t, n, cluster.Request{}); got != "ok in 0s" {
+				t.Errorf("after the probe: %s", got)
 			}
 		}
 	})
 }
 
-// While one call tries a hanging peer, the others do not wait for it.
+// While one call probes a silent peer, other calls do not wait for the peer.
 func TestOneProbeAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 4, noEviction())
@@ -70,9 +70,9 @@ func TestOneProbeAtATime(t *testing.T) {
 		)
 		for range 20 {
 			wg.Go(func() {
-				what := callAndTime(t, n, cluster.Request{})
+				outcome := callAndTime(t, n, cluster.Request{})
 				mu.Lock()
-				got[what]++
+				got[outcome]++
 				mu.Unlock()
 			})
 		}
@@ -83,7 +83,7 @@ func TestOneProbeAtATime(t *testing.T) {
 	})
 }
 
-// What makes a peer hang is that it says nothing for Config.RequestTimeout, whatever it is given.
+// The breaker opens when a peer is silent for Config.RequestTimeout, whatever the timeouts of requests.
 func TestWhenTheBreakerOpens(t *testing.T) {
 	short := cluster.Request{Timeout: time.Second}
 	for name, tt := range map[string]struct {
@@ -92,15 +92,15 @@ func TestWhenTheBreakerOpens(t *testing.T) {
 		pause time.Duration // between calls
 		want  []string
 	}{
-		"silent":                      {clustertest.Hang, cluster.Request{}, 0, []string{"timeout in 10s", "circuit_open in 0s"}},
-		"stops half-way":              {clustertest.Stall(3), cluster.Request{}, 0, []string{"timeout in 10s", "circuit_open in 0s"}},
-		"slow":                        {clustertest.Delay(9 * time.Second), cluster.Request{}, 0, []string{"all well in 9s", "all well in 9s"}},
-		"refuses":                     {clustertest.Refuse, cluster.Request{}, 0, []string{"refused in 10ms", "refused in 10ms"}},
-		"breaks":                      {clustertest.Reset, cluster.Request{}, 0, []string{"connection_lost in 10ms", "connection_lost in 10ms"}},
-		"silent for less":             {clustertest.Hang, short, 0, []string{"timeout in 1s", "timeout in 1s", "timeout in 1s"}},
-		"silent for less, and longer": {clustertest.Hang, short, 2 * time.Second, []string{"timeout in 1s", "timeout in 1s", "timeout in 1s", "timeout in 1s", "circuit_open in 0s"}},
-		"silent for more":             {clustertest.Hang, cluster.Request{Timeout: time.Minute}, 0, []string{"timeout in 1m0s", "circuit_open in 0s"}},
-		"tried as the policy says":    {clustertest.Hang, cluster.Request{Retry: new(cluster.RetryNPM())}, 0, []string{"timeout in 32s", "circuit_open in 0s"}},
+		"silent":                  {clustertest.Hang, cluster.Request{}, 0, []string{"timeout in 10s", "circuit_open in 0s"}},
+		"stalls":                  {clustertest.Stall(3), cluster.Request{}, 0, []string{"timeout in 10s", "circuit_open in 0s"}},
+		"slow":                    {clustertest.Delay(9 * time.Second), cluster.Request{}, 0, []string{"ok in 9s", "ok in 9s"}},
+		"refuses connections":     {clustertest.Refuse, cluster.Request{}, 0, []string{"refused in 10ms", "refused in 10ms"}},
+		"resets connections":      {clustertest.Reset, cluster.Request{}, 0, []string{"connection_lost in 10ms", "connection_lost in 10ms"}},
+		"short timeouts":          {clustertest.Hang, short, 0, []string{"timeout in 1s", "timeout in 1s", "timeout in 1s"}},
+		"short timeouts for 10 s": {clustertest.Hang, short, 2 * time.Second, []string{"timeout in 1s", "timeout in 1s", "timeout in 1s", "timeout in 1s", "circuit_open in 0s"}},
+		"long timeout":            {clustertest.Hang, cluster.Request{Timeout: time.Minute}, 0, []string{"timeout in 1m0s", "circuit_open in 0s"}},
+		"retries of RetryNPM":     {clustertest.Hang, cluster.Request{Retry: new(cluster.RetryNPM())}, 0, []string{"timeout in 32s", "circuit_open in 0s"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -120,7 +120,7 @@ func TestWhenTheBreakerOpens(t *testing.T) {
 	}
 }
 
-// A peer that registers anew while it is taken for hanging is asked at once.
+// A peer that registers again while its breaker is open is called at once.
 func TestRegistrationClosesTheBreaker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 4, noEviction())
@@ -138,13 +138,13 @@ func TestRegistrationClosesTheBreaker(t *testing.T) {
 		if _, err := peer.Register(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if got := callAndTime(t, n, cluster.Request{}); got != "all well in 0s" {
+		if got := callAndTime(t, n, cluster.Request{}); got != "ok in 0s" {
 			t.Errorf("after it announced itself: %s", got)
 		}
 	})
 }
 
-// Answers that nobody waits for any more are nothing against a peer.
+// A request that is canceled because MinResults was reached does not count against its peer.
 func TestCanceledRequestDoesNotOpenBreaker(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 4, noEviction())
@@ -155,14 +155,14 @@ func TestCanceledRequestDoesNotOpenBreaker(t *testing.T) {
 				t.Fatal(failures(res))
 			}
 		}
-		if got := callAndTime(t, n, cluster.Request{}); got != "all well in 9s" {
+		if got := callAndTime(t, n, cluster.Request{}); got != "ok in 9s" {
 			t.Error(got)
 		}
 	})
 }
 
-// A peer that hangs costs one timeout, and nobody but itself; the npm module waits three
-// timeouts and two pauses: 32 s.
+// A silent peer costs the call one timeout, and delays no other outcome. With the npm module it costs
+// three timeouts and two pauses: 32 s.
 func TestSilentPeerCostsOneTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 10)
@@ -181,14 +181,14 @@ func TestSilentPeerCostsOneTimeout(t *testing.T) {
 	})
 }
 
-// A peer that hangs takes a few places, and what the others answer is not held up, however many
-// calls there are until it is found to hang; each ends with the first timeout or soon after.
+// Calls before the breaker opens hold few slots with a silent peer, so that other peers answer without
+// delay. All of these calls end soon after the first timeout.
 func TestSilentPeerHoldsFewSlots(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 5, noEviction(), clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = 32 }))
 		n := w.Nodes[0]
-		hanging := w.Nodes[2]
-		w.Network.Fault(n.Host, hanging.Host, clustertest.Hang)
+		silent := w.Nodes[2]
+		w.Network.Fault(n.Host, silent.Host, clustertest.Hang)
 		start := time.Now()
 		var wg sync.WaitGroup
 		for i := range 300 {
@@ -197,9 +197,9 @@ func TestSilentPeerHoldsFewSlots(t *testing.T) {
 				began := time.Now()
 				for o := range n.Stream(t.Context(), cluster.Request{Path: "/things"}) {
 					switch at := time.Since(began); {
-					case o.Server.ServerID == hanging.ID && time.Since(start) > 12*time.Second:
-						t.Errorf("call %d was told of the hanging peer after %v", i, at)
-					case o.Server.ServerID != hanging.ID && at != 0:
+					case o.Server.ServerID == silent.ID && time.Since(start) > 12*time.Second:
+						t.Errorf("call %d: the outcome of the silent peer came after %v", i, at)
+					case o.Server.ServerID != silent.ID && at != 0:
 						t.Errorf("call %d: %s took %v", i, o.Server.ServerID, at)
 					}
 				}
@@ -209,17 +209,17 @@ func TestSilentPeerHoldsFewSlots(t *testing.T) {
 	})
 }
 
-// A node that is cut off finds all its peers hanging. As they are tried one by one, it must not take
-// the one that is tried for the only one in trouble.
+// All peers of an isolated node are silent. Its calls probe few of them at a time, but it must count all
+// of them as suspects, and evict none.
 func TestIsolatedNodeEvictsNoPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startVerified(t, 6)
 		n := w.Nodes[0]
-		seen := recordRequests(w)
+		requests := recordRequests(w)
 		for _, peer := range w.Nodes[1:] {
 			w.Network.Fault(n.Host, peer.Host, clustertest.Hang)
 		}
-		// So that they are not all tried by the same call.
+		// The breakers open at different times, so that no call probes all peers.
 		for _, peer := range w.Nodes[1:] {
 			rpc(t, n, cluster.Request{Path: "/things", Filter: onlyIDs(peer.ID)})
 		}
@@ -227,14 +227,13 @@ func TestIsolatedNodeEvictsNoPeer(t *testing.T) {
 			rpc(t, n, cluster.Request{Path: "/things"})
 			time.Sleep(time.Second)
 		}
-		if got := len(seen.matching("DELETE", n.Host, clustertest.RegistryHost)); got != 0 || len(w.Registered()) != 6 {
-			t.Errorf("mIT was asked %d times, and lists %d", got, len(w.Registered()))
+		if got := len(requests.matching("DELETE", n.Host, clustertest.RegistryHost)); got != 0 || len(w.Registered()) != 6 {
+			t.Errorf("the registry received %d deletes, and lists %d servers", got, len(w.Registered()))
 		}
 	})
 }
 
-// More requests than one peer may have wait for each other, and get through one after the other, also
-// when some are given up.
+// Requests above the share of one peer wait, and all get through, even if others are canceled meanwhile.
 func TestManyCallsToOnePeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 5, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = 16 }))
@@ -262,9 +261,9 @@ func TestManyCallsToOnePeer(t *testing.T) {
 	})
 }
 
-// Requests that were given less time than a peer takes say nothing against it to those with more.
+// Requests whose timeout is shorter than the response time of a peer do not affect requests with more time.
 func TestShortTimeoutsDoNotOpenBreakerForLongOnes(t *testing.T) {
-	t.Run("two in an hour", func(t *testing.T) {
+	t.Run("two short requests in an hour", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := clustertest.Start(t, 4)
 			n := w.Nodes[0]
@@ -276,7 +275,7 @@ func TestShortTimeoutsDoNotOpenBreakerForLongOnes(t *testing.T) {
 			var wg sync.WaitGroup
 			for range 10 {
 				wg.Go(func() {
-					if got := callAndTime(t, n, cluster.Request{}); got != "all well in 2s" {
+					if got := callAndTime(t, n, cluster.Request{}); got != "ok in 2s" {
 						t.Error(got)
 					}
 				})
@@ -284,21 +283,21 @@ func TestShortTimeoutsDoNotOpenBreakerForLongOnes(t *testing.T) {
 			wg.Wait()
 		})
 	})
-	t.Run("all the time", func(t *testing.T) {
+	t.Run("short requests all the time", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := clustertest.Start(t, 4)
 			n := w.Nodes[0]
 			w.Network.Fault(n.Host, w.Nodes[2].Host, clustertest.Delay(200*time.Millisecond))
 			var wg sync.WaitGroup
 			defer wg.Wait()
-			over := make(chan struct{})
-			defer close(over)
+			done := make(chan struct{})
+			defer close(done)
 			for i := range 4 {
 				wg.Go(func() {
 					time.Sleep(time.Duration(i) * 30 * time.Millisecond)
 					for {
 						select {
-						case <-over:
+						case <-done:
 							return
 						case <-time.After(40 * time.Millisecond):
 							rpc(t, n, cluster.Request{Path: "/things", Timeout: 100 * time.Millisecond})
@@ -308,7 +307,7 @@ func TestShortTimeoutsDoNotOpenBreakerForLongOnes(t *testing.T) {
 			}
 			for range 3 {
 				time.Sleep(30 * time.Second)
-				if got := callAndTime(t, n, cluster.Request{}); got != "all well in 200ms" {
+				if got := callAndTime(t, n, cluster.Request{}); got != "ok in 200ms" {
 					t.Error(got)
 				}
 			}
@@ -316,12 +315,12 @@ func TestShortTimeoutsDoNotOpenBreakerForLongOnes(t *testing.T) {
 	})
 }
 
-// A call does not wait for a turn with a silent peer for longer than it would wait for its answer.
+// A call waits for its share of a silent peer no longer than its own timeout.
 func TestBreakerWaitIsBoundedByTimeout(t *testing.T) {
 	for name, tt := range map[string]struct{ others, own time.Duration }{
-		"short behind usual": {0, time.Second},
-		"short behind short": {time.Second, time.Second},
-		"usual behind long":  {time.Minute, 10 * time.Second},
+		"short behind default": {0, time.Second},
+		"short behind short":   {time.Second, time.Second},
+		"default behind long":  {time.Minute, 10 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -336,7 +335,7 @@ func TestBreakerWaitIsBoundedByTimeout(t *testing.T) {
 				start := time.Now()
 				rpc(t, n, cluster.Request{Path: "/things", Timeout: tt.own})
 				if took := time.Since(start); took > tt.own+50*time.Millisecond {
-					t.Errorf("took %v, of %v", took, tt.own)
+					t.Errorf("the call took %v, its timeout is %v", took, tt.own)
 				}
 				wg.Wait()
 			})
@@ -344,9 +343,9 @@ func TestBreakerWaitIsBoundedByTimeout(t *testing.T) {
 	}
 }
 
-// A hanging peer costs short requests a timeout now and then, too.
+// The breaker also opens for calls with short timeouts.
 func TestSilentPeerWithShortTimeouts(t *testing.T) {
-	for name, ask := range map[string]func(*testing.T, *clustertest.Node){
+	for name, call := range map[string]func(*testing.T, *clustertest.Node){
 		"by their timeout": func(t *testing.T, n *clustertest.Node) {
 			t.Helper()
 			rpc(t, n, cluster.Request{Path: "/things", Timeout: time.Second})
@@ -365,25 +364,24 @@ func TestSilentPeerWithShortTimeouts(t *testing.T) {
 				w := clustertest.Start(t, 4, noEviction())
 				n := w.Nodes[0]
 				w.Network.Fault(n.Host, w.Nodes[2].Host, clustertest.Hang)
-				paid := 0
+				waited := 0
 				for range 100 {
 					start := time.Now()
-					ask(t, n)
+					call(t, n)
 					if time.Since(start) > 0 {
-						paid++
+						waited++
 					}
 					time.Sleep(2 * time.Second)
 				}
-				if paid > 50 {
-					t.Errorf("%d of 100 calls waited for it", paid)
+				if waited > 50 {
+					t.Errorf("%d of 100 calls waited for the peer", waited)
 				}
 			})
 		})
 	}
 }
 
-// asking makes one call and says what came of the one peer that is in trouble: its kind and how long
-// the call took.
+// callAndTime makes one call, and returns the kind of the failing peer and the duration of the call.
 func callAndTime(t *testing.T, n *clustertest.Node, req cluster.Request) string {
 	t.Helper()
 	if req.Path == "" {
@@ -392,12 +390,12 @@ func callAndTime(t *testing.T, n *clustertest.Node, req cluster.Request) string 
 	start := time.Now()
 	res := rpc(t, n, req)
 	took := time.Since(start)
-	kind := cluster.Kind("all well")
+	kind := cluster.Kind("ok")
 	for _, o := range res.Failures {
 		kind = o.Kind
-		hanging, ok := errors.AsType[*cluster.CircuitOpenError](o.Err)
-		if ok != (o.Kind == cluster.KindCircuitOpen) || ok && (o.Attempts != 0 || hanging.ServerID != o.Server.ServerID || hanging.SilentFor < 0 || o.Evicted || o.EvictionSkipped != nil) {
-			t.Errorf("%s: %v after %d attempts, evicted %t, spared %v", o.Kind, o.Err, o.Attempts, o.Evicted, o.EvictionSkipped)
+		open, ok := errors.AsType[*cluster.CircuitOpenError](o.Err)
+		if ok != (o.Kind == cluster.KindCircuitOpen) || ok && (o.Attempts != 0 || open.ServerID != o.Server.ServerID || open.SilentFor < 0 || o.Evicted || o.EvictionSkipped != nil) {
+			t.Errorf("%s: %v after %d attempts, evicted %t, skipped: %v", o.Kind, o.Err, o.Attempts, o.Evicted, o.EvictionSkipped)
 		}
 	}
 	return fmt.Sprintf("%s in %v", kind, took)

@@ -175,12 +175,12 @@ func TestOneGoroutinePerNode(t *testing.T) {
 
 func TestTraceOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var d traceLog
+		var hooks traceLog
 		w := clustertest.Start(t, 0, clustertest.WithLease(time.Minute),
 			clustertest.WithConfig(func(cfg *cluster.Config) { cfg.Management = false }))
 		registryFault(w, clustertest.FirstN(1, clustertest.Status(503)))
-		n := w.Join(cluster.WithTrace(d.trace()))
-		const failed = "mIT answered 500 Internal Server Error to POST http://mit.test/mIT/v1/itResources: not from the server: a fault of the network"
+		n := w.Join(cluster.WithTrace(hooks.trace()))
+		const failed = "mIT answered 500 Internal Server Error to POST http://mit.test/mIT/v1/itResources: injected by clustertest.Status"
 		registryFault(w, clustertest.Status(500))
 		time.Sleep(2 * time.Minute)
 		registryFault(w, nil)
@@ -189,14 +189,14 @@ func TestTraceOrder(t *testing.T) {
 		n.Close()
 
 		got := make([]string, 0, 100)
-		for _, e := range d.snapshot() {
+		for _, e := range hooks.snapshot() {
 			if e.text != "failed: "+failed || got[len(got)-1] != e.text { // however often it tried
 				got = append(got, e.text)
 			}
 		}
 		want := []string{
 			"token for https://mit.test: <nil>",
-			"failed: mIT answered 503 Service Unavailable to POST http://mit.test/mIT/v1/itResources: not from the server: a fault of the network",
+			"failed: mIT answered 503 Service Unavailable to POST http://mit.test/mIT/v1/itResources: injected by clustertest.Status",
 			"orphan→registered",
 			"renewed for 1m0s",
 			"registered→degraded: " + failed,
@@ -308,7 +308,7 @@ func TestEnvironmentAfterEvictionByPeer(t *testing.T) {
 		if _, err := w.Nodes[2].RPCluster(t.Context(), cluster.Request{Path: "/things"}); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Second) // the word spreads
+		time.Sleep(time.Second) // the broadcast
 		wantStatusEnv(t, w.Nodes[0], "registered", time.Hour, "node-1", "node-3")
 	})
 }
@@ -327,7 +327,7 @@ func TestEnvironmentDuringOutage(t *testing.T) {
 		synctest.Wait()
 		wantState(t, n, cluster.Lost)
 		wantStatusEnv(t, n, "orphan: mIT answered 503 Service Unavailable to POST http://mit.test/mIT/v1/itResources: "+
-			"not from the server: a fault of the network", time.Hour, "node-1", "node-2")
+			"injected by clustertest.Status", time.Hour, "node-1", "node-2")
 		registryFault(w, nil)
 		time.Sleep(time.Minute)
 		wantStatusEnv(t, n, "registered", time.Hour, "node-1", "node-2")

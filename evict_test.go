@@ -21,39 +21,38 @@ import (
 	"github.com/mimiktech/cluster/clustertest"
 )
 
-// A peer that is gone, and of which mIT says so, is gone from everywhere, at the cost of one
-// delete at mIT and one word to each of the others.
+// A dead peer is evicted with one delete at the registry and one notification of each other peer.
 func TestEviction(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var decided evictionCounter
-		w := startVerified(t, 5, clustertest.WithOptions(decided.trace()))
+		var counts evictionCounter
+		w := startVerified(t, 5, clustertest.WithOptions(counts.trace()))
 		n := w.Nodes[0]
 		dead := w.Nodes[2]
 		entry := w.Registered()[2]
 		dead.Kill()
-		seen := recordRequests(w)
+		requests := recordRequests(w)
 		res := rpc(t, n, cluster.Request{Path: "/things"})
 		wantOneOutcomeEach(t, res, w.Nodes[1:])
 		if o := singleFailure(t, res); o.Server.ServerID != dead.ID || !o.Evicted || o.EvictionSkipped != nil || o.Kind != cluster.KindRefused {
-			t.Errorf("%s: %s, evicted %t, spared %v", o.Server.ServerID, o.Kind, o.Evicted, o.EvictionSkipped)
+			t.Errorf("%s: %s, evicted %t, skipped: %v", o.Server.ServerID, o.Kind, o.Evicted, o.EvictionSkipped)
 		}
 		wantView(t, n, "node-1", "node-2", "node-4", "node-5")
-		time.Sleep(time.Second) // the word spreads
+		time.Sleep(time.Second) // the broadcast
 		for _, other := range []*clustertest.Node{w.Nodes[1], w.Nodes[3], w.Nodes[4]} {
 			wantView(t, other, "node-1", "node-2", "node-4", "node-5")
-			if told := seen.matching("DELETE", n.Host, other.Host); len(told) != 1 || !strings.HasSuffix(told[0].Path, "/servers/node-3") {
-				t.Errorf("%s was told %d times", other.ID, len(told))
+			if notified := requests.matching("DELETE", n.Host, other.Host); len(notified) != 1 || !strings.HasSuffix(notified[0].Path, "/servers/node-3") {
+				t.Errorf("%d notifications of %s", len(notified), other.ID)
 			}
 		}
 		if diff := cmp.Diff([]string{"node-1", "node-2", "node-4", "node-5"}, idsOf(w.Registered())); diff != "" {
-			t.Errorf("at mIT (-want +got):\n%s", diff)
+			t.Errorf("at the registry (-want +got):\n%s", diff)
 		}
-		asked := seen.matching("DELETE", n.Host, clustertest.RegistryHost)
+		asked := requests.matching("DELETE", n.Host, clustertest.RegistryHost)
 		if date := entry.UpdatedAt.UTC().Format("2006-01-02T15:04:05.000Z"); len(asked) != 1 || !strings.HasSuffix(asked[0].Path, "/servers/node-3@"+date) {
-			t.Errorf("mIT was asked %v", asked)
+			t.Errorf("the registry received %v", asked)
 		}
-		if e, s := decided.evicted.Load(), decided.skipped.Load(); e != 1 || s != 0 {
-			t.Errorf("%d evicted, %d spared", e, s)
+		if e, s := counts.evicted.Load(), counts.skipped.Load(); e != 1 || s != 0 {
+			t.Errorf("%d evicted, %d skipped", e, s)
 		}
 
 		again := rpc(t, n, cluster.Request{Path: "/things"})
@@ -66,17 +65,17 @@ func TestEviction(t *testing.T) {
 	})
 }
 
-// However many calls of a node find a peer dead at once, it is evicted once.
+// Concurrent calls of a node that find the same dead peer evict it once.
 func TestConcurrentCallsEvictOnce(t *testing.T) {
-	for name, mIT := range map[string]clustertest.Fault{"mIT answers at once": nil, "mIT takes its time": clustertest.Delay(100 * time.Millisecond)} {
+	for name, fault := range map[string]clustertest.Fault{"fast registry": nil, "slow registry": clustertest.Delay(100 * time.Millisecond)} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var decided evictionCounter
-				w := startVerified(t, 5, clustertest.WithOptions(decided.trace()))
+				var counts evictionCounter
+				w := startVerified(t, 5, clustertest.WithOptions(counts.trace()))
 				n := w.Nodes[0]
 				w.Nodes[2].Kill()
-				registryFault(w, mIT)
-				seen := recordRequests(w)
+				registryFault(w, fault)
+				requests := recordRequests(w)
 				var wg sync.WaitGroup
 				for range 8 {
 					wg.Go(func() {
@@ -88,27 +87,26 @@ func TestConcurrentCallsEvictOnce(t *testing.T) {
 					})
 				}
 				wg.Wait()
-				time.Sleep(time.Second) // the word spreads
+				time.Sleep(time.Second) // the broadcast
 				wantView(t, n, "node-1", "node-2", "node-4", "node-5")
-				if e := decided.evicted.Load(); e != 1 {
+				if e := counts.evicted.Load(); e != 1 {
 					t.Errorf("evicted %d times", e)
 				}
-				if told := len(seen.matching("DELETE", n.Host, w.Nodes[1].Host)); told != 1 {
-					t.Errorf("a peer was told %d times", told)
+				if notified := len(requests.matching("DELETE", n.Host, w.Nodes[1].Host)); notified != 1 {
+					t.Errorf("%d notifications of a peer", notified)
 				}
-				asked := len(seen.matching("DELETE", n.Host, clustertest.RegistryHost))
-				if asked != 1 && mIT != nil || asked < 1 || asked > 8 {
-					t.Errorf("mIT was asked %d times", asked)
+				asked := len(requests.matching("DELETE", n.Host, clustertest.RegistryHost))
+				if asked != 1 && fault != nil || asked < 1 || asked > 8 {
+					t.Errorf("the registry received %d deletes", asked)
 				}
 			})
 		})
 	}
 }
 
-// All nodes find out at one moment that one is gone. One of them tells the others, or a few do; not each
-// tells each.
+// When all nodes evict the same peer at the same time, one or a few of them notify the others.
 func TestEvictionIsBroadcastOnce(t *testing.T) {
-	for name, policy := range map[string]cluster.PeerPolicy{"believed": {}, "for a hint": {VerifyWithRegistry: true}} {
+	for name, policy := range map[string]cluster.PeerPolicy{"departures applied": {}, "departures verified": {VerifyWithRegistry: true}} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { testEvictionIsBroadcastOnce(t, policy) })
 		})
@@ -119,13 +117,13 @@ func testEvictionIsBroadcastOnce(t *testing.T, policy cluster.PeerPolicy) {
 	t.Helper()
 	const nodes = 40
 	w := startVerified(t, nodes, clustertest.WithOptions(cluster.WithPeerPolicy(policy)))
-	time.Sleep(time.Minute) // those that were hurried are quiet
+	time.Sleep(time.Minute) // triggered renewals have ended
 	for _, n := range w.Nodes {
 		w.Network.Fault(n.Host, clustertest.Any, clustertest.Delay(2*time.Millisecond))
 	}
 	w.Nodes[2].Kill()
 	alive := slices.Delete(slices.Clone(w.Nodes), 2, 3)
-	seen := recordRequests(w)
+	requests := recordRequests(w)
 	var wg sync.WaitGroup
 	for _, n := range alive {
 		wg.Go(func() {
@@ -136,76 +134,77 @@ func testEvictionIsBroadcastOnce(t *testing.T, policy cluster.PeerPolicy) {
 	}
 	wg.Wait()
 	time.Sleep(time.Second)
-	told := 0
+	notified := 0
 	for _, n := range alive {
 		if len(n.Servers()) != nodes-1 {
 			t.Errorf("%s knows %d servers", n.ID, len(n.Servers()))
 		}
 		for _, other := range alive {
-			told += len(seen.matching("DELETE", n.Host, other.Host))
+			notified += len(requests.matching("DELETE", n.Host, other.Host))
 		}
 	}
-	if least := nodes - 2; told < least || told > nodes/2*least { // 2 ms of 40 ms are a twentieth of the nodes
-		t.Errorf("%d words for %d nodes", told, least)
+	if others := nodes - 2; notified < others || notified > nodes/2*others { // a twentieth of the nodes broadcasts within the 2 ms of a notification
+		t.Errorf("%d notifications of %d nodes", notified, others)
 	}
 }
 
-// Who came back before the word of its eviction was given is not said to be gone.
+// The departure of a peer that registers again before the broadcast is not broadcast.
 func TestNoBroadcastForReturnedPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startVerified(t, 5)
 		n, peer := w.Nodes[0], w.Nodes[2]
 		peer.Kill()
-		seen := recordRequests(w)
+		requests := recordRequests(w)
 		if o := singleFailure(t, rpc(t, n, cluster.Request{Path: "/things"})); !o.Evicted {
-			t.Fatalf("spared: %v", o.EvictionSkipped)
+			t.Fatalf("eviction skipped: %v", o.EvictionSkipped)
 		}
-		peer.Restart() // at once, and it announces itself
+		peer.Restart() // it announces itself before the broadcast
 		time.Sleep(time.Second)
 		for _, member := range w.Nodes {
 			wantView(t, member, "node-1", "node-2", "node-3", "node-4", "node-5")
 		}
-		if told := len(seen.matching("DELETE", n.Host, w.Nodes[1].Host)); told != 0 {
-			t.Errorf("a peer was told %d times", told)
+		if notified := len(requests.matching("DELETE", n.Host, w.Nodes[1].Host)); notified != 0 {
+			t.Errorf("%d notifications of a peer", notified)
 		}
 	})
 }
 
-// Without mIT's clear word nobody is evicted. To the npm module any failure of mIT is consent.
+// A peer is evicted only if the registry confirms the delete. The npm module evicts on any failure of the
+// registry.
 func TestEvictionNeedsConfirmation(t *testing.T) {
 	for name, tt := range map[string]struct {
 		fault clustertest.Fault
 		why   string
 		took  time.Duration
 	}{
-		"refused":              {clustertest.Refuse, "connection refused", 0},
-		"hanging":              {clustertest.Hang, "mIT took too long", 2 * time.Second},
-		"slower than patience": {clustertest.Delay(3 * time.Second), "mIT took too long", 2 * time.Second},
-		"broken":               {clustertest.Reset, "connection reset", 0},
-		"500":                  {clustertest.Status(500), "500", 0},
-		"503":                  {clustertest.Status(503), "503", 0},
-		"404":                  {clustertest.Status(404), "404", 0},
-		"403":                  {clustertest.Status(403), "403", 0},
-		"429":                  {clustertest.Status(429), "429", 0},
-		"a redirect":           {clustertest.Answer(http.RedirectHandler("http://elsewhere/", http.StatusFound)), "302", 0},
-		"garbage":              {respondOK("<html>"), "unusable answer", 0},
-		"nothing":              {respondOK(""), "unusable answer", 0},
-		"an empty object":      {respondOK("{}"), "neither data nor server", 0},
-		"no data":              {respondOK(`{"data":null}`), "neither data nor server", 0},
-		"null":                 {respondOK(`null`), "neither data nor server", 0},
-		"another server":       {respondOK(`{"server":{"serverId":"node-4","clusterBaseUrl":"http://node-4:8080/mds/v1"}}`), "about another server", 0},
-		"a server without id":  {respondOK(`{"server":{}}`), "serverId", 0},
-		"half an answer":       {clustertest.Truncate(5), "broke off", 0},
-		"a stalled answer":     {clustertest.Stall(5), "mIT took too long", 2 * time.Second},
+		"refused":             {clustertest.Refuse, "connection refused", 0},
+		"hanging":             {clustertest.Hang, "mIT took too long", 2 * time.Second},
+		"slower than Timeout": {clustertest.Delay(3 * time.Second), "mIT took too long", 2 * time.Second},
+		"reset":               {clustertest.Reset, "connection reset", 0},
+		"500":                 {clustertest.Status(500), "500", 0},
+		"503":                 {clustertest.Status(503), "503", 0},
+		"404":                 {clustertest.Status(404), "404", 0},
+		"403":                 {clustertest.Status(403), "403", 0},
+		"429":                 {clustertest.Status(429), "429", 0},
+		"a redirect":          {clustertest.Answer(http.RedirectHandler("http://elsewhere/", http.StatusFound)), "302", 0},
+		"malformed":           {respondOK("<html>"), "unusable answer", 0},
+		"empty":               {respondOK(""), "unusable answer", 0},
+		"an empty object":     {respondOK("{}"), "neither data nor server", 0},
+		"no data":             {respondOK(`{"data":null}`), "neither data nor server", 0},
+		"null":                {respondOK(`null`), "neither data nor server", 0},
+		"another server":      {respondOK(`{"server":{"serverId":"node-4","clusterBaseUrl":"http://node-4:8080/mds/v1"}}`), "about another server", 0},
+		"a server without id": {respondOK(`{"server":{}}`), "serverId", 0},
+		"truncated":           {clustertest.Truncate(5), "broke off", 0},
+		"stalled":             {clustertest.Stall(5), "mIT took too long", 2 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var decided evictionCounter
-				w := startVerified(t, 5, clustertest.WithOptions(decided.trace()))
+				var counts evictionCounter
+				w := startVerified(t, 5, clustertest.WithOptions(counts.trace()))
 				n := w.Nodes[0]
 				w.Nodes[2].Kill()
 				w.Network.Fault(n.Host, clustertest.RegistryHost, onDelete(tt.fault))
-				seen := recordRequests(w)
+				requests := recordRequests(w)
 				start := time.Now()
 				res := rpc(t, n, cluster.Request{Path: "/things"})
 				if took, want := time.Since(start), 10*time.Millisecond+tt.took; took != want {
@@ -213,22 +212,22 @@ func TestEvictionNeedsConfirmation(t *testing.T) {
 				}
 				wantOneOutcomeEach(t, res, w.Nodes[1:])
 				if o := singleFailure(t, res); o.Evicted || o.EvictionSkipped == nil || !strings.Contains(o.EvictionSkipped.Error(), tt.why) || o.Kind != cluster.KindRefused {
-					t.Errorf("%s, evicted %t, spared %v, want spared: %s", o.Kind, o.Evicted, o.EvictionSkipped, tt.why)
+					t.Errorf("%s, evicted %t, skipped: %v, want skipped: %s", o.Kind, o.Evicted, o.EvictionSkipped, tt.why)
 				}
 				synctest.Wait()
 				for _, member := range []*clustertest.Node{w.Nodes[0], w.Nodes[1], w.Nodes[3]} {
 					wantView(t, member, "node-1", "node-2", "node-3", "node-4", "node-5")
 				}
-				if told := seen.matching("DELETE", n.Host, w.Nodes[1].Host); len(told) != 0 {
-					t.Error("peers were told that it is gone")
+				if notified := requests.matching("DELETE", n.Host, w.Nodes[1].Host); len(notified) != 0 {
+					t.Error("peers were notified")
 				}
-				if e, s := decided.evicted.Load(), decided.skipped.Load(); e != 0 || s != 1 {
-					t.Errorf("%d evicted, %d spared", e, s)
+				if e, s := counts.evicted.Load(), counts.skipped.Load(); e != 0 || s != 1 {
+					t.Errorf("%d evicted, %d skipped", e, s)
 				}
 			})
 		})
 	}
-	t.Run("with another patience", func(t *testing.T) {
+	t.Run("with another timeout", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := startVerified(t, 5, clustertest.WithOptions(cluster.WithEviction(cluster.Eviction{Timeout: 200 * time.Millisecond})))
 			w.Nodes[2].Kill()
@@ -240,24 +239,24 @@ func TestEvictionNeedsConfirmation(t *testing.T) {
 			}
 		})
 	})
-	t.Run("no token for it", func(t *testing.T) {
+	t.Run("without a token", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := startVerified(t, 5, clustertest.WithTokenTTL(40*time.Minute))
 			n := w.Nodes[0]
-			time.Sleep(30 * time.Minute) // the one for mIT is older than the one for peers now
+			time.Sleep(30 * time.Minute) // the token for the registry is older than the one for peers now
 			rpc(t, n, cluster.Request{Path: "/things"})
 			w.Nodes[2].Kill()
 			w.Network.Fault(n.Host, clustertest.TokenHost, clustertest.Refuse)
 			time.Sleep(11 * time.Minute)
 			o := singleFailure(t, rpc(t, n, cluster.Request{Path: "/things"}))
 			if o.Evicted || o.EvictionSkipped == nil || !strings.Contains(o.EvictionSkipped.Error(), "no token") {
-				t.Errorf("evicted %t, spared %v", o.Evicted, o.EvictionSkipped)
+				t.Errorf("evicted %t, skipped: %v", o.Evicted, o.EvictionSkipped)
 			}
 		})
 	})
 }
 
-// An entry without a date cannot be deleted on condition, so it is not.
+// An entry without a timestamp cannot be the condition of a delete, so it is not deleted.
 func TestEntryWithoutTimestampIsNotEvicted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 4)
@@ -267,88 +266,88 @@ func TestEntryWithoutTimestampIsNotEvicted(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.Nodes[2].Kill()
-		seen := recordRequests(w)
+		requests := recordRequests(w)
 		o := singleFailure(t, rpc(t, n, cluster.Request{Path: "/things"}))
 		if o.Server.ServerID != "node-3" || o.Evicted || o.EvictionSkipped == nil || !strings.Contains(o.EvictionSkipped.Error(), "no date") {
-			t.Errorf("%s: evicted %t, spared %v", o.Server.ServerID, o.Evicted, o.EvictionSkipped)
+			t.Errorf("%s: evicted %t, skipped: %v", o.Server.ServerID, o.Evicted, o.EvictionSkipped)
 		}
-		if asked := seen.matching("DELETE", n.Host, clustertest.RegistryHost); len(asked) != 0 {
-			t.Errorf("mIT was asked %v", asked)
+		if asked := requests.matching("DELETE", n.Host, clustertest.RegistryHost); len(asked) != 0 {
+			t.Errorf("the registry received %v", asked)
 		}
 	})
 }
 
-// Of a peer that was only announced, mIT is asked what it knows: with a date as old as can be,
-// which deletes nobody. Else whoever can announce could have anybody deleted.
+// A suspect whose entry was only announced is looked up with a condition that never holds. With the announced
+// timestamp a forged announcement could delete any server.
 func TestAnnouncedSuspect(t *testing.T) {
-	const asOld = "@1970-01-01T00:00:00.000Z"
+	const epoch = "@1970-01-01T00:00:00.000Z"
 	for name, tt := range map[string]struct {
-		suspect func(t *testing.T, w *clustertest.World, n *clustertest.Node) // of n
-		asked   []string                                                      // of mIT
+		suspect func(t *testing.T, w *clustertest.World, n *clustertest.Node) // makes a suspect of n
+		asked   []string                                                      // ids and conditions at the registry
 		view    []string
 		data    string
 	}{
-		"as mIT has it, and dead": {
+		"announced as it is listed, and dead": {
 			func(_ *testing.T, w *clustertest.World, _ *clustertest.Node) { w.Nodes[2].Kill() },
-			[]string{"node-3" + asOld, "node-3@2000-01-01T00:00:00.000Z"},
+			[]string{"node-3" + epoch, "node-3@2000-01-01T00:00:00.000Z"},
 			[]string{"node-1", "node-2", "node-4"},
 			`["node-2","node-4"]`,
 		},
-		"alive, but announced with a forged date at a forged address": {
+		"alive, but announced with a forged date and address": {
 			func(t *testing.T, w *clustertest.World, n *clustertest.Node) {
 				t.Helper()
 				announce(t, w, n, strings.Replace(resourceWithDate("2099-01-01T00:00:00.000Z", "node-3"), "node-3:8080", "forged:8080", 1))
 			},
-			[]string{"node-3" + asOld},
+			[]string{"node-3" + epoch},
 			[]string{"node-1", "node-2", "node-3", "node-4"},
 			`["node-2","node-3","node-4"]`,
 		},
-		"unknown to mIT": {
+		"not listed": {
 			func(t *testing.T, w *clustertest.World, n *clustertest.Node) {
 				t.Helper()
 				announce(t, w, n, announcement("node-9"))
 			},
-			[]string{"node-9" + asOld},
+			[]string{"node-9" + epoch},
 			[]string{"node-1", "node-2", "node-3", "node-4"},
 			`["node-2","node-3","node-4"]`,
 		},
-		"unknown to mIT, and without a date": {
+		"not listed, and without a date": {
 			func(t *testing.T, w *clustertest.World, n *clustertest.Node) {
 				t.Helper()
 				announce(t, w, n, resourceWithDate("", "node-9"))
 			},
-			[]string{"node-9" + asOld},
+			[]string{"node-9" + epoch},
 			[]string{"node-1", "node-2", "node-3", "node-4"},
 			`["node-2","node-3","node-4"]`,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := clustertest.Start(t, 4) // the first node has all others from themselves
+				w := clustertest.Start(t, 4) // the first node only has announced entries of its peers
 				n := w.Nodes[0]
 				tt.suspect(t, w, n)
-				seen := recordRequests(w)
+				requests := recordRequests(w)
 				res := rpc(t, n, cluster.Request{Path: "/things"})
 				var asked []string
-				for _, x := range seen.matching("DELETE", n.Host, clustertest.RegistryHost) {
+				for _, x := range requests.matching("DELETE", n.Host, clustertest.RegistryHost) {
 					asked = append(asked, x.Path[strings.LastIndex(x.Path, "/")+1:])
 				}
 				if diff := cmp.Diff(tt.asked, asked); diff != "" {
-					t.Errorf("mIT was asked of (-want +got):\n%s", diff)
+					t.Errorf("deletes at the registry (-want +got):\n%s", diff)
 				}
 				wantView(t, n, tt.view...)
 				if got := marshal(t, res.Data); got != tt.data {
 					t.Errorf("joint data %s; failures %v", got, failures(res))
 				}
 				if diff := cmp.Diff(tt.view, idsOf(w.Registered())); diff != "" {
-					t.Errorf("at mIT (-want +got):\n%s", diff)
+					t.Errorf("at the registry (-want +got):\n%s", diff)
 				}
 			})
 		})
 	}
 }
 
-// Who cannot reach most of its peers suspects itself. The npm module evicts them all.
+// A node that cannot reach most of its peers evicts none. The npm module evicts them all.
 func TestSelfPreservation(t *testing.T) {
 	for name, tt := range map[string]struct {
 		peers, dead int
@@ -356,27 +355,27 @@ func TestSelfPreservation(t *testing.T) {
 		evicted     int
 		why         string
 	}{
-		"one of one":                 {1, 1, cluster.Eviction{}, 1, ""}, // of so few, mIT alone decides
-		"one of two":                 {2, 1, cluster.Eviction{}, 1, ""},
-		"two of two":                 {2, 2, cluster.Eviction{}, 2, ""},
-		"one of three":               {3, 1, cluster.Eviction{}, 1, ""},
-		"two of three":               {3, 2, cluster.Eviction{}, 0, "2 of 3 peers"},
-		"three of three":             {3, 3, cluster.Eviction{}, 0, "3 of 3 peers"},
-		"half of four":               {4, 2, cluster.Eviction{}, 2, ""},
-		"three of four":              {4, 3, cluster.Eviction{}, 0, "3 of 4 peers"},
-		"ten of ten":                 {10, 10, cluster.Eviction{}, 0, "10 of 10 peers"},
-		"a smaller share":            {4, 2, cluster.Eviction{MaxSuspectFraction: 0.25}, 0, "2 of 4 peers"},
-		"a smaller share, not over":  {4, 1, cluster.Eviction{MaxSuspectFraction: 0.25}, 1, ""},
-		"a larger share":             {4, 3, cluster.Eviction{MaxSuspectFraction: 0.75}, 3, ""},
-		"any share":                  {4, 4, cluster.Eviction{MaxSuspectFraction: 1}, 4, ""},
-		"off":                        {4, 1, cluster.Eviction{Disabled: true}, 0, "eviction is off"},
-		"off, of so few":             {1, 1, cluster.Eviction{Disabled: true}, 0, "eviction is off"},
-		"any share, and mIT is slow": {9, 9, cluster.Eviction{MaxSuspectFraction: 1, Timeout: time.Minute}, 9, ""},
+		"one of one":                  {1, 1, cluster.Eviction{}, 1, ""}, // with one or two peers the registry alone decides
+		"one of two":                  {2, 1, cluster.Eviction{}, 1, ""},
+		"two of two":                  {2, 2, cluster.Eviction{}, 2, ""},
+		"one of three":                {3, 1, cluster.Eviction{}, 1, ""},
+		"two of three":                {3, 2, cluster.Eviction{}, 0, "2 of 3 peers"},
+		"three of three":              {3, 3, cluster.Eviction{}, 0, "3 of 3 peers"},
+		"half of four":                {4, 2, cluster.Eviction{}, 2, ""},
+		"three of four":               {4, 3, cluster.Eviction{}, 0, "3 of 4 peers"},
+		"ten of ten":                  {10, 10, cluster.Eviction{}, 0, "10 of 10 peers"},
+		"smaller fraction":            {4, 2, cluster.Eviction{MaxSuspectFraction: 0.25}, 0, "2 of 4 peers"},
+		"smaller fraction, below":     {4, 1, cluster.Eviction{MaxSuspectFraction: 0.25}, 1, ""},
+		"larger fraction":             {4, 3, cluster.Eviction{MaxSuspectFraction: 0.75}, 3, ""},
+		"any fraction":                {4, 4, cluster.Eviction{MaxSuspectFraction: 1}, 4, ""},
+		"disabled":                    {4, 1, cluster.Eviction{Disabled: true}, 0, "eviction is off"},
+		"disabled, one peer":          {1, 1, cluster.Eviction{Disabled: true}, 0, "eviction is off"},
+		"any fraction, slow registry": {9, 9, cluster.Eviction{MaxSuspectFraction: 1, Timeout: time.Minute}, 9, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var decided evictionCounter
-				w := startVerified(t, 1+tt.peers, clustertest.WithOptions(cluster.WithEviction(tt.eviction), decided.trace()))
+				var counts evictionCounter
+				w := startVerified(t, 1+tt.peers, clustertest.WithOptions(cluster.WithEviction(tt.eviction), counts.trace()))
 				n := w.Nodes[0]
 				for _, peer := range w.Nodes[1 : 1+tt.dead] {
 					peer.Kill()
@@ -384,30 +383,30 @@ func TestSelfPreservation(t *testing.T) {
 				if tt.eviction.Timeout > 0 {
 					registryFault(w, clustertest.Delay(5*time.Second))
 				}
-				seen := recordRequests(w)
+				requests := recordRequests(w)
 				res := rpc(t, n, cluster.Request{Path: "/things"})
 				wantOneOutcomeEach(t, res, w.Nodes[1:])
 				for _, o := range res.Failures {
 					if o.Evicted != (tt.evicted > 0) || (o.EvictionSkipped == nil) != o.Evicted || o.EvictionSkipped != nil && !strings.Contains(o.EvictionSkipped.Error(), tt.why) {
-						t.Errorf("%s: evicted %t, spared %v", o.Server.ServerID, o.Evicted, o.EvictionSkipped)
+						t.Errorf("%s: evicted %t, skipped: %v", o.Server.ServerID, o.Evicted, o.EvictionSkipped)
 					}
 				}
 				if known := len(n.Servers()); len(res.Failures) != tt.dead || known != 1+tt.peers-tt.evicted {
-					t.Errorf("%d failures, %d servers known afterwards", len(res.Failures), known)
+					t.Errorf("%d failures, %d servers in the view", len(res.Failures), known)
 				}
-				if e, s := decided.evicted.Load(), decided.skipped.Load(); int(e) != tt.evicted || int(s) != tt.dead-tt.evicted {
-					t.Errorf("%d evicted, %d spared", e, s)
+				if e, s := counts.evicted.Load(), counts.skipped.Load(); int(e) != tt.evicted || int(s) != tt.dead-tt.evicted {
+					t.Errorf("%d evicted, %d skipped", e, s)
 				}
-				if asked := len(seen.matching("DELETE", n.Host, clustertest.RegistryHost)); asked != tt.evicted {
-					t.Errorf("mIT was asked %d times", asked)
+				if asked := len(requests.matching("DELETE", n.Host, clustertest.RegistryHost)); asked != tt.evicted {
+					t.Errorf("the registry received %d deletes", asked)
 				}
 			})
 		})
 	}
 }
 
-// The smaller side of a partition evicts nobody, even with mIT in its reach; the larger side
-// takes it out, and it is back after the next renewal.
+// The smaller side of a partition evicts no peer, although it reaches the registry. The larger side evicts the
+// smaller one, which is back after its next renewal.
 func TestPartition(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 6)
@@ -429,10 +428,10 @@ func TestPartition(t *testing.T) {
 			wantView(t, n, all...)
 		}
 		if diff := cmp.Diff(all, idsOf(w.Registered())); diff != "" {
-			t.Fatalf("at mIT (-want +got):\n%s", diff)
+			t.Fatalf("at the registry (-want +got):\n%s", diff)
 		}
 		rpc(t, majority[0], cluster.Request{Path: "/things"})
-		time.Sleep(time.Second) // the word spreads
+		time.Sleep(time.Second) // the broadcast
 		for _, n := range majority {
 			wantView(t, n, "node-3", "node-4", "node-5", "node-6")
 		}
@@ -444,7 +443,7 @@ func TestPartition(t *testing.T) {
 	})
 }
 
-// All suspects are decided on at once, a few at a time. The npm module takes one after the other.
+// Suspects are resolved concurrently, up to a limit. The npm module resolves one after the other.
 func TestSuspectsAreResolvedConcurrently(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startVerified(t, 25)
@@ -453,7 +452,7 @@ func TestSuspectsAreResolvedConcurrently(t *testing.T) {
 			w.Network.Fault(n.Host, peer.Host, clustertest.Hang)
 		}
 		w.Network.Fault(n.Host, clustertest.RegistryHost, onDelete(clustertest.Delay(100*time.Millisecond)))
-		seen := recordRequests(w)
+		requests := recordRequests(w)
 		start := time.Now()
 		res := rpc(t, n, cluster.Request{Path: "/things"})
 		if took := time.Since(start); took != 10*time.Second+200*time.Millisecond {
@@ -465,17 +464,17 @@ func TestSuspectsAreResolvedConcurrently(t *testing.T) {
 			}
 		}
 		at := map[time.Duration]int{}
-		for _, x := range seen.matching("DELETE", n.Host, clustertest.RegistryHost) {
+		for _, x := range requests.matching("DELETE", n.Host, clustertest.RegistryHost) {
 			at[x.Start.Sub(start)]++
 		}
 		want := map[time.Duration]int{10 * time.Second: 8, 10*time.Second + 100*time.Millisecond: 3}
 		if diff := cmp.Diff(want, at); diff != "" {
-			t.Errorf("deletes begun at mIT (-want +got):\n%s", diff)
+			t.Errorf("deletes at the registry (-want +got):\n%s", diff)
 		}
 	})
 }
 
-// Whoever answers is alive, whatever the answer. The npm module evicts on any 5xx.
+// A peer that answers is alive, and is not evicted, whatever the status. The npm module evicts on any 5xx.
 func TestServerErrorsDoNotEvict(t *testing.T) {
 	for name, tt := range map[string]struct {
 		peers, failing int
@@ -484,14 +483,14 @@ func TestServerErrorsDoNotEvict(t *testing.T) {
 		evicted        int
 		spared         bool
 	}{
-		"one of four, 500":                     {4, 1, 500, cluster.Eviction{}, 0, false},
-		"one of one, 503":                      {1, 1, 503, cluster.Eviction{}, 0, false},
-		"ten of ten, 500":                      {10, 10, 500, cluster.Eviction{}, 0, false},
-		"with the reference's rule":            {4, 1, 500, cluster.Eviction{ServerErrors: true}, 1, false},
-		"with the reference's rule, 599":       {4, 1, 599, cluster.Eviction{ServerErrors: true}, 1, false},
-		"with the reference's rule, 404":       {4, 1, 404, cluster.Eviction{ServerErrors: true}, 0, false},
-		"with the reference's rule, 429":       {4, 1, 429, cluster.Eviction{ServerErrors: true}, 0, false},
-		"with the reference's rule, all of 10": {10, 10, 500, cluster.Eviction{ServerErrors: true}, 0, true},
+		"one of four, 500":             {4, 1, 500, cluster.Eviction{}, 0, false},
+		"one of one, 503":              {1, 1, 503, cluster.Eviction{}, 0, false},
+		"ten of ten, 500":              {10, 10, 500, cluster.Eviction{}, 0, false},
+		"with ServerErrors":            {4, 1, 500, cluster.Eviction{ServerErrors: true}, 1, false},
+		"with ServerErrors, 599":       {4, 1, 599, cluster.Eviction{ServerErrors: true}, 1, false},
+		"with ServerErrors, 404":       {4, 1, 404, cluster.Eviction{ServerErrors: true}, 0, false},
+		"with ServerErrors, 429":       {4, 1, 429, cluster.Eviction{ServerErrors: true}, 0, false},
+		"with ServerErrors, all of 10": {10, 10, 500, cluster.Eviction{ServerErrors: true}, 0, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -500,24 +499,24 @@ func TestServerErrorsDoNotEvict(t *testing.T) {
 				for _, peer := range w.Nodes[1 : 1+tt.failing] {
 					w.Network.Fault(n.Host, peer.Host, clustertest.Status(tt.code))
 				}
-				seen := recordRequests(w)
+				requests := recordRequests(w)
 				res := rpc(t, n, cluster.Request{Path: "/things"})
 				wantOneOutcomeEach(t, res, w.Nodes[1:])
 				for _, o := range res.Failures {
 					se, ok := errors.AsType[*cluster.StatusError](o.Err)
 					if !ok || se.Code != tt.code || o.Kind != cluster.KindStatus || o.Evicted != (tt.evicted > 0) || (o.EvictionSkipped != nil) != tt.spared {
-						t.Errorf("%s: %v, evicted %t, spared %v", o.Server.ServerID, o.Err, o.Evicted, o.EvictionSkipped)
+						t.Errorf("%s: %v, evicted %t, skipped: %v", o.Server.ServerID, o.Err, o.Evicted, o.EvictionSkipped)
 					}
 				}
-				if asked := len(seen.matching("DELETE", n.Host, clustertest.RegistryHost)); len(res.Failures) != tt.failing || asked != tt.evicted || len(n.Servers()) != 1+tt.peers-tt.evicted {
-					t.Errorf("%d failures, mIT was asked %d times, %d servers are known", len(res.Failures), asked, len(n.Servers()))
+				if asked := len(requests.matching("DELETE", n.Host, clustertest.RegistryHost)); len(res.Failures) != tt.failing || asked != tt.evicted || len(n.Servers()) != 1+tt.peers-tt.evicted {
+					t.Errorf("%d failures, %d deletes at the registry, %d servers in the view", len(res.Failures), asked, len(n.Servers()))
 				}
 			})
 		})
 	}
 }
 
-// TestPeersAnswering500 has ten of ten peers fail, but answer: they live, so all of them stay.
+// Peers that all answer 500 stay in the view of all nodes and in the registry.
 func TestPeersAnswering500(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 11)
@@ -528,14 +527,14 @@ func TestPeersAnswering500(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		synctest.Wait() // for what a call leaves to do beside it
+		synctest.Wait()
 		if len(res.Results) != 0 || len(res.Failures) != 10 {
 			t.Errorf("%d results and %d failures, want 10 failures", len(res.Results), len(res.Failures))
 		}
 		for _, o := range res.Failures {
 			se, ok := errors.AsType[*cluster.StatusError](o.Err)
 			if !ok || se.Code != 500 || o.Kind != cluster.KindStatus || o.Evicted || o.EvictionSkipped != nil {
-				t.Errorf("%s: %s failure, evicted: %v, spared: %v: %v", o.Server.ServerID, o.Kind, o.Evicted, o.EvictionSkipped, o.Err)
+				t.Errorf("%s: %s failure, evicted: %t, skipped: %v: %v", o.Server.ServerID, o.Kind, o.Evicted, o.EvictionSkipped, o.Err)
 			}
 		}
 		if got := len(w.Registered()); got != 11 {
@@ -549,16 +548,16 @@ func TestPeersAnswering500(t *testing.T) {
 	})
 }
 
-// A peer that missed less time than any peer may take is no suspect.
+// A timeout below Config.RequestTimeout does not make the peer suspect.
 func TestShortTimeoutDoesNotMakeSuspect(t *testing.T) {
 	for name, tt := range map[string]struct {
 		timeout time.Duration
 		evicted bool
 	}{
-		"shorter":     {time.Second, false},
-		"as usual":    {10 * time.Second, true},
-		"longer":      {20 * time.Second, true},
-		"unspecified": {0, true},
+		"shorter": {time.Second, false},
+		"default": {10 * time.Second, true},
+		"longer":  {20 * time.Second, true},
+		"zero":    {0, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -572,23 +571,23 @@ func TestShortTimeoutDoesNotMakeSuspect(t *testing.T) {
 					want = 10 * time.Second
 				}
 				if o.Kind != cluster.KindTimeout || o.Evicted != tt.evicted || o.EvictionSkipped != nil || time.Since(start) != want {
-					t.Errorf("%s after %v, evicted %t, spared %v", o.Kind, time.Since(start), o.Evicted, o.EvictionSkipped)
+					t.Errorf("%s after %v, evicted %t, skipped: %v", o.Kind, time.Since(start), o.Evicted, o.EvictionSkipped)
 				}
 			})
 		})
 	}
-	t.Run("refused all the same", func(t *testing.T) { // that it cannot be reached has nothing to do with time
+	t.Run("a refused connection makes it suspect", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := startVerified(t, 5)
 			w.Nodes[2].Kill()
 			if o := singleFailure(t, rpc(t, w.Nodes[0], cluster.Request{Path: "/things", Timeout: time.Second})); !o.Evicted {
-				t.Errorf("%s: evicted %t, spared %v", o.Kind, o.Evicted, o.EvictionSkipped)
+				t.Errorf("%s: evicted %t, skipped: %v", o.Kind, o.Evicted, o.EvictionSkipped)
 			}
 		})
 	})
 }
 
-// A node that leaves has no say any more in who is a member.
+// A node that has begun to leave evicts no peer.
 func TestLeavingNodeEvictsNoPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startVerified(t, 5)
@@ -596,13 +595,13 @@ func TestLeavingNodeEvictsNoPeer(t *testing.T) {
 		w.Nodes[2].Kill()
 		w.Network.Fault(n.Host, w.Nodes[3].Host, clustertest.Delay(time.Second))
 		var wg sync.WaitGroup
-		for _, late := range []time.Duration{0, 3 * time.Second} { // begun before, and after
+		for _, delay := range []time.Duration{0, 3 * time.Second} { // before UnRegister, and after
 			wg.Go(func() {
-				time.Sleep(late)
+				time.Sleep(delay)
 				res := rpc(t, n, cluster.Request{Path: "/things"})
 				wantOneOutcomeEach(t, res, w.Nodes[1:])
 				if o := singleFailure(t, res); o.Evicted || o.EvictionSkipped == nil || !errors.Is(o.EvictionSkipped, cluster.ErrNotRegistered) {
-					t.Errorf("evicted %t, spared %v", o.Evicted, o.EvictionSkipped)
+					t.Errorf("evicted %t, skipped: %v", o.Evicted, o.EvictionSkipped)
 				}
 			})
 		}
@@ -612,27 +611,27 @@ func TestLeavingNodeEvictsNoPeer(t *testing.T) {
 		}
 		wg.Wait()
 		if diff := cmp.Diff([]string{"node-2", "node-3", "node-4", "node-5"}, idsOf(w.Registered())); diff != "" {
-			t.Errorf("at mIT (-want +got):\n%s", diff)
+			t.Errorf("at the registry (-want +got):\n%s", diff)
 		}
 	})
 }
 
-// A peer that came back is asked again, where mIT says that it is. The npm module does so as
-// well, but takes the answer into neither its view nor, if it fails with 5xx, its response.
+// If the registry has a newer entry of the suspect, the peer is called at the address of this entry. The npm
+// module does so, too, but keeps the old entry in its view, and drops a 5xx from its response.
 func TestNewerEntryIsRetried(t *testing.T) {
-	for name, host := range map[string]string{"at its place": "", "elsewhere": "node-3-moved:9090"} {
+	for name, host := range map[string]string{"at its old address": "", "at a new address": "node-3-moved:9090"} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var decided evictionCounter
-				w := startVerified(t, 5, clustertest.WithOptions(decided.trace()))
+				var counts evictionCounter
+				w := startVerified(t, 5, clustertest.WithOptions(counts.trace()))
 				n, peer := w.Nodes[0], w.Nodes[2]
 				if host != "" {
 					peer.Move(host)
-				} else { // dead for as long as n tries
+				} else { // refuses all attempts of n
 					w.Network.Fault(n.Host, peer.Host, clustertest.FirstN(2, clustertest.Refuse))
 				}
 				renewUnnoticed(t, w, n, peer)
-				seen := recordRequests(w)
+				requests := recordRequests(w)
 				res := rpc(t, n, cluster.Request{Path: "/things"})
 				wantOneOutcomeEach(t, res, w.Nodes[1:])
 				if got := marshal(t, res.Data); got != `["node-2","node-3","node-4","node-5"]` {
@@ -640,33 +639,33 @@ func TestNewerEntryIsRetried(t *testing.T) {
 				}
 				o := res.Results[1]
 				if o.Attempts != 3 || o.Duration != 10*time.Millisecond || o.Evicted || o.EvictionSkipped != nil {
-					t.Errorf("%d attempts in %v, evicted %t, spared %v", o.Attempts, o.Duration, o.Evicted, o.EvictionSkipped)
+					t.Errorf("%d attempts in %v, evicted %t, skipped: %v", o.Attempts, o.Duration, o.Evicted, o.EvictionSkipped)
 				}
 				if want := "http://" + peer.Host + "/mds/v1"; o.Server.ClusterBaseURL != want || n.Servers()[2].ClusterBaseURL != want {
-					t.Errorf("asked at %s, known at %s, want %s", o.Server.ClusterBaseURL, n.Servers()[2].ClusterBaseURL, want)
+					t.Errorf("called at %s, in the view at %s, want %s", o.Server.ClusterBaseURL, n.Servers()[2].ClusterBaseURL, want)
 				}
-				if asked := len(seen.matching("DELETE", n.Host, clustertest.RegistryHost)); asked != 1 {
-					t.Errorf("mIT was asked %d times", asked)
+				if asked := len(requests.matching("DELETE", n.Host, clustertest.RegistryHost)); asked != 1 {
+					t.Errorf("the registry received %d deletes", asked)
 				}
-				if len(w.Registered()) != 5 || decided.evicted.Load() != 0 {
-					t.Errorf("%d servers at mIT, %d evicted", len(w.Registered()), decided.evicted.Load())
+				if len(w.Registered()) != 5 || counts.evicted.Load() != 0 {
+					t.Errorf("the registry lists %d servers, %d evicted", len(w.Registered()), counts.evicted.Load())
 				}
 				rpc(t, n, cluster.Request{Path: "/things"})
-				if asked := len(seen.matching("DELETE", n.Host, clustertest.RegistryHost)); asked != 1 {
-					t.Error("the next call began at the old entry again")
+				if asked := len(requests.matching("DELETE", n.Host, clustertest.RegistryHost)); asked != 1 {
+					t.Error("the next call used the old entry")
 				}
 			})
 		})
 	}
 }
 
-// A peer that renewed and then hangs is not asked once more in the same call, which ends with its
-// timeout; the next call begins at the newer entry.
+// A peer that has a newer entry, but is silent, gets no second request in the same call, which ends with the
+// timeout. The next call uses the newer entry.
 func TestRenewedButSilentPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startVerified(t, 5)
 		n, peer := w.Nodes[0], w.Nodes[2]
-		time.Sleep(time.Minute) // registering again is followed by a renewal, which must not come in between
+		time.Sleep(time.Minute) // the renewal that follows Register has ended
 		renewUnnoticed(t, w, n, peer)
 		time.Sleep(time.Minute)
 		w.Network.Fault(n.Host, peer.Host, clustertest.Hang)
@@ -679,13 +678,13 @@ func TestRenewedButSilentPeer(t *testing.T) {
 			res := rpc(t, n, cluster.Request{Path: "/things"})
 			wantOneOutcomeEach(t, res, w.Nodes[1:])
 			if o := singleFailure(t, res); o.Attempts != want.attempts || o.Evicted != want.evicted || (o.EvictionSkipped == nil) != want.evicted || time.Since(start) != want.took {
-				t.Errorf("call %d: %d attempts in %v, evicted %t, spared %v; want %+v", call, o.Attempts, time.Since(start), o.Evicted, o.EvictionSkipped, want)
+				t.Errorf("call %d: %d attempts in %v, evicted %t, skipped: %v; want %+v", call, o.Attempts, time.Since(start), o.Evicted, o.EvictionSkipped, want)
 			}
 		}
 	})
 }
 
-// A newer entry of a peer that is dead as well is asked, and then deleted with its own date.
+// If the peer is dead at its newer entry, too, that entry is deleted with its own timestamp.
 func TestNewerEntryOfDeadPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startVerified(t, 5)
@@ -693,60 +692,59 @@ func TestNewerEntryOfDeadPeer(t *testing.T) {
 		renewUnnoticed(t, w, n, peer)
 		newer := w.Registered()[2].UpdatedAt.UTC().Format("2006-01-02T15:04:05.000Z")
 		peer.Kill()
-		seen := recordRequests(w)
+		requests := recordRequests(w)
 		o := singleFailure(t, rpc(t, n, cluster.Request{Path: "/things"}))
 		if !o.Evicted || o.Attempts != 4 || o.Kind != cluster.KindRefused {
 			t.Errorf("evicted %t after %d attempts: %v", o.Evicted, o.Attempts, o.Err)
 		}
-		asked := seen.matching("DELETE", n.Host, clustertest.RegistryHost)
+		asked := requests.matching("DELETE", n.Host, clustertest.RegistryHost)
 		if len(asked) != 2 || !strings.HasSuffix(asked[1].Path, "@"+newer) {
-			t.Errorf("mIT was asked %v", asked)
+			t.Errorf("the registry received %v", asked)
 		}
 		wantView(t, n, "node-1", "node-2", "node-4", "node-5")
 	})
 }
 
-// A registry with a newer entry at each question is not believed for ever. The npm module asks
-// without end.
+// A call tries a bounded number of newer entries. The npm module has no bound.
 func TestNewerEntriesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startVerified(t, 5)
 		n := w.Nodes[0]
 		w.Nodes[2].Kill()
-		var given atomic.Int64
+		var entries atomic.Int64
 		registryFault(w, onDelete(clustertest.Answer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			fmt.Fprintf(w, `{"server":{"serverId":"node-3","clusterBaseUrl":"http://node-3:8080/mds/v1","updatedAt":"20%d-01-01T00:00:00.000Z"}}`, 30+given.Add(1))
+			fmt.Fprintf(w, `{"server":{"serverId":"node-3","clusterBaseUrl":"http://node-3:8080/mds/v1","updatedAt":"20%d-01-01T00:00:00.000Z"}}`, 30+entries.Add(1))
 		}))))
 		o := singleFailure(t, rpc(t, n, cluster.Request{Path: "/things"}))
 		if o.Evicted || o.EvictionSkipped == nil || !strings.Contains(o.EvictionSkipped.Error(), "3 newer entries") {
-			t.Errorf("evicted %t, spared %v", o.Evicted, o.EvictionSkipped)
+			t.Errorf("evicted %t, skipped: %v", o.Evicted, o.EvictionSkipped)
 		}
-		if given.Load() != 3 || o.Attempts != 8 {
-			t.Errorf("mIT was asked %d times, the peer %d times", given.Load(), o.Attempts)
+		if entries.Load() != 3 || o.Attempts != 8 {
+			t.Errorf("%d deletes at the registry, %d attempts at the peer", entries.Load(), o.Attempts)
 		}
 		wantView(t, n, "node-1", "node-2", "node-3", "node-4", "node-5")
 	})
 }
 
-// The newer entry of a suspect may name an address that must not be called.
+// A newer entry with an address that the policy forbids is not called.
 func TestNewerEntryIsChecked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startVerified(t, 5)
 		w.Nodes[2].Kill()
 		registryFault(w, onDelete(respondOK(`{"server":{"serverId":"node-3","clusterBaseUrl":"http://169.254.169.254/mds/v1","updatedAt":"2030-01-01T00:00:00.000Z"}}`)))
-		seen := recordRequests(w)
+		requests := recordRequests(w)
 		o := singleFailure(t, rpc(t, w.Nodes[0], cluster.Request{Path: "/things"}))
 		if o.Kind != cluster.KindNotAllowed || !errors.Is(o.Err, cluster.ErrNotAllowed) || o.Evicted || o.Attempts != 2 {
 			t.Errorf("%s, %v, evicted %t, %d attempts", o.Kind, o.Err, o.Evicted, o.Attempts)
 		}
-		if called := seen.matching("GET", clustertest.Any, "169.254.169.254"); len(called) != 0 {
-			t.Error("it was called")
+		if called := requests.matching("GET", clustertest.Any, "169.254.169.254"); len(called) != 0 {
+			t.Error("a forbidden address was called")
 		}
 	})
 }
 
-// A peer that announced itself anew while it was being asked is asked again before mIT is. The
-// npm module compares fields that do not exist, and never does.
+// A suspect that announced itself during the call is called again before the registry. The npm module
+// compares fields that do not exist, and never does so.
 func TestReturningPeerIsRetried(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startVerified(t, 5)
@@ -757,13 +755,13 @@ func TestReturningPeerIsRetried(t *testing.T) {
 				t.Error(err)
 			}
 		})
-		seen := recordRequests(w)
+		requests := recordRequests(w)
 		res := rpc(t, n, cluster.Request{Path: "/things"})
 		if len(res.Results) != 4 || res.Results[1].Attempts != 3 {
 			t.Errorf("failures: %v", failures(res))
 		}
-		if asked := seen.matching("DELETE", n.Host, clustertest.RegistryHost); len(asked) != 0 {
-			t.Errorf("mIT was asked %d times", len(asked))
+		if asked := requests.matching("DELETE", n.Host, clustertest.RegistryHost); len(asked) != 0 {
+			t.Errorf("the registry received %d deletes", len(asked))
 		}
 	})
 }
@@ -804,7 +802,7 @@ func FuzzDeleteResponse(f *testing.F) {
 		deletes := 0
 		o.registry = func(r *http.Request) (int, string) {
 			if deletes++; r.Method != http.MethodDelete || !strings.HasPrefix(r.URL.Path, "/mIT/v1/itResources/it/servers/node-2@") {
-				t.Errorf("mIT was asked to %s %s", r.Method, r.URL)
+				t.Errorf("unexpected request to the registry: %s %s", r.Method, r.URL)
 			}
 			return validStatus(status), string(body)
 		}
@@ -813,7 +811,7 @@ func FuzzDeleteResponse(f *testing.F) {
 		}
 		res, err := c.RPCluster(t.Context(), cluster.Request{Path: "/things"})
 		if err != nil || len(res.Results) != 0 || len(res.Failures) != 1 {
-			t.Fatalf("nobody answers, but the outcome is %+v, %v", res, err)
+			t.Fatalf("no peer answers, but the outcome is %+v, %v", res, err)
 		}
 		got := res.Failures[0]
 		checkNoSecrets(t, got.Err)
@@ -821,32 +819,32 @@ func FuzzDeleteResponse(f *testing.F) {
 		ids := checkView(t, c)
 		inView := slices.Contains(ids, "node-2")
 		if len(ids) > 2 {
-			t.Errorf("asked about one server, it learned of another: %q", ids)
+			t.Errorf("the view has a third server: %q", ids)
 		}
 		if got.Server.ServerID != "node-2" || got.Evicted == inView {
 			t.Errorf("evicted %t, but in the view %t: %+v", got.Evicted, inView, got)
 		}
-		if deletes < 1 || deletes > 6 { // three entries, and each once more with a new token
-			t.Errorf("mIT was asked %d times", deletes)
+		if deletes < 1 || deletes > 6 { // three entries, each repeated with a new token
+			t.Errorf("the registry received %d deletes", deletes)
 		}
 		var said struct {
 			Data   any
 			Server any
 		}
-		agreed := validStatus(status)/100 == 2 && json.Unmarshal(body, &said) == nil && said.Data != nil && said.Server == nil
-		if got.Evicted && !agreed {
-			t.Errorf("%d %q was taken for consent", validStatus(status), body)
+		confirmed := validStatus(status)/100 == 2 && json.Unmarshal(body, &said) == nil && said.Data != nil && said.Server == nil
+		if got.Evicted && !confirmed {
+			t.Errorf("%d %q was accepted as confirmation", validStatus(status), body)
 		}
-		if agreed && !got.Evicted {
-			t.Errorf("%d %q was not taken for consent: %v", validStatus(status), body, got.EvictionSkipped)
+		if confirmed && !got.Evicted {
+			t.Errorf("%d %q was not accepted as confirmation: %v", validStatus(status), body, got.EvictionSkipped)
 		}
 		if !got.Evicted && got.Kind != cluster.KindNotAllowed && (got.EvictionSkipped == nil || !strings.Contains(got.EvictionSkipped.Error(), "mIT")) {
-			t.Errorf("it was spared because of %v", got.EvictionSkipped)
+			t.Errorf("eviction was skipped: %v", got.EvictionSkipped)
 		}
 	})
 }
 
-// verdicts counts what all nodes of a world decided on suspects.
+// An evictionCounter counts the decisions of all nodes of a world about suspects.
 type evictionCounter struct{ evicted, skipped atomic.Int64 }
 
 func (v *evictionCounter) trace() cluster.Option {

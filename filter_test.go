@@ -19,21 +19,21 @@ func TestFilter(t *testing.T) {
 		filter func(cluster.Server) bool
 		want   []string
 	}{
-		"none":           {nil, []string{"node-2", "node-3", "node-4", "node-5"}},
-		"some":           {onlyIDs("node-4", "node-2"), []string{"node-2", "node-4"}},
-		"not oneself":    {onlyIDs("node-1", "node-2"), []string{"node-2"}},
-		"who is unknown": {onlyIDs("node-9"), []string{}},
+		"none":         {nil, []string{"node-2", "node-3", "node-4", "node-5"}},
+		"some":         {onlyIDs("node-4", "node-2"), []string{"node-2", "node-4"}},
+		"the node":     {onlyIDs("node-1", "node-2"), []string{"node-2"}},
+		"unknown peer": {onlyIDs("node-9"), []string{}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := clustertest.Start(t, 5)
 				n := w.Nodes[0]
-				seen := recordRequests(w)
+				requests := recordRequests(w)
 				res := rpc(t, n, cluster.Request{Path: "/things", Filter: tt.filter})
 				if diff := cmp.Diff(tt.want, idsOfOutcomes(res.Results)); diff != "" || len(res.Failures) != 0 {
 					t.Errorf("results (-want +got):\n%s\nfailures: %v", diff, failures(res))
 				}
-				if got := len(seen.matching("GET", n.Host, clustertest.Any)); got != len(tt.want) {
+				if got := len(requests.matching("GET", n.Host, clustertest.Any)); got != len(tt.want) {
 					t.Errorf("%d requests for %d peers", got, len(tt.want))
 				}
 			})
@@ -41,23 +41,23 @@ func TestFilter(t *testing.T) {
 	}
 }
 
-// The filter sees each peer once, and the node itself never.
+// The filter is called once for each peer, and not for the node itself.
 func TestFilterSeesEachPeerOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 4)
-		var saw []string
+		var seen []string
 		rpc(t, w.Nodes[1], cluster.Request{Path: "/things", Filter: func(s cluster.Server) bool {
-			saw = append(saw, s.ServerID)
+			seen = append(seen, s.ServerID)
 			return true
 		}})
-		if diff := cmp.Diff([]string{"node-1", "node-3", "node-4"}, saw); diff != "" {
+		if diff := cmp.Diff([]string{"node-1", "node-3", "node-4"}, seen); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
 		}
 	})
 }
 
-// One or two peers of many that cannot be reached say nothing about whose fault it is. A node that is
-// cut off, and asks one after the other, must not evict them all.
+// A call that selects one or two of many peers evicts none of them. Otherwise an isolated node that calls
+// its peers one by one would evict them all.
 func TestFilteredCallNeedsEnoughPeersToEvict(t *testing.T) {
 	for name, tt := range map[string]struct {
 		nodes   int
@@ -68,7 +68,7 @@ func TestFilteredCallNeedsEnoughPeersToEvict(t *testing.T) {
 		"two of four":                 {5, onlyIDs("node-3", "node-4"), false},
 		"three of four":               {5, onlyIDs("node-2", "node-3", "node-4"), true},
 		"all of four":                 {5, func(cluster.Server) bool { return true }, true},
-		"one of two":                  {3, onlyIDs("node-3"), true}, // no call could ask more than two
+		"one of two":                  {3, onlyIDs("node-3"), true}, // no call could select more than two
 		"one of one, which is all":    {2, onlyIDs("node-2"), true},
 		"three of four, most of them": {5, onlyIDs("node-3", "node-4", "node-5"), false},
 	} {
@@ -84,18 +84,18 @@ func TestFilteredCallNeedsEnoughPeersToEvict(t *testing.T) {
 				res := rpc(t, n, cluster.Request{Path: "/things", Filter: tt.filter})
 				for _, o := range res.Failures {
 					if o.Evicted != tt.evicted || (o.EvictionSkipped == nil) != tt.evicted {
-						t.Errorf("%s: evicted %t, spared %v", o.Server.ServerID, o.Evicted, o.EvictionSkipped)
+						t.Errorf("%s: evicted %t, skipped: %v", o.Server.ServerID, o.Evicted, o.EvictionSkipped)
 					}
 				}
 				if len(res.Failures) == 0 {
-					t.Error("nobody failed")
+					t.Error("no peer failed")
 				}
 			})
 		})
 	}
 }
 
-// Enough is enough: the others are given up, and say so.
+// Once MinResults peers have answered, the requests to the others are canceled.
 func TestMinResults(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 7)
@@ -115,32 +115,32 @@ func TestMinResults(t *testing.T) {
 			t.Errorf("results (-want +got):\n%s", diff)
 		}
 		for _, o := range res.Failures {
-			enough := o.Server.ServerID != "node-3"
-			if errors.Is(o.Err, cluster.ErrEnoughResults) != enough || (o.Kind == cluster.KindCanceled) != enough || o.Evicted || o.EvictionSkipped != nil {
-				t.Errorf("%s: %s, %v, evicted %t, spared %v", o.Server.ServerID, o.Kind, o.Err, o.Evicted, o.EvictionSkipped)
+			canceled := o.Server.ServerID != "node-3"
+			if errors.Is(o.Err, cluster.ErrEnoughResults) != canceled || (o.Kind == cluster.KindCanceled) != canceled || o.Evicted || o.EvictionSkipped != nil {
+				t.Errorf("%s: %s, %v, evicted %t, skipped: %v", o.Server.ServerID, o.Kind, o.Err, o.Evicted, o.EvictionSkipped)
 			}
 		}
 		if len(n.Servers()) != 7 {
-			t.Error("peers were evicted that nobody needed")
+			t.Error("canceled peers were evicted")
 		}
 	})
 }
 
-// Peers that have not had their turn by then are not asked at all.
+// Peers whose request has not begun by then are not called.
 func TestMinResultsLimitsRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 20, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = 2 }))
 		n := w.Nodes[0]
 		w.Network.Fault(n.Host, clustertest.Any, clustertest.Delay(time.Second))
-		seen := recordRequests(w)
+		requests := recordRequests(w)
 		res := rpc(t, n, cluster.Request{Path: "/things", MinResults: 4})
 		wantOneOutcomeEach(t, res, w.Nodes[1:])
-		asked := 0
+		canceled := 0
 		for _, o := range res.Failures {
-			asked += o.Attempts
+			canceled += o.Attempts
 		}
-		if got := len(seen.matching("GET", n.Host, clustertest.Any)); len(res.Results) != 4 || got > 4+asked || asked > 2 {
-			t.Errorf("%d results of %d requests, %d of them given up", len(res.Results), got, asked)
+		if got := len(requests.matching("GET", n.Host, clustertest.Any)); len(res.Results) != 4 || got > 4+canceled || canceled > 2 {
+			t.Errorf("%d results of %d requests, %d of them canceled", len(res.Results), got, canceled)
 		}
 	})
 }
@@ -156,7 +156,7 @@ func TestMinResultsNotReached(t *testing.T) {
 	})
 }
 
-// What failed before there was enough is not decided on: nobody waits for mIT then.
+// A failure before MinResults is reached does not evict: the call does not wait for the registry.
 func TestMinResultsSkipsEviction(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startVerified(t, 5)
@@ -165,13 +165,13 @@ func TestMinResultsSkipsEviction(t *testing.T) {
 		for _, peer := range []int{1, 3, 4} {
 			w.Network.Fault(n.Host, w.Nodes[peer].Host, clustertest.Delay(time.Second))
 		}
-		seen := recordRequests(w)
+		requests := recordRequests(w)
 		o := singleFailure(t, rpc(t, n, cluster.Request{Path: "/things", MinResults: 3}))
 		if o.Kind != cluster.KindRefused || o.Evicted || !errors.Is(o.EvictionSkipped, cluster.ErrEnoughResults) {
-			t.Errorf("%s, evicted %t, spared %v", o.Kind, o.Evicted, o.EvictionSkipped)
+			t.Errorf("%s, evicted %t, skipped: %v", o.Kind, o.Evicted, o.EvictionSkipped)
 		}
-		if got := len(seen.matching("DELETE", n.Host, clustertest.RegistryHost)); got != 0 {
-			t.Errorf("mIT was asked %d times", got)
+		if got := len(requests.matching("DELETE", n.Host, clustertest.RegistryHost)); got != 0 {
+			t.Errorf("the registry received %d deletes", got)
 		}
 	})
 }

@@ -490,7 +490,7 @@ func TestIncomingCorrelationID(t *testing.T) {
 func TestOneCorrelationIDPerCall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
-		seen := recordRequests(w)
+		requests := recordRequests(w)
 		w.Network.Down(w.Nodes[2].Host)
 		const id = "an-id@0/2000-01-01T00:00:00.000Z"
 		if _, err := w.Nodes[0].RPCluster(cluster.WithCorrelationID(t.Context(), id), cluster.Request{Path: "/things"}); err != nil {
@@ -498,7 +498,7 @@ func TestOneCorrelationIDPerCall(t *testing.T) {
 		}
 		synctest.Wait()
 		parties := map[string]bool{}
-		for _, x := range seen.sentBy(w.Nodes[0]) {
+		for _, x := range requests.sentBy(w.Nodes[0]) {
 			parties[x.To] = true
 			if got := x.Header.Get("X-Correlation-Id"); got != id {
 				t.Errorf("%s %s%s has %q", x.Method, x.To, x.Path, got)
@@ -510,7 +510,7 @@ func TestOneCorrelationIDPerCall(t *testing.T) {
 		if _, err := w.Nodes[0].RPCluster(t.Context(), cluster.Request{Path: "/things"}); err != nil {
 			t.Fatal(err)
 		}
-		last := seen.matching("GET", w.Nodes[0].Host, w.Nodes[1].Host)
+		last := requests.matching("GET", w.Nodes[0].Host, w.Nodes[1].Host)
 		if got := last[len(last)-1].Header.Get("X-Correlation-Id"); !strings.HasSuffix(got, "@0/"+time.Now().UTC().Format("2006-01-02T15:04:05.000Z")) {
 			t.Errorf("without one in the context: %q, want a new one", got)
 		}

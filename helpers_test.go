@@ -683,9 +683,9 @@ type requestLog struct {
 
 // recordRequests records all exchanges from now on.
 func recordRequests(w *clustertest.World) *requestLog {
-	l := &requestLog{}
-	w.Network.Observe(l.record)
-	return l
+	requests := &requestLog{}
+	w.Network.Observe(requests.record)
+	return requests
 }
 
 func (l *requestLog) record(x clustertest.Exchange) {

@@ -27,24 +27,24 @@ import (
 	"github.com/mimiktech/cluster/mit"
 )
 
-// The address that is dialled counts, not what a name promises. What may not be called is not
-// suspected either. The npm module calls whatever an announcement names, with a token.
+// The policy checks the address that is dialed, not only the name. A peer at a forbidden address does not
+// become suspect. The npm module sends its token to any announced URL.
 func TestDialedAddressIsChecked(t *testing.T) {
 	for name, tt := range map[string]struct {
 		host     string
 		networks []netip.Prefix
 		allowed  bool
 	}{
-		"any network, by number":        {"127.0.0.1", nil, true},
+		"any network, by address":       {"127.0.0.1", nil, true},
 		"any network, by name":          {"localhost", nil, true},
-		"in the networks, by number":    {"127.0.0.1", prefixes("10.0.0.0/8", "127.0.0.0/8"), true},
+		"in the networks, by address":   {"127.0.0.1", prefixes("10.0.0.0/8", "127.0.0.0/8"), true},
 		"in the networks, by name":      {"localhost", prefixes("127.0.0.0/8", "::1/128"), true},
-		"outside, by number":            {"127.0.0.1", prefixes("10.0.0.0/8"), false},
+		"outside, by address":           {"127.0.0.1", prefixes("10.0.0.0/8"), false},
 		"outside, by name":              {"localhost", prefixes("10.0.0.0/8"), false},
 		"outside, mapped into IPv6":     {"[::ffff:127.0.0.1]", prefixes("10.0.0.0/8"), false},
 		"in the networks, mapped":       {"[::ffff:127.0.0.1]", prefixes("127.0.0.0/8"), true},
-		"outside, just by one address":  {"127.0.0.1", prefixes("127.0.0.2/32"), false},
-		"by name, one address of it in": {"localhost", prefixes("127.0.0.1/32"), true},
+		"outside, next address":         {"127.0.0.1", prefixes("127.0.0.2/32"), false},
+		"by name, one of its addresses": {"localhost", prefixes("127.0.0.1/32"), true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			peer := startCountingServer(t, responder(http.StatusOK, `{"data":["node-2"],"server":{"serverId":"node-2"}}`))
@@ -65,16 +65,16 @@ func TestDialedAddressIsChecked(t *testing.T) {
 				t.Errorf("%s after %d attempts: %v", o.Kind, o.Attempts, o.Err)
 			}
 			if o.Evicted || o.EvictionSkipped != nil || deleted.Load() != 0 || len(c.Servers()) != 2 {
-				t.Errorf("evicted %t, spared %v, mIT was asked %d times", o.Evicted, o.EvictionSkipped, deleted.Load())
+				t.Errorf("evicted %t, skipped: %v, %d deletes at the registry", o.Evicted, o.EvictionSkipped, deleted.Load())
 			}
 			if n := peer.connections.Load(); n != 0 {
-				t.Errorf("%d connections were made", n)
+				t.Errorf("%d connections", n)
 			}
 		})
 	}
 }
 
-// No redirect is followed: it would take the token to where nobody was checked.
+// Redirects are not followed. They would send the token to an address that was not checked.
 func TestRedirectsAreNotFollowed(t *testing.T) {
 	for _, code := range []int{301, 302, 303, 307, 308} {
 		t.Run(fmt.Sprint(code), func(t *testing.T) {
@@ -82,7 +82,7 @@ func TestRedirectsAreNotFollowed(t *testing.T) {
 			peer := startCountingServer(t, http.RedirectHandler(elsewhere.URL, code))
 			for kind, opt := range map[string]cluster.Option{
 				"its own client": nil,
-				"a given client": cluster.WithHTTPClient(&http.Client{}), // which would follow
+				"a given client": cluster.WithHTTPClient(&http.Client{}), // it would follow
 			} {
 				c, _ := newSocketNode(t, peer.URL, testConfig())
 				if opt != nil {
@@ -94,27 +94,27 @@ func TestRedirectsAreNotFollowed(t *testing.T) {
 				}
 			}
 			if n := elsewhere.connections.Load(); n != 0 {
-				t.Errorf("%d connections were made to where it led", n)
+				t.Errorf("%d connections to the target", n)
 			}
 		})
 	}
 }
 
-// What breaks on real sockets is what breaks in the network of the other tests.
+// Faults of real sockets have the same kinds as those of the network of the other tests.
 func TestKindsOnSockets(t *testing.T) {
-	hijacked := func(say string) http.Handler {
+	hijacked := func(text string) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 			conn, _, err := http.NewResponseController(w).Hijack()
 			if err != nil {
 				t.Error(err)
 				return
 			}
-			_, _ = io.WriteString(conn, say)
+			_, _ = io.WriteString(conn, text)
 			conn.Close()
 		})
 	}
 	wait := func(r *http.Request) {
-		_, _ = io.Copy(io.Discard, r.Body) // before that, nobody notices that the client gives up
+		_, _ = io.Copy(io.Discard, r.Body) // the server notices the end of the client only after that
 		<-r.Context().Done()
 	}
 	hanging := http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { wait(r) })
@@ -124,17 +124,17 @@ func TestKindsOnSockets(t *testing.T) {
 		wait(r)
 	})
 	for name, tt := range map[string]struct {
-		h        http.Handler // nil: nobody listens
+		h        http.Handler // nil: no listener
 		kind     cluster.Kind
 		attempts int
 		evicted  bool
 	}{
-		"nobody listens":          {nil, cluster.KindRefused, 2, true},
-		"closed without a word":   {hijacked(""), cluster.KindConnectionLost, 1, true},
-		"hanging":                 {hanging, cluster.KindTimeout, 1, true},
-		"stalled in the body":     {stalled, cluster.KindTimeout, 1, false},
-		"broken off in the body":  {hijacked("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"data\""), cluster.KindMalformed, 1, false},
-		"a chunk that breaks off": {hijacked("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n8\r\n{\"dat"), cluster.KindMalformed, 1, false},
+		"no listener":         {nil, cluster.KindRefused, 2, true},
+		"closed at once":      {hijacked(""), cluster.KindConnectionLost, 1, true},
+		"hanging":             {hanging, cluster.KindTimeout, 1, true},
+		"stalled in the body": {stalled, cluster.KindTimeout, 1, false},
+		"truncated body":      {hijacked("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"data\""), cluster.KindMalformed, 1, false},
+		"truncated chunk":     {hijacked("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n8\r\n{\"dat"), cluster.KindMalformed, 1, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := tt.h
@@ -149,13 +149,13 @@ func TestKindsOnSockets(t *testing.T) {
 			cfg.RequestTimeout = 50 * time.Millisecond
 			cfg.Management = true
 			c, deleted := newSocketNode(t, peer.URL, cfg, cluster.WithEviction(cluster.Eviction{Disabled: !tt.evicted}))
-			if tt.evicted { // by the announcement already
+			if tt.evicted { // by the announcement
 				if deleted.Load() != 1 || len(c.Servers()) != 1 {
-					t.Errorf("mIT was asked %d times, %d servers are known", deleted.Load(), len(c.Servers()))
+					t.Errorf("%d deletes at the registry, %d servers in the view", deleted.Load(), len(c.Servers()))
 				}
 				c, _ = newSocketNode(t, peer.URL, cfg, cluster.WithEviction(cluster.Eviction{Disabled: true}))
 			}
-			if tt.kind == cluster.KindTimeout { // as the announcement has found: until it is asked again
+			if tt.kind == cluster.KindTimeout { // the announcement has opened the breaker: wait for the next probe
 				time.Sleep(2 * cfg.RequestTimeout)
 			}
 			o := callOnePeer(t, c, cluster.Request{Method: "POST", Path: "/things", Body: 1})
@@ -169,9 +169,9 @@ func TestKindsOnSockets(t *testing.T) {
 	}
 }
 
-// A peer whose TLS does not hold is alive: it is asked once, and nobody is evicted.
+// A peer with a TLS error is alive: it gets one attempt, and is not evicted.
 func TestTLSErrorsOfPeers(t *testing.T) {
-	ok := http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("it was asked") })
+	ok := http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("it received a request") })
 	secure := func(edit func(*tls.Config)) string {
 		s := httptest.NewUnstartedServer(ok)
 		s.Config.ErrorLog = log.New(io.Discard, "", 0)
@@ -182,153 +182,181 @@ func TestTLSErrorsOfPeers(t *testing.T) {
 		return s.URL
 	}
 	for name, address := range map[string]string{
-		"nobody knows who signed": secure(func(*tls.Config) {}),
-		"it speaks no TLS":        "https" + strings.TrimPrefix(startCountingServer(t, ok).URL, "http"),
-		"no version in common":    secure(func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS10, tls.VersionTLS10 }), //nolint:gosec // that is the point
+		"unknown authority":    secure(func(*tls.Config) {}),
+		"no TLS":               "https" + strings.TrimPrefix(startCountingServer(t, ok).URL, "http"),
+		"no version in common": secure(func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS10, tls.VersionTLS10 }), //nolint:gosec // an outdated version is the point of the case
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := testConfig()
 			cfg.Management = true
 			c, deleted := newSocketNode(t, address, cfg)
 			if o := callOnePeer(t, c, cluster.Request{Path: "/things"}); o.Kind != cluster.KindTLS || o.Attempts != 1 || o.Evicted || o.EvictionSkipped != nil {
-				t.Errorf("%s after %d attempts: %v; evicted %t, spared %v", o.Kind, o.Attempts, o.Err, o.Evicted, o.EvictionSkipped)
+				t.Errorf("%s after %d attempts: %v; evicted %t, skipped: %v", o.Kind, o.Attempts, o.Err, o.Evicted, o.EvictionSkipped)
 			}
 			if deleted.Load() != 0 || len(c.Servers()) != 2 {
-				t.Errorf("mIT was asked %d times, %d servers are known", deleted.Load(), len(c.Servers()))
+				t.Errorf("%d deletes at the registry, %d servers in the view", deleted.Load(), len(c.Servers()))
 			}
 		})
 	}
 }
 
-// Whoever repeats our secrets to us, in whatever way, does not bring them into errors, logs or
-// answers.
+// Secrets that a remote repeats do not get into errors, logs, hooks or JSON.
 func TestEchoedSecretsAreRedacted(t *testing.T) {
-	const secret = `p&ss<w>"o\rd`
-	// echo says in its message, and in its info, all that was sent to it.
-	echo := func(code int, serverID func(token string) string) clustertest.Fault {
-		return clustertest.Answer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			body, err := io.ReadAll(r.Body)
-			if err != nil {
-				t.Error(err)
-			}
-			var fields map[string]any
-			_ = json.Unmarshal(body, &fields) // where it is an object
-			token := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
-			answer := map[string]any{
-				"statusCode": code, "title": token, "message": fmt.Sprintf("%s and %v", token, fields), "info": map[string]any{token: []any{"Bearer " + token, fields}},
-				"data": nil,
-			}
-			if serverID != nil {
-				answer["server"] = map[string]string{"serverId": serverID(token)}
-			}
-			w.WriteHeader(code)
-			_ = json.NewEncoder(w).Encode(answer)
-		}))
-	}
-	itself := func(token string) string { return token }
-	nobody := func(string) string { return "" }
+	token := func(token string) string { return token }
+	empty := func(string) string { return "" }
 	for name, tt := range map[string]struct{ peers, registry, tokens clustertest.Fault }{
-		"peers, 500":               {echo(500, nil), nil, nil},
-		"peers, 403":               {echo(403, nil), nil, nil},
-		"peers, 302":               {echo(302, nil), nil, nil},
-		"peers, as another server": {echo(200, itself), nil, nil},
-		"peers, as no server":      {echo(200, nobody), nil, nil},
-		"mIT, 500":                 {clustertest.Refuse, echo(500, nil), nil},
-		"mIT, 401":                 {clustertest.Refuse, echo(401, nil), nil},
-		"mIT, of another server":   {clustertest.Refuse, echo(200, itself), nil},
-		"mST, 500":                 {nil, nil, echo(500, nil)},
-		"mST, 400":                 {nil, nil, echo(400, nil)},
-		"mST, 200":                 {nil, nil, echo(200, nil)},
+		"peers, 500":                         {echo(500, nil), nil, nil},
+		"peers, 403":                         {echo(403, nil), nil, nil},
+		"peers, 302":                         {echo(302, nil), nil, nil},
+		"peers, the token as server id":      {echo(200, token), nil, nil},
+		"peers, an empty server id":          {echo(200, empty), nil, nil},
+		"registry, 500":                      {clustertest.Refuse, echo(500, nil), nil},
+		"registry, 401":                      {clustertest.Refuse, echo(401, nil), nil},
+		"registry, the token as server id":   {clustertest.Refuse, echo(200, token), nil},
+		"token service, 500":                 {nil, nil, echo(500, nil)},
+		"token service, 400":                 {nil, nil, echo(400, nil)},
+		"token service, 200 without a token": {nil, nil, echo(200, nil)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var mu sync.Mutex
-				var said []string
-				say := func(format string, args ...any) {
-					mu.Lock()
-					defer mu.Unlock()
-					said = append(said, fmt.Sprintf(format, args...))
+				r := startRedactionTest(t)
+				n := r.world.Nodes[0]
+				for _, peer := range r.world.Nodes[1:] {
+					r.world.Network.Fault(n.Host, peer.Host, tt.peers)
 				}
-				core, logged := observer.New(zap.DebugLevel)
-				w := clustertest.Start(t, 0, clustertest.WithTokenTTL(30*time.Minute),
-					clustertest.WithConfig(func(cfg *cluster.Config) { cfg.ClientSecret = secret }),
-					clustertest.WithOptions(
-						cluster.WithLogger(zap.New(core)),
-						cluster.WithEviction(cluster.Eviction{MaxSuspectFraction: 1}),
-						cluster.WithTrace(&cluster.Trace{
-							StateChanged:    func(from, to cluster.Status) { say("%v %+v", from, to) },
-							RenewFailed:     func(err error, _ time.Duration) { say("%v", err) },
-							PeerDone:        func(o cluster.Outcome) { say("%v %+v %s", o.Err, o, o.Body) },
-							EvictionSkipped: func(_ cluster.Server, why error) { say("%v", why) },
-							TokenFetched:    func(_ cluster.TokenKey, err error) { say("%v", err) },
-						})))
-				if err := w.Tokens.SetClient(mit.Client{ID: "mds", Secret: secret, Type: "mds"}); err != nil {
-					t.Fatal(err)
-				}
-				seen := recordRequests(w)
-				n := w.Join()
-				w.Join()
-				w.Join()
-				rpc(t, n, cluster.Request{Path: "/things"})
-				for _, peer := range w.Nodes[1:] {
-					w.Network.Fault(n.Host, peer.Host, tt.peers)
-				}
-				w.Network.Fault(n.Host, clustertest.RegistryHost, tt.registry)
-				w.Network.Fault(n.Host, clustertest.TokenHost, tt.tokens)
-				for range 3 { // with tokens, with those that must be renewed, and without
-					res, err := n.RPCluster(t.Context(), cluster.Request{Method: "POST", Path: "/things", Body: map[string]string{"a": "b"}})
-					if err != nil {
-						t.Fatal(err)
-					}
-					say("%v %+v %s", res, res, marshal(t, res))
-					for _, o := range res.Failures {
-						say("%v %v", o.Err, o.EvictionSkipped)
-					}
-					if tt.peers != nil && len(res.Failures) == 0 && len(n.Servers()) == 3 {
-						t.Error("nothing failed")
-					}
-					time.Sleep(20 * time.Minute)
-					say("%v %+v %s %s", n.Status(), n.Status(), marshal(t, n.Status()), n.Status().Registration())
-				}
-				d := n.UnRegister(t.Context())
-				say("%v %+v %s", d, d, marshal(t, d))
-
-				encoder := zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig())
-				for _, line := range logged.All() {
-					buf, err := encoder.EncodeEntry(line.Entry, line.Context)
-					if err != nil {
-						t.Fatal(err)
-					}
-					say("log: %s", buf)
-				}
-				secrets := map[string]bool{secret: true, strings.Trim(marshal(t, secret), `"`): true, `p&ss<w>\"o\\rd`: true}
-				for _, x := range seen.sentBy(n) {
-					if token := strings.TrimPrefix(x.Header.Get("Authorization"), "Bearer "); token != "" {
-						secrets[token] = true
-					}
-				}
-				if len(secrets) < 5 {
-					t.Errorf("only %d secrets were sent", len(secrets))
-				}
-				for _, text := range said {
-					for hidden := range secrets {
-						if strings.Contains(text, hidden) {
-							t.Errorf("%q is in: %s", hidden, text)
-						}
-					}
-				}
+				r.world.Network.Fault(n.Host, clustertest.RegistryHost, tt.registry)
+				r.world.Network.Fault(n.Host, clustertest.TokenHost, tt.tokens)
+				r.callAndLeave(tt.peers != nil)
+				r.check()
 			})
 		})
 	}
 }
 
-// A listener is a peer behind a socket.
+const echoedSecret = `p&ss<w>"o\rd`
+
+// echo answers with all that it received in the title, message and info. If serverID is given, the
+// response also has a server id, which is made of the token.
+func echo(code int, serverID func(token string) string) clustertest.Fault {
+	return clustertest.Answer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var fields map[string]any
+		_ = json.NewDecoder(r.Body).Decode(&fields) // nil if the body is not an object
+		token := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
+		response := map[string]any{
+			"statusCode": code, "title": token, "message": fmt.Sprintf("%s and %v", token, fields), "info": map[string]any{token: []any{"Bearer " + token, fields}},
+			"data": nil,
+		}
+		if serverID != nil {
+			response["server"] = map[string]string{"serverId": serverID(token)}
+		}
+		w.WriteHeader(code)
+		_ = json.NewEncoder(w).Encode(response)
+	}))
+}
+
+// A redactionTest is a world of three nodes, and collects all texts that the first node produces.
+type redactionTest struct {
+	t        *testing.T
+	world    *clustertest.World
+	requests *requestLog
+	logged   *observer.ObservedLogs
+
+	mu    sync.Mutex // guards the field below
+	texts []string
+}
+
+func startRedactionTest(t *testing.T) *redactionTest {
+	t.Helper()
+	core, logged := observer.New(zap.DebugLevel)
+	r := &redactionTest{t: t, logged: logged}
+	r.world = clustertest.Start(t, 0, clustertest.WithTokenTTL(30*time.Minute),
+		clustertest.WithConfig(func(cfg *cluster.Config) { cfg.ClientSecret = echoedSecret }),
+		clustertest.WithOptions(
+			cluster.WithLogger(zap.New(core)),
+			cluster.WithEviction(cluster.Eviction{MaxSuspectFraction: 1}),
+			cluster.WithTrace(&cluster.Trace{
+				StateChanged:    func(from, to cluster.Status) { r.collect("%v %+v", from, to) },
+				RenewFailed:     func(err error, _ time.Duration) { r.collect("%v", err) },
+				PeerDone:        func(o cluster.Outcome) { r.collect("%v %+v %s", o.Err, o, o.Body) },
+				EvictionSkipped: func(_ cluster.Server, why error) { r.collect("%v", why) },
+				TokenFetched:    func(_ cluster.TokenKey, err error) { r.collect("%v", err) },
+			})))
+	if err := r.world.Tokens.SetClient(mit.Client{ID: "mds", Secret: echoedSecret, Type: "mds"}); err != nil {
+		t.Fatal(err)
+	}
+	r.requests = recordRequests(r.world)
+	for range 3 {
+		r.world.Join()
+	}
+	rpc(t, r.world.Nodes[0], cluster.Request{Path: "/things"})
+	return r
+}
+
+func (r *redactionTest) collect(format string, args ...any) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.texts = append(r.texts, fmt.Sprintf(format, args...))
+}
+
+// callAndLeave calls the peers with valid tokens, with tokens due for refresh, and with expired ones, and
+// collects the responses. Then the node leaves.
+func (r *redactionTest) callAndLeave(peersFail bool) {
+	r.t.Helper()
+	n := r.world.Nodes[0]
+	for range 3 {
+		res, err := n.RPCluster(r.t.Context(), cluster.Request{Method: "POST", Path: "/things", Body: map[string]string{"a": "b"}})
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		r.collect("%v %+v %s", res, res, marshal(r.t, res))
+		for _, o := range res.Failures {
+			r.collect("%v %v", o.Err, o.EvictionSkipped)
+		}
+		if peersFail && len(res.Failures) == 0 && len(n.Servers()) == 3 {
+			r.t.Error("no peer failed")
+		}
+		time.Sleep(20 * time.Minute)
+		r.collect("%v %+v %s %s", n.Status(), n.Status(), marshal(r.t, n.Status()), n.Status().Registration())
+	}
+	d := n.UnRegister(r.t.Context())
+	r.collect("%v %+v %s", d, d, marshal(r.t, d))
+}
+
+// check searches the texts and the log lines for the secret and all tokens.
+func (r *redactionTest) check() {
+	r.t.Helper()
+	encoder := zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig())
+	for _, line := range r.logged.All() {
+		buf, err := encoder.EncodeEntry(line.Entry, line.Context)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		r.collect("log: %s", buf)
+	}
+	secrets := map[string]bool{echoedSecret: true, strings.Trim(marshal(r.t, echoedSecret), `"`): true, `p&ss<w>\"o\\rd`: true}
+	for _, x := range r.requests.sentBy(r.world.Nodes[0]) {
+		if token := strings.TrimPrefix(x.Header.Get("Authorization"), "Bearer "); token != "" {
+			secrets[token] = true
+		}
+	}
+	if len(secrets) < 5 {
+		r.t.Errorf("only %d secrets were sent", len(secrets))
+	}
+	for _, text := range r.texts {
+		for secret := range secrets {
+			if strings.Contains(text, secret) {
+				r.t.Errorf("%q is in: %s", secret, text)
+			}
+		}
+	}
+}
+
+// A countingServer is a peer on a socket. It counts connections and requests.
 type countingServer struct {
 	*httptest.Server
 	connections, requests atomic.Int64
 }
 
-// listen serves h as a peer, and counts.
 func startCountingServer(t *testing.T, h http.Handler) *countingServer {
 	t.Helper()
 	l := &countingServer{}
@@ -346,8 +374,8 @@ func startCountingServer(t *testing.T, h http.Handler) *countingServer {
 	return l
 }
 
-// onSockets is a node with the client that it makes itself. To its mIT, which agrees to every
-// delete, there is one peer, at that address.
+// newSocketNode returns a registered node with its own client, and the number of deletes at its registry. The
+// registry lists one peer, at the address, and confirms every delete.
 func newSocketNode(t *testing.T, peer string, cfg cluster.Config, opts ...cluster.Option) (c *cluster.Cluster, deleted *atomic.Int64) {
 	t.Helper()
 	deleted = &atomic.Int64{}

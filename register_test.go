@@ -19,41 +19,41 @@ import (
 	"github.com/mimiktech/cluster/clustertest"
 )
 
-// The npm module makes its first try only after the first pause, and no pause differs from
-// another, so that all nodes which wait for one registry come at the same moment.
+// Register attempts at once, and then at jittered intervals until the registry accepts the node. The npm module
+// waits before its first attempt, and always for the same time, so that all nodes arrive together.
 func TestRegisterRetriesUntilTheRegistryIsUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 0)
 		registryDown(w)
 		n := w.Add()
 		wantState(t, n, cluster.Orphan)
-		l := recordRequests(w)
+		requests := recordRequests(w)
 		began := time.Now()
 		done := registerAsync(t.Context(), n)
 
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		tries := l.renewals(n)
-		if !tries[0].Start.Equal(began) {
-			t.Errorf("the first try came after %v, want at once", tries[0].Start.Sub(began))
+		attempts := requests.renewals(n)
+		if !attempts[0].Start.Equal(began) {
+			t.Errorf("the first attempt came after %v, want at once", attempts[0].Start.Sub(began))
 		}
 		distinct := map[time.Duration]bool{}
-		for _, gap := range intervals(tries) {
+		for _, gap := range intervals(attempts) {
 			distinct[gap] = true
 			if gap < 2*time.Second || gap > 4*time.Second {
-				t.Errorf("%v between two tries, want 3 s give or take a third", gap)
+				t.Errorf("%v between two attempts, want 3 s, plus or minus a third", gap)
 			}
 		}
-		if len(tries) < 15 || len(distinct) < 10 {
-			t.Errorf("%d tries with %d different pauses, want one about every 3 s, jittered", len(tries), len(distinct))
+		if len(attempts) < 15 || len(distinct) < 10 {
+			t.Errorf("%d attempts with %d different pauses, want one about every 3 s, jittered", len(attempts), len(distinct))
 		}
 		wantState(t, n, cluster.Orphan)
 		if got := n.Status().Registration(); !strings.HasPrefix(got, "orphan: mIT cannot be reached by POST http://mit.test/mIT/v1/itResources: ") {
-			t.Errorf("the registration reads %q, want why it is an orphan", got)
+			t.Errorf("the registration reads %q, want the reason", got)
 		}
 		select {
 		case err := <-done:
-			t.Fatalf("Register returned %v while mIT was down", err)
+			t.Fatalf("Register returned %v while the registry was down", err)
 		default:
 		}
 
@@ -66,7 +66,7 @@ func TestRegisterRetriesUntilTheRegistryIsUp(t *testing.T) {
 				t.Fatal(err)
 			}
 		default:
-			t.Fatal("Register did not return once mIT was up")
+			t.Fatal("Register did not return after the registry was up")
 		}
 		wantState(t, n, cluster.Registered)
 		wantView(t, n, "node-1")
@@ -81,80 +81,81 @@ func TestRegistrationRetry(t *testing.T) {
 		w := clustertest.Start(t, 0, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.RegistrationRetry = time.Minute }))
 		registryDown(w)
 		n := w.Add()
-		l := recordRequests(w)
+		requests := recordRequests(w)
 		registerAsync(t.Context(), n)
 		time.Sleep(time.Hour)
 		synctest.Wait()
-		if got := len(l.renewals(n)); got < 46 || got > 90 {
-			t.Errorf("%d tries in an hour, want one a minute", got)
+		if got := len(requests.renewals(n)); got < 46 || got > 90 {
+			t.Errorf("%d attempts in an hour, want one a minute", got)
 		}
 		n.Close()
 	})
 }
 
-// The npm module begins another request to a hanging mIT every retry period, whatever became
-// of those before: 17 or so are under way at a time.
+// The next attempt begins when the last one has ended. The npm module begins one in every retry period, so that
+// about 17 are in flight while the registry hangs.
 func TestOneRegistrationRequestAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 0)
 		registryFault(w, clustertest.Hang)
 		n := w.Add()
-		l := recordRequests(w)
+		requests := recordRequests(w)
 		registerAsync(t.Context(), n)
 		time.Sleep(10 * time.Minute)
 		synctest.Wait()
 
-		tries := l.renewals(n)
-		if len(tries) < 40 {
-			t.Fatalf("%d tries in ten minutes, want one about every 13 s", len(tries))
+		attempts := requests.renewals(n)
+		if len(attempts) < 40 {
+			t.Fatalf("%d attempts in ten minutes, want one about every 13 s", len(attempts))
 		}
-		for i, x := range tries[1:] {
-			if end := tries[i].Start.Add(tries[i].Duration); x.Start.Before(end) {
-				t.Errorf("try %d began %v before the one before it had ended", i+2, end.Sub(x.Start))
+		for i, x := range attempts[1:] {
+			if end := attempts[i].Start.Add(attempts[i].Duration); x.Start.Before(end) {
+				t.Errorf("attempt %d began %v before the end of the last one", i+2, end.Sub(x.Start))
 			}
 			if x.Duration != 10*time.Second {
-				t.Errorf("try %d lasted %v, want RequestTimeout", i+2, x.Duration)
+				t.Errorf("attempt %d took %v, want RequestTimeout", i+2, x.Duration)
 			}
 		}
 		n.Close()
 	})
 }
 
-// The npm module's register cannot be ended, and returns nothing to wait for.
+// Register ends with its context, and its error has the cause and the last failure. The registration of the
+// npm module cannot be stopped.
 func TestRegisterEndsWithItsContext(t *testing.T) {
 	errEnough := errors.New("enough")
 	tests := map[string]struct {
-		host    string // where the fault is
+		host    string // with the fault
 		fault   clustertest.Fault
 		after   time.Duration
-		cause   error // why the context ends; nil for its deadline
+		cause   error // of the end of the context; nil: its deadline
 		failure func(error) bool
 		reads   string
 	}{
-		"mIT refuses": {
+		"registry refuses": {
 			clustertest.RegistryHost, clustertest.Refuse, time.Minute, errEnough,
 			func(err error) bool { return errors.Is(err, syscall.ECONNREFUSED) },
 			"cluster: registering: enough, after: mIT cannot be reached by POST http://mit.test/mIT/v1/itResources: dial tcp",
 		},
-		"mIT answers 503": {
+		"registry answers 503": {
 			clustertest.RegistryHost, clustertest.Status(503), time.Minute, errEnough,
 			func(err error) bool {
 				se, ok := errors.AsType[*cluster.StatusError](err)
 				return ok && se.Code == 503 && se.Remote == "mIT"
 			},
-			"cluster: registering: enough, after: mIT answered 503 Service Unavailable to POST http://mit.test/mIT/v1/itResources: not from the server",
+			"cluster: registering: enough, after: mIT answered 503 Service Unavailable to POST http://mit.test/mIT/v1/itResources: injected by clustertest.Status",
 		},
-		"mIT hangs": {
+		"registry hangs": {
 			clustertest.RegistryHost, clustertest.Hang, time.Minute, nil,
 			func(err error) bool { _, ok := errors.AsType[*cluster.UnreachableError](err); return ok },
 			"mIT cannot be reached by POST http://mit.test/mIT/v1/itResources: context deadline exceeded",
 		},
-		"mIT hangs, at the first try": {
+		"registry hangs, first attempt": {
 			clustertest.RegistryHost, clustertest.Hang, time.Second, nil,
 			func(err error) bool { _, ok := errors.AsType[*cluster.UnreachableError](err); return ok },
 			"mIT cannot be reached by POST http://mit.test/mIT/v1/itResources: context deadline exceeded",
 		},
-		"mST refuses": {
+		"token service refuses": {
 			clustertest.TokenHost, clustertest.Refuse, time.Minute, errEnough,
 			func(err error) bool {
 				te, ok := errors.AsType[*cluster.TokenError](err)
@@ -162,7 +163,7 @@ func TestRegisterEndsWithItsContext(t *testing.T) {
 			},
 			`cluster: registering: enough, after: no token for "https://mit.test": mST cannot be reached by POST http://mst.test/mST/v1/oauth/token: dial tcp`,
 		},
-		"mST says garbage": {
+		"token service, malformed response": {
 			clustertest.TokenHost, respondOK(`<html>`), time.Minute, errEnough,
 			func(err error) bool {
 				ae, ok := errors.AsType[*cluster.InvalidResponseError](err)
@@ -177,7 +178,7 @@ func TestRegisterEndsWithItsContext(t *testing.T) {
 				w := clustertest.Start(t, 0)
 				w.Network.Fault(clustertest.Any, test.host, test.fault)
 				n := w.Add()
-				l := recordRequests(w)
+				requests := recordRequests(w)
 				ctx, cancel := context.WithTimeoutCause(t.Context(), test.after, test.cause)
 				defer cancel()
 				res, err := n.Register(ctx)
@@ -190,15 +191,15 @@ func TestRegisterEndsWithItsContext(t *testing.T) {
 				}
 				wantState(t, n, cluster.Orphan)
 
-				before := len(l.renewals(n))
+				before := len(requests.renewals(n))
 				time.Sleep(time.Hour)
 				synctest.Wait()
-				if more := len(l.renewals(n)) - before; more != 0 {
-					t.Errorf("%d more tries after Register had returned", more)
+				if more := len(requests.renewals(n)) - before; more != 0 {
+					t.Errorf("%d more attempts after Register had returned", more)
 				}
 				w.Network.Fault(clustertest.Any, test.host, nil)
 				if _, err := n.Register(t.Context()); err != nil {
-					t.Errorf("the end of one Register is in the way of the next: %v", err)
+					t.Errorf("the next Register: %v", err)
 				}
 			})
 		})
@@ -222,7 +223,7 @@ func TestRegisterAnnouncesTheNode(t *testing.T) {
 	})
 }
 
-// A peer that does not answer the announcement keeps nobody from being registered.
+// A peer that does not answer the announcement does not fail the registration.
 func TestRegisterWithDeadPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
@@ -240,30 +241,30 @@ func TestRegisterWithManagementOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.Management = false }))
 		n := w.Add()
-		l := recordRequests(w)
+		requests := recordRequests(w)
 		res, err := n.Register(t.Context())
 		if res != nil || err != nil {
 			t.Errorf("Register returned %v, %v, want nil, nil", res, err)
 		}
 		time.Sleep(24 * time.Hour)
 		synctest.Wait()
-		tries := l.renewals(n)
-		if len(tries) < 30 {
-			t.Fatalf("%d registrations and renewals in a day of one-hour leases", len(tries))
+		attempts := requests.renewals(n)
+		if len(attempts) < 30 {
+			t.Fatalf("%d registrations and renewals in a day of one-hour leases", len(attempts))
 		}
-		for _, x := range tries {
+		for _, x := range attempts {
 			if x.Query != "managedCluster=off" || x.Status != http.StatusOK {
 				t.Fatalf("POST with query %q was answered %d", x.Query, x.Status)
 			}
 		}
 		if d := n.UnRegister(t.Context()); d.Errors != nil {
-			t.Errorf("leaving: %v", d.Errors)
+			t.Errorf("UnRegister: %v", d.Errors)
 		}
-		if got := l.countToPeers(n); got != 0 {
+		if got := requests.countToPeers(n); got != 0 {
 			t.Errorf("%d requests to peers", got)
 		}
 		if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-2"}) {
-			t.Errorf("mIT lists %q", got)
+			t.Errorf("the registry lists %q", got)
 		}
 	})
 }
@@ -272,7 +273,7 @@ func TestRegisterAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		n := w.Nodes[0]
-		l := recordRequests(w)
+		requests := recordRequests(w)
 		time.Sleep(10 * time.Minute)
 		synctest.Wait()
 		before := countGoroutines(t)
@@ -282,12 +283,12 @@ func TestRegisterAgain(t *testing.T) {
 		}
 		synctest.Wait()
 		if got := countGoroutines(t); got != before {
-			t.Errorf("%d goroutines, want the %d of before", got, before)
+			t.Errorf("%d goroutines, want %d", got, before)
 		}
-		if got := len(l.renewals(n)); got != 2 {
-			t.Errorf("%d POSTs to mIT, want one, and one by which the lease follows", got)
+		if got := len(requests.renewals(n)); got != 2 {
+			t.Errorf("%d POSTs to the registry, want one of Register and one of the lease goroutine", got)
 		}
-		if got := len(l.announcements(n, w.Nodes[1].Host)); got != 1 {
+		if got := len(requests.announcements(n, w.Nodes[1].Host)); got != 1 {
 			t.Errorf("%d announcements, want one", got)
 		}
 		if got := n.Status().RenewedAt; !got.Equal(time.Now()) {
@@ -296,12 +297,12 @@ func TestRegisterAgain(t *testing.T) {
 	})
 }
 
-// The lease that a second Register is granted may be shorter than what the first was.
+// A second Register may get a shorter lease than the first, and the next renewal follows it.
 func TestRegisterAgainWithAShorterLease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var d traceLog
+		var hooks traceLog
 		w := clustertest.Start(t, 0, clustertest.WithLease(24*time.Hour))
-		n := w.Join(cluster.WithTrace(d.trace()))
+		n := w.Join(cluster.WithTrace(hooks.trace()))
 		w.Registry.SetLease(time.Minute)
 		if _, err := n.Register(t.Context()); err != nil {
 			t.Fatal(err)
@@ -310,29 +311,29 @@ func TestRegisterAgainWithAShorterLease(t *testing.T) {
 			time.Sleep(time.Minute)
 			wantState(t, n, cluster.Registered)
 		}
-		if got := d.states(); !cmp.Equal(got, []string{"orphan→registered"}) {
-			t.Errorf("the states were %q, want it to stay registered", got)
+		if got := hooks.states(); !cmp.Equal(got, []string{"orphan→registered"}) {
+			t.Errorf("the states were %q, want it registered all the time", got)
 		}
 	})
 }
 
 func TestRegisterAfterClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var d traceLog
+		var hooks traceLog
 		w := clustertest.Start(t, 0)
-		n := w.Add(cluster.WithTrace(d.trace()))
+		n := w.Add(cluster.WithTrace(hooks.trace()))
 		n.Close()
 		res, err := n.Register(t.Context())
 		if res != nil || !errors.Is(err, cluster.ErrClosed) {
 			t.Errorf("Register returned %v, %v", res, err)
 		}
-		if got := d.texts(); !cmp.Equal(got, []string{"orphan→left: cluster: closed"}) {
-			t.Errorf("the hooks told %q", got)
+		if got := hooks.texts(); !cmp.Equal(got, []string{"orphan→left: cluster: closed"}) {
+			t.Errorf("the hooks reported %q", got)
 		}
 	})
 }
 
-// The same, when it is the registration that is under way: nothing was known before.
+// Servers that are announced to a node before it gets the response to its registration stay in its view.
 func TestAnnouncementDuringRegistration(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 1)
@@ -340,7 +341,7 @@ func TestAnnouncementDuringRegistration(t *testing.T) {
 		w.Network.Fault(n.Host, clustertest.RegistryHost, delayResponse(2*time.Second))
 		done := registerAsync(t.Context(), n)
 		time.Sleep(time.Second)
-		w.Join() // mIT tells it of node-2, which mIT has told of node-1 alone
+		w.Join() // it gets the list with node-2, and announces itself to node-2
 		wantView(t, n, "node-3")
 		if err := <-done; err != nil {
 			t.Fatal(err)
@@ -349,7 +350,7 @@ func TestAnnouncementDuringRegistration(t *testing.T) {
 	})
 }
 
-// Whatever is wrong with mST, the error says once who failed at what.
+// An error of the token service names the request once.
 func TestTokenErrorNamesTheRequestOnce(t *testing.T) {
 	for name, fault := range map[string]clustertest.Fault{
 		"refuses": clustertest.Refuse, "is not to be trusted": badCertificate, "breaks off": clustertest.Truncate(5),
@@ -373,7 +374,7 @@ func TestUnRegister(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
 		n := w.Nodes[1]
-		l := recordRequests(w)
+		requests := recordRequests(w)
 		d := n.UnRegister(t.Context())
 		if diff := cmp.Diff(cluster.Departure{NbServers: 3, ServerID: "node-2"}, d); diff != "" {
 			t.Errorf("Departure (-want +got):\n%s", diff)
@@ -383,7 +384,7 @@ func TestUnRegister(t *testing.T) {
 			t.Errorf("the registration reads %q", got)
 		}
 		if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-3"}) {
-			t.Errorf("mIT lists %q", got)
+			t.Errorf("the registry lists %q", got)
 		}
 		wantView(t, w.Nodes[0], "node-1", "node-3")
 		wantView(t, w.Nodes[2], "node-1", "node-3")
@@ -392,22 +393,22 @@ func TestUnRegister(t *testing.T) {
 		if diff := cmp.Diff(d, again); diff != "" {
 			t.Errorf("the second Departure differs (-first +second):\n%s", diff)
 		}
-		if got := len(l.matching(http.MethodDelete, n.Host, clustertest.RegistryHost)); got != 1 {
-			t.Errorf("%d DELETEs at mIT, want one", got)
+		if got := len(requests.matching(http.MethodDelete, n.Host, clustertest.RegistryHost)); got != 1 {
+			t.Errorf("the registry received %d deletes, want one", got)
 		}
-		if got := len(l.matching(http.MethodDelete, n.Host, clustertest.Any)); got != 3 {
-			t.Errorf("%d DELETEs in all, want one at mIT and one at each peer", got)
+		if got := len(requests.matching(http.MethodDelete, n.Host, clustertest.Any)); got != 3 {
+			t.Errorf("%d DELETEs in all, want one to the registry and one to each peer", got)
 		}
 	})
 }
 
-// The npm module's registration goes on after unRegister, and brings the node back: its
-// unRegister has nothing to delete yet, and stops only the timer of the lease.
+// UnRegister and Close end a Register that is in progress. With the npm module the registration continues, and
+// the node comes back: its unRegister only stops the timer of the lease.
 func TestUnRegisterStopsRegister(t *testing.T) {
 	faults := map[string]clustertest.Fault{
-		"while mIT refuses": clustertest.Refuse,
-		"while mIT hangs":   clustertest.Hang,
-		"while mIT is slow": clustertest.Delay(8 * time.Second),
+		"while the registry refuses": clustertest.Refuse,
+		"while the registry hangs":   clustertest.Hang,
+		"while the registry is slow": clustertest.Delay(8 * time.Second),
 	}
 	ends := map[string]struct {
 		end  func(context.Context, *clustertest.Node)
@@ -423,7 +424,7 @@ func TestUnRegisterStopsRegister(t *testing.T) {
 					w := clustertest.Start(t, 1)
 					registryFault(w, fault)
 					n := w.Add()
-					l := recordRequests(w)
+					requests := recordRequests(w)
 					synctest.Wait()
 					before := countGoroutines(t)
 					done := registerAsync(t.Context(), n)
@@ -445,13 +446,13 @@ func TestUnRegisterStopsRegister(t *testing.T) {
 					registryFault(w, nil)
 					time.Sleep(time.Hour)
 					synctest.Wait()
-					for _, x := range l.renewals(n) {
+					for _, x := range requests.renewals(n) {
 						if x.Start.After(ended) {
 							t.Errorf("a POST %v after the end", x.Start.Sub(ended))
 						}
 					}
 					if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-1"}) {
-						t.Errorf("mIT lists %q", got)
+						t.Errorf("the registry lists %q", got)
 					}
 					if _, err := n.Register(t.Context()); !errors.Is(err, by.want) {
 						t.Errorf("registering after it: %v, want %v", err, by.want)
@@ -462,63 +463,62 @@ func TestUnRegisterStopsRegister(t *testing.T) {
 	}
 }
 
-// A Register that mIT accepted already may still be announcing when it is ended.
+// UnRegister ends a Register that has registered the node and is announcing it.
 func TestUnRegisterWhileAnnouncing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		w.Network.Fault("node-3:8080", "node-1:8080", clustertest.Hang)
 		n := w.Add()
-		l := recordRequests(w)
+		requests := recordRequests(w)
 		done := registerAsync(t.Context(), n)
 		time.Sleep(time.Second)
 		wantState(t, n, cluster.Registered)
 		d := n.UnRegister(t.Context())
 		if d.Errors != nil || d.NbServers != 3 {
-			t.Errorf("leaving: %+v", d)
+			t.Errorf("UnRegister: %+v", d)
 		}
 		if err := <-done; err != nil {
-			t.Errorf("Register, which had registered, returned %v", err)
+			t.Errorf("Register returned %v", err)
 		}
 		if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-2"}) {
-			t.Errorf("mIT lists %q", got)
+			t.Errorf("the registry lists %q", got)
 		}
-		if posted, deleted := l.renewals(n), l.matching(http.MethodDelete, n.Host, clustertest.RegistryHost); len(posted) != 1 || len(deleted) != 1 {
-			t.Errorf("%d POSTs and %d DELETEs to mIT, want one each", len(posted), len(deleted))
+		if posted, deleted := requests.renewals(n), requests.matching(http.MethodDelete, n.Host, clustertest.RegistryHost); len(posted) != 1 || len(deleted) != 1 {
+			t.Errorf("%d POSTs and %d DELETEs to the registry, want one each", len(posted), len(deleted))
 		}
 	})
 }
 
-// What was sent before the DELETE must not reach mIT after it: the node would be listed until
-// its lease has run out.
+// The registry must not receive a renewal after the delete. It would list the node until the lease expires.
 func TestNoRenewalAfterDeregistration(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		n := w.Nodes[0]
-		l := recordRequests(w)
+		requests := recordRequests(w)
 		arrived := make(chan struct{}, 1)
 		registryFault(w, onPost(signal(arrived, clustertest.Delay(9*time.Second))))
-		<-arrived // the lease's renewal
+		<-arrived // the renewal
 		done := registerAsync(t.Context(), n)
 		time.Sleep(3 * time.Second)
 		if d := n.UnRegister(t.Context()); d.Errors != nil || d.NbServers != 2 {
-			t.Errorf("leaving: %+v", d)
+			t.Errorf("UnRegister: %+v", d)
 		}
 		if err := <-done; !errors.Is(err, cluster.ErrNotRegistered) {
 			t.Errorf("Register returned %v", err)
 		}
 		time.Sleep(10 * time.Minute)
 		synctest.Wait()
-		deleted := l.matching(http.MethodDelete, n.Host, clustertest.RegistryHost)
+		deleted := requests.matching(http.MethodDelete, n.Host, clustertest.RegistryHost)
 		if len(deleted) != 1 {
 			t.Fatalf("%d DELETEs, want one", len(deleted))
 		}
-		for _, x := range l.renewals(n) {
+		for _, x := range requests.renewals(n) {
 			if end := x.Start.Add(x.Duration); end.After(deleted[0].Start) {
 				t.Errorf("a POST ended %v after the DELETE began", end.Sub(deleted[0].Start))
 			}
 		}
 		if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-2"}) {
-			t.Errorf("mIT lists %q", got)
+			t.Errorf("the registry lists %q", got)
 		}
 	})
 }
@@ -527,8 +527,8 @@ func TestUnRegisterBeforeRegister(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 0)
 		n := w.Add()
-		l := recordRequests(w)
-		w.Join() // announces nothing: it does not know of node-1
+		requests := recordRequests(w)
+		w.Join() // it does not know node-1, and does not announce itself to it
 		if diff := cmp.Diff(cluster.Departure{ServerID: "node-1"}, n.UnRegister(t.Context())); diff != "" {
 			t.Errorf("Departure (-want +got):\n%s", diff)
 		}
@@ -536,24 +536,24 @@ func TestUnRegisterBeforeRegister(t *testing.T) {
 		if _, err := n.Register(t.Context()); !errors.Is(err, cluster.ErrNotRegistered) {
 			t.Errorf("registering after it: %v", err)
 		}
-		if got := len(l.matching(http.MethodPost, n.Host, clustertest.Any)) + len(l.matching(http.MethodDelete, n.Host, clustertest.Any)); got != 0 {
+		if got := len(requests.matching(http.MethodPost, n.Host, clustertest.Any)) + len(requests.matching(http.MethodDelete, n.Host, clustertest.Any)); got != 0 {
 			t.Errorf("%d requests", got)
 		}
 	})
 }
 
-// What peers announce to a node that has not registered yet is not a cluster it is in.
+// Servers that were announced to a node before its registration do not count in its Departure.
 func TestUnRegisterAfterAnnouncementsOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
-		registryFault(w, onPost(clustertest.Reset)) // mIT lists the node, which does not hear of it
+		registryFault(w, onPost(clustertest.Reset)) // the registry lists the node, but its response is lost
 		n := w.Add()
 		done := registerAsync(t.Context(), n)
 		time.Sleep(10 * time.Second)
 		announce(t, w, n, announcement("node-1", "node-2"))
 		wantView(t, n, "node-1", "node-2")
 		if d := n.UnRegister(t.Context()); d.NbServers != 0 || d.Errors != nil {
-			t.Errorf("leaving: %+v, want no servers", d)
+			t.Errorf("UnRegister: %+v, want no servers", d)
 		}
 		if err := <-done; !errors.Is(err, cluster.ErrNotRegistered) {
 			t.Errorf("registering ended with %v, want %v", err, cluster.ErrNotRegistered)
@@ -565,7 +565,7 @@ func TestUnRegisterConcurrently(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
 		n := w.Nodes[0]
-		l := recordRequests(w)
+		requests := recordRequests(w)
 		registryFault(w, clustertest.Delay(time.Second))
 		departures := make([]cluster.Departure, 10)
 		var wg sync.WaitGroup
@@ -578,8 +578,8 @@ func TestUnRegisterConcurrently(t *testing.T) {
 				t.Errorf("departure %d: %+v", i, d)
 			}
 		}
-		if got := len(l.matching(http.MethodDelete, n.Host, clustertest.Any)); got != 3 {
-			t.Errorf("%d DELETEs, want one at mIT and one at each of two peers", got)
+		if got := len(requests.matching(http.MethodDelete, n.Host, clustertest.Any)); got != 3 {
+			t.Errorf("%d DELETEs, want one to the registry and one to each of two peers", got)
 		}
 	})
 }
@@ -591,28 +591,28 @@ func TestUnRegisterDuringOutage(t *testing.T) {
 		registryDown(w)
 		d := n.UnRegister(t.Context())
 		if len(d.Errors) != 1 || !errors.Is(d.Errors[0], syscall.ECONNREFUSED) || !strings.HasPrefix(d.Errors[0].Error(), "mIT cannot be reached by DELETE ") {
-			t.Errorf("errors %q, want that mIT cannot be reached", d.Errors)
+			t.Errorf("errors %q, want that the registry cannot be reached", d.Errors)
 		}
 		if d.NbServers != 2 {
 			t.Errorf("%d servers, want 2", d.NbServers)
 		}
 		wantState(t, n, cluster.Left)
-		wantView(t, peer, "node-2") // it was told all the same
+		wantView(t, peer, "node-2") // the peer was notified
 
 		registryUp(w)
 		if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-2"}) {
-			t.Errorf("mIT lists %q: it was down", got)
+			t.Errorf("the registry lists %q although it was down", got)
 		}
 		if d := n.UnRegister(t.Context()); d.Errors != nil || d.NbServers != 2 {
-			t.Errorf("the second try: %+v", d)
+			t.Errorf("the second UnRegister: %+v", d)
 		}
 		if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-2"}) {
-			t.Errorf("mIT lists %q after the second try", got)
+			t.Errorf("the registry lists %q after the second UnRegister", got)
 		}
 	})
 }
 
-// It is the caller's to say how long leaving may take.
+// The context of UnRegister bounds its duration.
 func TestUnRegisterEndsWithItsContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
@@ -623,22 +623,22 @@ func TestUnRegisterEndsWithItsContext(t *testing.T) {
 			t.Errorf("it took %v", took)
 		}
 		if len(d.Errors) != 1 || !errors.Is(d.Errors[0], context.DeadlineExceeded) {
-			t.Errorf("errors %q, want that time was up", d.Errors)
+			t.Errorf("errors %q, want DeadlineExceeded", d.Errors)
 		}
 	})
 }
 
-// A peer that does not listen is no reason not to leave, nor is leaving one to evict it.
+// A dead peer is neither an error of UnRegister nor evicted by it.
 func TestUnRegisterWithDeadPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
 		w.Nodes[1].Kill()
 		d := w.Nodes[0].UnRegister(t.Context())
 		if d.Errors != nil || d.NbServers != 3 {
-			t.Errorf("leaving: %+v", d)
+			t.Errorf("UnRegister: %+v", d)
 		}
 		if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-2", "node-3"}) {
-			t.Errorf("mIT lists %q, want nobody evicted", got)
+			t.Errorf("the registry lists %q, want no eviction", got)
 		}
 		wantView(t, w.Nodes[2], "node-2", "node-3")
 	})
@@ -648,17 +648,17 @@ func TestUnRegisterAfterClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		n := w.Nodes[0]
-		l := recordRequests(w)
+		requests := recordRequests(w)
 		if err := n.Close(); err != nil {
 			t.Error(err)
 		}
 		wantState(t, n, cluster.Left)
 		d := n.UnRegister(t.Context())
 		if len(d.Errors) != 1 || !errors.Is(d.Errors[0], cluster.ErrClosed) || d.NbServers != 2 {
-			t.Errorf("leaving: %+v, want that it is closed", d)
+			t.Errorf("UnRegister: %+v, want ErrClosed", d)
 		}
 		synctest.Wait()
-		if got := len(l.matching(http.MethodDelete, n.Host, clustertest.Any)); got != 0 {
+		if got := len(requests.matching(http.MethodDelete, n.Host, clustertest.Any)); got != 0 {
 			t.Errorf("%d requests of a closed node", got)
 		}
 		if err := n.Close(); err != nil {
@@ -667,14 +667,14 @@ func TestUnRegisterAfterClose(t *testing.T) {
 	})
 }
 
-// The npm module hands out the errors themselves, which have no JSON of their own.
+// Errors are encoded as their texts. The npm module returns Error values, which are encoded as empty objects.
 func TestDepartureAsJSON(t *testing.T) {
 	tests := map[string]struct {
 		d    cluster.Departure
 		want string
 	}{
 		"never registered": {cluster.Departure{ServerID: "me"}, `{"nbServers":0,"serverId":"me"}`},
-		"all went well":    {cluster.Departure{NbServers: 3, ServerID: "me"}, `{"nbServers":3,"serverId":"me"}`},
+		"without errors":   {cluster.Departure{NbServers: 3, ServerID: "me"}, `{"nbServers":3,"serverId":"me"}`},
 		"with errors": {
 			cluster.Departure{NbServers: 2, ServerID: "me", Errors: []error{errors.New("one"), fmt.Errorf("two: %w", cluster.ErrClosed)}},
 			`{"nbServers":2,"serverId":"me","errors":["one","two: cluster: closed"]}`,

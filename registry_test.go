@@ -23,42 +23,42 @@ func TestStaysWithWorkingReplica(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startReplicas(t, 0)
 		n, home := joinReplica(w)
-		l := recordRequests(w)
+		requests := recordRequests(w)
 		time.Sleep(30 * 24 * time.Hour)
 		synctest.Wait()
-		tries, _ := l.attempts(http.MethodPost, n)
-		for _, got := range tries {
+		attempts, _ := requests.attempts(http.MethodPost, n)
+		for _, got := range attempts {
 			if got != (attempt{home, 200}) {
-				t.Fatalf("asked %v, and nothing had failed at %s", got, home)
+				t.Fatalf("a request to %v, although %s works", got, home)
 			}
 		}
-		if len(tries) < 700 {
-			t.Errorf("%d renewals in a month", len(tries))
+		if len(attempts) < 700 {
+			t.Errorf("%d renewals in a month", len(attempts))
 		}
 	})
 }
 
-// On to another replica, once, from one that does not work; and back to the first choice, by and by,
-// once that works again.
+// A node whose replica fails switches once to another. It probes the preferred replica, and switches back once
+// that works again.
 func TestFailoverAndFailback(t *testing.T) {
 	for name, tt := range map[string]struct {
 		fault  clustertest.Fault
-		status int           // at the one that fails
-		took   time.Duration // until the other one has answered
+		status int           // of the failing replica
+		took   time.Duration // until another has answered
 	}{
-		"refuses":              {clustertest.Refuse, 0, 0},
-		"hangs":                {clustertest.Hang, 0, 10 * time.Second / 3},
-		"stops in its answer":  {clustertest.Stall(10), 200, 10 * time.Second / 3},
-		"breaks off":           {clustertest.Truncate(10), 200, 0},
-		"does it, and is gone": {clustertest.Reset, 0, 0},
-		"lost its etcd":        {clustertest.Status(503), 503, 0},
-		"is broken":            {clustertest.Status(500), 500, 0},
-		"is not to be trusted": {badCertificate, 0, 0},
-		"is overrun":           {clustertest.Status(429), 429, 0},
-		"is no registry":       {clustertest.Status(404), 404, 0},
-		"sends one elsewhere":  {clustertest.Status(302), 302, 0},
-		"says something else":  {respondOK("<html>"), 200, 0},
-		"knows us not":         {respondOK(`{"itResource": {"id": "1", "servers": []}}`), 200, 0},
+		"refuses":                {clustertest.Refuse, 0, 0},
+		"hangs":                  {clustertest.Hang, 0, 10 * time.Second / 3},
+		"stalls":                 {clustertest.Stall(10), 200, 10 * time.Second / 3},
+		"truncates":              {clustertest.Truncate(10), 200, 0},
+		"executes, then resets":  {clustertest.Reset, 0, 0},
+		"answers 503":            {clustertest.Status(503), 503, 0},
+		"answers 500":            {clustertest.Status(500), 500, 0},
+		"has a bad certificate":  {badCertificate, 0, 0},
+		"answers 429":            {clustertest.Status(429), 429, 0},
+		"answers 404":            {clustertest.Status(404), 404, 0},
+		"redirects":              {clustertest.Status(302), 302, 0},
+		"answers with HTML":      {respondOK("<html>"), 200, 0},
+		"does not list the node": {respondOK(`{"itResource": {"id": "1", "servers": []}}`), 200, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -67,56 +67,56 @@ func TestFailoverAndFailback(t *testing.T) {
 				n, home := joinReplica(w)
 				w.Network.Fault(clustertest.Any, home, tt.fault)
 
-				tries, took := nextRenewal(w, n)
+				attempts, took := nextRenewal(w, n)
 				if took != tt.took {
-					t.Errorf("it took %v, want %v", took, tt.took)
+					t.Errorf("the renewal took %v, want %v", took, tt.took)
 				}
-				if len(tries) != 2 || tries[0] != (attempt{home, tt.status}) || tries[1].host == home || tries[1].status != 200 {
-					t.Fatalf("asked %v, want %s in vain and then one of the others", tries, home)
+				if len(attempts) != 2 || attempts[0] != (attempt{home, tt.status}) || attempts[1].host == home || attempts[1].status != 200 {
+					t.Fatalf("requests to %v, want %s and then another replica", attempts, home)
 				}
-				there := tries[1].host
+				other := attempts[1].host
 
-				// It stays there, but looks now and then whether the first choice is back.
-				looked := 0
+				// It stays there, and probes the preferred replica.
+				probes := 0
 				for range 400 {
-					tries, _ := nextRenewal(w, n)
-					if tries[0].host == home {
-						looked++
-						tries = tries[1:]
+					attempts, _ := nextRenewal(w, n)
+					if attempts[0].host == home {
+						probes++
+						attempts = attempts[1:]
 					}
-					if len(tries) != 1 || tries[0] != (attempt{there, 200}) {
-						t.Fatalf("asked %v, want %s", tries, there)
+					if len(attempts) != 1 || attempts[0] != (attempt{other, 200}) {
+						t.Fatalf("requests to %v, want %s", attempts, other)
 					}
 				}
-				if looked < 50 || looked > 150 {
-					t.Errorf("of 400 renewals %d began at the one that fails, want about one in four", looked)
+				if probes < 50 || probes > 150 {
+					t.Errorf("%d of 400 renewals probed the failing replica, want about one in four", probes)
 				}
-				moves := logs.FilterMessageSnippet("replica").All()
-				if len(moves) != 1 || moves[0].Level != zap.WarnLevel || moves[0].ContextMap()["to"] != "http://"+there+"/mIT/v1" {
-					t.Errorf("logged %v, want the one move", moves)
+				switches := logs.FilterMessageSnippet("replica").All()
+				if len(switches) != 1 || switches[0].Level != zap.WarnLevel || switches[0].ContextMap()["to"] != "http://"+other+"/mIT/v1" {
+					t.Errorf("logged %v, want one switch", switches)
 				}
 
 				logs.TakeAll()
 				w.Network.Fault(clustertest.Any, home, nil)
 				for range 200 {
-					tries, _ = nextRenewal(w, n)
-					if len(tries) != 1 || tries[0].status != 200 {
-						t.Fatalf("asked %v, want one replica", tries)
+					attempts, _ = nextRenewal(w, n)
+					if len(attempts) != 1 || attempts[0].status != 200 {
+						t.Fatalf("requests to %v, want one replica", attempts)
 					}
 				}
-				if tries[0].host != home {
-					t.Errorf("it is still at %s, and %s works", tries[0].host, home)
+				if attempts[0].host != home {
+					t.Errorf("still at %s, although %s works", attempts[0].host, home)
 				}
-				moves = logs.FilterMessageSnippet("replica").All()
-				if len(moves) != 1 || moves[0].Level != zap.InfoLevel || moves[0].ContextMap()["to"] != "http://"+home+"/mIT/v1" {
-					t.Errorf("logged %v, want the way back", moves)
+				switches = logs.FilterMessageSnippet("replica").All()
+				if len(switches) != 1 || switches[0].Level != zap.InfoLevel || switches[0].ContextMap()["to"] != "http://"+home+"/mIT/v1" {
+					t.Errorf("logged %v, want the failback", switches)
 				}
 			})
 		})
 	}
 }
 
-// If two of three fail, it is the third that answers, and none is asked twice.
+// If two of three replicas fail, the third answers. No replica gets two requests.
 func TestFailoverPastTwoReplicas(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startReplicas(t, 20)
@@ -124,27 +124,27 @@ func TestFailoverPastTwoReplicas(t *testing.T) {
 		for _, host := range otherReplicas(good) {
 			w.Network.Fault(clustertest.Any, host, clustertest.Hang)
 		}
-		l := recordRequests(w)
+		requests := recordRequests(w)
 		time.Sleep(45 * time.Minute) // all have renewed once
-		most := 0
+		longest := 0
 		for _, n := range w.Nodes {
-			tries, took := l.attempts(http.MethodPost, n)
-			last := len(tries) - 1
+			attempts, took := requests.attempts(http.MethodPost, n)
+			last := len(attempts) - 1
 			if want := time.Duration(last) * 10 * time.Second / 3; took != want {
-				t.Errorf("%v took %v, want %v: a third of the timeout for each that hangs", tries, took, want)
+				t.Errorf("%v took %v, want %v: a third of the timeout for each hanging replica", attempts, took, want)
 			}
-			if tries[last] != (attempt{good, 200}) || last == 2 && tries[0].host == tries[1].host || last > 2 {
-				t.Errorf("asked %v, want each once, and %s last", tries, good)
+			if attempts[last] != (attempt{good, 200}) || last == 2 && attempts[0].host == attempts[1].host || last > 2 {
+				t.Errorf("requests to %v, want one to each, and %s last", attempts, good)
 			}
-			most = max(most, len(tries))
+			longest = max(longest, len(attempts))
 		}
-		if most != 3 {
-			t.Errorf("at most %d were asked", most)
+		if longest != 3 {
+			t.Errorf("at most %d requests, want 3", longest)
 		}
 	})
 }
 
-// An answer about what was asked for is one: another replica would give the same.
+// A client error does not fail over, because another replica would answer the same.
 func TestNoFailoverOnClientErrors(t *testing.T) {
 	for _, tt := range []struct{ status, tries int }{{400, 1}, {401, 2}, {403, 2}, {409, 1}, {422, 1}} {
 		t.Run(fmt.Sprint(tt.status), func(t *testing.T) {
@@ -157,7 +157,7 @@ func TestNoFailoverOnClientErrors(t *testing.T) {
 				for _, host := range replicaHosts() {
 					w.Network.Fault(clustertest.Any, host, clustertest.FirstN(tt.tries, clustertest.Status(tt.status)))
 				}
-				l := recordRequests(w)
+				requests := recordRequests(w)
 				err := <-failed
 				if se, ok := errors.AsType[*cluster.StatusError](err); !ok || se.Code != tt.status || !strings.HasPrefix(se.URL, "http://"+home+"/") {
 					t.Errorf("the renewal failed with %v", err)
@@ -165,8 +165,8 @@ func TestNoFailoverOnClientErrors(t *testing.T) {
 				time.Sleep(time.Minute)
 				synctest.Wait()
 				want := append(slices.Repeat([]attempt{{home, tt.status}}, tt.tries), attempt{home, 200})
-				if got, _ := l.attempts(http.MethodPost, n); !slices.Equal(got, want) {
-					t.Errorf("asked %v, want %v", got, want)
+				if got, _ := requests.attempts(http.MethodPost, n); !slices.Equal(got, want) {
+					t.Errorf("requests to %v, want %v", got, want)
 				}
 				wantState(t, n, cluster.Registered)
 			})
@@ -174,13 +174,13 @@ func TestNoFailoverOnClientErrors(t *testing.T) {
 	}
 }
 
-// The caller's end is the end, and says nothing about the replica.
+// A call that its caller cancels does not fail over.
 func TestCanceledCallDoesNotFailOver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startReplicas(t, 0)
 		n, home := joinReplica(w)
 		w.Network.Fault(clustertest.Any, home, clustertest.Hang)
-		l := recordRequests(w)
+		requests := recordRequests(w)
 		ctx, cancel := context.WithCancel(t.Context())
 		time.AfterFunc(time.Second, cancel)
 		began := time.Now()
@@ -190,14 +190,13 @@ func TestCanceledCallDoesNotFailOver(t *testing.T) {
 		}
 		w.Network.Fault(clustertest.Any, home, nil)
 		nextRenewal(w, n)
-		if got, _ := l.attempts(http.MethodPost, n); !slices.Equal(got, []attempt{{home, 0}, {home, 200}}) {
-			t.Errorf("asked %v, want %s twice", got, home)
+		if got, _ := requests.attempts(http.MethodPost, n); !slices.Equal(got, []attempt{{home, 0}, {home, 200}}) {
+			t.Errorf("requests to %v, want two to %s", got, home)
 		}
 	})
 }
 
-// Where all replicas fail the lease goes the way it goes with one registry, and the reason names
-// them all.
+// If all replicas fail, the lease expires as with one registry, and the reason names all replicas.
 func TestAllReplicasFail(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const lease = time.Minute
@@ -211,7 +210,7 @@ func TestAllReplicasFail(t *testing.T) {
 		wantState(t, n, cluster.Degraded)
 		time.Sleep(lease)
 		wantState(t, n, cluster.Lost)
-		l := recordRequests(w)
+		requests := recordRequests(w)
 		time.Sleep(time.Hour)
 		wantState(t, n, cluster.Lost)
 
@@ -231,30 +230,30 @@ func TestAllReplicasFail(t *testing.T) {
 		ue, unreachable := errors.AsType[*cluster.UnreachableError](reason)
 		se, answered := errors.AsType[*cluster.StatusError](reason)
 		if !unreachable || ue.Remote != "mIT" || !answered || se.Code != 503 || !errors.Is(reason, syscall.ECONNREFUSED) || !errors.Is(reason, context.DeadlineExceeded) {
-			t.Errorf("found in the reason: %v, %v", ue, se)
+			t.Errorf("errors of the reason: %v, %v", ue, se)
 		}
-		tries, _ := l.attempts(http.MethodPost, n)
+		attempts, _ := requests.attempts(http.MethodPost, n)
 		count := map[string]int{}
-		for _, got := range tries {
+		for _, got := range attempts {
 			count[got.host]++
 		}
-		for _, host := range replicaHosts() { // the ledger may begin and end within a try of the lease
-			if got := count[host]; got < len(tries)/3-1 || got > len(tries)/3+1 || got < 200 {
-				t.Errorf("%d of %d requests went to %s, want a third", got, len(tries), host)
+		for _, host := range replicaHosts() { // recording may begin and end within an attempt
+			if got := count[host]; got < len(attempts)/3-1 || got > len(attempts)/3+1 || got < 200 {
+				t.Errorf("%d of %d requests went to %s, want a third", got, len(attempts), host)
 			}
 		}
 
 		for _, host := range replicaHosts() {
 			w.Network.Fault(clustertest.Any, host, nil)
 		}
-		time.Sleep(20 * time.Second) // a try under way, and the pause after it
+		time.Sleep(20 * time.Second) // an attempt in progress, and the pause after it
 		synctest.Wait()
 		wantState(t, n, cluster.Registered)
 	})
 }
 
-// The time of a renewal is that until the lease ends, and each replica gets its share of it: with
-// leases of a few seconds, too, two of three may hang.
+// A renewal may take until the lease expires, and its replicas share this time. So two of three replicas may
+// hang even if the lease is a few seconds.
 func TestShortLeaseWithSilentReplicas(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startReplicas(t, 10, clustertest.WithLease(3*time.Second), clustertest.WithOptions(cluster.WithTrace(&cluster.Trace{
@@ -286,7 +285,7 @@ func TestShortLeaseWithSilentReplicas(t *testing.T) {
 	})
 }
 
-// A replica that refuses the token is shown a new one, also if it was not the first that was asked.
+// A replica that rejects the token after a failover gets a new token.
 func TestTokenRefreshDuringFailover(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startReplicas(t, 0)
@@ -295,34 +294,33 @@ func TestTokenRefreshDuringFailover(t *testing.T) {
 		for _, host := range otherReplicas(home) {
 			w.Network.Fault(clustertest.Any, host, clustertest.FirstN(1, clustertest.Status(403)))
 		}
-		l := recordRequests(w)
-		tries, _ := nextRenewal(w, n)
-		next := tries[1].host
-		inVain := attempt{home, 0}
-		rest := slices.DeleteFunc(slices.Clone(tries), func(t attempt) bool { return t == inVain }) // a new token may be shown there first
-		if want := []attempt{{next, 403}, {next, 200}}; tries[0] != inVain || len(tries) > 4 || !slices.Equal(rest, want) {
-			t.Errorf("asked %v, want %s in vain, then %v", tries, home, want)
+		requests := recordRequests(w)
+		attempts, _ := nextRenewal(w, n)
+		next := attempts[1].host
+		refused := attempt{home, 0}
+		rest := slices.DeleteFunc(slices.Clone(attempts), func(t attempt) bool { return t == refused }) // the second request may try it again first
+		if want := []attempt{{next, 403}, {next, 200}}; attempts[0] != refused || len(attempts) > 4 || !slices.Equal(rest, want) {
+			t.Errorf("requests to %v, want %s, then %v", attempts, home, want)
 		}
-		if got := len(l.matching(http.MethodPost, n.Host, clustertest.TokenHost)); got != 1 {
+		if got := len(requests.matching(http.MethodPost, n.Host, clustertest.TokenHost)); got != 1 {
 			t.Errorf("%d tokens fetched, want one", got)
 		}
 	})
 }
 
-// What decides on a suspect waits for mIT as long as ever: within that time all replicas have been
-// asked, and the last one answers.
+// The replicas share the time for a conditional delete, so that the last one still can confirm it.
 func TestEvictionFailsOver(t *testing.T) {
 	for name, tt := range map[string]struct {
 		fault clustertest.Fault
-		fail  int           // so many of three
-		wait  time.Duration // for all three
+		fail  int           // number of failing replicas
+		wait  time.Duration // shared by three replicas
 	}{
-		"one refuses":              {clustertest.Refuse, 1, 0},
-		"one hangs":                {clustertest.Hang, 1, 2 * time.Second},
-		"two hang":                 {clustertest.Hang, 2, 2 * time.Second},
-		"two are without etcd":     {clustertest.Status(503), 2, 0},
-		"one says something else":  {respondOK("{}"), 1, 0},
-		"one does it, and is gone": {clustertest.Reset, 1, 0}, // the second says that the server is gone
+		"one refuses":               {clustertest.Refuse, 1, 0},
+		"one hangs":                 {clustertest.Hang, 1, 2 * time.Second},
+		"two hang":                  {clustertest.Hang, 2, 2 * time.Second},
+		"two answer 503":            {clustertest.Status(503), 2, 0},
+		"one answers without data":  {respondOK("{}"), 1, 0},
+		"one executes, then resets": {clustertest.Reset, 1, 0}, // for the second the server is already deleted
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -333,29 +331,29 @@ func TestEvictionFailsOver(t *testing.T) {
 					w.Network.Fault(clustertest.Any, host, onDelete(tt.fault))
 				}
 				w.Nodes[2].Kill()
-				l := recordRequests(w)
+				requests := recordRequests(w)
 				began := time.Now()
 				o := singleFailure(t, rpc(t, n, cluster.Request{Path: "/things"}))
-				took := time.Since(began) - 10*time.Millisecond // the repeat at the peer
+				took := time.Since(began) - 10*time.Millisecond // the retry of the peer
 				if !o.Evicted || o.EvictionSkipped != nil {
-					t.Errorf("evicted %t, spared %v", o.Evicted, o.EvictionSkipped)
+					t.Errorf("evicted %t, skipped: %v", o.Evicted, o.EvictionSkipped)
 				}
-				tries, _ := l.attempts(http.MethodDelete, n)
-				want := tt.wait * time.Duration(len(tries)-1) / 3 // a good one may have come second
-				if took != want || len(tries) < 2 || tries[0].host != home || tries[len(tries)-1].status != 200 {
-					t.Errorf("asked %v in %v, want %v", tries, took, want)
+				attempts, _ := requests.attempts(http.MethodDelete, n)
+				want := tt.wait * time.Duration(len(attempts)-1) / 3 // the second one may work
+				if took != want || len(attempts) < 2 || attempts[0].host != home || attempts[len(attempts)-1].status != 200 {
+					t.Errorf("requests to %v in %v, want %v", attempts, took, want)
 				}
 				wantView(t, n, "node-1", "node-2", "node-4", "node-5")
 				if got := idsOf(w.Registered()); len(got) != 4 {
-					t.Errorf("mIT lists %q", got)
+					t.Errorf("the registry lists %q", got)
 				}
 			})
 		})
 	}
 }
 
-// A delete that was executed, but not answered, is repeated. If the server came back in between,
-// the second is told so, and nobody is evicted.
+// A delete whose response was lost is repeated at another replica. If the server has registered again
+// meanwhile, the response has its new entry, and the server is not evicted.
 func TestRepeatedDeleteOfReturnedPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startReplicas(t, 4)
@@ -367,7 +365,7 @@ func TestRepeatedDeleteOfReturnedPeer(t *testing.T) {
 			return clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
 				resp, err := reset.RoundTrip(req)
 				if got := idsOf(w.Registered()); len(got) != 4 {
-					t.Errorf("mIT lists %q, want the peer gone", got)
+					t.Errorf("the registry lists %q, want the peer deleted", got)
 				}
 				peer.StartUnregistered()
 				renewUnnoticed(t, w, n, peer)
@@ -380,14 +378,14 @@ func TestRepeatedDeleteOfReturnedPeer(t *testing.T) {
 		}
 		wantView(t, n, "node-1", "node-2", "node-3", "node-4", "node-5")
 		if got := idsOf(w.Registered()); len(got) != 5 {
-			t.Errorf("mIT lists %q", got)
+			t.Errorf("the registry lists %q", got)
 		}
 	})
 }
 
 func TestUnRegisterFailsOver(t *testing.T) {
 	for name, fault := range map[string]clustertest.Fault{
-		"refuses": clustertest.Refuse, "hangs": clustertest.Hang, "lost its etcd": clustertest.Status(503), "does it, and is gone": clustertest.Reset,
+		"refuses": clustertest.Refuse, "hangs": clustertest.Hang, "answers 503": clustertest.Status(503), "executes, then resets": clustertest.Reset,
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -396,13 +394,13 @@ func TestUnRegisterFailsOver(t *testing.T) {
 				w.Network.Fault(clustertest.Any, home, fault)
 				began := time.Now()
 				if d := n.UnRegister(t.Context()); d.Errors != nil || d.NbServers != 2 {
-					t.Errorf("leaving: %+v", d)
+					t.Errorf("UnRegister: %+v", d)
 				}
 				if took := time.Since(began); took > 2*time.Second/3 {
-					t.Errorf("it took %v", took)
+					t.Errorf("UnRegister took %v", took)
 				}
 				if got := idsOf(w.Registered()); !slices.Equal(got, []string{"node-1"}) {
-					t.Errorf("mIT lists %q", got)
+					t.Errorf("the registry lists %q", got)
 				}
 				wantView(t, w.Nodes[0], "node-1")
 			})
@@ -410,7 +408,7 @@ func TestUnRegisterFailsOver(t *testing.T) {
 	}
 }
 
-// An answer that is of no use is blamed on the replica that gave it.
+// An error about an invalid response names the replica.
 func TestInvalidResponseNamesItsReplica(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startReplicas(t, 0)
@@ -431,39 +429,38 @@ func TestInvalidResponseNamesItsReplica(t *testing.T) {
 	})
 }
 
-// join adds a node, and tells which replica it has chosen.
+// joinReplica adds a node, and returns the replica that it has chosen.
 func joinReplica(w *clustertest.World) (n *clustertest.Node, home string) {
-	l := recordRequests(w)
+	requests := recordRequests(w)
 	n = w.Join()
-	tries, _ := l.attempts(http.MethodPost, n)
-	return n, tries[0].host
+	attempts, _ := requests.attempts(http.MethodPost, n)
+	return n, attempts[0].host
 }
 
-// renewal waits until n has renewed its lease once more, a day at most, and tells how.
-func nextRenewal(w *clustertest.World, n *clustertest.Node) (tries []attempt, took time.Duration) {
-	var l requestLog
-	defer w.Network.Observe(l.record)()
+// nextRenewal waits at most a day for the next renewal of n, and returns its requests.
+func nextRenewal(w *clustertest.World, n *clustertest.Node) (attempts []attempt, took time.Duration) {
+	var requests requestLog
+	defer w.Network.Observe(requests.record)()
 	last, began := n.Status().RenewedAt, time.Now()
 	for n.Status().RenewedAt.Equal(last) && time.Since(began) < 24*time.Hour {
 		time.Sleep(time.Minute)
 	}
-	return l.attempts(http.MethodPost, n)
+	return requests.attempts(http.MethodPost, n)
 }
 
-// otherHosts are those of the replicas, without those given.
-func otherReplicas(not ...string) []string {
-	return slices.DeleteFunc(replicaHosts(), func(h string) bool { return slices.Contains(not, h) })
+// otherReplicas returns the hosts of the replicas except the given ones.
+func otherReplicas(except ...string) []string {
+	return slices.DeleteFunc(replicaHosts(), func(h string) bool { return slices.Contains(except, h) })
 }
 
-// replicaHosts are where the replicas of the registry are in these tests.
 func replicaHosts() []string { return []string{"mit-1.test", "mit-2.test", "mit-3.test"} }
 
-// replicaURLs are their URLs, as Config lists them.
+// replicaURLs is the RegistryURL of a Config that lists the replicas.
 func replicaURLs() string {
 	return "http://" + strings.Join(replicaHosts(), "/mIT/v1, http://") + "/mIT/v1"
 }
 
-// startReplicas starts a world in which one registry is at several hosts.
+// startReplicas starts a world whose registry is at three hosts.
 func startReplicas(t *testing.T, nodes int, opts ...clustertest.Option) *clustertest.World {
 	t.Helper()
 	w := clustertest.Start(t, 0, append([]clustertest.Option{
@@ -479,23 +476,22 @@ func startReplicas(t *testing.T, nodes int, opts ...clustertest.Option) *cluster
 	return w
 }
 
-// A try is a request to a replica, and the status of the answer, 0 if none came.
+// An attempt is a request to a replica. Its status is 0 if no response was received.
 type attempt struct {
 	host   string
 	status int
 }
 
-// tries are what n asked the replicas with that method, in the order in which it did, and how long
-// that took in all.
-func (l *requestLog) attempts(method string, n *clustertest.Node) (tries []attempt, took time.Duration) {
+// attempts returns the requests of one method from n to the replicas, and how long they took in all.
+func (l *requestLog) attempts(method string, n *clustertest.Node) (attempts []attempt, took time.Duration) {
 	var began time.Time
 	for _, x := range l.matching(method, n.Host, clustertest.Any) {
 		if slices.Contains(replicaHosts(), x.To) {
-			if tries == nil {
+			if attempts == nil {
 				began = x.Start
 			}
-			tries, took = append(tries, attempt{x.To, x.Status}), x.Start.Add(x.Duration).Sub(began)
+			attempts, took = append(attempts, attempt{x.To, x.Status}), x.Start.Add(x.Duration).Sub(began)
 		}
 	}
-	return tries, took
+	return attempts, took
 }

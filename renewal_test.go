@@ -23,32 +23,32 @@ import (
 )
 
 func TestRenewalFraction(t *testing.T) {
-	for _, share := range []float64{0, 0.5, 0.9} { // 0: the default
-		t.Run(fmt.Sprint(share), func(t *testing.T) {
+	for _, fraction := range []float64{0, 0.5, 0.9} { // 0: the default
+		t.Run(fmt.Sprint(fraction), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := clustertest.Start(t, 0, clustertest.WithConfig(func(cfg *cluster.Config) {
-					cfg.RenewalFraction = share
-					cfg.Management = false // no second look
+					cfg.RenewalFraction = fraction
+					cfg.Management = false // no recheck
 				}))
-				l := recordRequests(w)
+				requests := recordRequests(w)
 				n := w.Join()
 				time.Sleep(7 * 24 * time.Hour)
 				synctest.Wait()
 
-				want := time.Duration(share * float64(time.Hour))
-				if share == 0 {
+				want := time.Duration(fraction * float64(time.Hour))
+				if fraction == 0 {
 					want = 40 * time.Minute
 				}
 				distinct := map[time.Duration]bool{}
-				for _, gap := range intervals(l.renewals(n)) {
+				for _, gap := range intervals(requests.renewals(n)) {
 					distinct[gap] = true
 					if gap < want*9/10 || gap > want*11/10 {
-						t.Errorf("%v between two renewals, want %v give or take a tenth", gap, want)
+						t.Errorf("%v between two renewals, want %v, plus or minus a tenth", gap, want)
 					}
 				}
-				// Of the sum of this many jittered waits, four standard deviations.
+				// Four standard deviations of the sum of that many jittered waits.
 				week := int(7 * 24 * time.Hour / want)
-				if got := len(l.renewals(n)); got < week-8 || got > week+8 {
+				if got := len(requests.renewals(n)); got < week-8 || got > week+8 {
 					t.Errorf("%d POSTs in a week, want about %d", got, week)
 				}
 				if len(distinct) < 100 {
@@ -60,23 +60,23 @@ func TestRenewalFraction(t *testing.T) {
 	}
 }
 
-// All npm nodes that registered at the same moment, after a restart of mIT say, renew at the
-// same moment for as long as they run.
+// Nodes that register at the same moment spread their renewals. Nodes of the npm module renew at the same
+// moment for as long as they run.
 func TestRenewalsAreJittered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const size = 200
 		w := clustertest.Start(t, 0, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.Management = false }))
 		registryFault(w, listOnlyCaller())
 		for range size {
-			w.Join() // virtual time stands still
+			w.Join() // all at the same virtual time
 		}
 		began := time.Now()
-		l := recordRequests(w)
+		requests := recordRequests(w)
 		time.Sleep(45 * time.Minute)
 		synctest.Wait()
 		perSecond := map[time.Duration]int{}
 		first, last := time.Hour, time.Duration(0)
-		renewals := l.matching(http.MethodPost, clustertest.Any, clustertest.RegistryHost)
+		renewals := requests.matching(http.MethodPost, clustertest.Any, clustertest.RegistryHost)
 		for _, x := range renewals {
 			after := x.Start.Sub(began)
 			perSecond[after.Truncate(time.Second)]++
@@ -96,25 +96,25 @@ func TestRenewalsAreJittered(t *testing.T) {
 	})
 }
 
-// The npm module's first timer would be one of 0 ms if mIT named no leaseTime at first.
+// Without a leaseTime the lease is two hours. The timer of the npm module would fire at once.
 func TestDefaultLeaseTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 0, clustertest.WithLease(mit.NoLease))
-		l := recordRequests(w)
+		requests := recordRequests(w)
 		n := w.Join()
 		if got := n.Status().LeaseTime; got != 2*time.Hour {
 			t.Errorf("the lease is %v, want 2 h", got)
 		}
 		time.Sleep(24 * time.Hour)
 		synctest.Wait()
-		if got := len(l.renewals(n)); got < 16 || got > 23 { // one of them is the second look
+		if got := len(requests.renewals(n)); got < 16 || got > 23 { // one of them is the recheck
 			t.Errorf("%d POSTs in a day, want one about every 80 minutes", got)
 		}
 	})
 }
 
-// The npm module hands whatever mIT answers to setInterval, which takes 5 for 5 ms, and what
-// is no number or beyond 2^31 for 1 ms.
+// Lease times that are missing or out of range are replaced. The npm module passes the value to setInterval,
+// which takes 1 ms for values above 2^31 and for those that are not numbers.
 func TestLeaseTimeValues(t *testing.T) {
 	tests := map[string]struct {
 		leaseTime string // JSON; "" for none
@@ -124,34 +124,34 @@ func TestLeaseTimeValues(t *testing.T) {
 		"null":             {"null", 2 * time.Hour},
 		"zero":             {"0", 2 * time.Hour},
 		"negative":         {"-3600000", 2 * time.Hour},
-		"minus a lot":      {"-1e300", 2 * time.Hour},
+		"very negative":    {"-1e300", 2 * time.Hour},
 		"an hour":          {"3600000", time.Hour},
 		"a fraction":       {"1500.5", 1500*time.Millisecond + 500*time.Microsecond},
 		"with an exponent": {"36e5", time.Hour},
 		"a second":         {"1000", time.Second},
 		"tiny":             {"5", time.Second},
-		"next to nothing":  {"1e-300", time.Second},
+		"almost zero":      {"1e-300", time.Second},
 		"beyond 2^31":      {"4294967296", 4294967296 * time.Millisecond},
 		"beyond 2^63":      {"1e300", 365 * 24 * time.Hour},
-		"a text":           {`"3600000"`, time.Hour},
+		"a string":         {`"3600000"`, time.Hour},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := clustertest.Start(t, 0, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.Management = false }))
-				answer := `{"itResource":` + announcement("node-1") + `}`
+				response := `{"itResource":` + announcement("node-1") + `}`
 				if test.leaseTime != "" {
-					answer = strings.TrimSuffix(answer, "}") + `,"leaseTime":` + test.leaseTime + `}`
+					response = strings.TrimSuffix(response, "}") + `,"leaseTime":` + test.leaseTime + `}`
 				}
-				registryFault(w, respondOK(answer))
-				l := recordRequests(w)
+				registryFault(w, respondOK(response))
+				requests := recordRequests(w)
 				n := w.Join()
 				if got := n.Status().LeaseTime; got != test.want {
 					t.Fatalf("the lease is %v, want %v", got, test.want)
 				}
 				time.Sleep(10 * test.want)
 				synctest.Wait()
-				if got := len(l.renewals(n)); got < 14 || got > 18 {
+				if got := len(requests.renewals(n)); got < 14 || got > 18 {
 					t.Errorf("%d POSTs in ten leases, want about 16", got)
 				}
 				wantState(t, n, cluster.Registered)
@@ -160,13 +160,13 @@ func TestLeaseTimeValues(t *testing.T) {
 	}
 }
 
-// The npm module takes the lease that the first answer named for ever.
+// The lease time of each renewal replaces the last one. The npm module keeps the first.
 func TestLeaseTimeFollowsTheRegistry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 0)
 		n := w.Join()
-		time.Sleep(2 * time.Minute) // beyond the second look
-		l := recordRequests(w)
+		time.Sleep(2 * time.Minute) // beyond the recheck
+		requests := recordRequests(w)
 		w.Registry.SetLease(10 * time.Minute)
 		time.Sleep(35 * time.Minute)
 		if got := n.Status().LeaseTime; got != time.Hour {
@@ -177,86 +177,86 @@ func TestLeaseTimeFollowsTheRegistry(t *testing.T) {
 		if got := n.Status().LeaseTime; got != 10*time.Minute {
 			t.Errorf("after a renewal the lease is %v", got)
 		}
-		for _, gap := range intervals(l.renewals(n)) {
+		for _, gap := range intervals(requests.renewals(n)) {
 			if gap < 6*time.Minute || gap > 440*time.Second {
-				t.Errorf("%v between two renewals, want 6:40 give or take a tenth", gap)
+				t.Errorf("%v between two renewals, want 6:40, plus or minus a tenth", gap)
 			}
 		}
 
 		w.Registry.SetLease(6 * time.Hour)
 		time.Sleep(8 * time.Minute)
 		if s := n.Status(); s.LeaseTime != 6*time.Hour || s.ExpiresAt().Sub(s.RenewedAt) != 6*time.Hour {
-			t.Errorf("the longer lease is not followed: %+v", s)
+			t.Errorf("the longer lease is not used: %+v", s)
 		}
-		before := len(l.renewals(n))
+		before := len(requests.renewals(n))
 		time.Sleep(3 * time.Hour)
 		synctest.Wait()
-		if got := len(l.renewals(n)) - before; got != 0 {
+		if got := len(requests.renewals(n)) - before; got != 0 {
 			t.Errorf("%d renewals in half a lease", got)
 		}
 	})
 }
 
-// The lease is counted from when the request was sent: mIT may have started it then.
+// The lease starts when the request is sent, which is the earliest time at which the registry may start it.
 func TestLeaseStartsWhenTheRequestIsSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var d traceLog
+		var hooks traceLog
 		w := clustertest.Start(t, 0, clustertest.WithLease(time.Minute))
 		registryFault(w, clustertest.Delay(5*time.Second))
 		sent := time.Now()
-		n := w.Join(cluster.WithTrace(d.trace()))
+		n := w.Join(cluster.WithTrace(hooks.trace()))
 		registryDown(w)
 		registryFault(w, nil)
 		if s := n.Status(); !s.RenewedAt.Equal(sent) || !s.ExpiresAt().Equal(sent.Add(time.Minute)) {
-			t.Errorf("renewed %v after it was sent", s.RenewedAt.Sub(sent))
+			t.Errorf("RenewedAt is %v after the request was sent", s.RenewedAt.Sub(sent))
 		}
 		time.Sleep(2 * time.Minute)
 		synctest.Wait()
-		if got := d.first(t, cluster.Lost).at.Sub(sent); got != time.Minute {
+		if got := hooks.first(t, cluster.Lost).at.Sub(sent); got != time.Minute {
 			t.Errorf("lost %v after the request was sent, want the lease", got)
 		}
 	})
 }
 
-// A slow mIT costs no lease: the share is one of the lease, which runs while mIT answers.
+// A slow registry does not cost a lease: the renewal fraction includes the time of the request.
 func TestSlowRegistryKeepsTheLease(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var d traceLog
+		var hooks traceLog
 		w := clustertest.Start(t, 0, clustertest.WithLease(time.Minute))
 		registryFault(w, clustertest.Delay(9*time.Second))
-		w.Join(cluster.WithTrace(d.trace()))
+		w.Join(cluster.WithTrace(hooks.trace()))
 		time.Sleep(6 * time.Hour)
 		synctest.Wait()
-		if got := d.states(); !cmp.Equal(got, []string{"orphan→registered"}) {
+		if got := hooks.states(); !cmp.Equal(got, []string{"orphan→registered"}) {
 			t.Errorf("%d changes of state in six hours, from %q on", len(got), got[:min(len(got), 5)])
 		}
 	})
 }
 
-// mIT is the truth: what was only announced goes, and what was not announced comes.
+// A renewal removes servers that were only announced, and adds those that were not.
 func TestRenewalReplacesTheView(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 1)
 		n := w.Nodes[0]
-		announce(t, w, n, announcement("rumour"))
-		wantView(t, n, "node-1", "rumour")
-		w.Network.Fault(clustertest.Any, n.Host, clustertest.Status(500)) // it hears of nobody
+		announce(t, w, n, announcement("announced"))
+		wantView(t, n, "announced", "node-1")
+		w.Network.Fault(clustertest.Any, n.Host, clustertest.Status(500)) // announcements do not reach it
 		w.Join()
-		wantView(t, n, "node-1", "rumour")
+		wantView(t, n, "announced", "node-1")
 		time.Sleep(time.Hour)
 		wantView(t, n, "node-1", "node-2")
 	})
 }
 
-// What mIT answers is a moment old when it comes. The npm module forgets what it was told in
-// that moment.
+// Departures and announcements that arrive during a renewal stay in effect, because the response is older.
+// The npm module loses them.
 func TestViewChangesDuringRenewal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
 		n := w.Nodes[0]
 		w.Network.Fault(n.Host, clustertest.RegistryHost, clustertest.FirstN(1, delayResponse(8*time.Second)))
 		renewing := registerAsync(t.Context(), n)
-		time.Sleep(time.Second) // mIT has said who is there
+		time.Sleep(time.Second) // the registry has executed the request
 		w.Nodes[2].UnRegister(t.Context())
 		w.Join()
 		wantView(t, n, "node-1", "node-2", "node-4")
@@ -267,54 +267,54 @@ func TestViewChangesDuringRenewal(t *testing.T) {
 	})
 }
 
-// The npm module takes whatever mIT answers for its view: one that lists nobody leaves it
-// without peers, one without servers crashes it.
+// A response without a list, or with a list that lacks the node, does not change the view. The npm module
+// uses any response: an empty list leaves it without peers, a missing one crashes it.
 func TestPartialListKeepsView(t *testing.T) {
 	withMe := announcement("node-1", "node-2")
 	tests := map[string]struct {
 		fault clustertest.Fault
-		want  string // in the reason
+		want  string // part of the reason
 	}{
 		"without this node": {respondOK(`{"itResource":` + announcement("node-2", "node-3") + `,"leaseTime":3600000}`), "this node is not among its 2 servers"},
 		"an empty list":     {respondOK(`{"itResource":` + announcement() + `,"leaseTime":3600000}`), "this node is not among its 0 servers"},
 		"no list":           {respondOK(`{"itResource":{"id":"x","publicBaseUrl":"http://x"},"leaseTime":3600000}`), "this node is not among its 0 servers"},
 		"no itResource":     {respondOK(`{"leaseTime":3600000}`), "no itResource in it"},
 		"a null itResource": {respondOK(`{"itResource":null}`), "no itResource in it"},
-		"an itResource with no id": {
+		"an itResource without id": {
 			respondOK(`{"itResource":{"servers":[{"serverId":"node-1","clusterBaseUrl":"http://node-1:8080"}]}}`), "itResource without id",
 		},
-		"a nameless server":       {respondOK(`{"itResource":{"id":"x","servers":[{"clusterBaseUrl":"http://y"}]}}`), "not among its 0 servers; 1 of 1 entries left out: server without serverId"},
-		"servers of another kind": {respondOK(`{"itResource":{"id":"x","servers":{"node-1":{}}}}`), "its servers cannot be read"},
-		"an array":                {respondOK(`[]`), "not an object"},
-		"text":                    {respondOK(`"ok"`), "not an object"},
-		"null":                    {respondOK(`null`), "no itResource in it"},
-		"HTML":                    {respondOK(`<html>`), "invalid character '<'"},
-		"nothing":                 {respondOK(``), "unexpected end of JSON input"},
-		"no content":              {respond(http.StatusNoContent, ""), "unexpected end of JSON input"},
-		"half an answer":          {respondOK(`{"itResource":` + withMe[:len(withMe)/2]), "unexpected end of JSON input"},
-		"more than an answer":     {respondOK(`{"itResource":` + withMe + `}{}`), "invalid character '{' after top-level value"},
-		"nested without end":      {respondOK(strings.Repeat("[", 100_000)), "exceeded max depth"},
-		"a leaseTime beyond all":  {respondOK(`{"itResource":` + withMe + `,"leaseTime":1e999}`), "leaseTime"},
-		"a leaseTime of words":    {respondOK(`{"itResource":` + withMe + `,"leaseTime":"soon"}`), "leaseTime"},
-		"a leaseTime of NaN":      {respondOK(`{"itResource":` + withMe + `,"leaseTime":NaN}`), "invalid character 'N'"},
-		"an object for leaseTime": {respondOK(`{"itResource":` + withMe + `,"leaseTime":{}}`), "leaseTime"},
-		"broken off":              {clustertest.Truncate(30), "it broke off"},
-		"stalled":                 {clustertest.Stall(30), "it broke off: context deadline exceeded"},
-		"declared too large":      {endlessBody(true), "answer too large: 1048577 bytes, 1048576 allowed"},
-		"endless":                 {endlessBody(false), "answer too large: more than 1048576 bytes"},
-		"a redirect":              {redirect("http://node-2:8080/"), "mIT answered 307 Temporary Redirect"},
-		"a teapot":                {clustertest.Status(http.StatusTeapot), "mIT answered 418 I'm a teapot"},
-		"a status of its own":     {clustertest.Status(799), "mIT answered 799 "},
-		"an error with HTML":      {respond(http.StatusBadGateway, "<html>"), "mIT answered 502 Bad Gateway"},
+		"a server without id":    {respondOK(`{"itResource":{"id":"x","servers":[{"clusterBaseUrl":"http://y"}]}}`), "not among its 0 servers; 1 of 1 entries left out: server without serverId"},
+		"an object of servers":   {respondOK(`{"itResource":{"id":"x","servers":{"node-1":{}}}}`), "its servers cannot be read"},
+		"an array":               {respondOK(`[]`), "not an object"},
+		"a string":               {respondOK(`"ok"`), "not an object"},
+		"null":                   {respondOK(`null`), "no itResource in it"},
+		"HTML":                   {respondOK(`<html>`), "invalid character '<'"},
+		"an empty body":          {respondOK(``), "unexpected end of JSON input"},
+		"no content":             {respond(http.StatusNoContent, ""), "unexpected end of JSON input"},
+		"half a response":        {respondOK(`{"itResource":` + withMe[:len(withMe)/2]), "unexpected end of JSON input"},
+		"two values":             {respondOK(`{"itResource":` + withMe + `}{}`), "invalid character '{' after top-level value"},
+		"deeply nested":          {respondOK(strings.Repeat("[", 100_000)), "exceeded max depth"},
+		"a leaseTime too large":  {respondOK(`{"itResource":` + withMe + `,"leaseTime":1e999}`), "leaseTime"},
+		"a word as leaseTime":    {respondOK(`{"itResource":` + withMe + `,"leaseTime":"soon"}`), "leaseTime"},
+		"a leaseTime of NaN":     {respondOK(`{"itResource":` + withMe + `,"leaseTime":NaN}`), "invalid character 'N'"},
+		"an object as leaseTime": {respondOK(`{"itResource":` + withMe + `,"leaseTime":{}}`), "leaseTime"},
+		"truncated":              {clustertest.Truncate(30), "it broke off"},
+		"stalled":                {clustertest.Stall(30), "it broke off: context deadline exceeded"},
+		"declared too large":     {endlessBody(true), "answer too large: 1048577 bytes, 1048576 allowed"},
+		"endless":                {endlessBody(false), "answer too large: more than 1048576 bytes"},
+		"a redirect":             {redirect("http://node-2:8080/"), "mIT answered 307 Temporary Redirect"},
+		"a teapot":               {clustertest.Status(http.StatusTeapot), "mIT answered 418 I'm a teapot"},
+		"an unknown status":      {clustertest.Status(799), "mIT answered 799 "},
+		"an error with HTML":     {respond(http.StatusBadGateway, "<html>"), "mIT answered 502 Bad Gateway"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var d traceLog
+				var hooks traceLog
 				w := clustertest.Start(t, 0, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxResponseBytes = 1 << 20 }))
-				n := w.Join(cluster.WithTrace(d.trace()))
+				n := w.Join(cluster.WithTrace(hooks.trace()))
 				w.Join()
-				l := recordRequests(w)
+				requests := recordRequests(w)
 				w.Network.Fault(n.Host, clustertest.RegistryHost, test.fault)
 				time.Sleep(50 * time.Minute)
 				synctest.Wait()
@@ -323,15 +323,15 @@ func TestPartialListKeepsView(t *testing.T) {
 				wantView(t, n, "node-1", "node-2")
 				reason := fmt.Sprint(n.Status().Reason)
 				if !strings.Contains(reason, "mIT") || !strings.Contains(reason, "POST http://mit.test/mIT/v1/itResources") || !strings.Contains(reason, test.want) {
-					t.Errorf("the reason is %q, want one that names mIT and %q", reason, test.want)
+					t.Errorf("the reason is %q, want mIT and %q in it", reason, test.want)
 				}
 				if len(reason) > 300 {
 					t.Errorf("the reason has %d bytes", len(reason))
 				}
-				if tries := len(l.renewals(n)); tries < 10 {
-					t.Errorf("%d tries: it did not go on", tries)
+				if attempts := len(requests.renewals(n)); attempts < 10 {
+					t.Errorf("only %d attempts", attempts)
 				}
-				if called := l.countToPeers(n); called != 0 {
+				if called := requests.countToPeers(n); called != 0 {
 					t.Errorf("%d requests to peers", called)
 				}
 				w.Network.Fault(n.Host, clustertest.RegistryHost, nil)
@@ -342,8 +342,8 @@ func TestPartialListKeepsView(t *testing.T) {
 	}
 }
 
-// One bad entry costs nobody the others. Who can be named stays, so that no fan-out is silent about
-// it; who cannot is left out, with a warning.
+// An invalid entry does not invalidate the list. If it has an id it stays, so that each call reports it.
+// Without an id it is skipped with a warning.
 func TestInvalidEntriesAreSkipped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
@@ -357,11 +357,11 @@ func TestInvalidEntriesAreSkipped(t *testing.T) {
 		}
 		wantView(t, n, "node-1", "node-2", "node-3")
 		if got, want := string(n.Servers()[1].Raw), `{"serverId":"node-2","clusterBaseUrl":5,"updatedAt":7,"x":1}`; got != want {
-			t.Errorf("the bad entry is kept as %s, want %s", got, want)
+			t.Errorf("the invalid entry is %s, want %s", got, want)
 		}
 		res := rpc(t, n, cluster.Request{Path: "/things"})
 		if len(res.Results) != 1 || len(res.Failures) != 1 || res.Failures[0].Kind != cluster.KindNotAllowed || res.Failures[0].Evicted {
-			t.Errorf("asking them: %+v", res)
+			t.Errorf("a call: %+v", res)
 		}
 		warned := logs.FilterMessage("mIT answered bad entries").All()
 		if len(warned) != 1 || warned[0].ContextMap()["error"] != "2 of 5 entries left out: server without serverId" {
@@ -431,18 +431,18 @@ func FuzzRegistryResponse(f *testing.F) {
 				t.Errorf("the errors are %v and %v", failed, err)
 			}
 			if diff := cmp.Diff(before, c.Servers()); diff != "" {
-				t.Errorf("it failed, but changed the view (-before +after):\n%s", diff)
+				t.Errorf("Register failed, but changed the view (-before +after):\n%s", diff)
 			}
 			if s.State != cluster.Degraded || s.ResourceID != "it" || s.LeaseTime != time.Hour {
-				t.Errorf("it failed, and the status is %+v", s)
+				t.Errorf("Register failed, and the status is %+v", s)
 			}
 			return
 		}
-		var told struct {
+		var listed struct {
 			ItResource struct{ Servers []json.RawMessage }
 		}
-		if validStatus(status)/100 != 2 || json.Unmarshal(body, &told) != nil || len(ids) > len(told.ItResource.Servers) {
-			t.Errorf("%d %q was taken for an answer: %q", validStatus(status), body, ids)
+		if validStatus(status)/100 != 2 || json.Unmarshal(body, &listed) != nil || len(ids) > len(listed.ItResource.Servers) {
+			t.Errorf("the response %d %q was accepted: %q", validStatus(status), body, ids)
 		}
 		if s.State != cluster.Registered || s.ResourceID == "" || s.LeaseTime < time.Second || s.LeaseTime > 366*24*time.Hour {
 			t.Errorf("the status is %+v", s)
@@ -453,17 +453,17 @@ func FuzzRegistryResponse(f *testing.F) {
 	})
 }
 
-// The npm module drops a refused token as well, and repeats the request.
+// A request whose token the registry rejects is repeated once with a new token, as by the npm module.
 func TestTokenRejectedByRegistryIsReplacedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 1)
 		n := w.Nodes[0]
 		time.Sleep(2 * time.Minute)
-		l := recordRequests(w)
+		requests := recordRequests(w)
 		registryFault(w, clustertest.FirstN(1, clustertest.Status(http.StatusForbidden)))
 		time.Sleep(50 * time.Minute)
 		synctest.Wait()
-		if posted, fetched := len(l.renewals(n)), len(l.matching(http.MethodPost, n.Host, clustertest.TokenHost)); posted != 2 || fetched != 1 {
+		if posted, fetched := len(requests.renewals(n)), len(requests.matching(http.MethodPost, n.Host, clustertest.TokenHost)); posted != 2 || fetched != 1 {
 			t.Errorf("%d POSTs and %d tokens, want 2 and 1", posted, fetched)
 		}
 		wantState(t, n, cluster.Registered)
@@ -471,19 +471,19 @@ func TestTokenRejectedByRegistryIsReplacedOnce(t *testing.T) {
 		registryFault(w, clustertest.Status(http.StatusForbidden))
 		d := n.UnRegister(t.Context())
 		if len(d.Errors) != 1 {
-			t.Fatalf("leaving: %+v", d)
+			t.Fatalf("UnRegister: %+v", d)
 		}
 		if se, ok := errors.AsType[*cluster.StatusError](d.Errors[0]); !ok || se.Code != http.StatusForbidden || se.Remote != "mIT" {
-			t.Errorf("the error is %v, want mIT's 403", d.Errors[0])
+			t.Errorf("the error is %v, want 403 from the registry", d.Errors[0])
 		}
-		if deleted, fetched := len(l.matching(http.MethodDelete, n.Host, clustertest.RegistryHost)), len(l.matching(http.MethodPost, n.Host, clustertest.TokenHost)); deleted != 2 || fetched != 2 {
+		if deleted, fetched := len(requests.matching(http.MethodDelete, n.Host, clustertest.RegistryHost)), len(requests.matching(http.MethodPost, n.Host, clustertest.TokenHost)); deleted != 2 || fetched != 2 {
 			t.Errorf("%d DELETEs and %d tokens, want 2 and 1 more than before", deleted, fetched)
 		}
 	})
 }
 
-// The npm module, too, looks again; from then on it keeps two leases, of which unRegister stops
-// one.
+// Nodes that register at the same moment may each find themselves alone in the list. One of them checks
+// again after a minute, and announces itself. The npm module checks again, too, but renews twice from then on.
 func TestRecheckOfTwoSimultaneousRegistrations(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 0)
@@ -492,7 +492,7 @@ func TestRecheckOfTwoSimultaneousRegistrations(t *testing.T) {
 			w.Network.Fault(n.Host, clustertest.RegistryHost, clustertest.FirstN(1, hideOtherServers))
 		}
 		began := time.Now()
-		l := recordRequests(w)
+		requests := recordRequests(w)
 		for _, n := range nodes {
 			if err := <-registerAsync(t.Context(), n); err != nil {
 				t.Fatal(err)
@@ -508,23 +508,23 @@ func TestRecheckOfTwoSimultaneousRegistrations(t *testing.T) {
 		for _, n := range nodes {
 			wantView(t, n, "node-1", "node-2")
 		}
-		looks := append(l.renewals(nodes[0])[1:], l.renewals(nodes[1])[1:]...)
-		if len(looks) != 1 { // the other one heard of it by then
-			t.Errorf("%d second looks, want one", len(looks))
+		rechecks := append(requests.renewals(nodes[0])[1:], requests.renewals(nodes[1])[1:]...)
+		if len(rechecks) != 1 { // the other node received the announcement by then
+			t.Errorf("%d rechecks, want one", len(rechecks))
 		}
-		for _, x := range looks {
+		for _, x := range rechecks {
 			if after := x.Start.Sub(began); after < time.Minute || after > 70*time.Second {
-				t.Errorf("a second look after %v", after)
+				t.Errorf("a recheck after %v", after)
 			}
 		}
-		if got := len(l.announcements(nodes[0], nodes[1].Host)) + len(l.announcements(nodes[1], nodes[0].Host)); got != 1 {
+		if got := len(requests.announcements(nodes[0], nodes[1].Host)) + len(requests.announcements(nodes[1], nodes[0].Host)); got != 1 {
 			t.Errorf("%d announcements, want one", got)
 		}
 	})
 }
 
-// The first to look again tells all others of all, for those who hear of it do not look: they are
-// alone no more.
+// The first node that checks again announces all nodes to all, because the others will not check again: they
+// are no longer alone.
 func TestRecheckOfManySimultaneousRegistrations(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 0)
@@ -547,19 +547,19 @@ func TestRecheckOfManySimultaneousRegistrations(t *testing.T) {
 func TestRecheckOfSingleNode(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 0)
-		l := recordRequests(w)
+		requests := recordRequests(w)
 		n := w.Join()
 		time.Sleep(30 * time.Minute)
 		synctest.Wait()
-		if got := len(l.renewals(n)); got != 2 {
-			t.Errorf("%d POSTs, want the registration and one second look", got)
+		if got := len(requests.renewals(n)); got != 2 {
+			t.Errorf("%d POSTs, want the registration and one recheck", got)
 		}
 		wantState(t, n, cluster.Registered)
 	})
 }
 
-// A second look that mIT does not answer is still to be had: the other one may have to wait
-// for mIT much longer, and hears of this one all the same.
+// A recheck that fails is repeated after the outage. The other node learns of this one from the
+// announcement, although it cannot reach the registry yet.
 func TestRecheckDuringOutage(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 0)
@@ -587,12 +587,12 @@ func TestNoRecheckWithPeers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 1)
 		time.Sleep(2 * time.Minute)
-		l := recordRequests(w)
+		requests := recordRequests(w)
 		n := w.Join()
 		time.Sleep(10 * time.Minute)
 		synctest.Wait()
-		if got := len(l.renewals(n)); got != 1 {
-			t.Errorf("%d POSTs of a node with peers, want its registration alone", got)
+		if got := len(requests.renewals(n)); got != 1 {
+			t.Errorf("%d POSTs of a node with peers, want only its registration", got)
 		}
 	})
 }
@@ -603,10 +603,10 @@ func redirect(to string) clustertest.Fault {
 	}))
 }
 
-// alone has mIT register a node and yet answer as if it were the only one: what two nodes can
-// be told that register at the same moment.
+// hideOtherServers registers a node, and lists only this node, which can happen to nodes that register at the
+// same moment.
 func hideOtherServers(next http.RoundTripper) http.RoundTripper {
-	lie := listOnlyCaller()(next)
+	onlyCaller := listOnlyCaller()(next)
 	return clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
 		body, err := req.GetBody()
 		if err != nil {
@@ -619,11 +619,11 @@ func hideOtherServers(next http.RoundTripper) http.RoundTripper {
 		resp.Body.Close()
 		again := req.Clone(req.Context())
 		again.Body = body
-		return lie.RoundTrip(again)
+		return onlyCaller.RoundTrip(again)
 	})
 }
 
-// onlyYou has mIT answer each that it is the only one, for an hour: that keeps answers short.
+// listOnlyCaller answers each registration with a list of the caller alone and a lease of an hour.
 func listOnlyCaller() clustertest.Fault {
 	return clustertest.Answer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var reg struct {

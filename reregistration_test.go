@@ -13,7 +13,8 @@ import (
 	"github.com/mimiktech/cluster/mit"
 )
 
-// The npm module does what it is told, and is no longer in its own view.
+// A node that a peer reports as departed stays in its own view, and registers again at once. The npm module
+// removes itself from its view.
 func TestReportedAsDepartedRegistersAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
@@ -23,12 +24,12 @@ func TestReportedAsDepartedRegistersAgain(t *testing.T) {
 			reportDeparture(t, w, peer, n.ID)
 			wantView(t, peer, "node-2", "node-3")
 		}
-		l := recordRequests(w)
+		requests := recordRequests(w)
 		reportDeparture(t, w, n, n.ID)
 		synctest.Wait()
 
 		wantView(t, n, "node-1", "node-2", "node-3")
-		if got := len(l.renewals(n)); got != 1 {
+		if got := len(requests.renewals(n)); got != 1 {
 			t.Errorf("%d POSTs at once, want one", got)
 		}
 		for _, peer := range w.Nodes[1:] {
@@ -38,18 +39,18 @@ func TestReportedAsDepartedRegistersAgain(t *testing.T) {
 	})
 }
 
-// Whoever keeps telling a node that it is gone must not make it hammer mIT.
+// Repeated reports do not make the node register more often than every RegistrationRetry.
 func TestReportedAsDepartedRepeatedly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		n := w.Nodes[0]
-		l := recordRequests(w)
+		requests := recordRequests(w)
 		for range 300 {
 			reportDeparture(t, w, n, n.ID)
 			time.Sleep(200 * time.Millisecond)
 		}
 		synctest.Wait()
-		if got := len(l.renewals(n)); got < 15 || got > 21 {
+		if got := len(requests.renewals(n)); got < 15 || got > 21 {
 			t.Errorf("%d POSTs in a minute, want one every RegistrationRetry", got)
 		}
 		wantState(t, n, cluster.Registered)
@@ -57,24 +58,23 @@ func TestReportedAsDepartedRepeatedly(t *testing.T) {
 	})
 }
 
-// A node that has left is not called back by being told that it is gone.
+// A report does not make a node register that has left.
 func TestReportedAsDepartedAfterLeaving(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		n := w.Nodes[0]
 		n.UnRegister(t.Context())
-		l := recordRequests(w)
+		requests := recordRequests(w)
 		reportDeparture(t, w, n, n.ID)
 		time.Sleep(24 * time.Hour)
-		if got := len(l.renewals(n)); got != 0 {
+		if got := len(requests.renewals(n)); got != 0 {
 			t.Errorf("%d POSTs of a node that has left", got)
 		}
 		wantState(t, n, cluster.Left)
 	})
 }
 
-// Somebody else had mIT delete this node, in good faith: for a while it could not be reached.
-// Peers learn from the node itself that it is there.
+// A node that was evicted because a peer could not reach it announces itself at its next renewal.
 func TestEvictedWhileAlive(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
@@ -84,35 +84,35 @@ func TestEvictedWhileAlive(t *testing.T) {
 		if _, err := other.RPCluster(t.Context(), cluster.Request{Path: "/things"}); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Second) // the word spreads
+		time.Sleep(time.Second) // the broadcast
 		w.Network.Heal()
 		wantView(t, other, "node-2", "node-3")
 		wantView(t, w.Nodes[2], "node-2", "node-3")
 		if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-2", "node-3"}) {
-			t.Fatalf("mIT lists %q", got)
+			t.Fatalf("the registry lists %q", got)
 		}
 		wantView(t, n, "node-1", "node-2", "node-3")
 
-		l := recordRequests(w)
+		requests := recordRequests(w)
 		renewed := make(chan struct{}, 1)
 		w.Network.Fault(n.Host, clustertest.RegistryHost, signal(renewed, clustertest.FirstN(0, clustertest.Refuse)))
 		<-renewed
 		synctest.Wait()
 		for _, peer := range w.Nodes[1:] {
-			if got := len(l.announcements(n, peer.Host)); got != 1 {
+			if got := len(requests.announcements(n, peer.Host)); got != 1 {
 				t.Errorf("%d announcements to %s, want one", got, peer.ID)
 			}
 			wantView(t, peer, "node-1", "node-2", "node-3")
 		}
 		time.Sleep(24 * time.Hour)
 		synctest.Wait()
-		if got := len(l.announcements(n, other.Host)); got != 1 {
+		if got := len(requests.announcements(n, other.Host)); got != 1 {
 			t.Errorf("%d announcements in a day, want one", got)
 		}
 	})
 }
 
-// A restart of an mIT that keeps all in its memory.
+// Nodes are listed again within a lease after the registry has lost its data.
 func TestRegistryReset(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
@@ -120,7 +120,7 @@ func TestRegistryReset(t *testing.T) {
 		time.Sleep(2 * time.Hour)
 		synctest.Wait()
 		if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-2", "node-3"}) {
-			t.Errorf("mIT lists %q", got)
+			t.Errorf("the registry lists %q", got)
 		}
 		for _, n := range w.Nodes {
 			wantState(t, n, cluster.Registered)
@@ -129,16 +129,15 @@ func TestRegistryReset(t *testing.T) {
 	})
 }
 
-// While a registry that lost its memory fills again, nobody loses sight of anybody: who has renewed
-// keeps those that have yet to, for a lease.
+// After a reset no view lacks a running node: nodes that have renewed retain the others for a lease.
 func TestViewsStayCompleteAfterReset(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const lease = time.Hour
 		w := clustertest.Start(t, 5, clustertest.WithLease(lease))
-		time.Sleep(lease) // all have renewed, and know each other from mIT
+		time.Sleep(lease) // all have renewed, and have each other from the registry
 		dead := w.Nodes[4]
 		dead.Kill()
-		l := recordRequests(w)
+		requests := recordRequests(w)
 		w.ResetRegistry()
 		began, shortest := time.Now(), 5
 		for time.Since(began) < 3*lease {
@@ -148,7 +147,7 @@ func TestViewsStayCompleteAfterReset(t *testing.T) {
 			}
 			for _, n := range w.Nodes[:4] {
 				got := idsOf(n.Servers())
-				if len(got) == 5 && time.Since(began) < 5*lease/2 { // the dead one, which nobody has missed yet
+				if len(got) == 5 && time.Since(began) < 5*lease/2 { // the dead node, which is still retained
 					got = got[:4]
 				}
 				if !cmp.Equal(got, []string{"node-1", "node-2", "node-3", "node-4"}) {
@@ -157,18 +156,18 @@ func TestViewsStayCompleteAfterReset(t *testing.T) {
 			}
 		}
 		if shortest > 2 {
-			t.Errorf("mIT listed at least %d servers at any time: that shows nothing", shortest)
+			t.Errorf("the registry always listed at least %d servers: the test shows nothing", shortest)
 		}
 		for _, n := range w.Nodes[:4] {
-			if got := len(l.announcements(n, w.Nodes[0].Host)) + len(l.announcements(n, w.Nodes[1].Host)); got == 0 {
-				t.Errorf("%s, whose entry is a new one, announced itself to nobody", n.ID)
+			if got := len(requests.announcements(n, w.Nodes[0].Host)) + len(requests.announcements(n, w.Nodes[1].Host)); got == 0 {
+				t.Errorf("%s has a new entry, but did not announce itself", n.ID)
 			}
 		}
 	})
 }
 
-// Some renew soon again, because they are hurried, or others late, as npm nodes do, which let the whole
-// lease pass.
+// After a reset some nodes renew twice, and others only at the end of the lease, as nodes of the npm module
+// do. No view lacks a node meanwhile.
 func TestUnevenRenewalsAfterReset(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const nodes, lease = 5, time.Hour
@@ -178,7 +177,7 @@ func TestUnevenRenewalsAfterReset(t *testing.T) {
 		late := w.Nodes[4].Host
 		w.Network.Fault(late, clustertest.RegistryHost, clustertest.Refuse)
 		time.AfterFunc(lease*9/10, func() { w.Network.Fault(late, clustertest.RegistryHost, nil) })
-		if _, err := w.Nodes[0].Register(t.Context()); err != nil { // and the lease renews once more
+		if _, err := w.Nodes[0].Register(t.Context()); err != nil { // the lease goroutine renews once more
 			t.Fatal(err)
 		}
 		for began := time.Now(); time.Since(began) < 3*lease; time.Sleep(time.Minute) {
@@ -191,66 +190,66 @@ func TestUnevenRenewalsAfterReset(t *testing.T) {
 	})
 }
 
-// Of a peer that has renewed already a node may know before it renews itself: that mIT remembers such
-// a one does not show that it remembers anybody from before.
+// After a reset a node may learn the new entry of a peer before it renews itself. That the registry has
+// this entry does not show that it kept its data.
 func TestPeerLearnedAfterReset(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startVerified(t, 5)
 		n, peer := w.Nodes[0], w.Nodes[1]
-		time.Sleep(time.Minute) // all are quiet
+		time.Sleep(time.Minute) // triggered renewals have ended
 		w.ResetRegistry()
 		renewUnnoticed(t, w, n, peer)
-		w.Network.Fault(n.Host, peer.Host, clustertest.FirstN(2, clustertest.Refuse)) // so that n learns mIT's entry
+		w.Network.Fault(n.Host, peer.Host, clustertest.FirstN(2, clustertest.Refuse)) // so that n learns the entry of the registry
 		if res := rpc(t, n, cluster.Request{Path: "/things"}); len(res.Results) != 4 {
 			t.Fatalf("%v", failures(res))
 		}
-		reportDeparture(t, w, n, n.ID) // so that it renews at once
+		reportDeparture(t, w, n, n.ID) // triggers a renewal
 		synctest.Wait()
 		if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-2"}) {
-			t.Errorf("mIT lists %q", got)
+			t.Errorf("the registry lists %q", got)
 		}
 		wantView(t, n, "node-1", "node-2", "node-3", "node-4", "node-5")
 	})
 }
 
-// Whom an mIT that lost its memory does not list is kept by those who knew it, but not spread; if it
-// is dead, the first call that asks it has it evicted.
+// A node that retains a peer after a reset does not announce it to others. If the peer is dead, the first
+// call evicts it.
 func TestRetainedPeersAreNotAnnounced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
-		time.Sleep(time.Hour) // all have renewed, and know each other from mIT
+		time.Sleep(time.Hour) // all have renewed, and have each other from the registry
 		n, other, dead := w.Nodes[0], w.Nodes[1], w.Nodes[2]
 		dead.Kill()
 		reportDeparture(t, w, other, dead.ID)
 		w.ResetRegistry()
-		reportDeparture(t, w, n, n.ID) // so that it renews at once
+		reportDeparture(t, w, n, n.ID) // triggers a renewal
 		synctest.Wait()
 		wantView(t, n, "node-1", "node-2", "node-3")
 		wantView(t, other, "node-1", "node-2")
 		if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-1"}) {
-			t.Errorf("mIT lists %q", got)
+			t.Errorf("the registry lists %q", got)
 		}
 		if o := singleFailure(t, rpc(t, n, cluster.Request{Path: "/things"})); o.Server.ServerID != dead.ID || !o.Evicted {
-			t.Errorf("%s: evicted %t, spared %v", o.Server.ServerID, o.Evicted, o.EvictionSkipped)
+			t.Errorf("%s: evicted %t, skipped: %v", o.Server.ServerID, o.Evicted, o.EvictionSkipped)
 		}
 		wantView(t, n, "node-1", "node-2")
 	})
 }
 
-// An mIT that seems to forget everybody all the time is believed a lease later.
+// Retained peers expire after a lease, even if the registry seems to be reset at each renewal.
 func TestRetainedPeersExpire(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3, clustertest.WithStore(recreatingStore{mit.NewMemory()}),
 			clustertest.WithOptions(cluster.WithEviction(cluster.Eviction{Disabled: true})))
 		time.Sleep(time.Hour)
 		w.Nodes[2].Kill()
-		time.Sleep(4 * time.Hour) // its lease and the grace, and two renewals of the others
+		time.Sleep(4 * time.Hour) // the lease and the grace period of the dead node, and two renewals of the others
 		wantView(t, w.Nodes[0], "node-1", "node-2")
 		wantView(t, w.Nodes[1], "node-1", "node-2")
 	})
 }
 
-// An mIT that forgot this node, but not the others, is right about them.
+// A registry that lost only the entry of this node was not reset, so other missing peers are not retained.
 func TestOnlyOwnEntryLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := mit.NewMemory()
@@ -258,23 +257,23 @@ func TestOnlyOwnEntryLost(t *testing.T) {
 		time.Sleep(time.Hour)
 		n, dead := w.Nodes[0], w.Nodes[3]
 		dead.Kill()
-		for _, forgotten := range []*clustertest.Node{n, dead} {
-			if err := store.Delete(t.Context(), mit.ResourceID("mds"), forgotten.ID); err != nil {
+		for _, deleted := range []*clustertest.Node{n, dead} {
+			if err := store.Delete(t.Context(), mit.ResourceID("mds"), deleted.ID); err != nil {
 				t.Fatal(err)
 			}
 		}
-		reportDeparture(t, w, n, n.ID) // so that it renews at once
+		reportDeparture(t, w, n, n.ID) // triggers a renewal
 		synctest.Wait()
 		wantView(t, n, "node-1", "node-2", "node-3")
 	})
 }
 
-// A newborn is a store that makes every entry anew whenever it is renewed.
+// A recreatingStore creates the entry of a server again at each renewal.
 type recreatingStore struct{ *mit.Memory }
 
-func (s recreatingStore) Put(ctx context.Context, reg mit.Registration, life time.Duration) (mit.Resource, error) {
+func (s recreatingStore) Put(ctx context.Context, reg mit.Registration, ttl time.Duration) (mit.Resource, error) {
 	if err := s.Delete(ctx, mit.ResourceID(reg.Type), reg.ServerID); err != nil {
 		return mit.Resource{}, err
 	}
-	return s.Memory.Put(ctx, reg, life)
+	return s.Memory.Put(ctx, reg, ttl)
 }

@@ -292,7 +292,7 @@ func TestInvalidRequests(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := clustertest.Start(t, 2)
-				seen := recordRequests(w)
+				requests := recordRequests(w)
 				start := time.Now()
 				res, err := w.Nodes[0].RPCluster(t.Context(), req)
 				if err == nil || res != nil || !errors.Is(err, cluster.ErrInvalidRequest) {
@@ -301,7 +301,7 @@ func TestInvalidRequests(t *testing.T) {
 				if took := time.Since(start); took != 0 {
 					t.Errorf("took %v", took)
 				}
-				if all := seen.sentBy(w.Nodes[0]); len(all) != 0 {
+				if all := requests.sentBy(w.Nodes[0]); len(all) != 0 {
 					t.Errorf("%d requests were made", len(all))
 				}
 			})
@@ -425,7 +425,7 @@ func TestCallWithoutPeers(t *testing.T) {
 					cfg.Management = !errors.Is(tt.want, cluster.ErrManagementOff)
 				}))
 				n := tt.node(w)
-				seen := recordRequests(w)
+				requests := recordRequests(w)
 				res, err := n.RPCluster(t.Context(), cluster.Request{Path: "/things"})
 				if !errors.Is(err, tt.want) {
 					t.Errorf("got error %v, want %v", err, tt.want)
@@ -440,7 +440,7 @@ func TestCallWithoutPeers(t *testing.T) {
 				case tt.want != nil && (len(streamed) != 1 || !errors.Is(streamed[0].Err, tt.want) || streamed[0].Server.ServerID != ""):
 					t.Errorf("streamed %v, want the error as the one outcome", streamed)
 				}
-				if all := seen.sentBy(n); len(all) != 0 {
+				if all := requests.sentBy(n); len(all) != 0 {
 					t.Errorf("%d requests were made", len(all))
 				}
 			})
@@ -501,7 +501,7 @@ func TestFaultsOfOnePeer(t *testing.T) {
 					clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxResponseBytes = 1 << 20 }))
 				from, to := w.Nodes[0], w.Nodes[2]
 				rpc(t, from, cluster.Request{Path: "/things"}) // so that there are tokens
-				seen := recordRequests(w)
+				requests := recordRequests(w)
 				w.Network.Fault(from.Host, to.Host, tt.fault)
 				start := time.Now()
 				res := rpc(t, from, cluster.Request{Method: tt.method, Path: "/things"})
@@ -518,9 +518,9 @@ func TestFaultsOfOnePeer(t *testing.T) {
 				}
 				wantOneOutcomeEach(t, res, w.Nodes[1:])
 				if got.Kind != tt.kind || got.Attempts != tt.attempts || got.Duration != tt.took || got.Evicted != tt.evicted || got.EvictionSkipped != nil {
-					t.Errorf("got kind %q, %d attempts, %v, evicted %t, spared %v, want %+v", got.Kind, got.Attempts, got.Duration, got.Evicted, got.EvictionSkipped, tt)
+					t.Errorf("got kind %q, %d attempts, %v, evicted %t, skipped: %v, want %+v", got.Kind, got.Attempts, got.Duration, got.Evicted, got.EvictionSkipped, tt)
 				}
-				if n := len(seen.matching(tt.method, from.Host, to.Host)); n != tt.attempts {
+				if n := len(requests.matching(tt.method, from.Host, to.Host)); n != tt.attempts {
 					t.Errorf("%d requests to it, and %d attempts", n, tt.attempts)
 				}
 				if (got.Err == nil) != (tt.kind == cluster.KindOK) || (got.Body == nil) != (got.Err != nil) || !isKind(got.Err, tt.kind) {
@@ -680,7 +680,7 @@ func TestCallEndsBeforeItsPeersAnswer(t *testing.T) {
 				}
 				for _, o := range res.Failures {
 					if o.Kind != cluster.KindCanceled || !errors.Is(o.Err, tt.want) || o.Evicted || o.EvictionSkipped != nil || o.Duration != time.Second {
-						t.Errorf("%s: %s, %v, evicted %t, spared %v after %v", o.Server.ServerID, o.Kind, o.Err, o.Evicted, o.EvictionSkipped, o.Duration)
+						t.Errorf("%s: %s, %v, evicted %t, skipped: %v after %v", o.Server.ServerID, o.Kind, o.Err, o.Evicted, o.EvictionSkipped, o.Duration)
 					}
 				}
 			})
@@ -1016,7 +1016,7 @@ func TestCustomer(t *testing.T) {
 				n.Reply(w, r, claims.Type+" token of "+claims.SubType+" for "+claims.Customer)
 			}))
 		}))
-		seen := recordRequests(w)
+		requests := recordRequests(w)
 		for _, customer := range []string{"", "acme", "acme", "other", ""} {
 			got, err := cluster.Decode[string](rpc(t, w.Nodes[0], cluster.Request{Path: "/things", Customer: customer}))
 			want := "cluster token of mds for " + customer
@@ -1024,7 +1024,7 @@ func TestCustomer(t *testing.T) {
 				t.Errorf("%v (-want +got):\n%s", err, diff)
 			}
 		}
-		if fetched := len(seen.matching("POST", w.Nodes[0].Host, clustertest.TokenHost)); fetched != 3 {
+		if fetched := len(requests.matching("POST", w.Nodes[0].Host, clustertest.TokenHost)); fetched != 3 {
 			t.Errorf("%d tokens were fetched for nobody and two customers", fetched)
 		}
 	})

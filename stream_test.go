@@ -15,7 +15,7 @@ import (
 )
 
 func TestStream(t *testing.T) {
-	t.Run("as they arrive, suspects last", func(t *testing.T) {
+	t.Run("outcomes come as they arrive, suspects last", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := clustertest.Start(t, 6)
 			n := w.Nodes[0]
@@ -31,7 +31,7 @@ func TestStream(t *testing.T) {
 			start := time.Now()
 			for o := range n.Stream(t.Context(), cluster.Request{Path: "/things"}) {
 				got = append(got, arrival{o.Server.ServerID, time.Since(start)})
-				if gone := o.Server.ServerID == "node-3"; gone != o.Evicted {
+				if dead := o.Server.ServerID == "node-3"; dead != o.Evicted {
 					t.Errorf("%s: evicted %t", o.Server.ServerID, o.Evicted)
 				}
 			}
@@ -41,7 +41,7 @@ func TestStream(t *testing.T) {
 			}
 		})
 	})
-	t.Run("breaking off ends the rest", func(t *testing.T) {
+	t.Run("a break cancels the other requests", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := clustertest.Start(t, 6)
 			n := w.Nodes[0]
@@ -49,7 +49,7 @@ func TestStream(t *testing.T) {
 			for _, peer := range w.Nodes[2:] {
 				w.Network.Fault(n.Host, peer.Host, clustertest.Hang)
 			}
-			seen := recordRequests(w)
+			requests := recordRequests(w)
 			start := time.Now()
 			for o := range n.Stream(t.Context(), cluster.Request{Path: "/things"}) {
 				if o.Server.ServerID != "node-2" {
@@ -60,45 +60,45 @@ func TestStream(t *testing.T) {
 			if took := time.Since(start); took != time.Second {
 				t.Errorf("took %v", took)
 			}
-			over := 0 // by now, without waiting for anything: so no goroutine is left
-			for _, x := range seen.matching("GET", n.Host, clustertest.Any) {
+			canceled := 0 // already now: the break waits for its requests
+			for _, x := range requests.matching("GET", n.Host, clustertest.Any) {
 				if x.To != w.Nodes[1].Host {
-					over++
+					canceled++
 					if !errors.Is(x.Err, context.Canceled) {
 						t.Errorf("the request to %s ended with %v", x.To, x.Err)
 					}
 				}
 			}
-			if over != 4 {
-				t.Errorf("%d of 4 hanging requests are over", over)
+			if canceled != 4 {
+				t.Errorf("%d of 4 silent requests are canceled", canceled)
 			}
 			time.Sleep(time.Minute)
 			if len(n.Servers()) != 6 {
-				t.Error("peers were evicted for a call that was broken off")
+				t.Error("peers of a canceled call were evicted")
 			}
 		})
 	})
-	t.Run("of a request that is wrong", func(t *testing.T) {
+	t.Run("an invalid request", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := clustertest.Start(t, 3)
-			seen := recordRequests(w)
+			requests := recordRequests(w)
 			got := slices.Collect(w.Nodes[0].Stream(t.Context(), cluster.Request{Path: "things"}))
 			if len(got) != 1 || got[0].Err == nil || got[0].Kind != cluster.KindInvalid || got[0].Server.ServerID != "" {
 				t.Errorf("got %+v", got)
 			}
-			if all := seen.sentBy(w.Nodes[0]); len(all) != 0 {
+			if all := requests.sentBy(w.Nodes[0]); len(all) != 0 {
 				t.Errorf("%d requests were made", len(all))
 			}
 		})
 	})
-	t.Run("again and again", func(t *testing.T) { // a sequence may be ranged over more than once
+	t.Run("a sequence can be used twice", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := clustertest.Start(t, 3)
 			seq := w.Nodes[0].Stream(t.Context(), cluster.Request{Path: "/things"})
 			w.Join()
 			for range 2 {
 				if got := len(slices.Collect(seq)); got != 3 {
-					t.Errorf("%d outcomes, want those of the peers there are when it is ranged over", got)
+					t.Errorf("%d outcomes, want those of the current peers", got)
 				}
 			}
 		})
@@ -112,17 +112,17 @@ func TestStreamWithMinResults(t *testing.T) {
 		for _, peer := range w.Nodes[3:] {
 			w.Network.Fault(n.Host, peer.Host, clustertest.Hang)
 		}
-		var results, given int
+		var results, canceled int
 		for o := range n.Stream(t.Context(), cluster.Request{Path: "/things", MinResults: 2}) {
 			switch {
 			case o.Err == nil:
 				results++
 			case errors.Is(o.Err, cluster.ErrEnoughResults):
-				given++
+				canceled++
 			}
 		}
-		if results != 2 || given != 3 {
-			t.Errorf("%d results, %d given up", results, given)
+		if results != 2 || canceled != 3 {
+			t.Errorf("%d results, %d canceled", results, canceled)
 		}
 	})
 }
