@@ -1,0 +1,5 @@
+//go:build !linux
+
+package proctest
+
+func goCommandParent(int) int { return 0 }
