@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/xml"
 	"errors"
@@ -13,13 +14,18 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/mimiktech/cluster/internal/proctest"
 )
 
-// TestMain is also the stub cluster and the contestants: the driver starts its own binary again.
+// roleVariable makes the test binary run the benchmark with its arguments.
+const roleVariable = "BENCH_RUN"
+
+// TestMain also runs the roles in which the driver starts its own binary.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && (os.Args[1] == "stub" || os.Args[1] == "contestant") {
+	if os.Getenv(roleVariable) != "" || len(os.Args) > 1 && (os.Args[1] == stubRole || os.Args[1] == contestantRole) {
 		if err := run(os.Args[1:]); err != nil {
-			say("%v", err)
+			logf("%v", err)
 			os.Exit(1)
 		}
 		os.Exit(0)
@@ -27,137 +33,136 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-func newLab(t *testing.T, p plan) *lab {
+func startHarness(t *testing.T, o options) *harness {
 	t.Helper()
-	l, err := open(t.Context(), p, t.Logf)
+	h, err := newHarness(t.Context(), o, t.Logf)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(l.close)
-	if why, absent := l.absent[npmName]; absent && os.Getenv("INTEROP") == "require" {
-		t.Fatalf("no npm module: %s", why)
+	t.Cleanup(h.close)
+	if reason, absent := h.absent[npmName]; absent && os.Getenv("INTEROP") == "require" {
+		t.Fatalf("no npm module: %s", reason)
 	}
-	return l
+	return h
 }
 
-// How long anything takes is nobody's business here: only that everybody asked every peer.
-func TestEverybodyAsksEverybody(t *testing.T) {
-	l := newLab(t, plan{
-		Names: everybody(), Peers: []int{10}, Callers: []int{1, 3}, Rounds: 2, Time: 20 * time.Millisecond,
+// The times are not checked, only that each contestant called every peer.
+func TestContestantsCallEveryPeer(t *testing.T) {
+	h := startHarness(t, options{
+		Names: allContestants(), Peers: []int{10}, Callers: []int{1, 3}, Rounds: 2, Time: 20 * time.Millisecond,
 		Size: 10, Timeout: 10 * time.Second, NPM: "../interop/npm",
 	})
-	text, err := l.calls(t.Context())
+	text, err := h.calls(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := 2 * len(l.Names); len(l.all) != want {
-		t.Errorf("%d cells, want %d", len(l.all), want)
+	if want := 2 * len(h.Names); len(h.results) != want {
+		t.Errorf("%d results, want %d", len(h.results), want)
 	}
-	for _, c := range l.all {
-		if len(c.Rounds) != 2 {
-			t.Errorf("%s has %d rounds, want 2", c.Name, len(c.Rounds))
+	for _, r := range h.results {
+		if len(r.Rounds) != 2 {
+			t.Errorf("%s has %d rounds, want 2", r.Name, len(r.Rounds))
 		}
-		for _, r := range c.Rounds {
-			if r.Calls < c.Callers || r.Results != r.Calls*c.Peers || r.Failures != 0 {
-				t.Errorf("%s, %d peers, %d callers: %d results and %d failures in %d calls", c.Name, c.Peers, c.Callers, r.Results, r.Failures, r.Calls)
+		for _, round := range r.Rounds {
+			if round.Calls < r.Callers || round.Results != round.Calls*r.Peers || round.Failures != 0 {
+				t.Errorf("%s, %d peers, %d callers: %d results and %d failures in %d calls", r.Name, r.Peers, r.Callers, round.Results, round.Failures, round.Calls)
 			}
-			if r.CPU <= 0 || r.P50 <= 0 || r.P99 < r.P50 || r.Peak < 1<<20 {
-				t.Errorf("%s: measured %+v", c.Name, r)
+			if round.CPU <= 0 || round.P50 <= 0 || round.P99 < round.P50 || round.Peak < 1<<20 {
+				t.Errorf("%s: measured %+v", r.Name, round)
 			}
 		}
 	}
-	var had counts
-	if err := l.stub.do("counts", nil, &had); err != nil {
+	var n requestCounts
+	if err := h.stub.do("counts", nil, &n); err != nil {
 		t.Fatal(err)
 	}
-	if had.Unauthorized != 0 || had.Broken != 0 {
-		t.Errorf("%d requests without their token, %d given up", had.Unauthorized, had.Broken)
+	if n.Unauthorized != 0 || n.Canceled != 0 {
+		t.Errorf("%d requests without the token, %d canceled", n.Unauthorized, n.Canceled)
 	}
-	for _, name := range l.Names {
+	for _, name := range h.Names {
 		if strings.Count(text, "| "+name+" |") != 2 {
-			t.Errorf("not two lines about %s in\n%s", name, text)
+			t.Errorf("want two rows of %s in\n%s", name, text)
 		}
 	}
-	marks := 4 // calls and CPU in relation to the yardstick, at two numbers of callers
-	if slices.Contains(l.Names, npmName) {
-		marks = 8
+	targets := 4 // calls/s and CPU relative to the baseline, for two numbers of callers
+	if slices.Contains(h.Names, npmName) {
+		targets = 8
 	}
-	if len(l.marks) != marks {
-		t.Errorf("%d marks, want %d:\n%s", len(l.marks), marks, l.verdict())
+	if len(h.targets) != targets {
+		t.Errorf("%d targets, want %d:\n%s", len(h.targets), targets, h.report())
 	}
 }
 
-func TestMarks(t *testing.T) {
-	l := &lab{all: []cell{
+func TestTargets(t *testing.T) {
+	h := &harness{results: []result{
 		{Name: ours, Peers: 10, Callers: 1, Rounds: []round{{Calls: 10, Took: time.Second, CPU: 3 * time.Second}, {Calls: 30, Took: time.Second, CPU: time.Second}}},
-		{Name: yardstick, Peers: 10, Callers: 1, Rounds: []round{{Calls: 20, Took: time.Second, CPU: time.Second}, {Calls: 10, Took: time.Second, CPU: time.Second}}},
+		{Name: baseline, Peers: 10, Callers: 1, Rounds: []round{{Calls: 20, Took: time.Second, CPU: time.Second}, {Calls: 10, Took: time.Second, CPU: time.Second}}},
 	}}
-	l.markCalls()
-	l.atMost("a third", "ms", 3.5, 3)
-	want := []mark{
-		{"10 peers, 1 callers: calls/s, in relation to loop", "≥ ×1.00", "×1.75 (×0.50 to ×3.00)", true},
-		{"10 peers, 1 callers: CPU, in relation to loop", "≤ ×1.00", "×3.17 (×0.33 to ×6.00)", false},
-		{"a third", "≤ 3 ms", "3.50 ms", false},
+	h.checkCalls()
+	h.checkAtMost("absolute", "ms", 3.5, 3)
+	want := []target{
+		{"10 peers, 1 caller: calls/s relative to loop", "≥ ×1.00", "×1.75 (×0.50 to ×3.00)", true},
+		{"10 peers, 1 caller: CPU relative to loop", "≤ ×1.00", "×3.17 (×0.33 to ×6.00)", false},
+		{"absolute", "≤ 3 ms", "3.50 ms", false},
 	}
-	if !slices.Equal(l.marks, want) {
-		t.Errorf("marks %v, want %v", l.marks, want)
+	if !slices.Equal(h.targets, want) {
+		t.Errorf("targets %v, want %v", h.targets, want)
 	}
 }
 
-// What is added is the difference of two that do ask everybody, without a network.
-func TestAdded(t *testing.T) {
-	l := newLab(t, plan{Names: []string{ours}, Peers: []int{20}, Rounds: 1, Time: 10 * time.Millisecond, Size: 10, Timeout: 10 * time.Second})
-	text, err := l.added(t.Context())
+func TestOverheadIsMeasuredWithoutNetwork(t *testing.T) {
+	h := startHarness(t, options{Names: []string{ours}, Peers: []int{20}, Rounds: 1, Time: 10 * time.Millisecond, Size: 10, Timeout: 10 * time.Second})
+	text, err := h.overhead(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(l.marks) != 3 || strings.Count(text, "\n| 20 |") != 3 {
-		t.Errorf("%d marks, and\n%s", len(l.marks), text)
+	if len(h.targets) != 3 || strings.Count(text, "\n| 20 |") != 3 {
+		t.Errorf("%d targets and\n%s", len(h.targets), text)
 	}
-	var had counts
-	if err := l.stub.do("counts", nil, &had); err != nil {
+	var n requestCounts
+	if err := h.stub.do("counts", nil, &n); err != nil {
 		t.Fatal(err)
 	}
-	if had.Things != 0 || had.Others != 0 {
-		t.Errorf("%d requests went to peers over the network", had.Things+had.Others)
+	if n.Things != 0 || n.Others != 0 {
+		t.Errorf("peers received %d requests", n.Things+n.Others)
 	}
 }
 
-func TestFirstCall(t *testing.T) {
-	l := newLab(t, plan{Names: []string{ours}, Peers: []int{20}, Rounds: 1, Timeout: 10 * time.Second})
-	if _, err := l.start(t.Context()); err != nil {
+func TestFirstCallNeedsTwoTokens(t *testing.T) {
+	h := startHarness(t, options{Names: []string{ours}, Peers: []int{20}, Rounds: 1, Timeout: 10 * time.Second})
+	if _, err := h.start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if len(l.marks) != 1 || !l.marks[0].Met {
-		t.Errorf("not two tokens: %v", l.marks)
+	if len(h.targets) != 1 || !h.targets[0].Met {
+		t.Errorf("want one met target: %v", h.targets)
 	}
 }
 
-func TestBurst(t *testing.T) {
-	l := newLab(t, plan{Names: []string{ours, yardstick}, Peers: []int{20, 1000}, Rounds: 1, Time: time.Hour, Timeout: 10 * time.Second})
-	text, err := l.burst(t.Context())
+func TestBurstHasNoMissingResults(t *testing.T) {
+	h := startHarness(t, options{Names: []string{ours, baseline}, Peers: []int{20, 1000}, Rounds: 1, Time: time.Hour, Timeout: 10 * time.Second})
+	text, err := h.burst(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if strings.Count(text, "\n| 20 | 8 |") != 2 || strings.Count(text, "\n| 1000 | 8 |") != 2 || strings.Contains(text, "without a result") || len(l.marks) != 1 {
-		t.Errorf("%d marks, and\n%s", len(l.marks), text)
+	if strings.Count(text, "\n| 20 | 8 |") != 2 || strings.Count(text, "\n| 1000 | 8 |") != 2 || strings.Contains(text, "missing") || len(h.targets) != 1 {
+		t.Errorf("%d targets and\n%s", len(h.targets), text)
 	}
 }
 
-func TestTail(t *testing.T) {
-	l := newLab(t, plan{Names: []string{ours, yardstick}, Rounds: 1, Time: 100 * time.Millisecond, Timeout: 10 * time.Second})
-	text, err := l.tail(t.Context())
+func TestTailHasNoMissingResults(t *testing.T) {
+	h := startHarness(t, options{Names: []string{ours, baseline}, Rounds: 1, Time: 100 * time.Millisecond, Timeout: 10 * time.Second})
+	text, err := h.tail(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if strings.Count(text, "\n| 10 | 1 |") != 3 || strings.Contains(text, "without a result") {
+	if strings.Count(text, "\n| 10 | 1 |") != 3 || strings.Contains(text, "missing") {
 		t.Error(text)
 	}
 }
 
-func TestJoin(t *testing.T) {
-	l := &lab{plan: plan{Rounds: 1}, log: t.Logf}
-	text, err := l.join(t.Context())
+func TestJoinMeasuresAllSystems(t *testing.T) {
+	h := &harness{options: options{Rounds: 1}, log: t.Logf}
+	text, err := h.join(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -167,82 +172,123 @@ func TestJoin(t *testing.T) {
 }
 
 func TestPlot(t *testing.T) {
-	var cells []cell
-	var days []badDay
+	var results []result
+	var scenarioResults []scenarioResult
 	for _, name := range plotted() {
 		for _, peers := range []int{10, 100} {
 			for _, callers := range []int{8, 1} {
-				cells = append(cells, cell{name, peers, callers, []round{{Calls: callers, Took: time.Second, CPU: time.Second, P50: time.Second}}})
+				results = append(results, result{name, peers, callers, []round{{Calls: callers, Took: time.Second, CPU: time.Second, P50: time.Second}}})
 			}
 		}
 		for _, s := range scenarios() {
-			days = append(days, badDay{Name: name, Scenario: s, First: []single{{Took: time.Second}}, Next: []single{{Took: time.Second}}})
+			scenarioResults = append(scenarioResults, scenarioResult{
+				Name: name, Scenario: s, First: []callResult{{Took: time.Second}}, Next: []callResult{{Took: time.Second}},
+			})
 		}
 	}
 	for _, tt := range []struct {
-		cells []cell
-		days  []badDay
-		lines int
-	}{{cells, days, 4 + 4}, {cells, nil, 4}, {nil, days, 4}, {nil, nil, 0}} {
-		picture, err := draw(tt.cells, tt.days)
+		results         []result
+		scenarioResults []scenarioResult
+		lines           int
+	}{{results, scenarioResults, 4 + 4}, {results, nil, 4}, {nil, scenarioResults, 4}, {nil, nil, 0}} {
+		svg, err := draw(tt.results, tt.scenarioResults)
 		if err != nil {
 			t.Fatal(err)
 		}
-		marks := make(map[string]int)
-		for d := xml.NewDecoder(strings.NewReader(picture)); ; {
+		elements := make(map[string]int)
+		for d := xml.NewDecoder(strings.NewReader(svg)); ; {
 			token, err := d.Token()
 			if errors.Is(err, io.EOF) {
 				break
 			}
 			if err != nil {
-				t.Fatalf("%v in\n%s", err, picture)
+				t.Fatalf("%v in\n%s", err, svg)
 			}
 			if e, ok := token.(xml.StartElement); ok {
-				marks[e.Name.Local]++
+				elements[e.Name.Local]++
 			}
 		}
-		// In each line a circle for two, a diamond for the third, as in the legend; and one rect is the ground.
-		if marks["circle"] != 2*(tt.lines+1) || marks["rect"] != tt.lines+2 {
-			t.Errorf("%d circles and %d rects for %d lines in\n%s", marks["circle"], marks["rect"], tt.lines, picture)
+		// Two circles and a rotated rect for each line and for the legend, and one rect as the background.
+		if elements["circle"] != 2*(tt.lines+1) || elements["rect"] != tt.lines+2 {
+			t.Errorf("%d circles and %d rects for %d lines in\n%s", elements["circle"], elements["rect"], tt.lines, svg)
 		}
 	}
 }
 
-func TestBadDays(t *testing.T) {
-	l := newLab(t, plan{Names: []string{ours, yardstick}, Rounds: 1, Size: 10, Timeout: 10 * time.Second})
-	days, err := l.badDays(t.Context(), func(s scenario) bool { return s.Then.Dead == 1 })
+func TestFailureScenarios(t *testing.T) {
+	h := startHarness(t, options{Names: []string{ours, baseline}, Rounds: 1, Size: 10, Timeout: 10 * time.Second})
+	results, err := h.measureScenarios(t.Context(), func(s scenario) bool { return s.Dead == 1 })
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, d := range days {
-		first, then := d.First[0], d.Scenario.Then
-		if first.Results != then.Peers-then.Dead || first.Failures != then.Dead {
-			t.Errorf("%s, %s: %d results and %d failures", d.Scenario.What, d.Name, first.Results, first.Failures)
+	for _, r := range results {
+		first, s := r.First[0], r.Scenario
+		if first.Results != s.Peers-s.Dead || first.Failures != s.Dead {
+			t.Errorf("%s, %s: %d results and %d failures", s.Name, r.Name, first.Results, first.Failures)
 		}
 		evicted, deletes := 0, int64(0)
-		if d.Name != yardstick {
-			deletes = int64(then.Dead)
-			if !then.Down {
-				evicted = then.Dead
+		if r.Name != baseline {
+			deletes = int64(s.Dead)
+			if !s.RegistryDown {
+				evicted = s.Dead
 			}
 		}
-		if d.Cost[0].Deletes != deletes {
-			t.Errorf("%s, %s: mIT was asked for %d deletes, want %d", d.Scenario.What, d.Name, d.Cost[0].Deletes, deletes)
+		if r.Cost[0].Deletes != deletes {
+			t.Errorf("%s, %s: the registry received %d deletes, want %d", s.Name, r.Name, r.Cost[0].Deletes, deletes)
 		}
-		if next := d.Next[0]; next.Results != then.Peers-then.Dead || next.Failures != then.Dead-evicted {
-			t.Errorf("%s, %s: then %d results and %d failures", d.Scenario.What, d.Name, next.Results, next.Failures)
+		if next := r.Next[0]; next.Results != s.Peers-s.Dead || next.Failures != s.Dead-evicted {
+			t.Errorf("%s, %s: the next call has %d results and %d failures", s.Name, r.Name, next.Results, next.Failures)
 		}
 	}
-	if text := badTable(days); strings.Count(text, "| "+streaming+" |") != 2 {
-		t.Errorf("not two lines about %s in\n%s", streaming, text)
+	if text := failuresTable(results); strings.Count(text, "| "+streaming+" |") != 2 {
+		t.Errorf("want two rows of %s in\n%s", streaming, text)
 	}
 }
 
-// Who started them may be killed: nobody stays behind.
-func TestProcessesEndWithTheirStandardInput(t *testing.T) {
+// The go command, or a shell, is between the driver and the process that is killed.
+func TestDriverEndsWithItsParent(t *testing.T) {
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"-c", `"$0" "$@" & wait`, self, "-contestants", baseline, "-peers", "10", "-callers", "1", "-time", "10m"}
+	shell := exec.CommandContext(ctx, "sh", args...)
+	shell.Env = append(os.Environ(), roleVariable+"=yes")
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	shell.Stdout, shell.Stderr = w, w
+	proctest.Isolate(shell)
+	if err := shell.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = shell.Cancel() }() // kills the driver, too, if it has not ended
+	w.Close()
+	if err := r.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	out := bufio.NewReader(r)
+	if line, err := out.ReadString('\n'); line != "10 peers, 1 caller\n" {
+		t.Errorf("the driver printed %q, %v", line, err)
+	}
+	if err := shell.Process.Kill(); err != nil {
+		t.Error(err)
+	}
+	_ = shell.Wait() // "signal: killed"
+	rest, err := io.ReadAll(out)
+	if !strings.Contains(string(rest), proctest.ErrParentEnded.Error()) || err != nil {
+		t.Errorf("after its parent was killed the driver printed %q, %v", rest, err)
+	}
+}
+
+func TestRolesEndWithTheirStandardInput(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	for _, role := range [][]string{{"stub"}, {"contestant", yardstick}} {
+	for _, role := range [][]string{{stubRole}, {contestantRole, baseline}} {
 		self, err := os.Executable()
 		if err != nil {
 			t.Fatal(err)
@@ -268,14 +314,14 @@ func TestProcessesEndWithTheirStandardInput(t *testing.T) {
 	}
 }
 
-func TestMiddle(t *testing.T) {
+func TestMedian(t *testing.T) {
 	for _, tt := range []struct {
 		values []float64
 		want   float64
 	}{{nil, 0}, {[]float64{3}, 3}, {[]float64{3, 1}, 2}, {[]float64{9, 1, 2}, 2}, {[]float64{4, 1, 3, 2}, 2.5}} {
 		before := slices.Clone(tt.values)
-		if got := middle(tt.values); got != tt.want || !slices.Equal(before, tt.values) {
-			t.Errorf("middle(%v) = %v, want %v; it is %v after", before, got, tt.want, tt.values)
+		if got := median(tt.values); got != tt.want || !slices.Equal(before, tt.values) {
+			t.Errorf("median(%v) = %v, want %v; it is %v after", before, got, tt.want, tt.values)
 		}
 	}
 }

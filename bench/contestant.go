@@ -25,164 +25,171 @@ import (
 	"github.com/mimiktech/cluster"
 )
 
-// A fanout asks all peers of the place it was made for.
-type fanout interface {
-	// call asks each of them once.
-	call(ctx context.Context) (tally, error)
-	// close closes its connections, too.
+// A contestant calls all peers of the endpoints for which it was made.
+type contestant interface {
+	// call sends one request to each peer.
+	call(ctx context.Context) (counts, error)
+	// close also closes the connections.
 	close()
 }
 
-// A streamer tells also of each peer as it answers: when the first did, and when the last that did well.
+// A streamer is a contestant that yields outcomes as they arrive. It returns the times of the first
+// outcome and of the last result.
 type streamer interface {
-	stream(ctx context.Context) (t tally, first, good time.Duration)
+	stream(ctx context.Context) (c counts, first, last time.Duration)
 }
 
-// A tally is what became of the peers that were asked.
-type tally struct{ Results, Failures int }
+// counts are the outcomes of calls.
+type counts struct{ Results, Failures int }
 
-func (t *tally) add(o tally) {
-	t.Results += o.Results
-	t.Failures += o.Failures
+func (c *counts) add(o counts) {
+	c.Results += o.Results
+	c.Failures += o.Failures
 }
 
-// A task is a round of calls.
+// A task describes a round of calls.
 type task struct {
-	Callers int           // how many calls are under way at once
-	For     time.Duration // no call begins later
-	Cold    bool          // nothing goes before it
-	Profile string        // where to put profiles of it, "" for none
+	Callers int           // concurrent calls
+	Time    time.Duration // no call starts later than this after the start
+	Cold    bool          // without a warm-up
+	Profile string        // prefix of the files for profiles, "" for none
 }
 
-// A round is what came of a task. It is about this process alone.
+// A round is the result of a task. All values are those of the contestant's process alone.
 type round struct {
-	tally
+	counts
 	Calls         int
 	Took          time.Duration
 	P50, P99      time.Duration // of a call
 	CPU           time.Duration
-	Allocs, Bytes uint64 // allocated; 0 if nobody counts
-	Peak          int64  // the most memory that it had since it met its peers, in bytes
+	Allocs, Bytes uint64 // allocated; 0 if unknown
+	Peak          int64  // maximum memory since the contestant connected, in bytes
 }
 
-// A single is one call.
-type single struct {
-	tally
+// A callResult is the result of one call.
+type callResult struct {
+	counts
 	Took        time.Duration
-	First, Good time.Duration // until the first outcome, and the last good one, if it streams
+	First, Last time.Duration // time of the first outcome and of the last result; streams only
 }
 
-// makers make the contestants that are Go.
-func makers() map[string]func(context.Context, place) (fanout, error) {
+// constructors returns the contestants that are written in Go.
+func constructors() map[string]func(context.Context, endpoints) (contestant, error) {
 	things := cluster.Request{Path: "/things"}
-	return map[string]func(context.Context, place) (fanout, error){
-		ours:             newMember(things),
-		hedged:           newMember(cluster.Request{Path: things.Path, HedgeAfter: 20 * time.Millisecond}),
-		yardstick:        newLoop(loop{}, tuned, plainGetter),
-		bounded:          newLoop(loop{places: semaphore.NewWeighted(256)}, tuned, plainGetter),
-		defaultTransport: newLoop(loop{}, untuned, plainGetter),
-		"retryablehttp":  newLoop(loop{}, tuned, retryableGetter),
-		"resty":          newLoop(loop{}, tuned, restyGetter),
-		"failsafe":       newLoop(loop{}, tuned, failsafeGetter),
-		bareName:         newBare,
+	return map[string]func(context.Context, endpoints) (contestant, error){
+		ours:             nodeConstructor(things),
+		hedged:           nodeConstructor(cluster.Request{Path: things.Path, HedgeAfter: 20 * time.Millisecond}),
+		baseline:         loopConstructor(loop{}, tunedTransport, plainGetter),
+		bounded:          loopConstructor(loop{sem: semaphore.NewWeighted(256)}, tunedTransport, plainGetter),
+		defaultTransport: loopConstructor(loop{}, cloneDefaultTransport, plainGetter),
+		"retryablehttp":  loopConstructor(loop{}, tunedTransport, retryableGetter),
+		"resty":          loopConstructor(loop{}, tunedTransport, restyGetter),
+		"failsafe":       loopConstructor(loop{}, tunedTransport, failsafeGetter),
+		bareName:         newBareHTTP,
 	}
 }
 
 func runContestant(name string) error {
-	make, ok := makers()[name]
+	construct, ok := constructors()[name]
 	if !ok {
-		return fmt.Errorf("no such contestant: %q", name)
+		return fmt.Errorf("unknown contestant %q", name)
 	}
 	ctx := context.Background()
-	var f fanout
-	return obey(func(what string, args json.RawMessage) (any, error) {
-		if what == "meet" {
-			var p place
-			if err := json.Unmarshal(args, &p); err != nil {
+	var c contestant // nil while disconnected
+	return serveCommands(func(command string, args json.RawMessage) (any, error) {
+		if command == "connect" {
+			var e endpoints
+			if err := json.Unmarshal(args, &e); err != nil {
 				return nil, err
 			}
-			debug.FreeOSMemory() // what it had before is no part of its peak
-			if err := forgetPeak(); err != nil {
+			debug.FreeOSMemory() // the previous round's memory must not count towards the peak
+			if err := resetPeakMemory(); err != nil {
 				return nil, err
 			}
 			var err error
-			f, err = make(ctx, p)
+			c, err = construct(ctx, e)
 			return nil, err
 		}
-		if f == nil {
-			return nil, errors.New("nobody to ask yet")
+		if c == nil {
+			return nil, errors.New("not connected")
 		}
-		switch what {
-		case "part":
-			f.close()
-			f = nil
+		if command == "disconnect" {
+			c.close()
+			c = nil
 			return nil, nil
-		case "round":
-			var t task
-			if err := json.Unmarshal(args, &t); err != nil {
-				return nil, err
-			}
-			return play(ctx, f, t)
-		case "call":
-			start := time.Now()
-			got, err := f.call(ctx)
-			return single{tally: got, Took: time.Since(start)}, err
-		case "stream":
-			s, ok := f.(streamer)
-			if !ok {
-				return nil, errors.ErrUnsupported
-			}
-			start := time.Now()
-			got, first, good := s.stream(ctx)
-			return single{tally: got, Took: time.Since(start), First: first, Good: good}, nil
 		}
-		return nil, fmt.Errorf("no such order: %s", what)
+		return handleCall(ctx, c, command, args)
 	})
 }
 
-// play is a round. Unless it is cold, connecting is no part of it but for the memory it took.
-func play(ctx context.Context, f fanout, t task) (round, error) {
+// handleCall handles the commands that need a connected contestant.
+func handleCall(ctx context.Context, c contestant, command string, args json.RawMessage) (any, error) {
+	start := time.Now()
+	switch command {
+	case "round":
+		var t task
+		if err := json.Unmarshal(args, &t); err != nil {
+			return nil, err
+		}
+		return runRound(ctx, c, t)
+	case "call":
+		n, err := c.call(ctx)
+		return callResult{counts: n, Took: time.Since(start)}, err
+	case "stream":
+		s, ok := c.(streamer)
+		if !ok {
+			return nil, errors.ErrUnsupported
+		}
+		n, first, last := s.stream(ctx)
+		return callResult{counts: n, Took: time.Since(start), First: first, Last: last}, nil
+	}
+	return nil, fmt.Errorf("unknown command %q", command)
+}
+
+// runRound measures a round. Unless the task is cold, connections are opened in a warm-up, of which
+// only the memory counts.
+func runRound(ctx context.Context, c contestant, t task) (round, error) {
 	if !t.Cold {
-		if _, err := calls(ctx, f, t.Callers, t.For/4); err != nil {
+		if _, err := runCallers(ctx, c, t.Callers, t.Time/4); err != nil {
 			return round{}, err
 		}
 	}
 	runtime.GC()
-	stop, err := profile(t.Profile)
+	stop, err := startProfiles(t.Profile)
 	if err != nil {
 		return round{}, err
 	}
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
-	start, cpu := time.Now(), used()
-	r, err := calls(ctx, f, t.Callers, t.For)
-	r.Took, r.CPU = time.Since(start), used()-cpu
+	start, cpu := time.Now(), usedCPU()
+	r, err := runCallers(ctx, c, t.Callers, t.Time)
+	r.Took, r.CPU = time.Since(start), usedCPU()-cpu
 	runtime.ReadMemStats(&after)
 	r.Allocs, r.Bytes = after.Mallocs-before.Mallocs, after.TotalAlloc-before.TotalAlloc
-	most, peakErr := peak()
-	r.Peak = most
+	peak, peakErr := maxMemory()
+	r.Peak = peak
 	return r, errors.Join(err, stop(), peakErr)
 }
 
-// calls has callers make calls until the time is over, each at least one.
-func calls(ctx context.Context, f fanout, callers int, d time.Duration) (round, error) {
-	end := time.Now().Add(d)
+// runCallers makes calls from several goroutines until the time is over, at least one from each.
+func runCallers(ctx context.Context, c contestant, callers int, limit time.Duration) (round, error) {
+	end := time.Now().Add(limit)
 	var (
-		wg   sync.WaitGroup
-		mu   sync.Mutex // guards what follows
-		r    round
-		took []time.Duration
-		errs error
+		wg    sync.WaitGroup
+		mu    sync.Mutex // guards the fields below
+		r     round
+		times []time.Duration
+		errs  error
 	)
 	for range callers {
 		wg.Go(func() {
 			for first := true; first || time.Now().Before(end); first = false {
 				start := time.Now()
-				got, err := f.call(ctx)
-				spent := time.Since(start)
+				n, err := c.call(ctx)
+				took := time.Since(start)
 				mu.Lock()
-				r.add(got)
-				took, errs = append(took, spent), errors.Join(errs, err)
+				r.add(n)
+				times, errs = append(times, took), errors.Join(errs, err)
 				mu.Unlock()
 				if err != nil {
 					return
@@ -191,30 +198,31 @@ func calls(ctx context.Context, f fanout, callers int, d time.Duration) (round, 
 		})
 	}
 	wg.Wait()
-	slices.Sort(took)
-	r.Calls, r.P50, r.P99 = len(took), quantile(took, 0.5), quantile(took, 0.99)
+	slices.Sort(times)
+	r.Calls, r.P50, r.P99 = len(times), quantile(times, 0.5), quantile(times, 0.99)
 	return r, errs
 }
 
-// quantile is the smallest of the sorted values that so large a share of them does not exceed.
+// quantile returns the smallest of the sorted values that is at least as large as the given share
+// of them.
 func quantile[T any](sorted []T, share float64) T {
 	return sorted[max(0, int(math.Ceil(share*float64(len(sorted))))-1)]
 }
 
-// used is the processor time that this process has used.
-func used() time.Duration {
+// usedCPU returns the CPU time of this process.
+func usedCPU() time.Duration {
 	var ru syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &ru); err != nil {
-		return 0 // it has no way to fail
+		return 0 // cannot happen with these arguments
 	}
 	return time.Duration(ru.Utime.Nano() + ru.Stime.Nano())
 }
 
-// forgetPeak makes the most memory that this process ever had what it has now.
-func forgetPeak() error { return os.WriteFile("/proc/self/clear_refs", []byte("5"), 0) }
+// resetPeakMemory lets maxMemory count from now on.
+func resetPeakMemory() error { return os.WriteFile("/proc/self/clear_refs", []byte("5"), 0) }
 
-// peak is the most memory that this process had since, in bytes.
-func peak() (int64, error) {
+// maxMemory returns the maximum resident memory of this process in bytes.
+func maxMemory() (int64, error) {
 	text, err := os.ReadFile("/proc/self/status")
 	if err != nil {
 		return 0, err
@@ -225,12 +233,12 @@ func peak() (int64, error) {
 			return kB << 10, err
 		}
 	}
-	return 0, errors.New("no VmHWM")
+	return 0, errors.New("/proc/self/status has no VmHWM")
 }
 
-// profile writes profiles of what happens until stop: of the processor, and of all that was
-// allocated since the process began.
-func profile(prefix string) (stop func() error, err error) {
+// startProfiles starts a CPU profile. The function stop writes it, and a profile of all allocations
+// since the process started.
+func startProfiles(prefix string) (stop func() error, err error) {
 	if prefix == "" {
 		return func() error { return nil }, nil
 	}

@@ -1,35 +1,40 @@
-// Command bench measures the fan-out: one request to every peer, through this module and through
-// what one might use instead of it. Nothing it does is a test of how long something takes.
+// Command bench compares the fan-out of this module, one request to every peer, with the
+// alternatives. It is a program and not a test, so no test depends on how long something takes.
 //
-//	go -C bench run .                             # calls when all is well, ten minutes
-//	go -C bench run . -brief                      # the same in seconds, to see that it works
-//	go -C bench run . calls added start burst tail bad join
-//	go -C bench run . -rounds 3 -plot ../docs/fanout.svg calls bad
-//	go -C bench run ./scale                       # requests and bytes by the size of the cluster
+//	go -C bench run .                       # the calls experiment, ten minutes
+//	go -C bench run . -brief                # the same in seconds, to check that it works
+//	go -C bench run . calls overhead start burst tail failures join
+//	go -C bench run . -rounds 3 -plot ../docs/fanout.svg calls failures
+//	go -C bench run ./scale                 # requests and bytes by cluster size
 //
-// What it can measure:
+// The experiments:
 //
-//   - calls: how many calls a contestant makes, how long they take, processor time and memory.
-//   - added: what this module does for a peer beside the request, without a network.
-//   - start: what it fetches until its first call is answered.
-//   - burst: eight calls that begin together after all peers have restarted, so without a connection.
-//   - tail: calls when now and then an answer takes long.
-//   - bad: peers that refuse, hang or are slow.
-//   - join: how soon ten nodes know who joined or left, beside hashicorp/memberlist.
+//   - calls: throughput, latency, CPU time and memory of calls to healthy peers.
+//   - overhead: the cost per peer that this module adds to net/http, measured without a network.
+//   - start: tokens and registrations of a new node until the end of its first call.
+//   - burst: eight concurrent calls after all peers have restarted, so without a connection.
+//   - tail: calls while an occasional response takes long.
+//   - failures: calls while peers refuse connections, hang or are slow.
+//   - join: the time until ten nodes know of a node that joins or leaves, compared with
+//     hashicorp/memberlist.
 //
-// A stub cluster in a process of its own plays up to a thousand peers, each at a loopback address
-// of its own, and mIT and mST. Each contestant is a process too, so that processor time,
-// allocations and memory are its own. They have their rounds in turn, each with new connections,
-// and each ratio is the median of the ratios within rounds: what else the machine does hits all alike.
+// A stub cluster simulates up to a thousand peers, each with its own loopback address, the registry
+// (mIT) and the token service (mST). It is a process of its own. So is each contestant, which
+// separates its CPU time, allocations and memory from the others'. Contestants run one at a time, in
+// a random order in each round, and each run opens new connections. A ratio is the median of the
+// ratios within rounds, because other load on the machine affects all contestants of a round.
 //
 // The contestants:
 //
-//   - cluster: [cluster.Cluster.RPCluster] with tokens from mST, retry, eviction and a trace.
-//   - loop, the yardstick: a goroutine for each peer, one deadline for the call, net/http with a
-//     tuned transport, and an envelope that is decoded and must be from whom it was asked of. It retries
-//     nothing, knows its token and its peers once and for all, and forgets what failed.
-//   - loop, bounded: the same with 256 requests in flight at most, as cluster has by default.
+//   - cluster: [cluster.Cluster.RPCluster] with tokens from the token service, retries, eviction
+//     and a trace.
+//   - loop, the baseline: one goroutine per peer, one deadline per call and net/http with a tuned
+//     transport. It decodes each response and checks that the expected server sent it. It has a
+//     fixed token and a fixed list of peers, and neither retries nor evicts.
+//   - loop, bounded: the same with at most 256 requests in flight, the default limit of cluster.
 //   - loop, default transport: the same with http.DefaultTransport.
-//   - retryablehttp, resty, failsafe: the loop around these clients, with one retry after 10 ms.
-//   - npm module: @mimik/cluster on Node.js; it takes part where node and npm are.
+//   - retryablehttp, resty, failsafe: the loop with these clients, with one retry after 10 ms.
+//   - npm module: @mimik/cluster on Node.js, if node and npm are installed.
+//
+// The program ends when the process that started it does, unless it is run by nohup.
 package main

@@ -19,38 +19,38 @@ import (
 	"github.com/mimiktech/cluster/mit"
 )
 
-// As many nodes know each other when one more joins.
-const founders = 10
+// initialNodes is the number of nodes in the group that another node joins.
+const initialNodes = 10
 
-// A club is nodes that know each other, in this process, on loopback.
-type club interface {
-	// admit makes a node that everybody is to know.
-	admit(ctx context.Context, name string) (guest, error)
-	// know counts the nodes that know it, itself aside.
-	know(name string) int
+// A group consists of nodes in this process that know of each other. They use loopback addresses.
+type group interface {
+	// add creates a node that has not joined yet.
+	add(ctx context.Context, name string) (joiner, error)
+	// countAware returns the number of nodes, except itself, that know of the named node.
+	countAware(name string) int
 	close()
 }
 
-// A guest joins, leaves, and is gone.
-type guest interface {
+// A joiner is a node that can join and leave its group.
+type joiner interface {
 	join(ctx context.Context) error
 	leave(ctx context.Context) error
 	close()
 }
 
-// news says that a node may have learned something.
-type news chan struct{}
+// A notifier wakes up await when a node may have learned something. Its capacity is one.
+type notifier chan struct{}
 
-func (n news) tell() {
+func (n notifier) notify() {
 	select {
 	case n <- struct{}{}:
-	default: // it has been told already
+	default: // a notification is pending
 	}
 }
 
-// await waits until all is so.
-func (n news) await(ctx context.Context, so func() bool) error {
-	for !so() {
+// await blocks until done returns true. It calls done again after each notification.
+func (n notifier) await(ctx context.Context, done func() bool) error {
+	for !done() {
 		select {
 		case <-n:
 		case <-ctx.Done():
@@ -60,86 +60,124 @@ func (n news) await(ctx context.Context, so func() bool) error {
 	return nil
 }
 
-// join measures how soon everybody knows who came and who left, here and with a gossip of its kind.
-func (l *lab) join(ctx context.Context) (string, error) {
+// join measures how long it takes until all nodes know that a node has joined or left, with this
+// module and with a gossip library.
+func (h *harness) join(ctx context.Context) (string, error) {
 	var b strings.Builder
-	fmt.Fprintf(&b, "| one more than %d nodes | joining returns | all know it | leaving returns | all have forgotten it |\n| --- | ---: | ---: | ---: | ---: |\n", founders)
-	for _, kind := range []struct {
-		name  string
-		found func(context.Context, news) (club, error)
+	fmt.Fprintf(&b, "| node joins %d others | join returns | known to all | leave returns | removed everywhere |\n| --- | ---: | ---: | ---: | ---: |\n", initialNodes)
+	for _, system := range []struct {
+		name     string
+		newGroup func(context.Context, notifier) (group, error)
 	}{
-		{ours, foundCluster},
-		{"memberlist, for a LAN", gossipers(memberlist.DefaultLANConfig)},
-		{"memberlist, for one machine", gossipers(memberlist.DefaultLocalConfig)},
+		{ours, newClusterGroup},
+		{"memberlist, LAN defaults", gossipConstructor(memberlist.DefaultLANConfig)},
+		{"memberlist, local defaults", gossipConstructor(memberlist.DefaultLocalConfig)},
 	} {
-		l.log("join: %s", kind.name)
-		if err := l.visits(ctx, &b, kind.name, kind.found); err != nil {
-			return "", fmt.Errorf("%s: %w", kind.name, err)
+		h.log("join: %s", system.name)
+		m, err := h.measureJoins(ctx, system.newGroup)
+		if err != nil {
+			return "", fmt.Errorf("%s: %w", system.name, err)
 		}
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s |\n", system.name, ms(m.joined), ms(m.known), ms(m.left), ms(m.removed))
 	}
 	return b.String(), nil
 }
 
-func (l *lab) visits(ctx context.Context, b *strings.Builder, name string, found func(context.Context, news) (club, error)) error {
-	n := make(news, 1)
-	c, err := found(ctx, n)
-	if err != nil {
-		return err
-	}
-	defer c.close()
-	var all [4][]time.Duration
-	for r := range l.Rounds {
-		took, err := visit(ctx, c, n, fmt.Sprintf("guest-%d", r))
-		if err != nil {
-			return err
-		}
-		for i, d := range took {
-			all[i] = append(all[i], d)
-		}
-	}
-	fmt.Fprintf(b, "| %s | %s | %s | %s | %s |\n", name, ms(median(all[0])), ms(median(all[1])), ms(median(all[2])), ms(median(all[3])))
-	return nil
+// joinTimes are the times since the start of a join and of a leave.
+type joinTimes struct {
+	joined, known time.Duration // join returned; all nodes know of the new one
+	left, removed time.Duration // leave returned; no node knows of it any more
 }
 
-// visit is how long joining took, until all knew it, leaving, and until all had forgotten it.
-func visit(ctx context.Context, c club, n news, name string) (took [4]time.Duration, err error) {
-	// Whom gossip misses learns of it when it next exchanges all it knows with another, or probes it.
-	ctx, cancel := context.WithTimeoutCause(ctx, 2*time.Minute, errors.New("not everybody learned of it"))
-	defer cancel()
-	g, err := c.admit(ctx, name)
+// measureJoins returns the medians over all rounds.
+func (h *harness) measureJoins(ctx context.Context, newGroup func(context.Context, notifier) (group, error)) (joinTimes, error) {
+	n := make(notifier, 1)
+	g, err := newGroup(ctx, n)
 	if err != nil {
-		return took, err
+		return joinTimes{}, err
 	}
 	defer g.close()
-	if took[0], took[1], err = until(ctx, n, g.join, func() bool { return c.know(name) == founders }); err != nil {
-		return took, err
+	var all []joinTimes
+	for r := range h.Rounds {
+		t, err := measureJoin(ctx, g, n, fmt.Sprintf("joiner-%d", r))
+		if err != nil {
+			return joinTimes{}, err
+		}
+		all = append(all, t)
 	}
-	took[2], took[3], err = until(ctx, n, g.leave, func() bool { return c.know(name) == 0 })
-	return took, err
+	medianOf := func(value func(joinTimes) time.Duration) time.Duration {
+		var values []time.Duration
+		for _, t := range all {
+			values = append(values, value(t))
+		}
+		return medianDuration(values)
+	}
+	return joinTimes{
+		joined:  medianOf(func(t joinTimes) time.Duration { return t.joined }),
+		known:   medianOf(func(t joinTimes) time.Duration { return t.known }),
+		left:    medianOf(func(t joinTimes) time.Duration { return t.left }),
+		removed: medianOf(func(t joinTimes) time.Duration { return t.removed }),
+	}, nil
 }
 
-// until does something, and tells how long that took and how long until all was so.
-func until(ctx context.Context, n news, do func(context.Context) error, so func() bool) (took, all time.Duration, err error) {
+// measureJoin lets one node join and leave. The timeout is long because a node that gossip misses only
+// learns of the other at the next full exchange or probe.
+func measureJoin(ctx context.Context, g group, n notifier, name string) (t joinTimes, err error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, 2*time.Minute, errors.New("not all nodes learned of it"))
+	defer cancel()
+	j, err := g.add(ctx, name)
+	if err != nil {
+		return t, err
+	}
+	defer j.close()
+	if t.joined, t.known, err = timeUntil(ctx, n, j.join, func() bool { return g.countAware(name) == initialNodes }); err != nil {
+		return t, err
+	}
+	t.left, t.removed, err = timeUntil(ctx, n, j.leave, func() bool { return g.countAware(name) == 0 })
+	return t, err
+}
+
+// timeUntil starts action. It returns the time until action returned and the time until done was
+// true, which may be shorter.
+func timeUntil(ctx context.Context, n notifier, action func(context.Context) error, done func() bool) (returned, wasDone time.Duration, err error) {
 	start := time.Now()
-	done := make(chan error, 1)
+	result := make(chan error, 1)
 	go func() {
-		err := do(ctx)
-		took = time.Since(start)
-		done <- err
+		err := action(ctx)
+		returned = time.Since(start)
+		result <- err
 	}()
-	err = n.await(ctx, so)
-	all = time.Since(start)
-	err = errors.Join(err, <-done)
-	return took, all, err
+	err = n.await(ctx, done)
+	wasDone = time.Since(start)
+	err = errors.Join(err, <-result)
+	return returned, wasDone, err
 }
 
-// cluster's nodes, with a registry in memory.
+// serve serves the handler of newHandler on a free port until the server is closed.
+func serve(ctx context.Context, newHandler func(port int) (http.Handler, error)) (*http.Server, error) {
+	var lc net.ListenConfig
+	ln, err := lc.Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	h, err := newHandler(ln.Addr().(*net.TCPAddr).Port)
+	if err != nil {
+		ln.Close()
+		return nil, err
+	}
+	srv := &http.Server{Handler: h, ReadHeaderTimeout: time.Minute}
+	go srv.Serve(ln) //nolint:errcheck // it ends with Close
+	return srv, nil
+}
 
-type clusterClub struct {
-	news  news
-	back  *http.Server
-	url   string
-	nodes []*clusterNode
+const signingKey, clientSecret = "benchmark key", "benchmark secret"
+
+// A clusterGroup has nodes of this module, and a registry that keeps its data in memory.
+type clusterGroup struct {
+	notifier notifier
+	backend  *http.Server // the registry and the token service
+	url      string       // of the backend
+	nodes    []*clusterNode
 }
 
 type clusterNode struct {
@@ -147,73 +185,56 @@ type clusterNode struct {
 	srv *http.Server
 }
 
-// serve serves h on a port of its own until the server is closed.
-func serve(ctx context.Context, h func(port int) (http.Handler, error)) (*http.Server, error) {
-	var lc net.ListenConfig
-	ln, err := lc.Listen(ctx, "tcp", "127.0.0.1:0")
-	if err != nil {
+func newClusterGroup(ctx context.Context, n notifier) (group, error) {
+	g := &clusterGroup{notifier: n}
+	var err error
+	if g.backend, err = serve(ctx, g.newBackend); err != nil {
 		return nil, err
 	}
-	handler, err := h(ln.Addr().(*net.TCPAddr).Port)
-	if err != nil {
-		ln.Close()
-		return nil, err
+	for i := range initialNodes {
+		j, err := g.add(ctx, fmt.Sprintf("initial-%d", i))
+		if err == nil {
+			g.nodes = append(g.nodes, j.(*clusterNode))
+			err = j.join(ctx)
+		}
+		if err != nil {
+			g.close()
+			return nil, err
+		}
 	}
-	srv := &http.Server{Handler: handler, ReadHeaderTimeout: time.Minute}
-	go srv.Serve(ln) //nolint:errcheck // it ends with Close
-	return srv, nil
+	return g, nil
 }
 
-const clubKey, clubSecret = "a key for measuring only", "a secret for measuring only"
-
-func foundCluster(ctx context.Context, n news) (club, error) {
-	c := &clusterClub{news: n}
-	var err error
-	c.back, err = serve(ctx, func(port int) (http.Handler, error) {
-		c.url = fmt.Sprintf("http://127.0.0.1:%d", port)
-		tokens, err := mit.NewTokenService(mit.TokenConfig{
-			Issuer: c.url + "/token", Key: clubKey, Clients: []mit.Client{{ID: "mds", Secret: clubSecret, Type: "mds"}},
-		})
-		if err != nil {
-			return nil, err
-		}
-		registry, err := mit.NewRegistry(mit.NewMemory(), mit.RegistryConfig{
-			Issuer: c.url + "/token", Audience: "mIT", Keys: []string{clubKey}, BasePath: "/mit",
-		})
-		if err != nil {
-			return nil, err
-		}
-		mux := http.NewServeMux()
-		mux.Handle("/token", tokens)
-		mux.Handle("/mit/", registry)
-		return mux, nil
+// newBackend returns the handler of the registry and the token service.
+func (g *clusterGroup) newBackend(port int) (http.Handler, error) {
+	g.url = fmt.Sprintf("http://127.0.0.1:%d", port)
+	tokens, err := mit.NewTokenService(mit.TokenConfig{
+		Issuer: g.url + "/token", Key: signingKey, Clients: []mit.Client{{ID: "mds", Secret: clientSecret, Type: "mds"}},
 	})
 	if err != nil {
 		return nil, err
 	}
-	for i := range founders {
-		g, err := c.admit(ctx, fmt.Sprintf("founder-%d", i))
-		if err == nil {
-			c.nodes = append(c.nodes, g.(*clusterNode))
-			err = g.join(ctx)
-		}
-		if err != nil {
-			c.close()
-			return nil, err
-		}
+	registry, err := mit.NewRegistry(mit.NewMemory(), mit.RegistryConfig{
+		Issuer: g.url + "/token", Audience: "mIT", Keys: []string{signingKey}, BasePath: "/mit",
+	})
+	if err != nil {
+		return nil, err
 	}
-	return c, nil
+	mux := http.NewServeMux()
+	mux.Handle("/token", tokens)
+	mux.Handle("/mit/", registry)
+	return mux, nil
 }
 
-func (c *clusterClub) admit(ctx context.Context, name string) (guest, error) {
+func (g *clusterGroup) add(ctx context.Context, name string) (joiner, error) {
 	node := new(clusterNode)
 	var err error
 	node.srv, err = serve(ctx, func(port int) (http.Handler, error) {
 		var err error
 		node.Cluster, err = cluster.New(cluster.Config{
 			Type: "mds", ID: name, Port: port, LocalIPv4: "127.0.0.1", Management: true,
-			RegistryURL: c.url + "/mit", RegistryAudience: "mIT", PeerAudience: "mds", Issuer: c.url + "/token",
-			ClientID: "mds", ClientSecret: clubSecret, ClientAccessKey: clubKey, ClientAudience: "mds",
+			RegistryURL: g.url + "/mit", RegistryAudience: "mIT", PeerAudience: "mds", Issuer: g.url + "/token",
+			ClientID: "mds", ClientSecret: clientSecret, ClientAccessKey: signingKey, ClientAudience: "mds",
 		}, cluster.WithoutEnv())
 		if err != nil {
 			return nil, err
@@ -222,15 +243,15 @@ func (c *clusterClub) admit(ctx context.Context, name string) (guest, error) {
 		node.Mount(mux)
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			mux.ServeHTTP(w, r)
-			c.news.tell()
+			g.notifier.notify()
 		}), nil
 	})
 	return node, err
 }
 
-func (c *clusterClub) know(name string) int {
+func (g *clusterGroup) countAware(name string) int {
 	count := 0
-	for _, n := range c.nodes {
+	for _, n := range g.nodes {
 		for _, s := range n.Servers() {
 			if s.ServerID == name {
 				count++
@@ -240,11 +261,11 @@ func (c *clusterClub) know(name string) int {
 	return count
 }
 
-func (c *clusterClub) close() {
-	for _, n := range c.nodes {
+func (g *clusterGroup) close() {
+	for _, n := range g.nodes {
 		n.close()
 	}
-	c.back.Close()
+	g.backend.Close()
 }
 
 func (n *clusterNode) join(ctx context.Context) error {
@@ -257,66 +278,66 @@ func (n *clusterNode) leave(ctx context.Context) error {
 }
 
 func (n *clusterNode) close() {
-	_ = n.Close() // it returns nil
+	_ = n.Close() // always nil
 	n.srv.Close()
 }
 
-// memberlist's nodes, which gossip.
-
-type gossipClub struct {
-	news   news
-	config func() *memberlist.Config
-	nodes  []*gossipNode
+// A gossipGroup has nodes of hashicorp/memberlist. It is their memberlist.EventDelegate.
+type gossipGroup struct {
+	notifier  notifier
+	newConfig func() *memberlist.Config
+	nodes     []*gossipNode
 }
 
 type gossipNode struct {
 	*memberlist.Memberlist
-	seed string
+	seed string // address of a node to join, "" for the first node
 }
 
-func gossipers(config func() *memberlist.Config) func(context.Context, news) (club, error) {
-	return func(ctx context.Context, n news) (club, error) {
-		c := &gossipClub{news: n, config: config}
-		for i := range founders {
-			g, err := c.admit(ctx, fmt.Sprintf("founder-%d", i))
+// gossipConstructor returns a function that creates a group of nodes with a configuration.
+func gossipConstructor(newConfig func() *memberlist.Config) func(context.Context, notifier) (group, error) {
+	return func(ctx context.Context, n notifier) (group, error) {
+		g := &gossipGroup{notifier: n, newConfig: newConfig}
+		for i := range initialNodes {
+			j, err := g.add(ctx, fmt.Sprintf("initial-%d", i))
 			if err == nil {
-				c.nodes = append(c.nodes, g.(*gossipNode))
-				err = g.join(ctx)
+				g.nodes = append(g.nodes, j.(*gossipNode))
+				err = j.join(ctx)
 			}
 			if err != nil {
-				c.close()
+				g.close()
 				return nil, err
 			}
 		}
 		err := n.await(ctx, func() bool {
-			return !slices.ContainsFunc(c.nodes, func(n *gossipNode) bool { return n.NumMembers() < founders })
+			return !slices.ContainsFunc(g.nodes, func(n *gossipNode) bool { return n.NumMembers() < initialNodes })
 		})
 		if err != nil {
-			c.close()
+			g.close()
 			return nil, err
 		}
-		return c, nil
+		return g, nil
 	}
 }
 
-func (c *gossipClub) admit(_ context.Context, name string) (guest, error) {
-	config := c.config()
-	config.Name, config.BindAddr, config.BindPort = name, "127.0.0.1", 0
-	config.LogOutput, config.Events = io.Discard, c
-	list, err := memberlist.Create(config)
+func (g *gossipGroup) add(_ context.Context, name string) (joiner, error) {
+	cfg := g.newConfig()
+	cfg.Name, cfg.BindAddr, cfg.BindPort = name, "127.0.0.1", 0
+	cfg.LogOutput, cfg.Events = io.Discard, g
+	list, err := memberlist.Create(cfg)
 	if err != nil {
 		return nil, err
 	}
 	n := &gossipNode{Memberlist: list}
-	if len(c.nodes) > 0 {
-		n.seed = c.nodes[0].LocalNode().Address()
+	if len(g.nodes) > 0 {
+		n.seed = g.nodes[0].LocalNode().Address()
 	}
 	return n, nil
 }
 
-func (c *gossipClub) know(name string) int {
+func (g *gossipGroup) countAware(name string) int {
 	count := 0
-	for _, n := range c.nodes {
+	for _, n := range g.nodes {
 		if n.LocalNode().Name == name {
 			continue
 		}
@@ -329,17 +350,20 @@ func (c *gossipClub) know(name string) int {
 	return count
 }
 
-func (c *gossipClub) close() {
-	for _, n := range c.nodes {
+func (g *gossipGroup) close() {
+	for _, n := range g.nodes {
 		n.close()
 	}
 }
 
-// NotifyJoin, NotifyLeave and NotifyUpdate make it a memberlist.EventDelegate. They are called
-// with the list locked.
-func (c *gossipClub) NotifyJoin(*memberlist.Node)   { c.news.tell() }
-func (c *gossipClub) NotifyLeave(*memberlist.Node)  { c.news.tell() }
-func (c *gossipClub) NotifyUpdate(*memberlist.Node) {}
+// NotifyJoin is called by memberlist, which holds its lock.
+func (g *gossipGroup) NotifyJoin(*memberlist.Node) { g.notifier.notify() }
+
+// NotifyLeave is called by memberlist, which holds its lock.
+func (g *gossipGroup) NotifyLeave(*memberlist.Node) { g.notifier.notify() }
+
+// NotifyUpdate is called by memberlist, which holds its lock.
+func (g *gossipGroup) NotifyUpdate(*memberlist.Node) {}
 
 func (n *gossipNode) join(context.Context) error {
 	if n.seed == "" {
@@ -349,9 +373,10 @@ func (n *gossipNode) join(context.Context) error {
 	return err
 }
 
-// leave is followed by the end, as in a service: whom gossip missed would otherwise find it well.
+// leave also stops the node, as a service would. A node that missed the leave message would otherwise
+// still find it alive.
 func (n *gossipNode) leave(context.Context) error {
 	return errors.Join(n.Leave(time.Minute), n.Shutdown())
 }
 
-func (n *gossipNode) close() { _ = n.Shutdown() } // it is being given up
+func (n *gossipNode) close() { _ = n.Shutdown() } // the node is not used any more

@@ -10,144 +10,150 @@ import (
 	"os"
 	"os/signal"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/mimiktech/cluster/bench/internal/intlist"
+	"github.com/mimiktech/cluster/internal/proctest"
+)
+
+// The roles in which the driver starts its own binary.
+const (
+	stubRole       = "stub"
+	contestantRole = "contestant"
 )
 
 func main() {
 	if err := run(os.Args[1:]); err != nil && !errors.Is(err, flag.ErrHelp) {
-		say("bench: %v", err)
+		logf("bench: %v", err)
 		os.Exit(1)
 	}
 }
 
-// run is the driver, or one of the roles in which it starts itself.
+// run is the driver, the stub cluster or a contestant, depending on the arguments.
 func run(args []string) error {
-	if len(args) == 1 && args[0] == "stub" {
+	if len(args) == 1 && args[0] == stubRole {
 		return runStub()
 	}
-	if len(args) == 2 && args[0] == "contestant" {
+	if len(args) == 2 && args[0] == contestantRole {
 		return runContestant(args[1])
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	return drive(ctx, args)
+	ctx, cancel := proctest.WithParent(ctx)
+	defer cancel()
+	err := drive(ctx, args)
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		return cause // err is a consequence of it
+	}
+	return err
 }
 
-// An experiment measures something, and tells of it in Markdown.
+// An experiment measures something and returns the result as Markdown.
 type experiment struct {
-	Name, Title string
-	Run         func(*lab, context.Context) (string, error)
+	name, title string
+	run         func(*harness, context.Context) (string, error)
 }
 
 func experiments() []experiment {
 	return []experiment{
-		{"calls", "Calls", (*lab).calls},
-		{"added", "What is added to net/http", (*lab).added},
-		{"start", "The first call", (*lab).start},
-		{"burst", "Calls that begin together after all peers have restarted", (*lab).burst},
-		{"tail", "Now and then a slow answer", (*lab).tail},
-		{"bad", "Bad days", (*lab).bad},
-		{"join", "Joining and leaving", (*lab).join},
+		{"calls", "Calls", (*harness).calls},
+		{"overhead", "Overhead over net/http", (*harness).overhead},
+		{"start", "The first call", (*harness).start},
+		{"burst", "Concurrent calls after a restart of all peers", (*harness).burst},
+		{"tail", "Occasional slow responses", (*harness).tail},
+		{"failures", "Failing peers", (*harness).failures},
+		{"join", "Joining and leaving", (*harness).join},
 	}
 }
 
+// drive runs the experiments that the arguments name.
 func drive(ctx context.Context, args []string) error {
-	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
-	p := plan{}
-	names := flags.String("contestants", strings.Join(everybody(), ";"), "who takes part, parted by semicolons")
-	peers := flags.String("peers", "10,100,1000", "numbers of peers")
-	callers := flags.String("callers", "1,8", "numbers of calls under way at once")
-	flags.IntVar(&p.Rounds, "rounds", 7, "rounds of each contestant")
-	flags.DurationVar(&p.Time, "time", time.Second, "how long a round takes")
-	flags.IntVar(&p.Size, "size", 100, "bytes of data in each answer")
-	flags.DurationVar(&p.Delay, "delay", 0, "how long each peer takes to answer")
-	flags.DurationVar(&p.Timeout, "timeout", 10*time.Second, "how long a request may take; on bad days it is 2 s")
-	flags.StringVar(&p.NPM, "npm", "../interop/npm", "folder with the npm module's package.json and lock file")
-	flags.StringVar(&p.Profiles, "profiles", "", "folder to put profiles of the first rounds in")
-	brief := flags.Bool("brief", false, "little of everything, to see that it works")
-	plot := flags.String("plot", "", "file for a plot of calls and bad days, in SVG")
-	if err := flags.Parse(args); err != nil {
-		return err
-	}
-	var err error
-	if p.Peers, err = numbers(*peers); err != nil {
-		return err
-	}
-	if p.Callers, err = numbers(*callers); err != nil {
-		return err
-	}
-	for name := range strings.SplitSeq(*names, ";") {
-		if name = strings.TrimSpace(name); !slices.Contains(everybody(), name) {
-			return fmt.Errorf("%q is none of %q", name, everybody())
-		}
-		p.Names = append(p.Names, name)
-	}
-	if *brief {
-		p.Peers, p.Callers, p.Rounds, p.Time = []int{10, 100}, []int{1, 8}, 1, 50*time.Millisecond
-	}
-	if p.Rounds < 1 {
-		return errors.New("no rounds")
-	}
-	chosen, err := choose(flags.Args())
+	o, selected, err := parse(args)
 	if err != nil {
 		return err
 	}
-
-	l, err := open(ctx, p, say)
+	h, err := newHarness(ctx, o, logf)
 	if err != nil {
 		return err
 	}
-	defer l.close()
-	for _, e := range chosen {
-		text, err := e.Run(l, ctx)
+	defer h.close()
+	for _, e := range selected {
+		text, err := e.run(h, ctx)
 		if err != nil {
-			return fmt.Errorf("%s: %w", e.Name, err)
+			return fmt.Errorf("%s: %w", e.name, err)
 		}
-		if _, err := fmt.Fprintf(os.Stdout, "## %s\n\n%s\n", e.Title, text); err != nil {
+		if _, err := fmt.Fprintf(os.Stdout, "## %s\n\n%s\n", e.title, text); err != nil {
 			return err
 		}
 	}
-	if _, err := os.Stdout.WriteString(l.verdict()); err != nil {
+	if _, err := os.Stdout.WriteString(h.report()); err != nil {
 		return err
 	}
-	if *plot != "" {
-		picture, err := draw(l.all, l.days)
-		if err != nil {
-			return err
-		}
-		return os.WriteFile(*plot, []byte(picture), 0o644)
+	if o.Plot == "" {
+		return nil
 	}
-	return nil
+	svg, err := draw(h.results, h.scenarioResults)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(o.Plot, []byte(svg), 0o644)
 }
 
-// choose is the experiments of those names; without any it is the first.
-func choose(names []string) ([]experiment, error) {
+// parse returns the options and the experiments of a command line.
+func parse(args []string) (options, []experiment, error) {
+	o := options{}
+	peers := intlist.List{Min: 1, Values: []int{10, 100, 1000}}
+	callers := intlist.List{Min: 1, Values: []int{1, 8}}
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	contestants := flags.String("contestants", strings.Join(allContestants(), ";"), "contestants, separated by semicolons")
+	flags.Var(&peers, "peers", "`numbers` of peers")
+	flags.Var(&callers, "callers", "`numbers` of concurrent calls")
+	flags.IntVar(&o.Rounds, "rounds", 7, "rounds of each contestant")
+	flags.DurationVar(&o.Time, "time", time.Second, "duration of a round")
+	flags.IntVar(&o.Size, "size", 100, "bytes of data in each response")
+	flags.DurationVar(&o.Delay, "delay", 0, "response time of each peer")
+	flags.DurationVar(&o.Timeout, "timeout", 10*time.Second, "request timeout, except in the failures experiment")
+	flags.StringVar(&o.NPM, "npm", "../interop/npm", "`folder` of the package.json and the lock file of the npm module")
+	flags.StringVar(&o.Profiles, "profiles", "", "`folder` to write profiles of the first rounds to")
+	flags.StringVar(&o.Plot, "plot", "", "`file` to write a plot of calls and failures to, as SVG")
+	brief := flags.Bool("brief", false, "run one short round with few peers, to check that it works")
+	if err := flags.Parse(args); err != nil {
+		return o, nil, err
+	}
+	o.Peers, o.Callers = peers.Values, callers.Values
+	if *brief {
+		o.Peers, o.Callers, o.Rounds, o.Time = []int{10, 100}, []int{1, 8}, 1, 50*time.Millisecond
+	}
+	if o.Rounds < 1 {
+		return o, nil, errors.New("the number of rounds must be positive")
+	}
+	for name := range strings.SplitSeq(*contestants, ";") {
+		if name = strings.TrimSpace(name); !slices.Contains(allContestants(), name) {
+			return o, nil, fmt.Errorf("unknown contestant %q, want one of %q", name, allContestants())
+		}
+		o.Names = append(o.Names, name)
+	}
+	selected, err := selectExperiments(flags.Args())
+	return o, selected, err
+}
+
+// selectExperiments returns the experiments with these names, by default the first one.
+func selectExperiments(names []string) ([]experiment, error) {
 	all := experiments()
 	if len(names) == 0 {
 		return all[:1], nil
 	}
-	var chosen []experiment
+	var selected []experiment
 	for _, name := range names {
-		i := slices.IndexFunc(all, func(e experiment) bool { return e.Name == name })
+		i := slices.IndexFunc(all, func(e experiment) bool { return e.name == name })
 		if i < 0 {
-			return nil, fmt.Errorf("there is no experiment %q", name)
+			return nil, fmt.Errorf("unknown experiment %q", name)
 		}
-		chosen = append(chosen, all[i])
+		selected = append(selected, all[i])
 	}
-	return chosen, nil
+	return selected, nil
 }
 
-func numbers(text string) ([]int, error) {
-	var all []int
-	for part := range strings.SplitSeq(text, ",") {
-		n, err := strconv.Atoi(strings.TrimSpace(part))
-		if err != nil || n < 1 {
-			return nil, fmt.Errorf("%q is not a number from 1 on", part)
-		}
-		all = append(all, n)
-	}
-	return all, nil
-}
+func logf(format string, args ...any) { _, _ = fmt.Fprintf(os.Stderr, format+"\n", args...) }

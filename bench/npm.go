@@ -7,10 +7,12 @@ import (
 	_ "embed"
 )
 
+const npmName = "npm module"
+
 //go:embed npm/fanout.js
 var npmScript string
 
-// startNPM starts the npm module as a contestant, quiet as it is told to be in a service.
+// startNPM starts the npm module as a contestant, with its logs off as in a service.
 func startNPM(ctx context.Context, modules string) (*process, error) {
 	return start(ctx, npmName, []string{
 		"NODE_PATH=" + modules, "LOG_MODE=none", "LOG_LEVEL=error", "CONSOLE_LEVEL=error", "NO_STACK=yes",

@@ -5,6 +5,6 @@ package main
 import "os"
 
 func main() {
-	_, _ = os.Stderr.WriteString("bench: needs Linux: each peer has a loopback address of its own, and memory is read in /proc\n")
+	_, _ = os.Stderr.WriteString("bench: needs Linux, where each peer has its own loopback address and /proc shows memory use\n")
 	os.Exit(1)
 }

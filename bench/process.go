@@ -17,48 +17,48 @@ import (
 	"github.com/mimiktech/cluster/internal/proctest"
 )
 
-// An order is a line that a process reads on its standard input; a report, on its descriptor 3, is
-// what came of it.
-type order struct {
-	Do   string          `json:"do"`
+// A command is a line that a process reads from its standard input.
+type command struct {
+	Name string          `json:"name"`
 	Args json.RawMessage `json:"args,omitempty"`
 }
 
-type report struct {
-	Answer json.RawMessage `json:"answer,omitempty"`
+// A response is a line that a process writes to file descriptor 3 after a command.
+type response struct {
+	Result json.RawMessage `json:"result,omitempty"`
 	Error  string          `json:"error,omitempty"`
 }
 
-// No order takes longer than this: a thousand peers, of which a hundred are evicted one after the
-// other, take npm a few minutes.
-const patience = 10 * time.Minute
+// commandTimeout is long enough for the slowest command: with a hundred of a thousand peers down,
+// the npm module evicts them one after the other, which takes minutes.
+const commandTimeout = 10 * time.Minute
 
-// A process carries out orders, one at a time. It ends with its standard input, and with this
-// process at the latest.
+// A process is a stub cluster or a contestant, which executes one command at a time. It ends when its
+// standard input does, and at the latest when this process ends.
 type process struct {
-	name    string
-	cmd     *exec.Cmd
-	in      io.WriteCloser
-	reports *bufio.Reader
-	pipe    *os.File
-	printed *proctest.Tail
+	name      string
+	cmd       *exec.Cmd
+	stdin     io.WriteCloser
+	pipe      *os.File // of the responses
+	responses *bufio.Reader
+	output    *proctest.Tail
 }
 
-// start starts a program that ends with ctx.
+// start starts a program, which is killed when ctx ends.
 func start(ctx context.Context, name string, env []string, argv ...string) (*process, error) {
-	pipe, theirs, err := os.Pipe()
+	pipe, childEnd, err := os.Pipe()
 	if err != nil {
 		return nil, err
 	}
-	defer theirs.Close()
-	p := &process{name: name, pipe: pipe, reports: bufio.NewReader(pipe), printed: new(proctest.Tail)}
+	defer childEnd.Close()
+	p := &process{name: name, pipe: pipe, responses: bufio.NewReader(pipe), output: new(proctest.Tail)}
 	p.cmd = exec.CommandContext(ctx, argv[0], argv[1:]...)
-	p.cmd.Env = append(os.Environ(), env...) //nolint:forbidigo // a program is what meets its environment
-	p.cmd.Stdout, p.cmd.Stderr = p.printed, p.printed
-	p.cmd.ExtraFiles = []*os.File{theirs}
+	p.cmd.Env = append(os.Environ(), env...) //nolint:forbidigo // a child inherits the environment
+	p.cmd.Stdout, p.cmd.Stderr = p.output, p.output
+	p.cmd.ExtraFiles = []*os.File{childEnd}
 	proctest.Isolate(p.cmd)
 	p.cmd.WaitDelay = 2 * time.Second
-	if p.in, err = p.cmd.StdinPipe(); err != nil {
+	if p.stdin, err = p.cmd.StdinPipe(); err != nil {
 		pipe.Close()
 		return nil, err
 	}
@@ -78,72 +78,73 @@ func startSelf(ctx context.Context, role ...string) (*process, error) {
 	return start(ctx, strings.Join(role, " "), nil, append([]string{self}, role...)...)
 }
 
-// do has the process carry out an order, and reads the answer into a value.
-func (p *process) do(what string, args, answer any) error {
-	limit := time.AfterFunc(patience, func() { _ = p.cmd.Process.Kill() }) // then its reports end
-	defer limit.Stop()
+// do sends a command and decodes its result into result, unless that is nil.
+func (p *process) do(name string, args, result any) error {
+	timeout := time.AfterFunc(commandTimeout, func() { _ = p.cmd.Process.Kill() }) // ends the responses
+	defer timeout.Stop()
 	raw, err := json.Marshal(args)
 	if err != nil {
 		return err
 	}
-	line, err := json.Marshal(order{what, raw})
+	line, err := json.Marshal(command{name, raw})
 	if err != nil {
 		return err
 	}
-	if _, err := p.in.Write(append(line, '\n')); err != nil {
-		return p.wrong(what, err)
+	if _, err := p.stdin.Write(append(line, '\n')); err != nil {
+		return p.commandError(name, err)
 	}
-	text, err := p.reports.ReadBytes('\n')
+	text, err := p.responses.ReadBytes('\n')
 	if err != nil {
-		return p.wrong(what, err)
+		return p.commandError(name, err)
 	}
-	var r report
+	var r response
 	switch err := json.Unmarshal(text, &r); {
 	case err != nil:
-		return p.wrong(what, err)
+		return p.commandError(name, err)
 	case r.Error != "":
-		return p.wrong(what, errors.New(r.Error))
-	case answer == nil:
+		return p.commandError(name, errors.New(r.Error))
+	case result == nil:
 		return nil
 	}
-	return json.Unmarshal(r.Answer, answer)
+	return json.Unmarshal(r.Result, result)
 }
 
-func (p *process) wrong(what string, err error) error {
-	return fmt.Errorf("%s: %s: %w\n%s", p.name, what, err, p.printed)
+// commandError adds the process, the command and the end of the output to err.
+func (p *process) commandError(command string, err error) error {
+	return fmt.Errorf("%s: %s: %w\n%s", p.name, command, err, p.output)
 }
 
-// end ends the process and waits for it.
-func (p *process) end() {
-	p.in.Close()
+// kill kills the process and waits for its end.
+func (p *process) kill() {
+	p.stdin.Close()
 	p.pipe.Close()
-	_ = p.cmd.Process.Kill() // it has nothing to lose
-	_ = p.cmd.Wait()         // it was killed
+	_ = p.cmd.Process.Kill()
+	_ = p.cmd.Wait() // "signal: killed"
 }
 
-// obey carries out the orders that come on the standard input, until there are no more.
-func obey(carryOut func(what string, args json.RawMessage) (any, error)) error {
-	reports := os.NewFile(3, "reports")
-	if reports == nil {
-		return errors.New("this role is for the driver to start")
+// serveCommands handles the commands from the standard input until it ends.
+func serveCommands(handle func(name string, args json.RawMessage) (any, error)) error {
+	pipe := os.NewFile(3, "responses")
+	if pipe == nil {
+		return errors.New("only the driver can start this role")
 	}
-	orders := json.NewDecoder(os.Stdin)
+	commands, responses := json.NewDecoder(os.Stdin), json.NewEncoder(pipe)
 	for {
-		var o order
-		if err := orders.Decode(&o); errors.Is(err, io.EOF) {
+		var c command
+		if err := commands.Decode(&c); errors.Is(err, io.EOF) {
 			return nil
 		} else if err != nil {
 			return err
 		}
-		var r report
-		answer, err := carryOut(o.Do, o.Args)
+		var r response
+		result, err := handle(c.Name, c.Args)
 		if err == nil {
-			r.Answer, err = json.Marshal(answer)
+			r.Result, err = json.Marshal(result)
 		}
 		if err != nil {
-			r = report{Error: err.Error()}
+			r = response{Error: err.Error()}
 		}
-		if err := json.NewEncoder(reports).Encode(r); err != nil {
+		if err := responses.Encode(r); err != nil {
 			return err
 		}
 	}

@@ -26,100 +26,110 @@ const (
 	basePath = "/mds/v1"
 )
 
-// A weather is how the stub cluster behaves. Peers in a bad way are spread evenly over all.
-type weather struct {
-	Peers int           // how many there are, up to maxPeers
-	Delay time.Duration // how long each takes to answer
-	Size  int           // of each answer's data, in bytes
+// conditions say how the stub cluster behaves. Failing peers are spread evenly over all peers.
+type conditions struct {
+	Peers int           // number of peers, at most maxPeers
+	Delay time.Duration // response time of each peer
+	Size  int           // of the data of each response, in bytes
 
-	Dead    int           // of the peers: they refuse connections
-	Hanging int           // they accept everything and never answer
-	Slow    int           // they take SlowFor to answer
-	SlowFor time.Duration //
-	SlowOne int           // and so does one of so many requests, to whichever peer; 0 for none
+	Dead      int           // number of peers that refuse connections
+	Hanging   int           // number of peers that accept requests and never respond
+	Slow      int           // number of peers that take SlowFor to respond
+	SlowFor   time.Duration // response time of slow peers and of slow responses
+	SlowEvery int           // one response of so many is slow, from any peer; 0: none
 
-	Down bool // mIT answers 503 to the dated deletes, instead of agreeing to them
+	RegistryDown bool // the registry answers deletes with a 503
 }
 
-// A place is all that a contestant must know of the stub cluster.
-type place struct {
-	Peers    []seat
-	Registry string        // mIT's URL
-	Issuer   string        // mST's
-	Token    string        // one that peers accept, for those who don't ask mST
-	Size     int           // of each answer's data, in bytes
-	Timeout  time.Duration // of each request; the driver sets it
-	Canned   bool          // that answers come out of memory instead; the driver sets it
+func (c conditions) failing() int { return c.Dead + c.Hanging + c.Slow }
+
+// endpoints tell a contestant how to reach the stub cluster.
+type endpoints struct {
+	Peers    []peer
+	Registry string        // URL of the registry
+	Issuer   string        // URL of the token service
+	Token    string        // accepted by peers, for contestants that do not fetch tokens
+	Size     int           // of the data of each response, in bytes
+	Timeout  time.Duration // of each request; set by the driver
+	Canned   bool          // responses come from memory; set by the driver
 }
 
-type seat struct{ ID, URL string }
+type peer struct{ ID, URL string }
 
-// Counts are the requests that the stub cluster has had.
-type counts struct {
-	Things, Others               int64 // to peers: what is measured, and announcements and departures
-	Registrations, Deletes       int64 // to mIT
-	Tokens, Unauthorized, Broken int64 // to mST; to a peer, without its token; given up by the client
+// requestCounts are the requests that the stub cluster has received.
+type requestCounts struct {
+	Things, Others         int64 // to peers: calls; announcements and departures
+	Registrations, Deletes int64 // to the registry
+	Tokens                 int64 // to the token service
+	Unauthorized, Canceled int64 // to peers: without the token; canceled by the client
 }
 
-func (c counts) total() int64 { return c.Things + c.Others + c.Registrations + c.Deletes + c.Tokens }
+func (c requestCounts) total() int64 {
+	return c.Things + c.Others + c.Registrations + c.Deletes + c.Tokens
+}
 
-func (c counts) since(b counts) counts {
-	return counts{
-		c.Things - b.Things, c.Others - b.Others, c.Registrations - b.Registrations, c.Deletes - b.Deletes,
-		c.Tokens - b.Tokens, c.Unauthorized - b.Unauthorized, c.Broken - b.Broken,
+func (c requestCounts) since(before requestCounts) requestCounts {
+	return requestCounts{
+		c.Things - before.Things, c.Others - before.Others,
+		c.Registrations - before.Registrations, c.Deletes - before.Deletes,
+		c.Tokens - before.Tokens,
+		c.Unauthorized - before.Unauthorized, c.Canceled - before.Canceled,
 	}
 }
 
-// A stub plays a whole cluster but for the one node that is measured: its peers, each at a
-// loopback address of its own, mIT and mST.
+// A stub simulates everything in a cluster except the node that is measured: its peers, each with its
+// own loopback address, the registry and the token service.
 type stub struct {
-	port  int
-	back  string // where mIT and mST are
-	token string
-	peers [maxPeers]stubPeer
-	things, others, registrations, deletes,
-	tokens, unauthorized, broken atomic.Int64
-	slowOne, slowFor atomic.Int64
+	port       int    // of all peers
+	backendURL string // of the registry and the token service
+	token      string
+	peers      [maxPeers]stubPeer
 
-	mu      sync.Mutex // guards the fields below
-	weather weather
-	gone    map[string]bool // deleted at mIT
+	things, others, registrations, deletes,
+	tokens, unauthorized, canceled atomic.Int64
+	slowEvery, slowFor atomic.Int64
+
+	mu         sync.Mutex // guards the fields below
+	conditions conditions
+	deleted    map[string]bool // ids of the servers deleted from the registry
 }
 
-type mood int32
+// A stubPeer serves while srv is set.
+type stubPeer struct {
+	id       string
+	srv      *http.Server // nil: it refuses connections
+	behavior atomic.Int32
+	delay    atomic.Int64           // response time
+	envelope atomic.Pointer[[]byte] // response body
+}
+
+type behavior int32
 
 const (
-	well mood = iota
+	healthy behavior = iota
+	dead
 	hanging
 	slow
 )
 
-// A stubPeer is one peer. It serves while it has a server.
-type stubPeer struct {
-	id   string
-	srv  *http.Server // nil: it refuses connections
-	mood atomic.Int32
-	wait atomic.Int64           // how long it takes to answer
-	body atomic.Pointer[[]byte] // what it answers
-}
-
 func runStub() error {
-	s, err := newStub(context.Background())
+	ctx := context.Background()
+	s, err := newStub(ctx)
 	if err != nil {
 		return err
 	}
-	return obey(func(what string, args json.RawMessage) (any, error) {
-		switch what {
-		case "weather":
-			var w weather
-			if err := json.Unmarshal(args, &w); err != nil {
+	return serveCommands(func(command string, args json.RawMessage) (any, error) {
+		switch command {
+		case "conditions":
+			var c conditions
+			if err := json.Unmarshal(args, &c); err != nil {
 				return nil, err
 			}
-			return s.set(context.Background(), w)
+			return s.setConditions(ctx, c)
 		case "counts":
 			return s.counts(), nil
 		}
-		return nil, fmt.Errorf("no such order: %s", what)
+		return nil, fmt.Errorf("unknown command %q", command)
 	})
 }
 
@@ -127,7 +137,7 @@ func newStub(ctx context.Context) (*stub, error) {
 	s := new(stub)
 	claims := jwt.MapClaims{"exp": time.Now().Add(24 * time.Hour).Unix(), "subType": "mds", "type": "cluster"}
 	var err error
-	if s.token, err = jwt.NewWithClaims(jwt.SigningMethodHS256, claims).SignedString([]byte("a key for measuring only")); err != nil {
+	if s.token, err = jwt.NewWithClaims(jwt.SigningMethodHS256, claims).SignedString([]byte("benchmark key")); err != nil {
 		return nil, err
 	}
 	var lc net.ListenConfig
@@ -135,13 +145,13 @@ func newStub(ctx context.Context) (*stub, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.back = "http://" + ln.Addr().String()
+	s.backendURL = "http://" + ln.Addr().String()
 	mux := http.NewServeMux()
-	mux.HandleFunc("POST /token", s.giveToken)
+	mux.HandleFunc("POST /token", s.issueToken)
 	mux.HandleFunc("POST /mit/itResources", s.register)
 	mux.HandleFunc("DELETE /mit/itResources/{id}/servers/{server}", s.delete)
 	go http.Serve(ln, mux) //nolint:errcheck,gosec // it serves until the process ends
-	if ln, err = lc.Listen(ctx, "tcp", host(0)+":0"); err != nil {
+	if ln, err = lc.Listen(ctx, "tcp", peerHost(0)+":0"); err != nil {
 		return nil, err
 	}
 	s.port = ln.Addr().(*net.TCPAddr).Port
@@ -151,61 +161,81 @@ func newStub(ctx context.Context) (*stub, error) {
 	return s, ln.Close()
 }
 
-// host is the address of a peer: one each, as if each were a machine.
-func host(i int) string { return fmt.Sprintf("127.1.%d.%d", i/200, i%200+1) }
+// peerHost returns the address of peer i. Each peer has its own, as if it were a machine.
+func peerHost(i int) string { return fmt.Sprintf("127.1.%d.%d", i/200, i%200+1) }
 
-func (s *stub) url(i int) string { return fmt.Sprintf("http://%s:%d%s", host(i), s.port, basePath) }
+func (s *stub) peerURL(i int) string {
+	return fmt.Sprintf("http://%s:%d%s", peerHost(i), s.port, basePath)
+}
 
-// set makes the weather, and forgets who was deleted. The old weather is over when it returns.
-func (s *stub) set(ctx context.Context, w weather) (place, error) {
-	if w.Peers > maxPeers || w.Dead+w.Hanging+w.Slow > w.Peers {
-		return place{}, fmt.Errorf("no such weather: %+v", w)
+// setConditions changes the conditions and restores the deleted servers. When it returns, the new
+// conditions apply to all requests.
+func (s *stub) setConditions(ctx context.Context, c conditions) (endpoints, error) {
+	if c.Peers > maxPeers || c.failing() > c.Peers {
+		return endpoints{}, fmt.Errorf("impossible conditions: %+v", c)
 	}
-	bad := make(map[int]int) // the peers in a bad way: which of them
-	for k := range w.Dead + w.Hanging + w.Slow {
-		bad[k*w.Peers/(w.Dead+w.Hanging+w.Slow)] = k
-	}
-	s.slowOne.Store(int64(w.SlowOne))
-	s.slowFor.Store(int64(w.SlowFor))
-	p := place{Registry: s.back + "/mit", Issuer: s.back + "/token", Token: s.token, Size: w.Size}
+	s.slowEvery.Store(int64(c.SlowEvery))
+	s.slowFor.Store(int64(c.SlowFor))
+	e := endpoints{Registry: s.backendURL + "/mit", Issuer: s.backendURL + "/token", Token: s.token, Size: c.Size}
+	behaviors := c.behaviors()
 	for i := range s.peers {
-		k, isBad := bad[i]
-		is, wait := well, w.Delay
-		switch {
-		case !isBad || k < w.Dead:
-		case k < w.Dead+w.Hanging:
-			is = hanging
-		default:
-			is, wait = slow, w.SlowFor
+		if i >= c.Peers {
+			s.peers[i].close()
+			continue
 		}
-		peer := &s.peers[i]
-		body := peerAnswer(peer.id, w.Size)
-		peer.body.Store(&body)
-		peer.mood.Store(int32(is))
-		peer.wait.Store(int64(wait))
-		if i >= w.Peers || isBad && k < w.Dead {
-			peer.close()
-		} else if err := s.open(ctx, i); err != nil {
-			return place{}, err
+		if err := s.setPeer(ctx, i, behaviors[i], c); err != nil {
+			return endpoints{}, err
 		}
-		if i < w.Peers {
-			p.Peers = append(p.Peers, seat{peer.id, s.url(i)})
-		}
+		e.Peers = append(e.Peers, peer{s.peers[i].id, s.peerURL(i)})
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.weather, s.gone = w, make(map[string]bool)
-	return p, nil
+	s.conditions, s.deleted = c, make(map[string]bool)
+	return e, nil
 }
 
-// peerAnswer is the envelope that a peer answers with.
-func peerAnswer(id string, size int) []byte {
+// behaviors returns the behavior of each peer.
+func (c conditions) behaviors() []behavior {
+	all := make([]behavior, c.Peers)
+	for k := range c.failing() {
+		b := slow
+		switch {
+		case k < c.Dead:
+			b = dead
+		case k < c.Dead+c.Hanging:
+			b = hanging
+		}
+		all[k*c.Peers/c.failing()] = b
+	}
+	return all
+}
+
+// setPeer changes the behavior of peer i, and starts or closes its server if necessary.
+func (s *stub) setPeer(ctx context.Context, i int, b behavior, c conditions) error {
+	p := &s.peers[i]
+	delay := c.Delay
+	if b == slow {
+		delay = c.SlowFor
+	}
+	envelope := peerEnvelope(p.id, c.Size)
+	p.envelope.Store(&envelope)
+	p.behavior.Store(int32(b))
+	p.delay.Store(int64(delay))
+	if b == dead {
+		p.close()
+		return nil
+	}
+	return s.open(ctx, i)
+}
+
+// peerEnvelope returns the response body of a peer.
+func peerEnvelope(id string, size int) []byte {
 	return fmt.Appendf(nil, `{"data":[{"from":%q,"pad":%q}],"server":{"serverId":%q}}`, id, strings.Repeat("x", size), id)
 }
 
 func (p *stubPeer) close() {
 	if p.srv != nil {
-		p.srv.Close() // its connections break
+		p.srv.Close() // closes the connections, too
 		p.srv = nil
 	}
 }
@@ -216,54 +246,54 @@ func (s *stub) open(ctx context.Context, i int) error {
 		return nil
 	}
 	var lc net.ListenConfig
-	ln, err := lc.Listen(ctx, "tcp", fmt.Sprintf("%s:%d", host(i), s.port))
+	ln, err := lc.Listen(ctx, "tcp", fmt.Sprintf("%s:%d", peerHost(i), s.port))
 	if err != nil {
 		return err
 	}
-	p.srv = &http.Server{Handler: s.peer(p), ReadHeaderTimeout: time.Minute}
+	p.srv = &http.Server{Handler: s.peerHandler(p), ReadHeaderTimeout: time.Minute}
 	go p.srv.Serve(ln) //nolint:errcheck // it ends with Close
 	return nil
 }
 
-// peer answers whatever a peer is asked with the envelope that peers answer.
-func (s *stub) peer(p *stubPeer) http.Handler {
+// peerHandler responds to all requests with the peer's envelope.
+func (s *stub) peerHandler(p *stubPeer) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		wait := time.Duration(p.wait.Load())
+		delay := time.Duration(p.delay.Load())
 		if r.Method == http.MethodGet {
-			if n, one := s.things.Add(1), s.slowOne.Load(); one > 0 && n%one == 0 {
-				wait = time.Duration(s.slowFor.Load())
+			if n, every := s.things.Add(1), s.slowEvery.Load(); every > 0 && n%every == 0 {
+				delay = time.Duration(s.slowFor.Load())
 			}
 		} else {
 			s.others.Add(1)
-			_, _ = io.Copy(io.Discard, r.Body) // what breaks off is not answered
+			_, _ = io.Copy(io.Discard, r.Body) // an error also fails the response
 		}
 		if r.Header.Get("Authorization") != "Bearer "+s.token {
 			s.unauthorized.Add(1)
 			w.WriteHeader(http.StatusUnauthorized)
 			return
 		}
-		if mood(p.mood.Load()) == hanging {
+		if behavior(p.behavior.Load()) == hanging {
 			<-r.Context().Done()
-			s.broken.Add(1)
+			s.canceled.Add(1)
 			return
 		}
-		if wait > 0 {
-			time.Sleep(wait)
+		if delay > 0 {
+			time.Sleep(delay)
 		}
 		w.Header().Set("Content-Type", "application/json")
-		_, _ = w.Write(*p.body.Load()) // who does not listen misses it
+		_, _ = w.Write(*p.envelope.Load()) // the client may be gone
 	})
 }
 
-func (s *stub) giveToken(w http.ResponseWriter, _ *http.Request) {
+func (s *stub) issueToken(w http.ResponseWriter, _ *http.Request) {
 	s.tokens.Add(1)
-	answer(w, map[string]any{"data": map[string]any{"access_token": s.token, "refresh_token": s.token, "expires_in": 86400}})
+	writeJSON(w, map[string]any{"data": map[string]any{"access_token": s.token, "refresh_token": s.token, "expires_in": 86400}})
 }
 
 func (s *stub) register(w http.ResponseWriter, r *http.Request) {
 	s.registrations.Add(1)
-	var me struct{ ServerID, ClusterBaseURL string }
-	if err := json.NewDecoder(r.Body).Decode(&me); err != nil {
+	var node struct{ ServerID, ClusterBaseURL string }
+	if err := json.NewDecoder(r.Body).Decode(&node); err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
@@ -271,14 +301,14 @@ func (s *stub) register(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var servers []cluster.Server
-	for i := range s.weather.Peers {
-		if id := s.peers[i].id; !s.gone[id] {
-			servers = append(servers, cluster.Server{ServerID: id, ClusterBaseURL: s.url(i), CreatedAt: date, UpdatedAt: date})
+	for i := range s.conditions.Peers {
+		if id := s.peers[i].id; !s.deleted[id] {
+			servers = append(servers, cluster.Server{ServerID: id, ClusterBaseURL: s.peerURL(i), CreatedAt: date, UpdatedAt: date})
 		}
 	}
-	servers = append(servers, cluster.Server{ServerID: me.ServerID, ClusterBaseURL: me.ClusterBaseURL, CreatedAt: date, UpdatedAt: time.Now()})
-	answer(w, map[string]any{
-		"itResource": map[string]any{"id": "stub", "type": "mds", "publicBaseUrl": s.back, "servers": servers},
+	servers = append(servers, cluster.Server{ServerID: node.ServerID, ClusterBaseURL: node.ClusterBaseURL, CreatedAt: date, UpdatedAt: time.Now()})
+	writeJSON(w, map[string]any{
+		"itResource": map[string]any{"id": "stub", "type": "mds", "publicBaseUrl": s.backendURL, "servers": servers},
 		"leaseTime":  (24 * time.Hour).Milliseconds(),
 	})
 }
@@ -286,48 +316,48 @@ func (s *stub) register(w http.ResponseWriter, r *http.Request) {
 func (s *stub) delete(w http.ResponseWriter, r *http.Request) {
 	s.deletes.Add(1)
 	id, _, _ := strings.Cut(r.PathValue("server"), "@")
-	if plain, err := url.PathUnescape(id); err == nil {
-		id = plain
+	if unescaped, err := url.PathUnescape(id); err == nil {
+		id = unescaped
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.weather.Down {
+	if s.conditions.RegistryDown {
 		http.Error(w, "{}", http.StatusServiceUnavailable)
 		return
 	}
-	s.gone[id] = true
-	answer(w, map[string]any{"data": id})
+	s.deleted[id] = true
+	writeJSON(w, map[string]any{"data": id})
 }
 
-func answer(w http.ResponseWriter, value any) {
+func writeJSON(w http.ResponseWriter, value any) {
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(value) // who does not listen misses it
+	_ = json.NewEncoder(w).Encode(value) // the client may be gone
 }
 
-func (s *stub) counts() counts {
-	return counts{
+func (s *stub) counts() requestCounts {
+	return requestCounts{
 		s.things.Load(), s.others.Load(), s.registrations.Load(), s.deletes.Load(),
-		s.tokens.Load(), s.unauthorized.Load(), s.broken.Load(),
+		s.tokens.Load(), s.unauthorized.Load(), s.canceled.Load(),
 	}
 }
 
-// quiet waits until the stub has nothing more to do: what a contestant does beside a call is over.
-// It does not begin before that many announcements and departures are told.
-func quiet(ctx context.Context, stub *process, told int64) (counts, error) {
-	const pause, longest = 200 * time.Millisecond, 3 * time.Minute
-	ctx, cancel := context.WithTimeoutCause(ctx, longest, errors.New("the stub cluster does not come to rest"))
+// waitIdle blocks until the stub cluster receives no more requests, so that the background work of a
+// contestant is done. It also waits for a minimum of announcements and departures.
+func waitIdle(ctx context.Context, stub *process, minOthers int64) (requestCounts, error) {
+	const interval, timeout = 200 * time.Millisecond, 3 * time.Minute
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, errors.New("the stub cluster still receives requests"))
 	defer cancel()
-	var before, now counts
+	var before, now requestCounts
 	for {
 		if err := stub.do("counts", nil, &now); err != nil {
 			return now, err
 		}
-		if now.Others >= told && now.total() == before.total() && before.total() > 0 {
+		if now.Others >= minOthers && now.total() == before.total() && before.total() > 0 {
 			return now, nil
 		}
 		before = now
 		select {
-		case <-time.After(pause):
+		case <-time.After(interval):
 		case <-ctx.Done():
 			return now, context.Cause(ctx)
 		}

@@ -9,69 +9,68 @@ import (
 	"time"
 )
 
-// A row is a cell in numbers: medians of its rounds.
-type row struct {
-	cell
+// A summary has the medians over the rounds of a result.
+type summary struct {
+	result
 	CallsPerSec   float64
 	P50, P99      time.Duration
-	CPU           float64 // µs per peer asked
-	Allocs, Bytes float64 // per peer asked
+	CPU           float64 // µs per request
+	Allocs, Bytes float64 // per request
 	Peak          float64 // bytes
-	Lost          int     // peers that stand neither in results nor in failures, or failed
+	Missing       int     // results that should have arrived in all rounds
 }
 
-func (c cell) row() row {
-	of := func(value measure) float64 {
-		values := make([]float64, len(c.Rounds))
-		for i, r := range c.Rounds {
-			values[i] = value(r, c)
+func (r result) summary() summary {
+	medianOf := func(value measure) float64 {
+		values := make([]float64, len(r.Rounds))
+		for i, round := range r.Rounds {
+			values[i] = value(round, r)
 		}
-		return middle(values)
+		return median(values)
 	}
-	r := row{
-		cell:        c,
-		CallsPerSec: of(rate),
-		P50:         time.Duration(of(func(r round, _ cell) float64 { return float64(r.P50) })),
-		P99:         time.Duration(of(slowest)),
-		CPU:         of(work) / 1e3,
-		Allocs:      of(func(r round, c cell) float64 { return float64(r.Allocs) / asks(r, c) }),
-		Bytes:       of(func(r round, c cell) float64 { return float64(r.Bytes) / asks(r, c) }),
-		Peak:        of(memory),
+	s := summary{
+		result:      r,
+		CallsPerSec: medianOf(callRate),
+		P50:         time.Duration(medianOf(func(r round, _ result) float64 { return float64(r.P50) })),
+		P99:         time.Duration(medianOf(p99)),
+		CPU:         medianOf(cpuPerRequest) / 1e3,
+		Allocs:      medianOf(func(r round, of result) float64 { return float64(r.Allocs) / requests(r, of) }),
+		Bytes:       medianOf(func(r round, of result) float64 { return float64(r.Bytes) / requests(r, of) }),
+		Peak:        medianOf(peakMemory),
 	}
-	for _, got := range c.Rounds {
-		r.Lost += got.Calls*c.Peers - got.Results
+	for _, round := range r.Rounds {
+		s.Missing += round.Calls*r.Peers - round.Results
 	}
-	return r
+	return s
 }
 
-// missing says what must not be.
-func (r row) missing() string {
-	if r.Lost == 0 {
+// warning returns a remark for the table if results are missing.
+func (s summary) warning() string {
+	if s.Missing == 0 {
 		return ""
 	}
-	return fmt.Sprintf(" %d peers without a result!", r.Lost)
+	return fmt.Sprintf(" %d results missing!", s.Missing)
 }
 
-// A measure is one number of a round.
-type measure func(round, cell) float64
+// A measure is one figure of a round of a result.
+type measure func(round, result) float64
 
-func asks(r round, c cell) float64    { return float64(r.Calls * c.Peers) }
-func rate(r round, _ cell) float64    { return float64(r.Calls) / r.Took.Seconds() }
-func work(r round, c cell) float64    { return float64(r.CPU) / asks(r, c) } // ns per peer asked
-func slowest(r round, _ cell) float64 { return float64(r.P99) }
-func memory(r round, _ cell) float64  { return float64(r.Peak) }
+func requests(r round, of result) float64      { return float64(r.Calls * of.Peers) }
+func callRate(r round, _ result) float64       { return float64(r.Calls) / r.Took.Seconds() }
+func cpuPerRequest(r round, of result) float64 { return float64(r.CPU) / requests(r, of) } // ns
+func p99(r round, _ result) float64            { return float64(r.P99) }
+func peakMemory(r round, _ result) float64     { return float64(r.Peak) }
 
-// ratios are those of a measure to another contestant's, round by round: what else the machine did
-// in a round hit both.
-func ratios(c, to cell, value measure) []float64 {
-	values := make([]float64, len(c.Rounds))
-	for i := range c.Rounds {
-		values[i] = value(c.Rounds[i], c) / value(to.Rounds[i], to)
+// ratios returns the ratio of a measure to that of another contestant in each round.
+func ratios(r, to result, value measure) []float64 {
+	values := make([]float64, len(r.Rounds))
+	for i := range r.Rounds {
+		values[i] = value(r.Rounds[i], r) / value(to.Rounds[i], to)
 	}
 	return values
 }
 
-func middle(values []float64) float64 {
+func median(values []float64) float64 {
 	if len(values) == 0 {
 		return 0
 	}
@@ -80,71 +79,70 @@ func middle(values []float64) float64 {
 	return (sorted[(n-1)/2] + sorted[n/2]) / 2
 }
 
-func median(took []time.Duration) time.Duration {
-	values := make([]float64, len(took))
-	for i, d := range took {
+func medianDuration(durations []time.Duration) time.Duration {
+	values := make([]float64, len(durations))
+	for i, d := range durations {
 		values[i] = float64(d)
 	}
-	return time.Duration(middle(values))
+	return time.Duration(median(values))
 }
 
-// table is a comparison as Markdown.
-func table(cells []cell) string {
+// callsTable returns the results as a Markdown table.
+func callsTable(results []result) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "| peers | callers | contestant | calls/s | ×%[1]s | ×%[2]s | p50 | p99 | CPU/request | ×%[1]s | ×%[2]s | allocs/request | kB/request | peak memory |\n", yardstick, "npm")
+	fmt.Fprintf(&b, "| peers | callers | contestant | calls/s | ×%[1]s | ×%[2]s | p50 | p99 | CPU/request | ×%[1]s | ×%[2]s | allocs/request | kB/request | peak memory |\n", baseline, "npm")
 	b.WriteString("| ---: | ---: | --- |" + strings.Repeat(" ---: |", 11) + "\n")
-	for _, c := range cells {
-		r := c.row()
-		times := func(name string, value measure) string {
-			to := find(cells, name, c.Peers, c.Callers)
-			if to == nil {
-				return ""
-			}
-			return short(middle(ratios(c, *to, value)))
-		}
+	for _, r := range results {
+		s := r.summary()
+		ratio := func(name string, value measure) string { return formatRatio(results, r, name, value) }
 		allocs, kB := "", ""
-		if r.Allocs > 0 {
-			allocs, kB = fmt.Sprintf("%.1f", r.Allocs), fmt.Sprintf("%.1f", r.Bytes/1e3)
+		if s.Allocs > 0 {
+			allocs, kB = fmt.Sprintf("%.1f", s.Allocs), fmt.Sprintf("%.1f", s.Bytes/1e3)
 		}
-		fmt.Fprintf(&b, "| %d | %d | %s | %s | %s | %s | %s | %s | %s µs | %s | %s | %s | %s | %.0f MB |",
-			c.Peers, c.Callers, c.Name, short(r.CallsPerSec), times(yardstick, rate), times(npmName, rate), ms(r.P50), ms(r.P99),
-			short(r.CPU), times(yardstick, work), times(npmName, work), allocs, kB, r.Peak/1e6)
-		b.WriteString(r.missing() + "\n")
+		fmt.Fprintf(&b, "| %d | %d | %s | %s | %s | %s | %s | %s | %s µs | %s | %s | %s | %s | %.0f MB |%s\n",
+			r.Peers, r.Callers, r.Name, threeDigits(s.CallsPerSec), ratio(baseline, callRate), ratio(npmName, callRate),
+			ms(s.P50), ms(s.P99), threeDigits(s.CPU), ratio(baseline, cpuPerRequest), ratio(npmName, cpuPerRequest),
+			allocs, kB, s.Peak/1e6, s.warning())
 	}
 	return b.String()
 }
 
-// burstTable is a comparison of bursts.
-func burstTable(cells []cell) string {
+// burstTable returns the results of bursts as a Markdown table.
+func burstTable(results []result) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "| peers | calls at once | contestant | a call | the slowest | ×%[1]s | CPU/request | ×%[1]s | peak memory |\n", yardstick)
+	fmt.Fprintf(&b, "| peers | callers | contestant | p50 | slowest | ×%[1]s | CPU/request | ×%[1]s | peak memory |\n", baseline)
 	b.WriteString("| ---: | ---: | --- |" + strings.Repeat(" ---: |", 6) + "\n")
-	for _, c := range cells {
-		r := c.row()
-		times := func(value measure) string {
-			to := find(cells, yardstick, c.Peers, c.Callers)
-			if to == nil {
-				return ""
-			}
-			return short(middle(ratios(c, *to, value)))
-		}
+	for _, r := range results {
+		s := r.summary()
+		ratio := func(value measure) string { return formatRatio(results, r, baseline, value) }
 		fmt.Fprintf(&b, "| %d | %d | %s | %s | %s | %s | %s µs | %s | %.0f MB |%s\n",
-			c.Peers, c.Callers, c.Name, ms(r.P50), ms(r.P99), times(slowest), short(r.CPU), times(work), r.Peak/1e6, r.missing())
+			r.Peers, r.Callers, r.Name, ms(s.P50), ms(s.P99), ratio(p99), threeDigits(s.CPU), ratio(cpuPerRequest), s.Peak/1e6, s.warning())
 	}
 	return b.String()
 }
 
-func find(cells []cell, name string, peers, callers int) *cell {
-	for i, c := range cells {
-		if c.Name == name && c.Peers == peers && c.Callers == callers {
-			return &cells[i]
+// formatRatio returns the median ratio of r to the named contestant, or "" if that is not among the
+// results.
+func formatRatio(results []result, r result, name string, value measure) string {
+	to := find(results, name, r.Peers, r.Callers)
+	if to == nil {
+		return ""
+	}
+	return threeDigits(median(ratios(r, *to, value)))
+}
+
+func find(results []result, name string, peers, callers int) *result {
+	for i, r := range results {
+		if r.Name == name && r.Peers == peers && r.Callers == callers {
+			return &results[i]
 		}
 	}
 	return nil
 }
 
-// short has three digits, and all before the point.
-func short(v float64) string {
+// threeDigits formats v with three significant digits, or with all digits before the decimal point
+// if there are more.
+func threeDigits(v float64) string {
 	switch {
 	case v >= 100:
 		return fmt.Sprintf("%.0f", v)
@@ -158,7 +156,7 @@ func short(v float64) string {
 
 func ms(d time.Duration) string {
 	if d >= 10*time.Second {
-		return short(d.Seconds()) + " s"
+		return threeDigits(d.Seconds()) + " s"
 	}
-	return short(float64(d)/1e6) + " ms"
+	return threeDigits(float64(d)/1e6) + " ms"
 }

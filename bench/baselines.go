@@ -18,42 +18,42 @@ import (
 	"golang.org/x/sync/semaphore"
 )
 
-// yardstick is what everything is compared with: what somebody writes who needs no more.
+// The names of the variants of loop. All contestants are compared with the baseline.
 const (
-	yardstick        = "loop"
+	baseline         = "loop"
 	bounded          = "loop, bounded"
 	defaultTransport = "loop, default transport"
 )
 
-// A getter gets one answer, and gives its body if it is a 200.
+// A getter sends a GET request and returns the body of the response. A status other than 200 is an
+// error.
 type getter func(ctx context.Context, url string) ([]byte, error)
 
-// A loop is the fan-out that one writes by hand: a goroutine for each peer, one deadline for the
-// call, an answer that is decoded and must be from whom it was asked of. It knows its peers and
-// its token once and for all.
+// A loop is a hand-written fan-out: one goroutine per peer and one deadline per call. It decodes
+// each response and checks that the expected server sent it. Its peers and its token are fixed.
 type loop struct {
-	peers   []seat
-	timeout time.Duration
-	places  *semaphore.Weighted // nil: as many requests at once as there are peers
-	get     getter
-	conns   *http.Transport
+	peers     []peer
+	timeout   time.Duration
+	sem       *semaphore.Weighted // nil: no limit
+	get       getter
+	transport *http.Transport
 }
 
-// newLoop completes l when it knows its peers.
-func newLoop(l loop, transport func() *http.Transport, with func(token string, t *http.Transport) getter) func(context.Context, place) (fanout, error) {
-	return func(_ context.Context, p place) (fanout, error) {
+// loopConstructor returns a function that fills in the missing fields of a copy of l.
+func loopConstructor(l loop, transport func() *http.Transport, newGetter func(token string, t *http.Transport) getter) func(context.Context, endpoints) (contestant, error) {
+	return func(_ context.Context, e endpoints) (contestant, error) {
 		l := l
-		l.timeout, l.conns = p.Timeout, transport()
-		l.get = with(p.Token, l.conns)
-		for _, s := range p.Peers {
-			l.peers = append(l.peers, seat{s.ID, s.URL + "/things"})
+		l.timeout, l.transport = e.Timeout, transport()
+		l.get = newGetter(e.Token, l.transport)
+		for _, p := range e.Peers {
+			l.peers = append(l.peers, peer{p.ID, p.URL + "/things"})
 		}
 		return l, nil
 	}
 }
 
-// tuned is a transport that keeps a connection for each of sixteen calls at once.
-func tuned() *http.Transport {
+// tunedTransport keeps up to sixteen idle connections per host, enough for the concurrent calls.
+func tunedTransport() *http.Transport {
 	dialer := net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}
 	return &http.Transport{
 		DialContext:         dialer.DialContext,
@@ -62,47 +62,46 @@ func tuned() *http.Transport {
 	}
 }
 
-// untuned is http.DefaultTransport, which keeps two connections to each host and a hundred in all.
-func untuned() *http.Transport { return http.DefaultTransport.(*http.Transport).Clone() }
+// cloneDefaultTransport returns a copy of http.DefaultTransport, which keeps two idle connections
+// per host and a hundred in total.
+func cloneDefaultTransport() *http.Transport { return http.DefaultTransport.(*http.Transport).Clone() }
 
-// An answered is what a loop has of one peer.
-type answered struct {
-	data json.RawMessage
-	err  error
-}
-
-func (l loop) call(ctx context.Context) (tally, error) {
+func (l loop) call(ctx context.Context) (counts, error) {
 	ctx, cancel := context.WithTimeout(ctx, l.timeout)
 	defer cancel()
-	got := make([]answered, len(l.peers))
+	type reply struct {
+		data json.RawMessage
+		err  error
+	}
+	replies := make([]reply, len(l.peers))
 	var wg sync.WaitGroup
-	for i, peer := range l.peers {
-		if l.places != nil {
-			if err := l.places.Acquire(ctx, 1); err != nil {
-				return tally{}, err
+	for i, p := range l.peers {
+		if l.sem != nil {
+			if err := l.sem.Acquire(ctx, 1); err != nil {
+				return counts{}, err
 			}
 		}
 		wg.Go(func() {
-			if l.places != nil {
-				defer l.places.Release(1)
+			if l.sem != nil {
+				defer l.sem.Release(1)
 			}
-			got[i].data, got[i].err = l.ask(ctx, peer)
+			replies[i].data, replies[i].err = l.callPeer(ctx, p)
 		})
 	}
 	wg.Wait()
-	var t tally
-	for _, a := range got {
-		if a.err != nil {
-			t.Failures++
+	var c counts
+	for _, r := range replies {
+		if r.err != nil {
+			c.Failures++
 		} else {
-			t.Results++
+			c.Results++
 		}
 	}
-	return t, nil
+	return c, nil
 }
 
-func (l loop) ask(ctx context.Context, peer seat) (json.RawMessage, error) {
-	body, err := l.get(ctx, peer.URL)
+func (l loop) callPeer(ctx context.Context, p peer) (json.RawMessage, error) {
+	body, err := l.get(ctx, p.URL)
 	if err != nil {
 		return nil, err
 	}
@@ -115,26 +114,26 @@ func (l loop) ask(ctx context.Context, peer seat) (json.RawMessage, error) {
 	if err := json.Unmarshal(body, &envelope); err != nil {
 		return nil, err
 	}
-	if envelope.Server.ServerID != peer.ID {
-		return nil, fmt.Errorf("%q answered instead of %q", envelope.Server.ServerID, peer.ID)
+	if envelope.Server.ServerID != p.ID {
+		return nil, fmt.Errorf("response from %q instead of %q", envelope.Server.ServerID, p.ID)
 	}
 	return envelope.Data, nil
 }
 
-func (l loop) close() { l.conns.CloseIdleConnections() }
+func (l loop) close() { l.transport.CloseIdleConnections() }
 
-// plainGetter is net/http alone.
+// plainGetter uses net/http alone.
 func plainGetter(token string, t *http.Transport) getter {
 	return doGetter(token, (&http.Client{Transport: t}).Do)
 }
 
-// failsafeGetter has failsafe-go's retry policy for HTTP around it.
+// failsafeGetter adds the HTTP retry policy of failsafe-go.
 func failsafeGetter(token string, t *http.Transport) getter {
-	retry := failsafehttp.NewRetryPolicyBuilder().WithMaxRetries(1).WithDelay(retryDelay).Build() //nolint:bodyclose // there is no answer yet
+	retry := failsafehttp.NewRetryPolicyBuilder().WithMaxRetries(1).WithDelay(retryDelay).Build() //nolint:bodyclose // there is no response yet
 	return doGetter(token, (&http.Client{Transport: failsafehttp.NewRoundTripper(t, retry)}).Do)
 }
 
-// As much patience for all who retry as this module has by default.
+// retryDelay is the default of this module, used for all contestants that retry.
 const retryDelay = 10 * time.Millisecond
 
 func doGetter(token string, do func(*http.Request) (*http.Response, error)) getter {
@@ -148,11 +147,11 @@ func doGetter(token string, do func(*http.Request) (*http.Response, error)) gett
 		if err != nil {
 			return nil, err
 		}
-		return read(resp)
+		return readBody(resp)
 	}
 }
 
-func read(resp *http.Response) ([]byte, error) {
+func readBody(resp *http.Response) ([]byte, error) {
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("status %s", resp.Status)
@@ -180,7 +179,7 @@ func retryableGetter(token string, t *http.Transport) getter {
 		if err != nil {
 			return nil, err
 		}
-		return read(resp)
+		return readBody(resp)
 	}
 }
 

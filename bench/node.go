@@ -1,0 +1,96 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/mimiktech/cluster"
+)
+
+const (
+	ours   = "cluster"
+	hedged = "cluster, hedged" // in the tail experiment only
+)
+
+// A node is a node of this module as a service configures it: registered, with tokens from the token
+// service, the default retry and eviction policies, its status in the environment, and a trace.
+type node struct {
+	*cluster.Cluster
+	req  cluster.Request
+	done *atomic.Int64 // peers
+}
+
+// nodeConstructor returns a function that creates a node whose calls send req.
+func nodeConstructor(req cluster.Request) func(context.Context, endpoints) (contestant, error) {
+	return func(ctx context.Context, e endpoints) (contestant, error) { return newNode(ctx, e, req) }
+}
+
+func newNode(ctx context.Context, e endpoints, req cluster.Request) (contestant, error) {
+	n := node{req: req, done: new(atomic.Int64)}
+	var events atomic.Int64
+	count := func() { events.Add(1) }
+	var client *http.Client // nil: the node creates its own transports
+	if e.Canned {
+		client = &http.Client{Transport: newCannedTransport(e)}
+	}
+	c, err := cluster.New(cluster.Config{
+		Type: "mds", ID: "me", Port: 1, LocalIPv4: "127.0.0.1", BasePath: basePath, Management: true,
+		RequestTimeout: e.Timeout,
+		RegistryURL:    e.Registry, RegistryAudience: "mIT", PeerAudience: "mds", Issuer: e.Issuer,
+		ClientID: "mds", ClientSecret: "secret", ClientAccessKey: "key", ClientAudience: "mds",
+	}, cluster.WithHTTPClient(client), cluster.WithTrace(&cluster.Trace{
+		StateChanged:    func(_, _ cluster.Status) { count() },
+		Renewed:         func(_, _ time.Duration) { count() },
+		RenewFailed:     func(error, time.Duration) { count() },
+		PeerDone:        func(cluster.Outcome) { n.done.Add(1) },
+		Evicted:         func(cluster.Server) { count() },
+		EvictionSkipped: func(cluster.Server, error) { count() },
+		TokenFetched:    func(cluster.TokenKey, error) { count() },
+	}))
+	if err != nil {
+		return nil, err
+	}
+	n.Cluster = c
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	r, err := c.Register(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if len(r.Results) != len(e.Peers) {
+		return nil, fmt.Errorf("announced to %d of %d peers", len(r.Results), len(e.Peers))
+	}
+	return n, nil
+}
+
+func (n node) call(ctx context.Context) (counts, error) {
+	r, err := n.RPCluster(ctx, n.req)
+	if err != nil {
+		return counts{}, err
+	}
+	return counts{len(r.Results), len(r.Failures)}, nil
+}
+
+func (n node) stream(ctx context.Context) (c counts, first, last time.Duration) {
+	start := time.Now()
+	for o := range n.Stream(ctx, n.req) {
+		at := time.Since(start)
+		if first == 0 {
+			first = at
+		}
+		if o.Err != nil {
+			c.Failures++
+			continue
+		}
+		c.Results++
+		last = at
+	}
+	return c, first, last
+}
+
+func (n node) close() { _ = n.Close() } // always nil
