@@ -1,13 +1,14 @@
-// Command scale prints what a cluster costs by its size: the requests, the bytes of their bodies
-// and the time that one node needs to join, to renew and to ask all peers, and what it takes when
-// many nodes start together.
+// Command scale prints what a cluster costs by its size: the requests, the bytes of their bodies and
+// the time that one node needs to join, to renew its lease and to call all peers, and the cost of many
+// nodes that start at the same time.
 //
 //	go -C bench run ./scale
 //
-// Everything is in this process, on the in-memory network of package clustertest, so time is
-// processor time more than anything else. Where many servers are listed, all but the node that is
-// measured are stand-ins which answer at once and as a node would, and the node that reads their
-// announcements is measured apart.
+// Everything runs in this process, on the in-memory network of package clustertest, so the times are
+// mostly CPU time. To measure one node among many, all other servers are fakes that respond at once.
+// The cost of receiving an announcement is measured separately, on a real node.
+//
+// The program ends when the process that started it does, unless it is run by nohup.
 package main
 
 import (
@@ -17,59 +18,44 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"strconv"
-	"strings"
+
+	"github.com/mimiktech/cluster/bench/internal/intlist"
+	"github.com/mimiktech/cluster/internal/proctest"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, cancel := proctest.WithParent(ctx)
 	err := run(ctx, os.Args[1:])
+	cancel()
 	stop()
 	if err != nil && !errors.Is(err, flag.ErrHelp) {
-		_, _ = fmt.Fprintln(os.Stderr, "scale:", err) // nobody need listen
+		_, _ = fmt.Fprintln(os.Stderr, "scale:", err)
 		os.Exit(1)
 	}
 }
 
 func run(ctx context.Context, args []string) error {
+	servers := intlist.List{Min: 2, Values: []int{10, 100, 1000, 10000}}
+	startup := intlist.List{Min: 2, Values: []int{10, 30, 100}}
 	flags := flag.NewFlagSet("scale", flag.ContinueOnError)
-	servers := flags.String("servers", "10,100,1000,10000", "sizes of the cluster that one node joins, itself included")
-	together := flags.String("together", "10,30,100", "numbers of nodes that start together")
-	rounds := flags.Int("rounds", 3, "how often each is measured; the median counts")
+	flags.Var(&servers, "servers", "`sizes` of the cluster that one node joins, including the node")
+	flags.Var(&startup, "startup", "`numbers` of nodes that start at the same time")
+	rounds := flags.Int("rounds", 3, "rounds of each operation; the median is printed")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	sizes, err := numbers(*servers)
-	if err != nil {
-		return err
-	}
-	groups, err := numbers(*together)
-	if err != nil {
-		return err
-	}
 	if *rounds < 1 {
-		return errors.New("no rounds")
+		return errors.New("the number of rounds must be positive")
 	}
-	one, err := among(ctx, sizes, *rounds)
+	joins, err := joinTable(ctx, servers.Values, *rounds)
 	if err != nil {
 		return err
 	}
-	many, err := atOnce(ctx, groups)
+	startups, err := startupTable(ctx, startup.Values)
 	if err != nil {
 		return err
 	}
-	_, err = os.Stdout.WriteString(one + "\n" + many)
+	_, err = os.Stdout.WriteString(joins + "\n" + startups)
 	return err
-}
-
-func numbers(text string) ([]int, error) {
-	var all []int
-	for part := range strings.SplitSeq(text, ",") {
-		n, err := strconv.Atoi(strings.TrimSpace(part))
-		if err != nil || n < 2 {
-			return nil, fmt.Errorf("%q is not a number from 2 on", part)
-		}
-		all = append(all, n)
-	}
-	return all, nil
 }

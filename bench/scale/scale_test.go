@@ -2,85 +2,82 @@ package main
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 
 	"github.com/mimiktech/cluster/clustertest"
 )
 
-// How long it takes is not looked at: only that what is measured was done.
-func TestJoining(t *testing.T) {
-	const n = 5
-	c := newCrowd(n - 1)
-	costs := make(map[announcing]cost)
-	for _, how := range []announcing{onlyItself, wholeList} {
-		err := perform(t.Context(), func(s *stage) {
-			w, node := scene(s, c, []byte(`{"id":"as long as any list that there is here"}`), how, true)
-			costs[how] = costing(w.Network, func() { join(s, node) })
-			ask(s, node, n-1)
-			if got := len(node.Servers()); got != n {
-				s.Fatalf("the node knows %d servers", got)
+// The times are not checked, only that the measured requests were sent.
+func TestJoinCost(t *testing.T) {
+	const size = 5
+	c, err := newFakeCluster(size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	costs := make(map[announcement]cost)
+	for _, a := range []announcement{announceSelf, announceAll} {
+		err := clustertest.Program(t.Context(), func(t clustertest.TB) {
+			w, node := c.setup(t, a, true)
+			costs[a] = measure(w.Network, func() { register(t, node) })
+			fanOut(t, node, size-1)
+			if got := len(node.Servers()); got != size {
+				t.Fatalf("the node knows of %d servers", got)
 			}
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
-		// Two tokens, a registration, and an announcement to each of the others.
-		if got := costs[how]; got.Requests != 2+1+n-1 || got.Failed != 0 {
-			t.Errorf("announcing %s: %+v", how, got)
+		// Two tokens, a registration, and an announcement to each peer.
+		if got := costs[a]; got.Requests != 2+1+size-1 || got.Failed != 0 {
+			t.Errorf("announcing %s: %+v", a, got)
 		}
 	}
-	whole, itself := costs[wholeList], costs[onlyItself]
-	if whole.Sent < 3*itself.Sent/2 {
-		t.Errorf("sent %d and %d bytes", whole.Sent, itself.Sent)
+	all, self := costs[announceAll], costs[announceSelf]
+	if all.Sent < 3*self.Sent/2 {
+		t.Errorf("sent %d bytes announcing all servers, %d announcing itself", all.Sent, self.Sent)
 	}
-	if whole.Received <= itself.Received {
-		t.Errorf("received %d and %d bytes", whole.Received, itself.Received)
+	if all.Received <= self.Received {
+		t.Errorf("received %d bytes announcing all servers, %d announcing itself", all.Received, self.Received)
 	}
 }
 
 func TestTables(t *testing.T) {
-	one, err := among(t.Context(), []int{3}, 1)
+	joins, err := joinTable(t.Context(), []int{3}, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, line := range []string{"| 3 | joins, announcing only itself | 5 | 0 |", "| 3 | joins, announcing the whole list | 5 | 0 |", "| 3 | renews | 1 | 0 |", "| 3 | asks all | 2 | 0 | 0 B |"} {
-		if !strings.Contains(one, line) {
-			t.Errorf("no %q in\n%s", line, one)
+	for _, row := range []string{
+		"| 3 | join, announcing itself | 5 | 0 |", "| 3 | join, announcing all servers | 5 | 0 |", "| 3 | renewal | 1 | 0 |",
+		"| 3 | fan-out | 2 | 0 | 0 B |", "| 3 | receive an announcement of one server | 1 | 0 |", "| 3 | receive an announcement of all servers | 1 | 0 |",
+	} {
+		if !strings.Contains(joins, row) {
+			t.Errorf("no %q in\n%s", row, joins)
 		}
 	}
-	many, err := atOnce(t.Context(), []int{4})
+	startups, err := startupTable(t.Context(), []int{4})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, how := range []announcing{onlyItself, wholeList} {
+	for _, a := range []announcement{announceSelf, announceAll} {
 		found := false
-		for line := range strings.Lines(many) {
-			found = found || strings.HasPrefix(line, "| 4 | "+how.String()+" |") && strings.HasSuffix(line, " | 4 |\n")
+		for row := range strings.Lines(startups) {
+			found = found || strings.HasPrefix(row, "| 4 | "+a.String()+" |") && strings.HasSuffix(row, " | 4 |\n")
 		}
 		if !found {
-			t.Errorf("announcing %s, not all know all in\n%s", how, many)
+			t.Errorf("announcing %s, not all views are complete in\n%s", a, startups)
 		}
 	}
 }
 
-func TestStageFails(t *testing.T) {
-	cleaned := false
-	err := perform(t.Context(), func(s *stage) {
-		s.Cleanup(func() { cleaned = true })
-		clustertest.Start(s, 1, clustertest.WithType("no type"))
-		s.Fatal("not reached")
-	})
-	if err == nil || strings.Contains(err.Error(), "not reached") || !cleaned {
-		t.Errorf("a world that cannot be made: %v, cleaned up %v", err, cleaned)
-	}
+func TestCanceledRunFails(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	err = perform(ctx, func(s *stage) {
-		_, node := scene(s, newCrowd(1), nil, onlyItself, true)
-		join(s, node)
-	})
-	if err == nil || !strings.Contains(err.Error(), context.Canceled.Error()) {
-		t.Errorf("joining when there is no time left: %v", err)
+	if table, err := joinTable(ctx, []int{2}, 1); !errors.Is(err, context.Canceled) {
+		t.Errorf("joinTable returned %q, %v", table, err)
+	}
+	if table, err := startupTable(ctx, []int{2}); !errors.Is(err, context.Canceled) {
+		t.Errorf("startupTable returned %q, %v", table, err)
 	}
 }
