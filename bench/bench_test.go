@@ -208,7 +208,8 @@ func TestPlot(t *testing.T) {
 				elements[e.Name.Local]++
 			}
 		}
-		// Two circles and a rotated rect for each line and for the legend, and one rect as the background.
+		// Two circles and a rotated rect for each line and for the legend, and one rect as the
+		// background.
 		if elements["circle"] != 2*(tt.lines+1) || elements["rect"] != tt.lines+2 {
 			t.Errorf("%d circles and %d rects for %d lines in\n%s", elements["circle"], elements["rect"], tt.lines, svg)
 		}

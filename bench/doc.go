@@ -20,8 +20,8 @@
 //
 // A stub cluster simulates up to a thousand peers, each with its own loopback address, the registry
 // (mIT) and the token service (mST). It is a process of its own. So is each contestant, which
-// separates its CPU time, allocations and memory from the others'. Contestants run one at a time, in
-// a random order in each round, and each run opens new connections. A ratio is the median of the
+// separates its CPU time, allocations and memory from the others'. Contestants run one at a time,
+// in a random order in each round, and each run opens new connections. A ratio is the median of the
 // ratios within rounds, because other load on the machine affects all contestants of a round.
 //
 // The contestants:

@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// failureTimeout is the request timeout of the failures experiment. It is shorter than the default of
-// 10 s to shorten the experiment. With the default, hanging peers cost five times as much.
+// failureTimeout is the request timeout of the failures experiment. It is shorter than the default
+// of 10 s to shorten the experiment. With the default, hanging peers cost five times as much.
 const failureTimeout = 2 * time.Second
 
 // A scenario changes the conditions of a healthy cluster between two calls.
@@ -154,7 +154,8 @@ func (h *harness) runScenario(ctx context.Context, r *scenarioResult) error {
 	return nil
 }
 
-// connectHealthy starts a contestant in a healthy cluster and makes calls that open its connections.
+// connectHealthy starts a contestant in a healthy cluster and makes calls that open its
+// connections.
 func (h *harness) connectHealthy(ctx context.Context, name string, peers int) (*process, error) {
 	var e endpoints
 	if err := h.stub.do("conditions", conditions{Peers: peers, Size: h.Size}, &e); err != nil {

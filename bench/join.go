@@ -120,8 +120,8 @@ func (h *harness) measureJoins(ctx context.Context, newGroup func(context.Contex
 	}, nil
 }
 
-// measureJoin lets one node join and leave. The timeout is long because a node that gossip misses only
-// learns of the other at the next full exchange or probe.
+// measureJoin lets one node join and leave. The timeout is long because a node that gossip misses
+// only learns of the other at the next full exchange or probe.
 func measureJoin(ctx context.Context, g group, n notifier, name string) (t joinTimes, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, 2*time.Minute, errors.New("not all nodes learned of it"))
 	defer cancel()
@@ -373,8 +373,8 @@ func (n *gossipNode) join(context.Context) error {
 	return err
 }
 
-// leave also stops the node, as a service would. A node that missed the leave message would otherwise
-// still find it alive.
+// leave also stops the node, as a service would. A node that missed the leave message would
+// otherwise still find it alive.
 func (n *gossipNode) leave(context.Context) error {
 	return errors.Join(n.Leave(time.Minute), n.Shutdown())
 }

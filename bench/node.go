@@ -17,8 +17,9 @@ const (
 	hedged = "cluster, hedged" // in the tail experiment only
 )
 
-// A node is a node of this module as a service configures it: registered, with tokens from the token
-// service, the default retry and eviction policies, its status in the environment, and a trace.
+// A node is a node of this module as a service configures it: registered, with tokens from the
+// token service, the default retry and eviction policies, its status in the environment, and a
+// trace.
 type node struct {
 	*cluster.Cluster
 	req  cluster.Request

@@ -122,7 +122,8 @@ func (s logScale) x(d time.Duration) float64 {
 	return scaleLeft + (math.Log10(float64(d))-s.from)/(s.to-s.from)*(scaleRight-scaleLeft)
 }
 
-// callLines returns a line for each number of peers, with the values at the lowest number of callers.
+// callLines returns a line for each number of peers, with the values at the lowest number of
+// callers.
 func callLines(results []result, value func(summary) time.Duration) []plotLine {
 	if len(results) == 0 {
 		return nil
@@ -145,8 +146,8 @@ func callLines(results []result, value func(summary) time.Duration) []plotLine {
 	return lines
 }
 
-// failureLines returns one or two lines for each scenario in which one peer hangs, or one or a hundred
-// refuse connections.
+// failureLines returns one or two lines for each scenario in which one peer hangs, or one or a
+// hundred refuse connections.
 func failureLines(results []scenarioResult) []plotLine {
 	var lines []plotLine
 	add := func(s scenario, label string, value func(scenarioResult) time.Duration) {

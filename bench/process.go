@@ -33,8 +33,8 @@ type response struct {
 // the npm module evicts them one after the other, which takes minutes.
 const commandTimeout = 10 * time.Minute
 
-// A process is a stub cluster or a contestant, which executes one command at a time. It ends when its
-// standard input does, and at the latest when this process ends.
+// A process is a stub cluster or a contestant, which executes one command at a time. It ends when
+// its standard input does, and at the latest when this process ends.
 type process struct {
 	name      string
 	cmd       *exec.Cmd

@@ -77,8 +77,8 @@ func (c requestCounts) since(before requestCounts) requestCounts {
 	}
 }
 
-// A stub simulates everything in a cluster except the node that is measured: its peers, each with its
-// own loopback address, the registry and the token service.
+// A stub simulates everything in a cluster except the node that is measured: its peers, each with
+// its own loopback address, the registry and the token service.
 type stub struct {
 	port       int    // of all peers
 	backendURL string // of the registry and the token service
@@ -341,8 +341,8 @@ func (s *stub) counts() requestCounts {
 	}
 }
 
-// waitIdle blocks until the stub cluster receives no more requests, so that the background work of a
-// contestant is done. It also waits for a minimum of announcements and departures.
+// waitIdle blocks until the stub cluster receives no more requests, so that the background work of
+// a contestant is done. It also waits for a minimum of announcements and departures.
 func waitIdle(ctx context.Context, stub *process, minOthers int64) (requestCounts, error) {
 	const interval, timeout = 200 * time.Millisecond, 3 * time.Minute
 	ctx, cancel := context.WithTimeoutCause(ctx, timeout, errors.New("the stub cluster still receives requests"))

@@ -18,7 +18,7 @@ type announcement int
 
 const (
 	announceSelf announcement = iota // the node's entry, for a minimal response
-	announceAll                      // all entries, for a response with all entries, as the npm module does
+	announceAll                      // all entries, for a response with all: like the npm module
 )
 
 func (a announcement) String() string {

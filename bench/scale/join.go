@@ -21,7 +21,8 @@ const (
 	// maxRequestBytes is the default of Config.MaxRequestBytes, the limit of an announcement.
 	maxRequestBytes = 1 << 20
 
-	// maxMemory bounds the responses to an announcement, which a node has in memory at the same time.
+	// maxMemory bounds the responses to an announcement, which a node has in memory at the same
+	// time.
 	maxMemory = 4 << 30
 )
 
@@ -164,7 +165,8 @@ type fixedStore struct {
 	servers []cluster.Server
 }
 
-// newFixedStore returns a store of servers with UUIDs as ids, so that entries have a realistic length.
+// newFixedStore returns a store of servers with UUIDs as ids, so that entries have a realistic
+// length.
 func newFixedStore(count int) fixedStore {
 	s := fixedStore{Memory: mit.NewMemory()}
 	date := time.Now().UTC().Truncate(time.Millisecond)
@@ -188,7 +190,8 @@ func (s fixedStore) Put(_ context.Context, r mit.Registration, _ time.Duration) 
 }
 
 // fakePeer responds like a node. It answers an announcement with list unless the request prefers a
-// minimal response, and rejects one that is too long. It answers all other requests with a small value.
+// minimal response, and rejects one that is too long. It answers all other requests with a small
+// value.
 func fakePeer(id string, list []byte) http.Handler {
 	thing := fmt.Appendf(nil, `{"data":[%q],"server":{"serverId":%q}}`, id, id)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -1,12 +1,12 @@
-// Command scale prints what a cluster costs by its size: the requests, the bytes of their bodies and
-// the time that one node needs to join, to renew its lease and to call all peers, and the cost of many
-// nodes that start at the same time.
+// Command scale prints what a cluster costs by its size: the requests, the bytes of their bodies
+// and the time that one node needs to join, to renew its lease and to call all peers, and the cost
+// of many nodes that start at the same time.
 //
 //	go -C bench run ./scale
 //
-// Everything runs in this process, on the in-memory network of package clustertest, so the times are
-// mostly CPU time. To measure one node among many, all other servers are fakes that respond at once.
-// The cost of receiving an announcement is measured separately, on a real node.
+// Everything runs in this process, on the in-memory network of package clustertest, so the times
+// are mostly CPU time. To measure one node among many, all other servers are fakes that respond at
+// once. The cost of receiving an announcement is measured separately, on a real node.
 //
 // The program ends when the process that started it does, unless it is run by nohup.
 package main

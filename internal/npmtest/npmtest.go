@@ -22,9 +22,9 @@ var ErrUnavailable = errors.New("npm module not available")
 
 const installTimeout = 5 * time.Minute
 
-// Install runs npm ci for the package.json and the lock file in dir and returns the resulting folder
-// node_modules. It installs once per lock file into the user's cache, and later calls return that
-// folder. It is safe for concurrent use, also by several processes.
+// Install runs npm ci for the package.json and the lock file in dir and returns the resulting
+// folder node_modules. It installs once per lock file into the user's cache, and later calls return
+// that folder. It is safe for concurrent use, also by several processes.
 func Install(ctx context.Context, dir string) (string, error) {
 	for _, program := range []string{"node", "npm"} {
 		if _, err := exec.LookPath(program); err != nil {

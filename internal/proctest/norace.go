@@ -2,6 +2,6 @@
 
 package proctest
 
-// RaceDetector reports whether this program was built with the race detector, which makes it several
-// times slower.
+// RaceDetector reports whether this program was built with the race detector, which makes it
+// several times slower.
 const RaceDetector = false

@@ -1,4 +1,5 @@
-// Package proctest has what the tests and benchmarks of this repository need to run other processes.
+// Package proctest has what the tests and benchmarks of this repository need to run other
+// processes.
 package proctest
 
 import (
