@@ -80,7 +80,7 @@ func startSelf(ctx context.Context, role ...string) (*process, error) {
 
 // do sends a command and decodes its result into result, unless that is nil.
 func (p *process) do(name string, args, result any) error {
-	timeout := time.AfterFunc(commandTimeout, func() { _ = p.cmd.Process.Kill() }) // ends the responses
+	timeout := time.AfterFunc(commandTimeout, func() { _ = p.cmd.Process.Kill() }) // closes its pipe
 	defer timeout.Stop()
 	raw, err := json.Marshal(args)
 	if err != nil {
