@@ -50,7 +50,7 @@ func startHarness(t *testing.T, o options) *harness {
 func TestContestantsCallEveryPeer(t *testing.T) {
 	h := startHarness(t, options{
 		Names: allContestants(), Peers: []int{10}, Callers: []int{1, 3}, Rounds: 2, Time: 20 * time.Millisecond,
-		Size: 10, Timeout: 10 * time.Second, NPM: "../interop/npm",
+		Size: 10, Timeout: time.Minute, NPM: "../interop/npm",
 	})
 	text, err := h.calls(t.Context())
 	if err != nil {
@@ -111,7 +111,7 @@ func TestTargets(t *testing.T) {
 }
 
 func TestOverheadIsMeasuredWithoutNetwork(t *testing.T) {
-	h := startHarness(t, options{Names: []string{ours}, Peers: []int{20}, Rounds: 1, Time: 10 * time.Millisecond, Size: 10, Timeout: 10 * time.Second})
+	h := startHarness(t, options{Names: []string{ours}, Peers: []int{20}, Rounds: 1, Time: 10 * time.Millisecond, Size: 10, Timeout: time.Minute})
 	text, err := h.overhead(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -129,7 +129,7 @@ func TestOverheadIsMeasuredWithoutNetwork(t *testing.T) {
 }
 
 func TestFirstCallNeedsTwoTokens(t *testing.T) {
-	h := startHarness(t, options{Names: []string{ours}, Peers: []int{20}, Rounds: 1, Timeout: 10 * time.Second})
+	h := startHarness(t, options{Names: []string{ours}, Peers: []int{20}, Rounds: 1, Timeout: time.Minute})
 	if _, err := h.start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -139,7 +139,7 @@ func TestFirstCallNeedsTwoTokens(t *testing.T) {
 }
 
 func TestBurstHasNoMissingResults(t *testing.T) {
-	h := startHarness(t, options{Names: []string{ours, baseline}, Peers: []int{20, 1000}, Rounds: 1, Time: time.Hour, Timeout: 10 * time.Second})
+	h := startHarness(t, options{Names: []string{ours, baseline}, Peers: []int{20, 1000}, Rounds: 1, Time: time.Hour, Timeout: time.Minute})
 	text, err := h.burst(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -150,7 +150,7 @@ func TestBurstHasNoMissingResults(t *testing.T) {
 }
 
 func TestTailHasNoMissingResults(t *testing.T) {
-	h := startHarness(t, options{Names: []string{ours, baseline}, Rounds: 1, Time: 100 * time.Millisecond, Timeout: 10 * time.Second})
+	h := startHarness(t, options{Names: []string{ours, baseline}, Rounds: 1, Time: 100 * time.Millisecond, Timeout: time.Minute})
 	text, err := h.tail(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -217,7 +217,7 @@ func TestPlot(t *testing.T) {
 }
 
 func TestFailureScenarios(t *testing.T) {
-	h := startHarness(t, options{Names: []string{ours, baseline}, Rounds: 1, Size: 10, Timeout: 10 * time.Second})
+	h := startHarness(t, options{Names: []string{ours, baseline}, Rounds: 1, Size: 10, Timeout: time.Minute})
 	results, err := h.measureScenarios(t.Context(), func(s scenario) bool { return s.Dead == 1 })
 	if err != nil {
 		t.Fatal(err)
