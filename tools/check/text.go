@@ -58,8 +58,8 @@ func (c *checker) words(place, line string) {
 	}
 }
 
-// newSpelling returns a replacer of British spelling and common mistakes. golangci-lint runs the same
-// one on Go files.
+// newSpelling returns a replacer of British spelling and common mistakes. golangci-lint runs the
+// same one on Go files.
 func newSpelling() *misspell.Replacer {
 	r := misspell.New()
 	r.AddRuleList(misspell.DictAmerican)
