@@ -1,6 +1,8 @@
-// Package breaker keeps one circuit breaker per peer. A breaker opens when its peer has been silent
-// for as long as a request may take. It then lets one probe request through at growing intervals
-// and fails all others at once, until the peer answers.
+// Package breaker keeps one circuit breaker per peer, and limits the requests in flight to each.
+//
+// A breaker is closed as long as its peer answers. It opens when the peer has been silent for as
+// long as a request may take. An open breaker rejects all requests except one probe at a time, at
+// growing intervals, which is what others call half-open. Any answer closes it.
 package breaker
 
 import (
@@ -13,9 +15,10 @@ import (
 )
 
 const (
-	// A peer that was asked and has not answered for this long is silent.
-	silenceAfter = time.Second
-	// A responsive peer may hold one in maxShare of all slots, a silent one one in maxSilentShare.
+	// A peer is silent if a request is in flight and no answer has come for this long.
+	silentAfter = time.Second
+	// The requests in flight to one peer: at most one in maxShare of all slots, or one in
+	// maxSilentShare if the peer is silent.
 	maxShare       = 4
 	maxSilentShare = 16
 	// An open breaker is probed at least this often.
@@ -24,68 +27,96 @@ const (
 	minSweep = 64
 )
 
-// A Set holds the breakers of all peers.
+// A Set holds the breakers of all peers. Its methods are safe for concurrent use.
 type Set struct {
-	timeout time.Duration // how long a peer may be silent
-	slots   int           // for requests to all peers
+	timeout time.Duration // silence after which a breaker opens
+	slots   int           // of requests to all peers together
 
-	mu    sync.Mutex // guards the fields below
-	peers map[string]*breaker
-	sweep int // number of breakers at which unused ones are removed
+	mu    sync.Mutex          // guards the fields below
+	peers map[string]*breaker // by server id
+	sweep int                 // number of breakers at which unused ones are removed
 }
 
 type breaker struct {
-	inFlight    int
-	silentSince time.Time       // when it was first asked what it has not answered
-	missed      bool            // a request has timed out since then
-	given       time.Duration   // the longest timeout among those, at most Set.timeout
-	waiters     []chan struct{} // requests over the limit; closed when one may try again
+	inFlight       int
+	silentSince    time.Time       // when the first request began that is still unanswered
+	timedOut       bool            // a request has timed out since then
+	longestTimeout time.Duration   // of the requests that timed out, at most Set.timeout
+	waiters        []chan struct{} // of requests over the limit; closed when one may try again
 
-	trips   int              // consecutive times it opened; 0 while closed
-	peer    *membership.Peer // as it was when it opened
-	probeAt time.Time
+	trips   int              // how often it opened in a row; 0 while closed
+	peer    *membership.Peer // as it was when the breaker opened
+	probeAt time.Time        // when the next probe is due
 }
 
 // OpenError reports that a request was not sent because the peer's breaker is open.
 type OpenError struct {
 	Silent  time.Duration // how long the peer has been silent
-	RetryIn time.Duration // when the next probe is due; 0 while one is in flight
+	RetryIn time.Duration // until the next probe; 0 while one is in flight
 }
 
 func (e *OpenError) Error() string {
-	return fmt.Sprintf("circuit breaker open: silent for %v", e.Silent)
+	return fmt.Sprintf("circuit open (no response for %v)", e.Silent)
 }
 
 // A Result is how a request ended.
 type Result int
 
-// The results that a breaker tells apart.
+// The results that a breaker distinguishes.
 const (
-	Answered Result = iota // any answer, and any failure but a timeout
-	TimedOut
-	Abandoned // the caller gave up: says nothing about the peer
+	Answered  Result = iota // with any answer, or a failure other than a timeout
+	TimedOut                // without an answer
+	Abandoned               // by the caller, which says nothing about the peer
 )
 
-// New returns breakers that open after timeout, for requests that share that many slots.
+// New returns a Set whose breakers open after timeout, for requests that share the given number of
+// slots.
 func New(timeout time.Duration, slots int) *Set {
 	return &Set{timeout: timeout, slots: slots, peers: make(map[string]*breaker), sweep: minSweep}
 }
 
-// A Request describes the request that is to be sent.
+// A Request describes a request that is about to be sent.
 type Request struct {
-	Peers   int           // how many peers there are
-	Now     time.Time     // when it would begin
-	Timeout time.Duration // how long it may take
-	Retry   bool          // retries are always let through
-	Waited  bool          // it has waited before
+	Peers   int       // in the view
+	Now     time.Time // when the request would begin
+	Timeout time.Duration
+	Retry   bool // a retry is always allowed
+	Waited  bool // Allow has returned a channel for this request before
 }
 
-// Allow reports whether a request may be sent to p. It returns an *OpenError if the breaker is open,
-// or a channel to wait on before calling Allow again if p has too many requests in flight.
-// A caller that stops waiting, or does not call again, must call Cancel.
-func (s *Set) Allow(p *membership.Peer, r Request) (wait chan struct{}, err error) {
+// Allow decides whether a request may be sent to p now. It returns an *OpenError if the breaker is
+// open, and a channel if p has too many requests in flight. In that case the caller waits until the
+// channel is closed and calls Allow again, or calls Cancel. The end of an allowed request must be
+// reported to Record.
+func (s *Set) Allow(p *membership.Peer, r Request) (wait <-chan struct{}, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	b := s.breakerLocked(p, r)
+	silent := r.Now.Sub(b.silentSince)
+	switch {
+	case r.Retry:
+	case r.Waited && silent >= r.Timeout:
+		b.wake(1) // the next waiter may have a longer timeout
+		return nil, &OpenError{silent, 0}
+	// Most of a call's time limit is as good as all of it: what is left of it varies a little.
+	case b.trips > 0 && min(r.Timeout, s.timeout) <= b.longestTimeout+b.longestTimeout/8:
+		if registeredSince(b.peer, p) {
+			b.probeAt, b.peer = r.Now, p
+		}
+		if in := b.probeAt.Sub(r.Now); in > 0 || b.inFlight > 0 {
+			b.wake(1)
+			return nil, &OpenError{silent, max(0, in)}
+		}
+	case b.inFlight >= s.limit(r.Peers, silent):
+		waiter := make(chan struct{})
+		b.waiters = append(b.waiters, waiter)
+		return waiter, nil
+	}
+	b.inFlight++
+	return nil, nil
+}
+
+func (s *Set) breakerLocked(p *membership.Peer, r Request) *breaker {
 	b := s.peers[p.ServerID]
 	if b == nil {
 		if len(s.peers) >= max(s.sweep, 2*r.Peers) {
@@ -94,48 +125,42 @@ func (s *Set) Allow(p *membership.Peer, r Request) (wait chan struct{}, err erro
 		b = new(breaker)
 		s.peers[p.ServerID] = b
 	}
-	if b.inFlight == 0 && !b.missed {
+	if b.inFlight == 0 && !b.timedOut {
 		b.silentSince = r.Now
 	}
-	silent := r.Now.Sub(b.silentSince)
-	switch {
-	case r.Retry:
-	case r.Waited && silent >= r.Timeout:
-		b.wake(1) // its turn goes to the next one
-		return nil, &OpenError{silent, 0}
-	case b.trips > 0 && min(r.Timeout, s.timeout) <= b.given+b.given/8: // the rest of a call's time varies a little
-		if p.ClusterBaseURL != b.peer.ClusterBaseURL || p.LastUpdate().After(b.peer.LastUpdate()) {
-			b.probeAt, b.peer = r.Now, p // it has registered since
-		}
-		if in := b.probeAt.Sub(r.Now); in > 0 || b.inFlight > 0 {
-			b.wake(1) // a waiter may have more time than this one
-			return nil, &OpenError{silent, max(0, in)}
-		}
-	case b.inFlight >= max(1, s.slots/min(r.Peers, maxShare)) || b.inFlight >= max(1, s.slots/maxSilentShare) && silent >= silenceAfter:
-		wait = make(chan struct{})
-		b.waiters = append(b.waiters, wait)
-		return wait, nil
-	}
-	b.inFlight++
-	return nil, nil
+	return b
 }
 
-// Cancel gives up a wait.
-func (s *Set) Cancel(p *membership.Peer, wait chan struct{}) {
+// limit is the number of requests that may be in flight to a peer that has been silent for so long.
+func (s *Set) limit(peers int, silent time.Duration) int {
+	limit := max(1, s.slots/min(peers, maxShare))
+	if silent >= silentAfter {
+		limit = min(limit, max(1, s.slots/maxSilentShare))
+	}
+	return limit
+}
+
+func registeredSince(before, now *membership.Peer) bool {
+	return now.ClusterBaseURL != before.ClusterBaseURL || now.LastUpdate().After(before.LastUpdate())
+}
+
+// Cancel gives up the wait for a channel that Allow returned.
+func (s *Set) Cancel(p *membership.Peer, wait <-chan struct{}) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	b := s.peers[p.ServerID]
 	if b == nil {
 		return
 	}
-	if i := slices.Index(b.waiters, wait); i >= 0 {
-		b.waiters = slices.Delete(b.waiters, i, i+1)
-	} else {
-		b.wake(1)
+	i := slices.IndexFunc(b.waiters, func(waiter chan struct{}) bool { return waiter == wait })
+	if i < 0 {
+		b.wake(1) // this waiter was woken already: wake another one instead
+		return
 	}
+	b.waiters = slices.Delete(b.waiters, i, i+1)
 }
 
-// Record reports how an allowed request ended, when it began and how long it might have taken.
+// Record reports how an allowed request ended, when it had begun, and what its timeout was.
 func (s *Set) Record(p *membership.Peer, result Result, began time.Time, timeout time.Duration) {
 	now := time.Now()
 	s.mu.Lock()
@@ -146,11 +171,11 @@ func (s *Set) Record(p *membership.Peer, result Result, began time.Time, timeout
 	switch {
 	case result == Abandoned:
 	case result == Answered:
-		b.silentSince, b.missed, b.given, b.trips = now, false, 0, 0
-	case b.silentSince.After(began): // it has answered another request since
+		b.silentSince, b.timedOut, b.longestTimeout, b.trips = now, false, 0, 0
+	case b.silentSince.After(began): // the peer has answered another request since
 	default:
 		timeout = min(timeout, s.timeout)
-		b.missed, b.given = true, max(b.given, timeout)
+		b.timedOut, b.longestTimeout = true, max(b.longestTimeout, timeout)
 		if timeout == s.timeout || now.Sub(b.silentSince) >= s.timeout {
 			b.trip(p, now.Add(min(timeout<<min(b.trips, 10), maxProbeInterval)))
 		}
@@ -160,7 +185,7 @@ func (s *Set) Record(p *membership.Peer, result Result, began time.Time, timeout
 func (b *breaker) trip(p *membership.Peer, probeAt time.Time) {
 	b.trips++
 	b.peer, b.probeAt = p, probeAt
-	b.wake(len(b.waiters)) // to fail
+	b.wake(len(b.waiters)) // Allow rejects them now
 }
 
 func (b *breaker) wake(n int) {
@@ -171,11 +196,13 @@ func (b *breaker) wake(n int) {
 	b.waiters = slices.Delete(b.waiters, 0, n)
 }
 
-// sweepLocked removes breakers that hold no information, and those of peers that have been gone
-// for long.
+// sweepLocked removes the breakers that are as good as new, and those of peers that have been
+// silent for ten minutes and more and are not asked any more.
 func (s *Set) sweepLocked(now time.Time) {
 	for id, b := range s.peers {
-		if b.inFlight == 0 && len(b.waiters) == 0 && (!b.missed || now.Sub(b.silentSince) > 10*maxProbeInterval && now.After(b.probeAt)) {
+		unused := b.inFlight == 0 && len(b.waiters) == 0
+		outdated := now.Sub(b.silentSince) > 10*maxProbeInterval && now.After(b.probeAt)
+		if unused && (!b.timedOut || outdated) {
 			delete(s.peers, id)
 		}
 	}

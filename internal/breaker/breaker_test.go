@@ -161,7 +161,7 @@ func TestBreaker(t *testing.T) {
 	}
 }
 
-func (s *Set) ask(p *membership.Peer, peers int, now time.Time, timeout time.Duration, retry, waited bool) (chan struct{}, error) {
+func (s *Set) ask(p *membership.Peer, peers int, now time.Time, timeout time.Duration, retry, waited bool) (<-chan struct{}, error) {
 	return s.Allow(p, Request{peers, now, timeout, retry, waited})
 }
 

@@ -1,5 +1,5 @@
-// Package fanout runs the tasks of many concurrent calls on one set of goroutines, with a common
-// bound on the tasks in flight. It knows nothing of HTTP, peers or the cluster.
+// Package fanout runs the tasks of many concurrent calls. All calls share one pool of goroutines
+// and one bound on the tasks in flight. What a task does is up to the caller.
 package fanout
 
 import (
@@ -8,8 +8,8 @@ import (
 	"sync"
 )
 
-// A Scheduler bounds the tasks in flight across all its calls, shares that bound evenly between
-// the calls, and reuses goroutines from call to call.
+// A Scheduler bounds the tasks in flight across all its calls, and shares the bound evenly between
+// the calls. Its methods are safe for concurrent use.
 type Scheduler struct {
 	limiter limiter
 	workers workers
@@ -17,10 +17,11 @@ type Scheduler struct {
 
 // New returns a Scheduler that runs at most limit tasks at a time.
 func New(limit int) *Scheduler {
-	return &Scheduler{limiter: limiter{size: limit, calls: make(map[*Call]struct{})}}
+	return &Scheduler{limiter: limiter{limit: limit, calls: make(map[*Call]struct{})}}
 }
 
-// Close stops idle goroutines at once and busy ones after their task. The Scheduler stays usable.
+// Close stops idle goroutines at once and busy ones after their task. Calls still run afterwards,
+// on goroutines that end with their task.
 func (s *Scheduler) Close() { s.workers.close() }
 
 // InFlight returns the number of slots taken.
@@ -30,7 +31,7 @@ func (s *Scheduler) InFlight() int {
 	return s.limiter.inFlight
 }
 
-// A Call is one fan-out over n tasks.
+// A Call is one fan-out over a number of tasks.
 type Call struct {
 	s *Scheduler
 	order
@@ -38,18 +39,19 @@ type Call struct {
 	wg   sync.WaitGroup
 }
 
-// NewCall returns a call of n tasks.
+// NewCall returns a Call of n tasks.
 func (s *Scheduler) NewCall(n int) *Call { return &Call{s: s, order: order{n: n}} }
 
-// Run calls do once for each index below n, concurrently and holding a slot, and returns when all
-// have returned. For an index whose turn has not come when ctx ends it calls skip instead.
+// Run calls do once for each index below n, concurrently and with a slot held, and returns when all
+// have returned. For the tasks that have not started when ctx ends, it calls skip instead. Run may
+// be called once.
 //
-// Calls that run at the same time start far apart, so that they do not open a connection each to
-// the same peer at the same moment.
+// Concurrent calls start at indices far apart, so that they do not all open a connection to the
+// same peer at the same moment.
 func (c *Call) Run(ctx context.Context, do func(i int), skip func(i int, err error)) {
 	defer c.wg.Wait()
-	c.begin()
-	defer c.end()
+	c.register()
+	defer c.unregister()
 	var err error
 	for i, ok := c.next(); ok; i, ok = c.next() {
 		if err == nil {
@@ -58,22 +60,22 @@ func (c *Call) Run(ctx context.Context, do func(i int), skip func(i int, err err
 		switch {
 		case err != nil:
 			skip(i, err)
-		case c.exhausted(): // run the last one here instead of waiting for it
-			c.end()
+		case c.exhausted(): // the last task runs here: this goroutine has nothing else to do
+			c.unregister()
 			c.runFrom(i, do)
 			return
 		default:
 			c.wg.Add(1)
 			c.s.workers.run(func() {
 				defer c.wg.Done()
-				pprof.SetGoroutineLabels(ctx) // as a new goroutine would have them
+				pprof.SetGoroutineLabels(ctx) // a new goroutine would inherit them
 				c.runFrom(i, do)
 			})
 		}
 	}
 }
 
-// runFrom runs task i, and further tasks for as long as the call may keep its slot.
+// runFrom runs task i, and then further tasks as long as the call may keep the slot.
 func (c *Call) runFrom(i int, do func(int)) {
 	held := true
 	defer func() { // do may panic
@@ -89,16 +91,16 @@ func (c *Call) runFrom(i int, do func(int)) {
 	}
 }
 
-// maxNeighbours is how many concurrent calls are considered when a call chooses where to start.
-const maxNeighbours = 16
+// maxNeighbors is how many concurrent calls are considered when a call chooses its first index.
+const maxNeighbors = 16
 
-func (c *Call) begin() {
+func (c *Call) register() {
 	l := &c.s.limiter
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var others []float64
 	for other := range l.calls {
-		if others = append(others, other.position()); len(others) == maxNeighbours {
+		if others = append(others, other.position()); len(others) == maxNeighbors {
 			break
 		}
 	}
@@ -106,7 +108,7 @@ func (c *Call) begin() {
 	l.calls[c] = struct{}{}
 }
 
-func (c *Call) end() {
+func (c *Call) unregister() {
 	l := &c.s.limiter
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -122,5 +124,6 @@ func (c *Call) TryAcquire() bool { return c.s.limiter.tryAcquire(c) }
 // Release gives up a slot.
 func (c *Call) Release() { c.s.limiter.release(c) }
 
-// Released runs wait without the slot of the task that calls it, and takes one again afterwards.
+// Released runs wait with the caller's slot released, and takes a slot again afterwards. If ctx
+// ends meanwhile, the slot that it takes may be one more than the limit.
 func (c *Call) Released(ctx context.Context, wait func()) { c.s.limiter.released(ctx, c, wait) }

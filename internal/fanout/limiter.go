@@ -6,16 +6,16 @@ import (
 	"sync"
 )
 
-// A limiter bounds the work in flight across all calls and shares the bound evenly: a call that
-// holds more than its share gives up a slot after each task, and the waiting call that holds the
-// fewest gets it. A small call is therefore not held up by a large one.
+// A limiter is a semaphore whose slots are shared evenly between calls. A call that holds more than
+// its share gives up a slot after each task. The waiting call that holds the fewest slots gets it,
+// so a large call does not hold up a small one.
 type limiter struct {
-	size int
+	limit int
 
 	mu       sync.Mutex // guards the fields below, and Call.held
 	inFlight int
 	calls    map[*Call]struct{} // calls that still want slots
-	waiters  []waiter           // in order of arrival
+	waiters  []waiter           // in the order of their arrival
 }
 
 type waiter struct {
@@ -23,7 +23,7 @@ type waiter struct {
 	ready chan struct{} // closed once a slot has been taken for call
 }
 
-// acquire takes a slot, or waits for one until ctx ends.
+// acquire blocks until it has taken a slot or ctx ends.
 func (l *limiter) acquire(ctx context.Context, c *Call) error {
 	if err := context.Cause(ctx); err != nil {
 		return err
@@ -45,7 +45,7 @@ func (l *limiter) acquire(ctx context.Context, c *Call) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	i := slices.IndexFunc(l.waiters, func(w waiter) bool { return w.ready == ready })
-	if i < 0 { // it was granted at the same moment
+	if i < 0 { // releaseLocked has granted the slot meanwhile
 		return nil
 	}
 	l.waiters = slices.Delete(l.waiters, i, i+1)
@@ -60,7 +60,7 @@ func (l *limiter) tryAcquire(c *Call) bool {
 }
 
 func (l *limiter) tryAcquireLocked(c *Call) bool {
-	if l.inFlight >= l.size || len(l.waiters) > 0 {
+	if l.inFlight >= l.limit || len(l.waiters) > 0 {
 		return false
 	}
 	l.inFlight++
@@ -68,12 +68,12 @@ func (l *limiter) tryAcquireLocked(c *Call) bool {
 	return true
 }
 
-// keep reports whether the holder of a slot may use it for another task. If not, the slot has
-// been released.
+// keep reports whether a call may use a slot it holds for another task. If not, keep has released
+// the slot.
 func (l *limiter) keep(c *Call) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.inFlight <= l.size && (len(l.calls) <= 1 || c.held*len(l.calls) <= l.size) {
+	if l.inFlight <= l.limit && (len(l.calls) <= 1 || c.held*len(l.calls) <= l.limit) {
 		return true
 	}
 	l.releaseLocked(c)
@@ -89,7 +89,7 @@ func (l *limiter) release(c *Call) {
 func (l *limiter) releaseLocked(c *Call) {
 	l.inFlight--
 	c.held--
-	for l.inFlight < l.size && len(l.waiters) > 0 {
+	for l.inFlight < l.limit && len(l.waiters) > 0 {
 		next := 0
 		for i, w := range l.waiters {
 			if w.call.held < l.waiters[next].call.held {
@@ -104,8 +104,8 @@ func (l *limiter) releaseLocked(c *Call) {
 	}
 }
 
-// released runs wait without the caller's slot, and takes one again afterwards. If ctx has ended
-// it may exceed the limit by one, which is harmless: nothing is sent then.
+// released is Call.Released. It may exceed the limit by one once ctx has ended, because the caller
+// starts nothing then and is about to release the slot.
 func (l *limiter) released(ctx context.Context, c *Call, wait func()) {
 	l.release(c)
 	wait()

@@ -19,7 +19,7 @@ type caller struct {
 
 func (c *caller) work(g *Scheduler, requests int) {
 	c.Call = g.NewCall(requests)
-	c.begin()
+	c.register()
 	c.wg.Go(func() {
 		var workers sync.WaitGroup
 		left := make(chan struct{}, requests)
@@ -42,7 +42,7 @@ func (c *caller) work(g *Scheduler, requests int) {
 				}
 			})
 		}
-		c.end()
+		c.unregister()
 		workers.Wait()
 	})
 }
@@ -101,7 +101,7 @@ func TestGate(t *testing.T) {
 			passes := make([]*Call, 3)
 			for i := range passes {
 				passes[i] = g.NewCall(1)
-				passes[i].begin()
+				passes[i].register()
 			}
 			type entering struct {
 				cancel context.CancelCauseFunc
@@ -164,8 +164,8 @@ func TestOutsideTheGate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := New(1)
 		a, b := g.NewCall(2), g.NewCall(2)
-		a.begin()
-		b.begin()
+		a.register()
+		b.register()
 		if err := a.Acquire(t.Context()); err != nil {
 			t.Fatal(err)
 		}

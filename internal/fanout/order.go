@@ -14,7 +14,7 @@ type order struct {
 	taken  atomic.Int64
 }
 
-// start sets the number of indices and where to start, as a fraction of n.
+// start sets the number of indices, and the first one as a fraction of n.
 func (o *order) start(n int, from float64) {
 	o.n, o.offset = n, int(from*float64(n))%n
 }
@@ -28,7 +28,7 @@ func (o *order) next() (i int, ok bool) {
 // exhausted reports whether all indices have been handed out.
 func (o *order) exhausted() bool { return int(o.taken.Load()) >= o.n }
 
-// position is where the order is at the moment, as a fraction of n.
+// position is the current index as a fraction of n.
 func (o *order) position() float64 {
 	return float64((o.offset+int(o.taken.Load()))%o.n) / float64(o.n)
 }
