@@ -1,9 +1,9 @@
 // Package cluster makes a Go micro-service a full member of a mimik cluster.
 //
-// The instances of one service (a type, such as "mds") form a cluster. Each registers with a
-// registry (mIT), renews its lease there, learns who the others are, and can send one request
-// to all of them. Go nodes and nodes of the npm module @mimik/cluster live in one cluster and
-// cannot tell each other apart.
+// The instances of one service (a type, such as "mds") form a cluster. Each node registers with the
+// registry (mIT), renews its lease there, and receives the list of all servers. It can then send one
+// request to all its peers. Nodes of this package and of the npm module @mimik/cluster work together
+// in one cluster.
 //
 //	cfg, err := cluster.ConfigFromEnv()
 //	c, err := cluster.New(cfg)
@@ -12,202 +12,197 @@
 //	c.Mount(mux) // the two endpoints that peers call
 //	err = c.ListenAndServe(ctx, &http.Server{Handler: mux})
 //
-// ListenAndServe is the life of a service in one call: it listens, registers, serves, and when
-// ctx ends it unregisters, drains and returns. [Cluster.Register], [Cluster.UnRegister] and
-// [Cluster.Close] are its parts for those who keep that life themselves.
+// [Cluster.ListenAndServe] runs a service from start to end. It listens, registers and serves. When
+// ctx ends, it unregisters, drains and returns. [Cluster.Register], [Cluster.UnRegister] and
+// [Cluster.Close] are for services that do these steps themselves.
 //
-// # Asking all peers
+// # Fan-out
 //
-// [Cluster.RPCluster] sends one request to every peer and accounts for each of them: a peer
-// stands exactly once in the Results or in the Failures of the [Response]. [Decode] reads the
-// joint data. [Cluster.Stream] gives the same outcomes as they arrive. A [Request] may pick
-// peers, be content with some answers, and ask a slow peer a second time.
+// [Cluster.RPCluster] sends one request to every peer. Each peer is exactly once in the Results or in
+// the Failures of the [Response], and [Decode] reads the data of all results. [Cluster.Stream] yields
+// the same outcomes as they arrive. A [Request] may select peers, stop after a number of results, and
+// send a second request to a slow peer.
 //
-// # Who is in the cluster
+// # Membership
 //
-// mIT has the last word: each renewal's answer becomes the node's view of the cluster. Between
-// two renewals, peers announce themselves, leave, and report who is gone. A peer that cannot
-// be reached is evicted only if mIT agrees, and never when most of the cluster is unreachable,
-// for then the fault is likely on this side (see [Eviction]).
+// With each renewal the registry sends its list of servers, which becomes the node's view. Between
+// renewals, peers announce themselves and report departures, which change the view at once. A peer
+// that cannot be reached is evicted only if the registry confirms it, and never while most of the
+// cluster is unreachable (see [Eviction]).
 //
-// # The lease
+// # Lease
 //
-// One goroutine keeps the lease. It never gives up: an outage of the registry of any length, an
-// expired token, an entry that was lost all heal without a restart. [Status] says how the
-// registration stands, [Trace] hears of every change, and the process environment mirrors it:
-// REGISTRATION_STATUS, CLUSTER_STATUS_SERVERS, CLUSTER_STATUS_UPDATED_AT and
-// CLUSTER_STATUS_LEASE_TIME.
+// One goroutine renews the lease and never gives up. The node recovers without a restart from an
+// outage of the registry, an expired token or a lost entry, however long it lasts. [Cluster.Status]
+// returns the state of the registration, [Trace] has functions to call on events, and the process
+// environment shows the status (see [Status.Env]).
 //
-// # What it asks of tokens
+// # Tokens
 //
-// Every request carries a bearer token from mST, kept per audience and kind. Received tokens
-// must be signed with HS256 by mST; [WithVerifier] and [WithTokens] bring others. Tokens and
-// secrets are in no log line and no error.
+// Every request carries a bearer token from the token service (mST). By default, received tokens must
+// be issued by the token service and signed with HS256. [WithTokens] and [WithVerifier] replace
+// either side. Tokens and secrets never appear in a log line or an error.
 package cluster
 
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"net/http"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"go.uber.org/zap"
-	"golang.org/x/oauth2"
-	"golang.org/x/sync/singleflight"
 
 	"github.com/mimiktech/cluster/internal/breaker"
+	"github.com/mimiktech/cluster/internal/ctxutil"
 	"github.com/mimiktech/cluster/internal/fanout"
-	"github.com/mimiktech/cluster/internal/membership"
 	"github.com/mimiktech/cluster/internal/token"
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
-// A Cluster is one node's membership in its cluster. Make one with [New]; all its methods may
-// be called from any goroutine. It leaves once: to join again, make another.
+// A Cluster is the membership of one node in its cluster. Its methods are safe for concurrent use.
+// A node that has left cannot register again: make a new Cluster instead.
 type Cluster struct {
-	cfg        Config // read-only after New, like all down to mu
-	self       wire.Registration
-	userAgent  string
-	log        *zap.Logger
-	trace      Trace
-	retry      Retry
-	eviction   Eviction
-	policy     PeerPolicy
-	noEnv      bool
-	verifier   Verifier
-	tokens     *token.Cache
-	transports transports
-	scheduler  *fanout.Scheduler
-	breakers   *breaker.Set
-	registry   *replicas
-	deletes    singleflight.Group // the dated deletes under way, by server id
+	cfg      Config // with its defaults; read-only after New, like all fields
+	self     wire.Registration
+	policy   PeerPolicy
+	verifier Verifier
+	log      *zap.Logger
+	trace    *Trace
+
+	http     *httpClient
+	registry *registryClient
+	peers    *peerClient
+	evictor  *evictor
+	state    *state
+	tasks    *tasks
 
 	ctx              context.Context // ends with Close
-	cancel           context.CancelCauseFunc
 	memberCtx        context.Context // ends with UnRegister or Close
 	cancelMember     context.CancelCauseFunc
-	renewNow         chan struct{}  // hurries the lease on
-	registrationLock chan struct{}  // held by whoever speaks to mIT about ourselves: one at a time
-	wg               sync.WaitGroup // the lease, and what is told to peers beside a call
-
-	mu                sync.Mutex // guards the fields below
-	view              membership.View
-	status            Status
-	leaseStarted      bool            // the lease goroutine has been started
-	mustReregister    bool            // a peer told us to forget ourselves
-	deregistered      bool            // mIT knows that we left
-	pendingDepartures map[string]bool // servers that this node has evicted, and has still to tell of
+	leaseStarted     atomic.Bool
+	renewNow         chan struct{} // makes the lease goroutine renew
+	registrationLock chan struct{} // held during a request to the registry about this node
 }
 
-// New makes the node that cfg describes. It starts nothing and calls nobody; one error names
-// everything that is missing or wrong in cfg, by the names of the environment variables.
+// A Server is one server of a cluster, as described by the registry or by a peer.
+type Server struct {
+	// ServerID identifies the server within its cluster.
+	ServerID string
+	// ClusterBaseURL is the base URL at which peers call the server.
+	ClusterBaseURL string
+	// Location is the location of the server, a GeoJSON object; nil if unknown.
+	Location json.RawMessage
+	// CreatedAt and UpdatedAt are set by the registry: the times of the server's first registration and
+	// of its last renewal. They are zero if the entry lacks them.
+	CreatedAt, UpdatedAt time.Time
+
+	// Raw is the entry as it was received, with all its fields. If set, MarshalJSON returns it.
+	Raw json.RawMessage
+}
+
+// MarshalJSON returns Raw if it is set, and otherwise encodes the other fields.
+func (s Server) MarshalJSON() ([]byte, error) { return wire.Server(s).MarshalJSON() }
+
+// UnmarshalJSON decodes an entry and keeps all of it in Raw. An entry without a serverId is an error.
+func (s *Server) UnmarshalJSON(b []byte) error { return (*wire.Server)(s).UnmarshalJSON(b) }
+
+// New returns a node with the given configuration. It does no I/O and starts no goroutine. One error
+// names all fields that are missing or invalid, by their environment variables.
 func New(cfg Config, opts ...Option) (*Cluster, error) {
 	o := applyOptions(opts)
 	if err := configError(cfg.validate(o, nil)); err != nil {
 		return nil, err
 	}
 	cfg = cfg.withDefaults()
+	self, err := cfg.registration()
+	if err != nil {
+		return nil, configError([]error{err})
+	}
+	o.log = o.log.With(zap.String("serverId", cfg.ID))
 	c := &Cluster{
-		cfg:               cfg,
-		userAgent:         wire.UserAgent(cfg.Type, cfg.Version, cfg.ID),
-		log:               o.log.With(zap.String("serverId", cfg.ID)),
-		trace:             o.trace,
-		retry:             o.retry,
-		eviction:          o.eviction,
-		policy:            o.policy,
-		noEnv:             o.noEnv,
-		verifier:          o.verifier,
-		registry:          newReplicas(cfg.RegistryURL),
-		transports:        newTransports(o.client, o.policy, cfg.MaxInFlight),
-		scheduler:         fanout.New(cfg.MaxInFlight),
-		breakers:          breaker.New(cfg.RequestTimeout, cfg.MaxInFlight),
-		renewNow:          make(chan struct{}, 1),
-		registrationLock:  make(chan struct{}, 1),
-		pendingDepartures: make(map[string]bool),
-		status:            Status{State: Orphan, Reason: ErrNotRegistered, ServerID: cfg.ID},
+		cfg:              cfg,
+		self:             self,
+		policy:           o.policy,
+		verifier:         o.verifier,
+		log:              o.log,
+		trace:            &o.trace,
+		http:             newHTTPClient(cfg, o.client, o.policy),
+		state:            newState(cfg.ID, &o),
+		renewNow:         make(chan struct{}, 1),
+		registrationLock: make(chan struct{}, 1),
 	}
-	c.self = wire.Registration{
-		Type:           cfg.Type,
-		ServerID:       cfg.ID,
-		PublicBaseURL:  cfg.publicBaseURL(),
-		ClusterBaseURL: cfg.ClusterBaseURL,
-	}
-	if cfg.Location != nil {
-		location, err := json.Marshal(cfg.Location)
-		if err != nil {
-			return nil, configError([]error{err})
-		}
-		c.self.Location = location
-	}
-	c.ctx, c.cancel = context.WithCancelCause(context.Background())
-	c.memberCtx, c.cancelMember = context.WithCancelCause(c.ctx)
 	if c.verifier == nil {
 		c.verifier = newKeyVerifier(cfg)
 	}
-	c.tokens = token.NewCache(c.ctx, c.tokenFetcher(o.tokens))
+	ctx, cancel := context.WithCancelCause(context.Background())
+	c.ctx, c.tasks = ctx, &tasks{ctx: ctx, cancel: cancel}
+	c.memberCtx, c.cancelMember = context.WithCancelCause(ctx)
+	c.connect(o)
 	return c, nil
 }
 
-// fetcher is how tokens are had: from mST, or from the caller's sources.
-func (c *Cluster) tokenFetcher(sources func(TokenKey) oauth2.TokenSource) token.Fetch {
-	client := token.Client{
-		ID:     c.cfg.ClientID,
-		Secret: string(c.cfg.ClientSecret),
-		Post: func(ctx context.Context, body any) ([]byte, error) {
-			return c.post(ctx, "mST", c.cfg.Issuer, body)
-		},
-		Refused: func(err error) bool {
-			se, ok := errors.AsType[*StatusError](err)
-			return ok && se.Code == http.StatusBadRequest
-		},
+// connect makes the parts of a Cluster that need others.
+func (c *Cluster) connect(o options) {
+	fetcher := &tokenFetcher{http: c.http, issuer: c.cfg.Issuer, sources: o.tokens, log: c.log, trace: c.trace}
+	tokens := token.NewCache(c.ctx, fetcher.fetch(c.cfg.ClientID, c.cfg.ClientSecret))
+	c.registry = &registryClient{
+		http:          c.http,
+		tokens:        tokens,
+		replicas:      newReplicas(c.cfg.RegistryURL),
+		audience:      c.cfg.RegistryAudience,
+		deleteTimeout: o.eviction.timeout(),
+		log:           c.log,
 	}
-	fetch := client.Fetch
-	if sources != nil {
-		fetch = token.FromSources(func(k token.Key) oauth2.TokenSource { return sources(TokenKey(k)) })
+	c.evictor = &evictor{
+		policy:         o.eviction,
+		requestTimeout: c.cfg.RequestTimeout,
+		ctx:            c.ctx,
+		memberCtx:      c.memberCtx,
+		registry:       c.registry,
+		state:          c.state,
+		check:          o.policy.checkServer,
+		background:     c.tasks.start,
+		notify:         c.notifyDeparture,
+		log:            c.log,
+		trace:          c.trace,
 	}
-	return func(ctx context.Context, key token.Key, refresh string) (*oauth2.Token, error) {
-		t, err := fetch(ensureCorrelationID(ctx), key, refresh)
-		if err != nil {
-			if sources == nil && !namesRemote(err) {
-				err = &InvalidResponseError{"mST", http.MethodPost, c.cfg.Issuer, err}
-			}
-			err = &TokenError{Audience: key.Audience, Err: err}
-			c.log.Warn("no token", zap.Error(err), correlationField(ctx))
-		}
-		c.trace.tokenFetched(TokenKey(key), err)
-		return t, err
+	c.peers = &peerClient{
+		ctx:       c.ctx,
+		selfID:    c.cfg.ID,
+		audience:  c.cfg.PeerAudience,
+		timeout:   c.cfg.RequestTimeout,
+		retry:     o.retry,
+		http:      c.http,
+		tokens:    tokens,
+		scheduler: fanout.New(c.cfg.MaxInFlight),
+		breakers:  breaker.New(c.cfg.RequestTimeout, c.cfg.MaxInFlight),
+		evictor:   c.evictor,
+		trace:     c.trace,
 	}
 }
 
-// Close stops the lease and everything else that is under way, waits for it, and tells nobody:
-// the registry forgets the node when its lease has run out. Calls in progress end with
-// [ErrClosed]. It returns nil, also when called again. To leave politely, call
-// [Cluster.UnRegister] first.
+// Close stops the lease and all other goroutines, and waits for them. Calls in progress end with
+// [ErrClosed]. It returns nil, also when called again.
+//
+// Neither the registry nor any peer is notified: the registry drops the node when its lease expires.
+// Call [Cluster.UnRegister] first to deregister.
 func (c *Cluster) Close() error {
-	c.mu.Lock() // so that background cannot slip in between
-	c.cancel(ErrClosed)
-	c.mu.Unlock()
-	c.wg.Wait()
-	c.scheduler.Close()
-	c.update(func(_ *membership.View, s *Status) {
-		if s.State != Left {
-			s.State, s.Reason = Left, ErrClosed
-		}
-	})
-	c.transports.close()
+	c.tasks.close(ErrClosed)
+	c.peers.scheduler.Close()
+	c.state.leave(ErrClosed)
+	c.http.transports.close()
 	return nil
 }
 
-// Config returns the node's configuration with its defaults filled in: its ID and BasePath, for
-// instance. It does not block. Secrets in it do not print.
+// Config returns the node's configuration with the defaults filled in, such as its ID and BasePath.
 func (c *Cluster) Config() Config { return c.cfg }
 
-// Servers returns the servers of the cluster as last heard of, this one included, sorted by
-// id. It does not block; the slice is the caller's to keep.
+// Servers returns the node's view: all known servers of the cluster, this one included, sorted by id.
+// It does not block. The caller owns the slice.
 func (c *Cluster) Servers() []Server {
-	peers := c.snapshot().Peers()
+	peers := c.state.view().Peers()
 	servers := make([]Server, len(peers))
 	for i, p := range peers {
 		servers[i] = Server(p.Server)
@@ -215,52 +210,41 @@ func (c *Cluster) Servers() []Server {
 	return servers
 }
 
-// Status returns how the registration stands. It does not block.
-func (c *Cluster) Status() Status {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.status
-}
+// Status returns the status of the registration. It does not block.
+func (c *Cluster) Status() Status { return c.state.status() }
 
-// Format prints the type and the id of the node, under any verb: fmt would show secrets that it
-// finds inside.
+// Format implements fmt.Formatter. It prints the type and the id of the node under any verb: by
+// default fmt would print all fields, and with them the secrets.
 func (c *Cluster) Format(f fmt.State, _ rune) { _, _ = fmt.Fprintf(f, "%s/%s", c.cfg.Type, c.cfg.ID) }
 
-func (c *Cluster) snapshot() membership.View {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.view
+// tasks are the goroutines of a Cluster. None starts after close.
+type tasks struct {
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+
+	mu sync.Mutex // keeps close from running between the check of ctx and wg.Go
+	wg sync.WaitGroup
 }
 
-// change is the one door to what the node believes: edit changes view and status as one, and
-// the environment follows before anybody else looks.
-func (c *Cluster) update(edit func(*membership.View, *Status)) {
-	c.mu.Lock()
-	before := c.status
-	edit(&c.view, &c.status)
-	c.status.Servers = c.view.Len()
-	after := c.status
-	if !c.noEnv {
-		after.setEnv()
+// start runs work in a goroutine, until close at the latest. The context that work gets has the
+// values of ctx, but does not end with it.
+func (t *tasks) start(ctx context.Context, work func(context.Context)) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.ctx.Err() != nil {
+		return context.Cause(t.ctx)
 	}
-	c.mu.Unlock()
-
-	if before.State != after.State {
-		c.log.Info("registration "+string(after.State), zap.NamedError("reason", after.Reason), zap.Int("servers", after.Servers))
-		c.trace.stateChanged(before, after)
-	}
-}
-
-// background runs work beside a call, until Close at the latest. It keeps the values of ctx.
-func (c *Cluster) background(ctx context.Context, work func(context.Context)) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.ctx.Err() != nil {
-		return
-	}
-	c.wg.Go(func() {
-		ctx, cancel := mergeCancel(context.WithoutCancel(ctx), c.ctx)
+	t.wg.Go(func() {
+		ctx, cancel := ctxutil.Merge(context.WithoutCancel(ctx), t.ctx)
 		defer cancel()
 		work(ctx)
 	})
+	return nil
+}
+
+func (t *tasks) close(cause error) {
+	t.mu.Lock()
+	t.cancel(cause)
+	t.mu.Unlock()
+	t.wg.Wait()
 }

@@ -5,150 +5,114 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math"
 	"net"
 	"net/netip"
 	"os"
 	"path"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
 
 	"github.com/google/uuid"
+
+	"github.com/mimiktech/cluster/internal/peeraddr"
+	"github.com/mimiktech/cluster/internal/wire"
 )
 
-// A Config is what differs from node to node. It is plain data: the zero value of a field is
-// its default, and [New] names every field that is missing or wrong in one error.
+// A Config has the settings that differ from node to node. The zero value of a field means its
+// default. [New] reports all missing and invalid fields in one error.
 //
-// The name in brackets is the environment variable that [ConfigFromEnv] reads the field from.
+// The environment variable that [ConfigFromEnv] reads a field from is given in brackets.
 type Config struct {
-	// Type is the service that the node is an instance of, such as "mds" [SERVER_TYPE].
-	// Mandatory. Nodes of one type form one cluster.
+	// Type is the service that the node is an instance of, such as "mds" [SERVER_TYPE]. Mandatory. The
+	// nodes of one type form one cluster.
 	Type string
-	// ID identifies the node [SERVER_ID]; a new UUID by default. A node that keeps its id over
-	// a restart takes its old place in the cluster.
+	// ID identifies the node [SERVER_ID]; a new UUID by default. A node that keeps its id when it
+	// restarts replaces its old entry.
 	ID string
-	// Version is told in the user agent [SERVER_VERSION]; "1.0" by default.
+	// Version is sent in the user agent [SERVER_VERSION]; "1.0" by default.
 	Version string
 
-	// Port is where the node listens [SERVER_PORT]. Mandatory.
+	// Port is the port at which the node listens [SERVER_PORT]. Mandatory.
 	Port int
-	// BasePath is what every path of the node begins with [SERVER_BASE_PATH]; "/{type}/v1" by
-	// default.
+	// BasePath is the prefix of all paths of the node [SERVER_BASE_PATH]; "/{type}/v1" by default.
 	BasePath string
-	// LocalIPv4 is where peers reach the node [SERVER_LOCAL_IPV4]; the machine's first IPv4
-	// that is no loopback by default.
+	// LocalIPv4 is the address at which peers reach the node [SERVER_LOCAL_IPV4]; by default the first
+	// IPv4 address of the machine that is not a loopback address.
 	LocalIPv4 string
-	// ClusterBaseURL is the address that peers are told [SERVER_CLUSTER_BASE_URL];
-	// "http://{LocalIPv4}:{Port}{BasePath}" by default. Set it for a node behind TLS.
+	// ClusterBaseURL is the base URL at which peers call the node [SERVER_CLUSTER_BASE_URL];
+	// "http://{LocalIPv4}:{Port}{BasePath}" by default. Set it if the node is behind TLS.
 	ClusterBaseURL string
-	// PublicProtocol, PublicDomainName and PublicIPv4 make up the address that the public is
-	// told: "{protocol}//{domain name}{base path}", or with "{public or local IPv4}:{Port}"
-	// where there is no domain name [SERVER_PUBLIC_PROTOCOL, "http:" by default;
-	// SERVER_PUBLIC_DOMAIN_NAME; SERVER_PUBLIC_IPV4].
+	// PublicProtocol, PublicDomainName and PublicIPv4 are the parts of the cluster's public base URL,
+	// which is "{protocol}//{domain name}{base path}". Without a domain name, its host is
+	// "{PublicIPv4 or LocalIPv4}:{Port}". [SERVER_PUBLIC_PROTOCOL, "http:" by default;
+	// SERVER_PUBLIC_DOMAIN_NAME; SERVER_PUBLIC_IPV4]
 	PublicProtocol   string
 	PublicDomainName string
 	PublicIPv4       string
-	// Location is where the node stands, nil if nobody needs to know [SERVER_LOCATION_LON and
+	// Location is the location of the node; nil if it does not matter [SERVER_LOCATION_LON and
 	// SERVER_LOCATION_LAT].
 	Location *Location
 
-	// Management makes the node speak to its peers [CLUSTER_MANAGEMENT, "on" or "off"]: announce
-	// itself, fan out, evict. Off by default: it only registers.
+	// Management makes the node call its peers: it announces itself, fans out and evicts
+	// [CLUSTER_MANAGEMENT, "on" or "off"]. By default it only registers.
 	Management bool
-	// NoRegistration makes [Cluster.ListenAndServe] serve without registering
-	// [REGISTRATION_SET, "on" or "off"].
+	// NoRegistration makes [Cluster.Serve] serve without registering [REGISTRATION_SET, "on" or
+	// "off"].
 	NoRegistration bool
-	// RegistrationRetry is the pause between two tries to register [REGISTRATION_RETRY, in
-	// milliseconds]; 3 s by default. Each pause is jittered by a third.
+	// RegistrationRetry is the delay between attempts to register [REGISTRATION_RETRY, in
+	// milliseconds]; 3 s by default, with a jitter of a third.
 	RegistrationRetry time.Duration
-	// RenewalFraction is the share of its lease after which a node renews it; 2/3 by default, at
-	// most 0.9. Each wait is jittered by a tenth.
+	// RenewalFraction is the fraction of its lease after which the node renews it; 2/3 by default, and
+	// at most 0.9. The time has a jitter of a tenth.
 	RenewalFraction float64
 
 	// RequestTimeout bounds each request [REQUEST_TIMEOUT, in milliseconds]; 10 s by default.
 	RequestTimeout time.Duration
-	// MaxResponseBytes bounds the answers that are read, in bytes; 16 MiB by default.
+	// MaxResponseBytes bounds the responses that the node reads; 16 MiB by default.
 	MaxResponseBytes int64
-	// MaxRequestBytes bounds the bodies that the peer endpoints read, in bytes; 1 MiB by default.
+	// MaxRequestBytes bounds the request bodies that the peer endpoints read; 1 MiB by default.
 	MaxRequestBytes int64
-	// MaxInFlight bounds the requests to peers under way at once, those of all calls together, which
-	// share them evenly; 256 by default. Of four peers or more, none gets more than a quarter of them, but
-	// for repetitions.
+	// MaxInFlight bounds the requests to peers in flight at a time; 256 by default. All calls share
+	// these slots evenly. With four or more peers, at most a quarter of the slots go to one peer;
+	// retries are exempt.
 	MaxInFlight int
 
-	// RegistryURL is where mIT is [MIT_URL]. Mandatory. It may list several URLs, with commas
-	// between: those of replicas of one registry. The node keeps to one of them, and goes on to
-	// another when that one gives no answer in time, or none that can be used.
+	// RegistryURL is the base URL of the registry [MIT_URL]. Mandatory. It may be a comma-separated list
+	// of the URLs of replicas. The node uses one of them, and fails over to another if there is no
+	// response or an invalid one.
 	RegistryURL string
-	// RegistryAudience is the audience of tokens for mIT, at whatever URL [MIT_AUDIENCE].
-	// Mandatory.
+	// RegistryAudience is the audience of tokens for the registry [MIT_AUDIENCE]. Mandatory.
 	RegistryAudience string
 	// PeerAudience is the audience of tokens for peers [{TYPE}_AUDIENCE, such as MDS_AUDIENCE].
 	// Mandatory with Management.
 	PeerAudience string
 
-	// Issuer is mST's token URL, and the issuer that received tokens must name [OAUTH_ISSUER].
-	// Mandatory unless both [WithTokens] and [WithVerifier] are given.
+	// Issuer is the URL of the token service, and the issuer that received tokens must have
+	// [OAUTH_ISSUER]. Mandatory unless both [WithTokens] and [WithVerifier] are given.
 	Issuer string
-	// ClientID and ClientSecret are the node's own at mST [OAUTH_CLIENT_ID,
+	// ClientID and ClientSecret are the node's credentials at the token service [OAUTH_CLIENT_ID,
 	// OAUTH_CLIENT_SECRET]. Mandatory unless [WithTokens] is given.
 	ClientID     string
 	ClientSecret Secret
-	// GenericKey and GenericPreviousKey are what received tokens are signed with
-	// [OAUTH_GENERIC_KEY, OAUTH_GENERIC_PREVIOUS_KEY]; ClientAccessKey stands in for the first
-	// [OAUTH_CLIENT_ACCESS_KEY]. One is mandatory unless [WithVerifier] is given. In the
-	// environment "noGeneric" means unset.
+	// GenericKey and GenericPreviousKey are the keys with which received tokens are verified
+	// [OAUTH_GENERIC_KEY, OAUTH_GENERIC_PREVIOUS_KEY]. ClientAccessKey is used if GenericKey is empty
+	// [OAUTH_CLIENT_ACCESS_KEY]. One of the two is mandatory unless [WithVerifier] is given. In the
+	// environment, "noGeneric" means empty.
 	GenericKey         Secret
 	GenericPreviousKey Secret
 	ClientAccessKey    Secret
-	// GenericAudience is the audience that received tokens must name [OAUTH_GENERIC_AUDIENCE];
-	// ClientAudience stands in for it [OAUTH_CLIENT_AUDIENCE]. One is mandatory unless
+	// GenericAudience is the audience that received tokens must have [OAUTH_GENERIC_AUDIENCE].
+	// ClientAudience is used if it is empty [OAUTH_CLIENT_AUDIENCE]. One of the two is mandatory unless
 	// [WithVerifier] is given.
 	GenericAudience string
 	ClientAudience  string
 }
 
-// A Location is a point on the earth, in degrees.
-type Location struct{ Lon, Lat float64 }
-
-// MarshalJSON gives a GeoJSON point.
-func (l Location) MarshalJSON() ([]byte, error) {
-	return json.Marshal(struct {
-		Type        string     `json:"type"`
-		Coordinates [2]float64 `json:"coordinates"`
-	}{"Point", [2]float64{l.Lon, l.Lat}})
-}
-
-// A Secret is text that does not print, log or marshal.
-type Secret string
-
-const redacted = "[redacted]"
-
-// String does not give the secret away; convert it to a string for that.
-func (s Secret) String() string {
-	if s == "" {
-		return ""
-	}
-	return redacted
-}
-
-// Format is String under any verb: of one that does not fit, fmt would show the text itself.
-func (s Secret) Format(f fmt.State, verb rune) {
-	_, _ = fmt.Fprintf(f, fmt.FormatString(f, verb), s.String())
-}
-
-// MarshalText is String, for encoding/json and loggers.
-func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
-
-// noGeneric is how mimik's environments say that a generic value is not set.
-const noGeneric = "noGeneric"
-
-// ConfigFromEnv reads the configuration from the environment, as every mimik service does. One
-// error names every variable that is missing or malformed. Pass it the options that New will
-// get: with [WithTokens] and [WithVerifier], what they replace is not missed.
+// ConfigFromEnv reads the configuration from the environment variables of a mimik service. One error
+// names all variables that are missing or invalid. opts are the options that New will get:
+// variables that [WithTokens] or [WithVerifier] replace may be missing.
 func ConfigFromEnv(opts ...Option) (Config, error) {
 	e := env{lookup: os.LookupEnv}
 	cfg := Config{
@@ -181,11 +145,47 @@ func ConfigFromEnv(opts ...Option) (Config, error) {
 	if cfg.Type != "" {
 		cfg.PeerAudience = e.str(audienceVariable(cfg.Type))
 	}
-	o := applyOptions(opts)
-	return cfg, configError(append(e.problems, cfg.validate(o, e.malformed)...))
+	return cfg, configError(append(e.problems, cfg.validate(applyOptions(opts), e.malformed)...))
 }
 
-// audienceVariable is the name of the variable that holds the audience of a type.
+// A Location is a point on earth, in degrees.
+type Location struct{ Lon, Lat float64 }
+
+// MarshalJSON encodes a GeoJSON point.
+func (l Location) MarshalJSON() ([]byte, error) {
+	return json.Marshal(struct {
+		Type        string     `json:"type"`
+		Coordinates [2]float64 `json:"coordinates"`
+	}{"Point", [2]float64{l.Lon, l.Lat}})
+}
+
+// A Secret is a string that is redacted when it is printed, logged or encoded. Convert it to a string
+// to get its value.
+type Secret string
+
+// String returns "[redacted]", or "" for an empty secret.
+func (s Secret) String() string {
+	if s == "" {
+		return ""
+	}
+	return redacted
+}
+
+// Format prints String under any verb. Without it, fmt would show the value for a verb that does not
+// fit a string.
+func (s Secret) Format(f fmt.State, verb rune) {
+	_, _ = fmt.Fprintf(f, fmt.FormatString(f, verb), s.String())
+}
+
+// MarshalText returns String, for encoding/json and loggers.
+func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+const redacted = "[redacted]"
+
+// noGeneric is the value of a generic variable that is not set.
+const noGeneric = "noGeneric"
+
+// audienceVariable returns the name of the variable with the audience of a type.
 func audienceVariable(serverType string) string {
 	return strings.Map(func(r rune) rune {
 		if r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' {
@@ -202,11 +202,11 @@ func configError(problems []error) error {
 	return fmt.Errorf("cluster: configuration: %w", errors.Join(problems...))
 }
 
-// env reads variables and remembers what was wrong with them.
+// An env reads variables and collects the errors.
 type env struct {
 	lookup    func(string) (string, bool)
 	problems  []error
-	malformed map[string]bool // those in problems: present, so not missing
+	malformed map[string]bool // not to be reported as missing, too
 }
 
 func (e *env) str(name string) string {
@@ -226,7 +226,7 @@ func (e *env) invalid(name, value, want string) {
 		e.malformed = map[string]bool{}
 	}
 	e.malformed[name] = true
-	e.problems = append(e.problems, fmt.Errorf("%s is %.40q, not %s", name, value, want))
+	e.problems = append(e.problems, fmt.Errorf("%s %.40q is not %s", name, value, want))
 }
 
 func (e *env) positiveInt(name string) int {
@@ -255,17 +255,17 @@ func (e *env) milliseconds(name string) time.Duration {
 	return time.Duration(n) * time.Millisecond
 }
 
-func (e *env) onOff(name string, preset bool) bool {
+func (e *env) onOff(name string, byDefault bool) bool {
 	switch v := e.str(name); v {
 	case "":
-		return preset
+		return byDefault
 	case "on":
 		return true
 	case "off":
 		return false
 	default:
 		e.invalid(name, v, `"on" or "off"`)
-		return preset
+		return byDefault
 	}
 }
 
@@ -277,176 +277,178 @@ func (e *env) location(lonName, latName string) *Location {
 	return &Location{e.degrees(lonName, lon, 180), e.degrees(latName, lat, 90)}
 }
 
-func (e *env) degrees(name, value string, most float64) float64 {
+func (e *env) degrees(name, value string, limit float64) float64 {
 	f, err := strconv.ParseFloat(value, 64)
-	if err != nil || !(f >= -most && f <= most) {
-		e.invalid(name, value, fmt.Sprintf("a number of degrees from -%g to %g", most, most))
+	if err != nil || !(f >= -limit && f <= limit) {
+		e.invalid(name, value, fmt.Sprintf("a number of degrees from -%g to %g", limit, limit))
 		return 0
 	}
 	return f
 }
 
-// problems lists what is missing or malformed. Those in known have been reported already.
-func (cfg Config) validate(o options, known map[string]bool) []error {
-	var found []error
-	report := func(name, format string, args ...any) {
-		if !known[name] {
-			found = append(found, fmt.Errorf("%s %w", name, fmt.Errorf(format, args...)))
-		}
-	}
-	need := func(name, value string) {
-		if value == "" {
-			report(name, "is missing")
-		}
-	}
-	needURL := func(name, value string) {
-		if value == "" {
-			report(name, "is missing")
-		} else if _, err := parseBase(value); err != nil {
-			report(name, "is wrong: %v", err)
-		}
-	}
+// problems collects what is wrong with a configuration. Variables in known have been reported
+// already.
+type problems struct {
+	known map[string]bool
+	list  []error
+}
 
+func (p *problems) add(name, format string, args ...any) {
+	if !p.known[name] {
+		p.list = append(p.list, fmt.Errorf("%s %w", name, fmt.Errorf(format, args...)))
+	}
+}
+
+func (p *problems) require(name, value string) {
+	if value == "" {
+		p.add(name, "is missing")
+	}
+}
+
+func (p *problems) requireURL(name, value string) {
+	p.require(name, value)
+	if value != "" {
+		p.checkURL(name, value)
+	}
+}
+
+func (p *problems) checkURL(name, value string) {
+	if _, err := peeraddr.Parse(value); err != nil {
+		p.add(name, "is invalid: %v", err)
+	}
+}
+
+// validate returns what is missing or invalid, except for the variables in known.
+func (cfg Config) validate(o options, known map[string]bool) []error {
+	p := &problems{known: known}
+	cfg.validateIdentity(p)
+	cfg.validateAddresses(p)
+	cfg.validateLimits(p)
+	o.validate(p)
+	cfg.validateAudiences(p)
+	cfg.validateCredentials(p, o)
+	return p.list
+}
+
+func (cfg Config) validateIdentity(p *problems) {
+	const allowed = "may only contain letters, digits, '-', '_', '.' and ':'"
 	if cfg.Type == "" {
-		report("SERVER_TYPE", "is missing")
+		p.add("SERVER_TYPE", "is missing")
 	} else if !validName(cfg.Type) {
-		report("SERVER_TYPE", "is %.40q: letters, digits, '-', '_', '.' and ':' are what it may hold", cfg.Type)
+		p.add("SERVER_TYPE", "%.40q is not a valid name, which "+allowed, cfg.Type)
 	}
 	if cfg.ID != "" && !validName(cfg.ID) {
-		report("SERVER_ID", "is %.40q: letters, digits, '-', '_', '.' and ':' are what it may hold", cfg.ID)
+		p.add("SERVER_ID", "%.40q is not a valid name, which "+allowed, cfg.ID)
 	}
 	if strings.ContainsFunc(cfg.Version, func(r rune) bool { return r < ' ' || r > '~' }) {
-		report("SERVER_VERSION", "is %.40q: it must fit a header", cfg.Version)
+		p.add("SERVER_VERSION", "%.40q is not printable ASCII", cfg.Version)
 	}
+	if l := cfg.Location; l != nil && !(l.Lon >= -180 && l.Lon <= 180 && l.Lat >= -90 && l.Lat <= 90) {
+		p.add("SERVER_LOCATION_LON", "and SERVER_LOCATION_LAT are not a longitude and a latitude")
+	}
+}
+
+func (cfg Config) validateAddresses(p *problems) {
 	if cfg.Port == 0 {
-		report("SERVER_PORT", "is missing")
+		p.add("SERVER_PORT", "is missing")
 	} else if cfg.Port < 0 || cfg.Port > 65535 {
-		report("SERVER_PORT", "is %d, not a port", cfg.Port)
+		p.add("SERVER_PORT", "%d is not a port", cfg.Port)
 	}
-	if p := cfg.BasePath; p != "" && (p[0] != '/' || path.Clean(p) != p || !validPath(p)) {
-		report("SERVER_BASE_PATH", "is %.40q, not a clean path from / on", p)
+	if base := cfg.BasePath; base != "" && (base[0] != '/' || path.Clean(base) != base || !validPath(base)) {
+		p.add("SERVER_BASE_PATH", "%.40q is not a clean absolute path", base)
 	}
 	if cfg.LocalIPv4 != "" && !isIPv4(cfg.LocalIPv4) {
-		report("SERVER_LOCAL_IPV4", "is %.40q, not an IPv4 address", cfg.LocalIPv4)
+		p.add("SERVER_LOCAL_IPV4", "%.40q is not an IPv4 address", cfg.LocalIPv4)
 	}
 	if cfg.PublicIPv4 != "" && !isIPv4(cfg.PublicIPv4) {
-		report("SERVER_PUBLIC_IPV4", "is %.40q, not an IPv4 address", cfg.PublicIPv4)
+		p.add("SERVER_PUBLIC_IPV4", "%.40q is not an IPv4 address", cfg.PublicIPv4)
 	}
 	if cfg.LocalIPv4 == "" && cfg.ClusterBaseURL == "" && localIPv4() == "" {
-		report("SERVER_LOCAL_IPV4", "is missing, and this machine has no IPv4 address but its loopback")
+		p.add("SERVER_LOCAL_IPV4", "is missing, and this machine has no IPv4 address except loopback ones")
 	}
 	if cfg.ClusterBaseURL != "" {
-		needURL("SERVER_CLUSTER_BASE_URL", cfg.ClusterBaseURL)
+		p.checkURL("SERVER_CLUSTER_BASE_URL", cfg.ClusterBaseURL)
 	}
 	switch cfg.PublicProtocol {
 	case "", "http:", "https:", "http", "https":
 	default:
-		report("SERVER_PUBLIC_PROTOCOL", `is %.40q, neither "http:" nor "https:"`, cfg.PublicProtocol)
+		p.add("SERVER_PUBLIC_PROTOCOL", `%.40q is neither "http:" nor "https:"`, cfg.PublicProtocol)
 	}
 	if d := cfg.PublicDomainName; d != "" {
-		if u, err := parseBase("http://" + d); err != nil || u.Host != d || strings.ContainsAny(d, "<>\"") {
-			report("SERVER_PUBLIC_DOMAIN_NAME", "is %.40q, not a domain name", d)
+		if u, err := peeraddr.Parse("http://" + d); err != nil || u.Host != d || strings.ContainsAny(d, "<>\"") {
+			p.add("SERVER_PUBLIC_DOMAIN_NAME", "%.40q is not a domain name", d)
 		}
 	}
-	if l := cfg.Location; l != nil && !(l.Lon >= -180 && l.Lon <= 180 && l.Lat >= -90 && l.Lat <= 90) {
-		report("SERVER_LOCATION_LON", "and SERVER_LOCATION_LAT are no place on earth")
-	}
-	if !(cfg.RenewalFraction >= 0 && cfg.RenewalFraction <= maxRenewalShare) {
-		report("RenewalFraction", "is %g, not between 0 and %g", cfg.RenewalFraction, maxRenewalShare)
-	}
-	needDuration := func(name string, d time.Duration) {
-		if d < 0 || d > maxLease {
-			report(name, "is %v, not from 0 to %v", d, maxLease)
-		}
-	}
-	needDuration("REQUEST_TIMEOUT", cfg.RequestTimeout)
-	needDuration("REGISTRATION_RETRY", cfg.RegistrationRetry)
-	if cfg.MaxResponseBytes < 0 || cfg.MaxRequestBytes < 0 || cfg.MaxInFlight < 0 {
-		report("MaxResponseBytes, MaxRequestBytes or MaxInFlight", "is negative")
-	}
-
-	if e := o.eviction; !(e.MaxSuspectFraction >= 0 && e.MaxSuspectFraction <= 1) || e.Timeout < 0 {
-		report("WithEviction", "has a MaxSuspectFraction of %g and a Wait of %v: a share is from 0 to 1, and no wait is negative", e.MaxSuspectFraction, e.Timeout)
-	}
-	if r := o.retry; r.Delay < 0 || r.MaxElapsed < 0 {
-		report("WithRetry", "has a Delay of %v and Within %v: neither can be negative", r.Delay, r.MaxElapsed)
-	}
-
-	if urls, err := parseURLList(cfg.RegistryURL); err != nil {
-		report("MIT_URL", "is wrong: %v", err)
+	if urls, err := peeraddr.ParseList(cfg.RegistryURL); err != nil {
+		p.add("MIT_URL", "is invalid: %v", err)
 	} else if len(urls) == 0 {
-		report("MIT_URL", "is missing")
+		p.add("MIT_URL", "is missing")
 	}
-	need("MIT_AUDIENCE", cfg.RegistryAudience)
+}
+
+func (cfg Config) validateLimits(p *problems) {
+	if !(cfg.RenewalFraction >= 0 && cfg.RenewalFraction <= maxRenewalFraction) {
+		p.add("RenewalFraction", "%g is not between 0 and %g", cfg.RenewalFraction, maxRenewalFraction)
+	}
+	checkDuration := func(name string, d time.Duration) {
+		if d < 0 || d > maxLease {
+			p.add(name, "%v is not between 0 and %v", d, maxLease)
+		}
+	}
+	checkDuration("REQUEST_TIMEOUT", cfg.RequestTimeout)
+	checkDuration("REGISTRATION_RETRY", cfg.RegistrationRetry)
+	if cfg.MaxResponseBytes < 0 || cfg.MaxRequestBytes < 0 || cfg.MaxInFlight < 0 {
+		p.add("MaxResponseBytes, MaxRequestBytes or MaxInFlight", "is negative")
+	}
+}
+
+func (cfg Config) validateAudiences(p *problems) {
+	p.require("MIT_AUDIENCE", cfg.RegistryAudience)
 	if cfg.Management {
 		name := "{TYPE}_AUDIENCE"
 		if cfg.Type != "" && validName(cfg.Type) {
 			name = audienceVariable(cfg.Type)
 		}
-		need(name, cfg.PeerAudience)
+		p.require(name, cfg.PeerAudience)
 	}
+}
+
+func (cfg Config) validateCredentials(p *problems, o options) {
 	if o.tokens == nil {
-		need("OAUTH_CLIENT_ID", cfg.ClientID)
-		need("OAUTH_CLIENT_SECRET", string(cfg.ClientSecret))
+		p.require("OAUTH_CLIENT_ID", cfg.ClientID)
+		p.require("OAUTH_CLIENT_SECRET", string(cfg.ClientSecret))
 	}
 	if o.tokens == nil || o.verifier == nil {
-		needURL("OAUTH_ISSUER", cfg.Issuer)
+		p.requireURL("OAUTH_ISSUER", cfg.Issuer)
 	}
 	if o.verifier == nil {
-		need("OAUTH_GENERIC_KEY (or OAUTH_CLIENT_ACCESS_KEY)", string(cfg.receivedKey()))
-		need("OAUTH_GENERIC_AUDIENCE (or OAUTH_CLIENT_AUDIENCE)", cfg.receivedAudience())
+		p.require("OAUTH_GENERIC_KEY (or OAUTH_CLIENT_ACCESS_KEY)", string(cfg.receivedKey()))
+		p.require("OAUTH_GENERIC_AUDIENCE (or OAUTH_CLIENT_AUDIENCE)", cfg.receivedAudience())
 	}
-	return found
 }
 
-// listedURLs are the base URLs in a list, each once, without slashes at their ends. Blank entries
-// count for nothing.
-func parseURLList(list string) (urls []string, err error) {
-	entries := strings.Split(list, ",")
-	var problems []string
-	for i, entry := range entries {
-		entry = strings.TrimRight(strings.TrimSpace(entry), "/")
-		if entry == "" || slices.Contains(urls, entry) {
-			continue
-		}
-		_, err := parseBase(entry)
-		switch {
-		case err == nil:
-			urls = append(urls, entry)
-		case len(entries) == 1:
-			return nil, err
-		default:
-			problems = append(problems, fmt.Sprintf("entry %d of %d is %v", i+1, len(entries), err))
-		}
-	}
-	if problems != nil {
-		return nil, errors.New(strings.Join(problems, ", "))
-	}
-	return urls, nil
-}
-
-// plainName tells whether s can stand in a path, a header and an env variable as it is. An '@'
-// is left out on purpose: a dated delete would take what follows it for the date.
+// validName reports whether s needs no escaping in a path, a header and an environment variable. An
+// '@' is not allowed: in a conditional delete, it separates the server id from the time.
 func validName(s string) bool {
 	return s != "." && s != ".." && len(s) <= 256 && !strings.ContainsFunc(s, func(r rune) bool {
 		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("-_.:", r)
 	})
 }
 
-// plainPath tells whether p can stand in a URL and in the pattern of a mux as it is.
+// validPath reports whether p needs no escaping in a URL and in a pattern of http.ServeMux.
 func validPath(p string) bool {
 	return utf8.ValidString(p) && !strings.ContainsFunc(p, func(r rune) bool {
 		return r <= ' ' || r == 0x7f || strings.ContainsRune("{}?#%", r)
 	})
 }
 
-// isIPv4 tells whether s is an address that somebody can be reached at.
+// isIPv4 reports whether s is an IPv4 address to which connections can be made.
 func isIPv4(s string) bool {
 	ip, err := netip.ParseAddr(s)
 	return err == nil && ip.Is4() && !ip.IsUnspecified()
 }
 
-// localIPv4 is the machine's first IPv4 address that is no loopback, "" if it has none.
+// localIPv4 returns the machine's first IPv4 address that is not a loopback address, or "".
 func localIPv4() string {
 	addrs, err := net.InterfaceAddrs()
 	if err != nil {
@@ -460,7 +462,7 @@ func localIPv4() string {
 	return ""
 }
 
-// withDefaults is cfg with what must not change from one use to the next filled in.
+// withDefaults returns a valid cfg with the defaults filled in.
 func (cfg Config) withDefaults() Config {
 	cfg.ID = cmp.Or(cfg.ID, uuid.NewString())
 	cfg.Version = cmp.Or(cfg.Version, "1.0")
@@ -469,12 +471,12 @@ func (cfg Config) withDefaults() Config {
 		cfg.ClusterBaseURL = fmt.Sprintf("http://%s:%d%s", cmp.Or(cfg.LocalIPv4, localIPv4()), cfg.Port, cfg.BasePath)
 	}
 	cfg.ClusterBaseURL = strings.TrimRight(cfg.ClusterBaseURL, "/")
-	urls, _ := parseURLList(cfg.RegistryURL) // they have been checked
+	urls, _ := peeraddr.ParseList(cfg.RegistryURL)
 	cfg.RegistryURL = strings.Join(urls, ",")
 	cfg.RegistrationRetry = cmp.Or(cfg.RegistrationRetry, 3*time.Second)
 	cfg.RenewalFraction = cmp.Or(cfg.RenewalFraction, 2.0/3)
 	cfg.RequestTimeout = cmp.Or(cfg.RequestTimeout, 10*time.Second)
-	cfg.MaxResponseBytes = min(cmp.Or(cfg.MaxResponseBytes, 16<<20), math.MaxInt64-1) // one more byte is read, to see that there is one
+	cfg.MaxResponseBytes = cmp.Or(cfg.MaxResponseBytes, 16<<20)
 	cfg.MaxRequestBytes = cmp.Or(cfg.MaxRequestBytes, 1<<20)
 	cfg.MaxInFlight = cmp.Or(cfg.MaxInFlight, 256)
 	return cfg
@@ -485,12 +487,28 @@ func (cfg Config) publicBaseURL() string {
 	if host == "" {
 		host = fmt.Sprintf("%s:%d", cmp.Or(cfg.PublicIPv4, cfg.LocalIPv4, localIPv4()), cfg.Port)
 	}
-	// As npm nodes have it, without the port that is understood: the nodes of a cluster share
-	// one public address, and must not give it to mIT in two spellings.
+	// Without the default port, as npm nodes do: all nodes of a cluster must register their common public
+	// base URL in the same spelling.
 	if strings.TrimSuffix(cfg.PublicProtocol, ":") == "https" {
 		return "https://" + strings.TrimSuffix(host, ":443") + cfg.BasePath
 	}
 	return "http://" + strings.TrimSuffix(host, ":80") + cfg.BasePath
+}
+
+// registration returns the body of a registration.
+func (cfg Config) registration() (wire.Registration, error) {
+	r := wire.Registration{
+		Type:           cfg.Type,
+		ServerID:       cfg.ID,
+		PublicBaseURL:  cfg.publicBaseURL(),
+		ClusterBaseURL: cfg.ClusterBaseURL,
+	}
+	if cfg.Location == nil {
+		return r, nil
+	}
+	var err error
+	r.Location, err = json.Marshal(cfg.Location)
+	return r, err
 }
 
 func (cfg Config) receivedKey() Secret { return cmp.Or(cfg.GenericKey, cfg.ClientAccessKey) }

@@ -334,7 +334,7 @@ func FuzzConfigFromEnv(f *testing.F) {
 			return newHTTPResponse(r, http.StatusOK, registrationResponse(time.Hour, id)), nil
 		})}))
 		checkNoSecrets(t, err)
-		if err == nil != (newErr == nil) && !strings.Contains(fmt.Sprint(err), " is \"") {
+		if err == nil != (newErr == nil) && !strings.Contains(fmt.Sprint(err), "\" is not ") {
 			t.Fatalf("ConfigFromEnv says %v, New says %v", err, newErr)
 		}
 		if err != nil && !strings.Contains(err.Error(), name) && !strings.Contains(err.Error(), "SERVER_BASE_PATH") {
@@ -543,10 +543,10 @@ func TestRegistryURLs(t *testing.T) {
 		"":                               "MIT_URL is missing",
 		" ":                              "MIT_URL is missing",
 		" ,, ":                           "MIT_URL is missing",
-		"mit":                            "MIT_URL is wrong: not an absolute http or https URL",
-		"http://a,mit":                   "MIT_URL is wrong: entry 2 of 2 is not an absolute http or https URL",
-		"http://u:hidden@a,,http://b/?c": "MIT_URL is wrong: entry 1 of 3 is a URL with credentials in it, entry 3 of 3 is a URL with more than a path",
-		"http://a/b,c":                   "MIT_URL is wrong: entry 2 of 2 is not an absolute http or https URL",
+		"mit":                            "MIT_URL is invalid: not an absolute http or https URL",
+		"http://a,mit":                   "MIT_URL is invalid: entry 2 of 2 is not an absolute http or https URL",
+		"http://u:hidden@a,,http://b/?c": "MIT_URL is invalid: entry 1 of 3 is a URL with credentials in it, entry 3 of 3 is a URL with more than a path",
+		"http://a/b,c":                   "MIT_URL is invalid: entry 2 of 2 is not an absolute http or https URL",
 	} {
 		cfg := testConfig()
 		cfg.RegistryURL = list

@@ -15,39 +15,40 @@ import (
 	"github.com/mimiktech/cluster/internal/membership"
 )
 
-// What the package decides, for errors.Is.
+// Errors to compare with errors.Is.
 var (
-	// ErrInvalidRequest is a [Request] that cannot be sent. Nobody was called.
+	// ErrInvalidRequest means that a [Request] cannot be sent. No peer was called.
 	ErrInvalidRequest = errors.New("cluster: invalid request")
-	// ErrManagementOff refuses a fan-out: Config.Management is not set.
+	// ErrManagementOff means that the node does not call peers: Config.Management is not set.
 	ErrManagementOff = errors.New("cluster: management is off")
-	// ErrNotRegistered is why a node is an orphan that has not registered yet or has left, and
-	// what a [Cluster.Register] returns that [Cluster.UnRegister] ended.
+	// ErrNotRegistered is the reason of a node that has not registered yet, or has left. It is also
+	// returned by a [Cluster.Register] that [Cluster.UnRegister] interrupts.
 	ErrNotRegistered = errors.New("cluster: not registered")
-	// ErrClosed is what every call returns that [Cluster.Close] ended or that came after it.
+	// ErrClosed is returned by calls that [Cluster.Close] interrupts and by calls made after it.
 	ErrClosed = errors.New("cluster: closed")
-	// ErrNotAllowed refuses to call an address that the [PeerPolicy] does not allow.
+	// ErrNotAllowed means that the [PeerPolicy] does not allow the address of a peer.
 	ErrNotAllowed = errors.New("address not allowed")
-	// ErrResponseTooLarge is inside the [InvalidResponseError] of an answer beyond Config.MaxResponseBytes.
-	ErrResponseTooLarge = errors.New("answer too large")
-	// ErrEnoughResults is why a peer was not asked, or its answer not waited for: [Request].MinResults others
-	// have answered.
+	// ErrResponseTooLarge is wrapped by the [InvalidResponseError] of a response that exceeds
+	// Config.MaxResponseBytes.
+	ErrResponseTooLarge = errors.New("response too large")
+	// ErrEnoughResults is the error of peers that were not needed: [Request].MinResults others had
+	// answered.
 	ErrEnoughResults = errors.New("enough peers have answered")
 )
 
-// A StatusError is an answer that is no 2xx. Given to [Cluster.ReplyError] it is the answer of
-// an endpoint: Code and Message are all that needs.
+// A StatusError is a response with a non-2xx status. Given to [Cluster.ReplyError] it becomes the
+// response of an endpoint, which takes only Code, Message and Info from it.
 type StatusError struct {
-	Remote  string // who answered: "mST", "mIT" or `peer "…"`
+	Remote  string // the sender: "mST", "mIT" or `peer "…"`
 	Method  string
 	URL     string // without its query
 	Code    int
-	Message string          // in the answer's own words, if it had any
-	Info    json.RawMessage // the answer's "info", nil if it had none
+	Message string          // from the response, if it had one
+	Info    json.RawMessage // the "info" of the response, nil if it had none
 }
 
 func (e *StatusError) Error() string {
-	text := strings.TrimSuffix(fmt.Sprintf("%d %s", e.Code, http.StatusText(e.Code)), " ") // there are codes without a text
+	text := strings.TrimSpace(fmt.Sprintf("%d %s", e.Code, http.StatusText(e.Code))) // not all codes have a text
 	if e.Remote != "" {
 		text = fmt.Sprintf("%s answered %s to %s %s", e.Remote, text, e.Method, e.URL)
 	}
@@ -57,8 +58,8 @@ func (e *StatusError) Error() string {
 	return text
 }
 
-// An UnreachableError is a request that got no answer: its address could not be dialled, the
-// connection broke, or the time was up.
+// An UnreachableError is a request that got no response: the address could not be dialed, the
+// connection was lost, or the timeout expired.
 type UnreachableError struct {
 	Remote string
 	Method string
@@ -70,11 +71,11 @@ func (e *UnreachableError) Error() string {
 	return fmt.Sprintf("%s cannot be reached by %s %s: %v", e.Remote, e.Method, e.URL, e.Err)
 }
 
-// Unwrap gives the cause, such as context.DeadlineExceeded or syscall.ECONNREFUSED.
+// Unwrap returns the cause, such as context.DeadlineExceeded or syscall.ECONNREFUSED.
 func (e *UnreachableError) Unwrap() error { return e.Err }
 
-// An InvalidResponseError is an answer that came but cannot be used: it is not what the protocol has,
-// it is too large ([ErrResponseTooLarge]), or it broke off.
+// An InvalidResponseError is a response that was received but cannot be used: it does not follow the
+// protocol, is too large ([ErrResponseTooLarge]), or was truncated.
 type InvalidResponseError struct {
 	Remote string
 	Method string
@@ -83,13 +84,13 @@ type InvalidResponseError struct {
 }
 
 func (e *InvalidResponseError) Error() string {
-	return fmt.Sprintf("%s gave an unusable answer to %s %s: %v", e.Remote, e.Method, e.URL, e.Err)
+	return fmt.Sprintf("%s gave an invalid response to %s %s: %v", e.Remote, e.Method, e.URL, e.Err)
 }
 
-// Unwrap gives the cause.
+// Unwrap returns the cause.
 func (e *InvalidResponseError) Unwrap() error { return e.Err }
 
-// A WrongServerError is an answer by another server than the one meant: its address has been
+// A WrongServerError is a response from another server than the one called: its address has been
 // taken over.
 type WrongServerError struct {
 	URL       string // without its query
@@ -100,54 +101,61 @@ func (e *WrongServerError) Error() string {
 	return fmt.Sprintf("peer %q expected at %s, but server %q answered", e.Want, e.URL, e.Got)
 }
 
-// A CircuitOpenError is a peer that was not asked, because it hangs: it has let requests time out, and
-// said nothing since. It is asked again after a while, and at once when it registers anew. Or it is one
-// that was busy, and silent for as long as the call waited for its turn.
+// A CircuitOpenError means that nothing was sent, because the peer's circuit breaker is open. A
+// breaker opens when requests to the peer time out and nothing is heard from it for
+// Config.RequestTimeout. It then lets a probe through at growing intervals, and at once when the
+// peer registers again; any response closes it.
+//
+// A request that waited for a free slot of a busy peer also ends with this error if the peer stays
+// silent for the whole timeout of the request.
 type CircuitOpenError struct {
-	ServerID  string        // its id
-	SilentFor time.Duration // how long it has been silent
-	RetryIn   time.Duration // when it is asked again; 0 while somebody else is asking
+	ServerID  string
+	SilentFor time.Duration // how long the peer has not answered
+	RetryIn   time.Duration // until the next probe; 0 while one is in flight
 }
 
 func (e *CircuitOpenError) Error() string {
-	when := "somebody is asking it again"
+	probe := "a probe is in flight"
 	if e.RetryIn > 0 {
-		when = fmt.Sprintf("it will be asked again in %v", e.RetryIn.Round(time.Millisecond))
+		probe = fmt.Sprintf("next probe in %v", e.RetryIn.Round(time.Millisecond))
 	}
-	return fmt.Sprintf("peer %q was not asked: it hangs, silent for %v; %s", e.ServerID, e.SilentFor.Round(time.Millisecond), when)
+	return fmt.Sprintf("peer %q: circuit open (no response for %v, %s)", e.ServerID, e.SilentFor.Round(time.Millisecond), probe)
 }
 
-// hanging is err, of a peer's breaker, as a *CircuitOpenError.
-func circuitOpen(p *membership.Peer, err error) error {
-	if open, ok := errors.AsType[*breaker.OpenError](err); ok {
-		return &CircuitOpenError{p.ServerID, open.Silent, open.RetryIn}
-	}
-	return err
+// A TokenError means that a token could not be obtained.
+type TokenError struct {
+	Audience string
+	Err      error
 }
 
-// A Kind says how a peer failed.
+func (e *TokenError) Error() string { return fmt.Sprintf("no token for %q: %v", e.Audience, e.Err) }
+
+// Unwrap returns the cause, such as the [StatusError] of the token service.
+func (e *TokenError) Unwrap() error { return e.Err }
+
+// A Kind classifies the outcome of one peer. It is a single word, fit for a metric label.
 type Kind string
 
-// The kinds of failure. Only the first three can make a peer suspect, and only if it gave no answer
-// at all: whoever answers is alive, also if the answer then stops half-way.
+// The kinds of outcomes. A peer becomes a suspect for eviction only if it sent no response at all,
+// so only with KindRefused, KindConnectionLost or KindTimeout (see [Eviction] for the one option that
+// adds to them).
 const (
 	KindOK             Kind = "ok"              // a result
-	KindRefused        Kind = "refused"         // its address could not be dialled
-	KindConnectionLost Kind = "connection_lost" // the connection broke before an answer
-	KindTimeout        Kind = "timeout"         // no answer in time, or one that stopped half-way
-	KindTLS            Kind = "tls"             // it answers, but TLS does not hold: its certificate, or that it speaks no TLS
-	KindStatus         Kind = "status"          // an answer that is no 2xx: see StatusError
+	KindRefused        Kind = "refused"         // the address could not be dialed
+	KindConnectionLost Kind = "connection_lost" // the connection was lost before a response
+	KindTimeout        Kind = "timeout"         // no response in time, or only a part of one
+	KindTLS            Kind = "tls"             // no TLS connection, for example because of an invalid certificate
+	KindStatus         Kind = "status"          // a non-2xx response: see StatusError
 	KindWrongServer    Kind = "wrong_server"    // see WrongServerError
-	KindMalformed      Kind = "malformed"       // an answer that is not the envelope that peers answer, or that broke off
-	KindTooLarge       Kind = "too_large"       // an answer beyond Config.MaxResponseBytes
+	KindMalformed      Kind = "malformed"       // a response without the envelope of peers, or a truncated one
+	KindTooLarge       Kind = "too_large"       // a response that exceeds Config.MaxResponseBytes
 	KindCanceled       Kind = "canceled"        // the call ended before the peer answered; see ErrEnoughResults
-	KindCircuitOpen    Kind = "circuit_open"    // it was found to hang, so nothing was sent: see CircuitOpenError
-	KindNotAllowed     Kind = "not_allowed"     // its address is none that may be called; nothing was sent
-	KindNoToken        Kind = "no_token"        // no token for it could be had; nothing was sent
-	KindInvalid        Kind = "invalid"         // the request itself is wrong; nobody was called
+	KindCircuitOpen    Kind = "circuit_open"    // nothing was sent: see CircuitOpenError
+	KindNotAllowed     Kind = "not_allowed"     // nothing was sent: see ErrNotAllowed
+	KindNoToken        Kind = "no_token"        // nothing was sent: see TokenError
+	KindInvalid        Kind = "invalid"         // no peer was called: the call itself failed
 )
 
-// kindOf sorts the error of one peer.
 func classify(err error) Kind {
 	switch {
 	case err == nil:
@@ -181,7 +189,15 @@ func classify(err error) Kind {
 	return KindConnectionLost
 }
 
-// untrusted tells whether there was somebody, with whom no TLS connection could be made.
+// circuitOpen turns the error of a breaker into a *CircuitOpenError.
+func circuitOpen(p *membership.Peer, err error) error {
+	if open, ok := errors.AsType[*breaker.OpenError](err); ok {
+		return &CircuitOpenError{p.ServerID, open.Silent, open.RetryIn}
+	}
+	return err
+}
+
+// isTLSError reports whether there was a server, but no TLS connection to it.
 func isTLSError(err error) bool {
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 		return true
@@ -189,7 +205,7 @@ func isTLSError(err error) bool {
 	if _, ok := errors.AsType[tls.AlertError](err); ok {
 		return true
 	}
-	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" { // an alert that it sent
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" { // an alert from the server
 		return true
 	}
 	_, ok := errors.AsType[tls.RecordHeaderError](err)
@@ -206,16 +222,37 @@ func isCircuitOpen(err error) bool {
 	return ok
 }
 
-// unreachable tells whether the error leaves open that the peer is alive: no answer came.
+// tokenRejected reports whether a response says that the token was not accepted. Both the registry
+// and npm peers use 403 for it; other servers, and Go peers, use 401.
+func tokenRejected(err error) bool {
+	se, ok := errors.AsType[*StatusError](err)
+	return ok && (se.Code == http.StatusForbidden || se.Code == http.StatusUnauthorized)
+}
+
+// unreachable reports whether no response was received, so that the peer may be gone.
 func unreachable(err error) bool {
 	_, ok := errors.AsType[*UnreachableError](err)
 	return ok && !errors.Is(err, ErrNotAllowed) && !isTLSError(err)
 }
 
-// blames tells whether the error names who failed, and at what, already.
+// dialFailed reports whether the request failed before there was a connection to send it on.
+func dialFailed(err error) bool {
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
+		return true
+	}
+	_, ok := errors.AsType[*net.DNSError](err)
+	return ok
+}
+
+func timedOut(err error) bool {
+	ne, ok := errors.AsType[net.Error](err)
+	return ok && ne.Timeout()
+}
+
+// namesRemote reports whether the error already names the remote and the request.
 func namesRemote(err error) bool {
 	_, status := errors.AsType[*StatusError](err)
-	_, answer := errors.AsType[*InvalidResponseError](err)
-	_, silent := errors.AsType[*UnreachableError](err)
-	return status || answer || silent
+	_, invalid := errors.AsType[*InvalidResponseError](err)
+	_, unreachable := errors.AsType[*UnreachableError](err)
+	return status || invalid || unreachable
 }

@@ -1,250 +1,236 @@
 package cluster
 
 import (
-	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net/http"
 	"net/url"
 	"sync"
 	"time"
 
 	"go.uber.org/zap"
 	"golang.org/x/sync/semaphore"
+	"golang.org/x/sync/singleflight"
 
+	"github.com/mimiktech/cluster/internal/ctxutil"
 	"github.com/mimiktech/cluster/internal/membership"
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
-// An Eviction says when a peer that fails is evicted: taken out of mIT, out of this node's view,
-// and, by telling them, out of the other peers'.
-//
-// Only a peer that gave no answer is suspect; whoever answers is alive. If of three peers or more
-// that a call asked over half are suspect, the fault is likely on this side, and nobody is
-// evicted. Otherwise mIT is asked to delete each suspect unless its entry is newer than the one
-// known here. If it is, the peer came back: the newer entry is taken over, and the peer asked
-// again, unless it has just let a request to that address time out. No answer from mIT, no eviction.
-// Nor does a call evict that asked fewer than three peers of a larger cluster, or that had enough
-// results (see [Request]).
-type Eviction struct {
-	// Off evicts nobody.
-	Disabled bool
-	// ServerErrors makes also a peer suspect that answered with a 5xx, as the npm module has it.
-	ServerErrors bool
-	// MaxSuspectFraction is the share of suspects above which this node suspects itself; 0.5 by default,
-	// 1 never.
-	MaxSuspectFraction float64
-	// Wait bounds how long a call waits for what mIT says of all its suspects; 2 s by default.
-	Timeout time.Duration
-}
-
-func (e Eviction) timeout() time.Duration { return cmp.Or(e.Timeout, 2*time.Second) }
-
 const (
-	// Of fewer peers than these, more than half say little about this node.
+	// Self-preservation needs at least this many peers: of one or two, a majority says little.
 	minPeersForJudgement = 3
-	// How many entries of one peer are tried, each newer than the last.
+	// How many newer entries of one peer are tried in a row.
 	maxNewerEntries = 3
-	// A dated delete with this date deletes nothing: mIT gives its entry, if it has one. So a peer
-	// that is known by an announcement only is judged by what mIT knows of it.
+	// A conditional delete with this precondition deletes nothing, because every entry is newer.
 	epoch = "1970-01-01T00:00:00.000Z"
-	// How many dated deletes one call has under way at mIT.
+	// How many conditional deletes of one call are in flight at a time.
 	maxConcurrentDeletes = 8
-	// For each server that there is, how long a node may wait before it tells of an eviction. Telling
-	// takes less than that for each.
+	// The longest delay before an eviction is broadcast, per server of the cluster: about the time that
+	// a notification of one peer takes.
 	broadcastDelayPerServer = time.Millisecond
 )
 
-// suspicious tells whether an outcome leaves open that the peer is gone.
-func (f *fanOut) isSuspect(o *Outcome) bool {
-	if o.Err == nil || o.Kind == KindCanceled || o.Kind == KindNoToken || f.noEviction {
+// An evictor decides on the suspects of a fan-out.
+type evictor struct {
+	policy         Eviction
+	requestTimeout time.Duration
+
+	ctx       context.Context // the object's own: it bounds deletes that several calls wait for
+	memberCtx context.Context // no peer is evicted after its end
+	registry  conditionalDeleter
+	state     *state
+	check     membership.Check
+	log       *zap.Logger
+	trace     *Trace
+
+	// background runs work in a goroutine.
+	background func(ctx context.Context, work func(context.Context)) error
+	// notify reports to peers that a server has departed.
+	notify func(ctx context.Context, peers membership.View, departedID string)
+
+	deletes singleflight.Group // by path
+}
+
+// A conditionalDeleter is what is needed of a *registryClient.
+type conditionalDeleter interface {
+	deleteIf(ctx context.Context, resourceID, serverID, unmodifiedSince string) (newer *wire.Server, err error)
+}
+
+// A batch is a fan-out whose peers have all been called.
+type batch struct {
+	peers    []*membership.Peer
+	outcomes []Outcome     // in the order of peers
+	total    int           // peers in the view, called or not
+	enough   bool          // MinResults was reached
+	timeout  time.Duration // of the request; zero for Config.RequestTimeout
+
+	// retry calls a peer once more and adds to its outcome.
+	retry func(ctx context.Context, p *membership.Peer, o *Outcome)
+}
+
+// isSuspect reports whether a peer with this outcome may be gone. timeout is that of the request;
+// zero for Config.RequestTimeout.
+func (e *evictor) isSuspect(o *Outcome, timeout time.Duration) bool {
+	if o.Err == nil || o.Kind == KindCanceled || o.Kind == KindNoToken {
 		return false
 	}
 	if se, ok := errors.AsType[*StatusError](o.Err); ok {
-		return f.c.eviction.ServerErrors && se.Code >= 500
+		return e.policy.ServerErrors && se.Code >= 500
 	}
-	if o.Kind == KindTimeout && f.timeout > 0 && f.timeout < f.c.cfg.RequestTimeout {
-		return false // it was given less time than any peer may take
+	if o.Kind == KindTimeout && timeout > 0 && timeout < e.requestTimeout {
+		return false // the request asked for a faster response than a running peer may take
 	}
 	return unreachable(o.Err)
 }
 
-// judge decides on the suspects, given by their places, and puts it into their outcomes.
-func (f *fanOut) evictSuspects(ctx context.Context, suspects []int, results int) {
+// review decides on the suspects, given by their indices in b, and writes the decisions to their
+// outcomes.
+func (e *evictor) review(ctx context.Context, b batch, suspects []int) {
 	if len(suspects) == 0 {
 		return
 	}
-	if why := f.selfPreservation(len(suspects), results); why != nil {
+	if reason := e.selfPreservation(b, len(suspects)); reason != nil {
 		for _, i := range suspects {
-			f.skipEviction(ctx, &f.outcomes[i], why)
+			e.skipEviction(ctx, &b.outcomes[i], reason)
 		}
 		return
 	}
-	patience, cancel := context.WithTimeoutCause(ctx, f.c.eviction.timeout(), errors.New("mIT took too long"))
+	decisionCtx, cancel := context.WithTimeoutCause(ctx, e.policy.timeout(), errors.New("the registry took too long"))
 	defer cancel()
-	gone := make([]bool, len(suspects))
-	places := semaphore.NewWeighted(maxConcurrentDeletes)
+	sem := semaphore.NewWeighted(maxConcurrentDeletes)
+	evicted := make([]bool, len(suspects))
 	var wg sync.WaitGroup
 	for n, i := range suspects {
 		wg.Go(func() {
-			if places.Acquire(patience, 1) != nil {
-				f.skipEviction(ctx, &f.outcomes[i], context.Cause(patience))
+			if sem.Acquire(decisionCtx, 1) != nil {
+				e.skipEviction(ctx, &b.outcomes[i], context.Cause(decisionCtx))
 				return
 			}
-			defer places.Release(1)
-			gone[n] = f.resolveSuspect(ctx, patience, f.peers[i], &f.outcomes[i])
+			defer sem.Release(1)
+			evicted[n] = e.resolveSuspect(ctx, decisionCtx, b, i)
 		})
 	}
 	wg.Wait()
 
-	var evicted []string
+	var ids []string
 	for n, i := range suspects {
-		if gone[n] {
-			evicted = append(evicted, f.peers[i].ServerID)
+		if evicted[n] {
+			ids = append(ids, b.peers[i].ServerID)
 		}
 	}
-	f.c.broadcastDepartures(ctx, evicted)
+	e.broadcastDepartures(ctx, ids)
 }
 
-// spread tells the peers that are left who is gone by this node's doing, beside the call. All nodes of
-// a large cluster may find it out at the same moment, and each of them telling all others would be
-// worse than the loss: so each waits for a moment of its own, and leaves out whom it has been told of.
-func (c *Cluster) broadcastDepartures(ctx context.Context, gone []string) {
-	if len(gone) == 0 {
-		return
-	}
-	c.mu.Lock()
-	for _, id := range gone {
-		c.pendingDepartures[id] = true
-	}
-	c.mu.Unlock()
-	c.background(ctx, func(ctx context.Context) {
-		_ = c.pause(ctx, rand.N(broadcastDelayPerServer*time.Duration(1+c.snapshot().Len()))) // the end of ctx is found below
-		for _, id := range gone {
-			if view, untold := c.takePending(id); untold {
-				c.notifyDeparture(ctx, view, id)
-			}
-		}
-	})
-}
-
-// toTell is whom to tell that a server is gone, if that is still to be done: nobody else has, and it
-// has not come back.
-func (c *Cluster) takePending(gone string) (view membership.View, untold bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	untold = c.pendingDepartures[gone]
-	delete(c.pendingDepartures, gone)
-	_, back := c.view.Get(gone)
-	return c.view, untold && !back
-}
-
-// pardon is why no suspect at all is evicted, nil if each is to be decided on.
-func (f *fanOut) selfPreservation(suspects, results int) error {
-	c, asked, silent := f.c, len(f.peers), suspects
-	for i := range f.outcomes {
-		if f.outcomes[i].Kind == KindCircuitOpen {
-			silent++
+// selfPreservation returns the reason why none of the suspects is evicted; nil if each of them is to
+// be decided on.
+func (e *evictor) selfPreservation(b batch, suspects int) error {
+	unreachableCount := suspects
+	for i := range b.outcomes {
+		if b.outcomes[i].Kind == KindCircuitOpen {
+			unreachableCount++
 		}
 	}
-	switch share := cmp.Or(c.eviction.MaxSuspectFraction, 0.5); {
-	case c.eviction.Disabled:
+	switch called := len(b.peers); {
+	case e.policy.Disabled:
 		return errors.New("eviction is off")
-	case c.memberCtx.Err() != nil:
-		return fmt.Errorf("this node is leaving: %w", context.Cause(c.memberCtx))
-	case f.minResults > 0 && results >= f.minResults:
+	case e.memberCtx.Err() != nil:
+		return fmt.Errorf("this node is leaving: %w", context.Cause(e.memberCtx))
+	case b.enough:
 		return ErrEnoughResults
-	case asked >= minPeersForJudgement && float64(silent) > share*float64(asked):
-		return fmt.Errorf("%d of %d peers cannot be reached: the fault is likely on this side", silent, asked)
-	case asked < minPeersForJudgement && f.unasked > 0 && asked+f.unasked >= minPeersForJudgement:
-		return fmt.Errorf("only %d of %d peers were asked: too few to tell on which side the fault is", asked, asked+f.unasked)
+	case called >= minPeersForJudgement && float64(unreachableCount) > e.policy.maxSuspectFraction()*float64(called):
+		return fmt.Errorf("too many peers unreachable (%d of %d): assuming a local fault", unreachableCount, called)
+	case called < minPeersForJudgement && called < b.total && b.total >= minPeersForJudgement:
+		return fmt.Errorf("only %d of %d peers were called: too few to rule out a local fault", called, b.total)
 	}
 	return nil
 }
 
-func (f *fanOut) skipEviction(ctx context.Context, o *Outcome, why error) {
-	o.EvictionSkipped = why
-	f.c.log.Warn("peer spared", zap.String("peer", o.Server.ServerID), zap.NamedError("failure", o.Err), zap.NamedError("why", why), correlationField(ctx))
-	f.c.trace.evictionSkipped(o.Server, why)
+func (e *evictor) skipEviction(ctx context.Context, o *Outcome, reason error) {
+	o.EvictionSkipped = reason
+	e.log.Warn("eviction skipped", zap.String("peer", o.Server.ServerID), zap.NamedError("failure", o.Err), zap.NamedError("reason", reason), correlationField(ctx))
+	e.trace.evictionSkipped(o.Server, reason)
 }
 
-// decide asks mIT about one suspect, while patience lasts. While there are newer entries of it,
-// they are tried. It tells whether it was this call that evicted it.
-func (f *fanOut) resolveSuspect(ctx, patience context.Context, p *membership.Peer, o *Outcome) bool {
+// resolveSuspect decides on one suspect: it is gone, or it stays with an error, or it has registered
+// again and is retried at its newer entry, up to maxNewerEntries times. decisionCtx bounds the
+// requests to the registry. resolveSuspect reports whether this call evicted the suspect.
+func (e *evictor) resolveSuspect(ctx, decisionCtx context.Context, b batch, i int) (evicted bool) {
+	p, o := b.peers[i], &b.outcomes[i]
 	for range maxNewerEntries {
-		known, ok := f.c.snapshot().Get(p.ServerID)
-		if ok && !known.LastUpdate().After(p.LastUpdate()) {
-			newer, err := f.c.conditionalDelete(patience, known)
-			switch {
-			case err != nil:
-				f.skipEviction(ctx, o, fmt.Errorf("mIT did not agree: %w", err))
-				return false
-			case newer == nil:
-				o.Evicted = true
-				return f.c.evict(ctx, known)
-			}
-			f.c.replaceEntry(*newer)
-			told := known
-			known, ok = f.c.snapshot().Get(p.ServerID)
-			if ok && told.Announced && known.ClusterBaseURL == told.ClusterBaseURL && known.LastUpdate().Equal(told.LastUpdate()) {
-				p = known // mIT has it as it was announced: there it has just been asked
-				continue
-			}
-		}
-		if !ok { // somebody else was faster
+		found, err := e.checkRegistry(ctx, decisionCtx, p)
+		switch {
+		case err != nil:
+			e.skipEviction(ctx, o, err)
+			return false
+		case found.peer == nil:
 			o.Evicted = true
+			return found.evicted
+		case found.tried:
+			p = found.peer
+			continue
+		case o.Kind == KindTimeout && !found.peer.Announced && found.peer.ClusterBaseURL == p.ClusterBaseURL:
+			e.skipEviction(ctx, o, errors.New("peer renewed its lease since: it is alive"))
 			return false
 		}
-		if o.Kind == KindTimeout && !known.Announced && known.ClusterBaseURL == p.ClusterBaseURL {
-			f.skipEviction(ctx, o, errors.New("it renews its lease: it lives, though it does not answer"))
-			return false
-		}
-		p = known // it came back: ask again
-		f.retryPeer(ctx, p, o)
-		if !f.isSuspect(o) {
+		p = found.peer
+		b.retry(ctx, p, o)
+		if !e.isSuspect(o, b.timeout) {
 			return false
 		}
 	}
-	f.skipEviction(ctx, o, fmt.Errorf("mIT had %d newer entries of it in a row", maxNewerEntries))
+	e.skipEviction(ctx, o, fmt.Errorf("the registry had %d newer entries of it in a row", maxNewerEntries))
 	return false
 }
 
-// askAgain asks a suspect once more, and adds to its outcome what that took.
-func (f *fanOut) retryPeer(ctx context.Context, p *membership.Peer, o *Outcome) {
-	attempts, took, start := o.Attempts, o.Duration, time.Now()
-	if err := f.slots.Acquire(ctx); err != nil {
-		f.setError(ctx, o, err)
-	} else {
-		f.callPeer(ctx, p, o, start)
-		f.slots.Release()
-		o.Attempts += attempts
-	}
-	o.Duration = took + time.Since(start)
+// A checkResult is what the registry, or the view, has of a suspect.
+type checkResult struct {
+	peer    *membership.Peer // its newer entry; nil if it is gone
+	tried   bool             // peer is the entry just tried: the registry has confirmed an announced one
+	evicted bool             // by this call
 }
 
-// remove has mIT delete a server unless it knows a newer entry, which is then returned. Calls
-// that suspect the same server at the same moment share one request.
-func (c *Cluster) conditionalDelete(ctx context.Context, p *membership.Peer) (newer *wire.Server, err error) {
+// checkRegistry makes the registry delete p unless it has a newer entry, which then replaces that of
+// the view. If the view already has a newer entry, or none, checkRegistry sends no request.
+func (e *evictor) checkRegistry(ctx, decisionCtx context.Context, p *membership.Peer) (checkResult, error) {
+	known, ok := e.state.view().Get(p.ServerID)
+	if !ok || known.LastUpdate().After(p.LastUpdate()) {
+		return checkResult{peer: known}, nil
+	}
+	newer, err := e.conditionalDelete(decisionCtx, known)
+	if err != nil {
+		return checkResult{}, fmt.Errorf("registry did not confirm: %w", err)
+	}
+	if newer == nil {
+		return checkResult{evicted: e.evict(ctx, known)}, nil
+	}
+	entry := membership.New(wire.ItResource{Servers: []wire.Server{*newer}}, e.check, e.state.view())
+	e.state.replaceEntry(newer.ServerID, entry)
+	current, ok := e.state.view().Get(p.ServerID)
+	if !ok {
+		return checkResult{}, nil // another call has evicted it meanwhile
+	}
+	same := current.ClusterBaseURL == known.ClusterBaseURL && current.LastUpdate().Equal(known.LastUpdate())
+	return checkResult{peer: current, tried: known.Announced && same}, nil
+}
+
+// conditionalDelete deletes a server from the registry, unless the registry has a newer entry, which
+// it returns. Concurrent calls for the same entry share one request.
+func (e *evictor) conditionalDelete(ctx context.Context, p *membership.Peer) (newer *wire.Server, err error) {
 	date := p.UpdatedAtText()
 	if p.Announced {
-		date = epoch // whoever can announce could have mIT delete any server by a date of his own
+		date = epoch // the date of an announced entry is not trusted: a forged one could delete any server
 	}
 	if date == "" {
-		return nil, errors.New("its entry has no date, so that it cannot be deleted on condition")
+		return nil, errors.New("its entry has no date, which a conditional delete needs")
 	}
-	path := "/itResources/" + url.PathEscape(c.snapshot().ID()) + "/servers/" + url.PathEscape(p.ServerID) + "@" + url.PathEscape(date)
-	done := c.deletes.DoChan(path, func() (any, error) {
-		ctx, cancel := mergeCancel(context.WithoutCancel(ctx), c.ctx)
+	resourceID := e.state.view().ID()
+	key := url.PathEscape(resourceID) + "/" + url.PathEscape(p.ServerID) + "@" + date
+	done := e.deletes.DoChan(key, func() (any, error) {
+		ctx, cancel := ctxutil.Merge(context.WithoutCancel(ctx), e.ctx)
 		defer cancel()
-		var newer *wire.Server
-		err := c.askRegistry(ctx, http.MethodDelete, path, nil, func(answer []byte) (err error) {
-			newer, err = decodeDeleteResponse(answer, p.ServerID)
-			return err
-		})
-		return newer, err
+		return e.registry.deleteIf(ctx, resourceID, p.ServerID, date)
 	})
 	select {
 	case r := <-done:
@@ -257,42 +243,30 @@ func (c *Cluster) conditionalDelete(ctx context.Context, p *membership.Peer) (ne
 	}
 }
 
-// readRemoved reads what mIT answers to a dated delete: the newer entry, or nil if the server is gone.
-func decodeDeleteResponse(body []byte, id string) (newer *wire.Server, err error) {
-	var answer wire.DeleteResponse
-	if err := json.Unmarshal(body, &answer); err != nil {
-		return nil, err
-	}
-	switch {
-	case answer.Server != nil && answer.Server.ServerID != id:
-		return nil, errors.New("it is about another server") // not which: it may be anything that we sent
-	case answer.Server == nil && (answer.Data == nil || string(answer.Data) == "null"):
-		return nil, errors.New("neither data nor server in it")
-	}
-	return answer.Server, nil
-}
-
-// learn takes over mIT's entry of a server, whatever its date here.
-func (c *Cluster) replaceEntry(s wire.Server) {
-	entry := membership.New(wire.ItResource{Servers: []wire.Server{s}}, c.policy.checkServer, c.snapshot())
-	c.update(func(view *membership.View, status *Status) {
-		*view = view.Without(s.ServerID).Merge(entry)
-		status.UpdatedAt = time.Now()
-	})
-}
-
-// evict forgets a server that mIT deleted, unless it came back meanwhile or is forgotten
-// already. It tells whether it did.
-func (c *Cluster) evict(ctx context.Context, p *membership.Peer) bool {
-	evicted := false
-	c.update(func(v *membership.View, s *Status) {
-		if now, ok := v.Get(p.ServerID); ok && !now.LastUpdate().After(p.LastUpdate()) {
-			*v, s.UpdatedAt, evicted = v.Without(p.ServerID), time.Now(), true
-		}
-	})
-	if evicted {
-		c.log.Info("peer evicted", zap.String("peer", p.ServerID), correlationField(ctx))
-		c.trace.evicted(Server(p.Server))
+// evict removes a server that the registry has deleted from the view, unless it is back already.
+func (e *evictor) evict(ctx context.Context, p *membership.Peer) (evicted bool) {
+	if evicted = e.state.evict(p); evicted {
+		e.log.Info("peer evicted", zap.String("peer", p.ServerID), correlationField(ctx))
+		e.trace.evicted(Server(p.Server))
 	}
 	return evicted
+}
+
+// broadcastDepartures notifies the remaining peers of evictions, in a goroutine. In a large cluster
+// all nodes may evict the same server at the same moment. So each waits for a random delay, and skips
+// departures of which it has been notified meanwhile.
+func (e *evictor) broadcastDepartures(ctx context.Context, evictedIDs []string) {
+	if len(evictedIDs) == 0 {
+		return
+	}
+	e.state.addPending(evictedIDs)
+	_ = e.background(ctx, func(ctx context.Context) { // or the node is closed
+		maxDelay := broadcastDelayPerServer * time.Duration(1+e.state.view().Len())
+		_ = ctxutil.Sleep(ctx, rand.N(maxDelay)) // if ctx has ended, notify returns at once
+		for _, id := range evictedIDs {
+			if peers, pending := e.state.takePending(id); pending {
+				e.notify(ctx, peers, id)
+			}
+		}
+	})
 }

@@ -178,8 +178,8 @@ func TestEvictionNeedsConfirmation(t *testing.T) {
 		took  time.Duration
 	}{
 		"refused":             {clustertest.Refuse, "connection refused", 0},
-		"hanging":             {clustertest.Hang, "mIT took too long", 2 * time.Second},
-		"slower than Timeout": {clustertest.Delay(3 * time.Second), "mIT took too long", 2 * time.Second},
+		"hanging":             {clustertest.Hang, "the registry took too long", 2 * time.Second},
+		"slower than Timeout": {clustertest.Delay(3 * time.Second), "the registry took too long", 2 * time.Second},
 		"reset":               {clustertest.Reset, "connection reset", 0},
 		"500":                 {clustertest.Status(500), "500", 0},
 		"503":                 {clustertest.Status(503), "503", 0},
@@ -187,15 +187,15 @@ func TestEvictionNeedsConfirmation(t *testing.T) {
 		"403":                 {clustertest.Status(403), "403", 0},
 		"429":                 {clustertest.Status(429), "429", 0},
 		"a redirect":          {clustertest.Answer(http.RedirectHandler("http://elsewhere/", http.StatusFound)), "302", 0},
-		"malformed":           {respondOK("<html>"), "unusable answer", 0},
-		"empty":               {respondOK(""), "unusable answer", 0},
-		"an empty object":     {respondOK("{}"), "neither data nor server", 0},
-		"no data":             {respondOK(`{"data":null}`), "neither data nor server", 0},
-		"null":                {respondOK(`null`), "neither data nor server", 0},
+		"malformed":           {respondOK("<html>"), "invalid response", 0},
+		"empty":               {respondOK(""), "invalid response", 0},
+		"an empty object":     {respondOK("{}"), "neither data nor a server", 0},
+		"no data":             {respondOK(`{"data":null}`), "neither data nor a server", 0},
+		"null":                {respondOK(`null`), "neither data nor a server", 0},
 		"another server":      {respondOK(`{"server":{"serverId":"node-4","clusterBaseUrl":"http://node-4:8080/mds/v1"}}`), "about another server", 0},
 		"a server without id": {respondOK(`{"server":{}}`), "serverId", 0},
-		"truncated":           {clustertest.Truncate(5), "broke off", 0},
-		"stalled":             {clustertest.Stall(5), "mIT took too long", 2 * time.Second},
+		"truncated":           {clustertest.Truncate(5), "response truncated", 0},
+		"stalled":             {clustertest.Stall(5), "the registry took too long", 2 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -359,12 +359,12 @@ func TestSelfPreservation(t *testing.T) {
 		"one of two":                  {2, 1, cluster.Eviction{}, 1, ""},
 		"two of two":                  {2, 2, cluster.Eviction{}, 2, ""},
 		"one of three":                {3, 1, cluster.Eviction{}, 1, ""},
-		"two of three":                {3, 2, cluster.Eviction{}, 0, "2 of 3 peers"},
-		"three of three":              {3, 3, cluster.Eviction{}, 0, "3 of 3 peers"},
+		"two of three":                {3, 2, cluster.Eviction{}, 0, "(2 of 3)"},
+		"three of three":              {3, 3, cluster.Eviction{}, 0, "(3 of 3)"},
 		"half of four":                {4, 2, cluster.Eviction{}, 2, ""},
-		"three of four":               {4, 3, cluster.Eviction{}, 0, "3 of 4 peers"},
-		"ten of ten":                  {10, 10, cluster.Eviction{}, 0, "10 of 10 peers"},
-		"smaller fraction":            {4, 2, cluster.Eviction{MaxSuspectFraction: 0.25}, 0, "2 of 4 peers"},
+		"three of four":               {4, 3, cluster.Eviction{}, 0, "(3 of 4)"},
+		"ten of ten":                  {10, 10, cluster.Eviction{}, 0, "(10 of 10)"},
+		"smaller fraction":            {4, 2, cluster.Eviction{MaxSuspectFraction: 0.25}, 0, "(2 of 4)"},
 		"smaller fraction, below":     {4, 1, cluster.Eviction{MaxSuspectFraction: 0.25}, 1, ""},
 		"larger fraction":             {4, 3, cluster.Eviction{MaxSuspectFraction: 0.75}, 3, ""},
 		"any fraction":                {4, 4, cluster.Eviction{MaxSuspectFraction: 1}, 4, ""},
@@ -838,7 +838,7 @@ func FuzzDeleteResponse(f *testing.F) {
 		if confirmed && !got.Evicted {
 			t.Errorf("%d %q was not accepted as confirmation: %v", validStatus(status), body, got.EvictionSkipped)
 		}
-		if !got.Evicted && got.Kind != cluster.KindNotAllowed && (got.EvictionSkipped == nil || !strings.Contains(got.EvictionSkipped.Error(), "mIT")) {
+		if !got.Evicted && got.Kind != cluster.KindNotAllowed && (got.EvictionSkipped == nil || !strings.Contains(got.EvictionSkipped.Error(), "registry")) {
 			t.Errorf("eviction was skipped: %v", got.EvictionSkipped)
 		}
 	})

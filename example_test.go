@@ -27,8 +27,8 @@ func ExampleNew() {
 	})
 	fmt.Println(err)
 	// Output:
-	// cluster: configuration: SERVER_PORT is 80800, not a port
-	// MIT_URL is wrong: not an absolute http or https URL
+	// cluster: configuration: SERVER_PORT 80800 is not a port
+	// MIT_URL is invalid: not an absolute http or https URL
 	// MDS_AUDIENCE is missing
 	// OAUTH_GENERIC_AUDIENCE (or OAUTH_CLIENT_AUDIENCE) is missing
 }

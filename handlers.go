@@ -14,11 +14,12 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/mimiktech/cluster/internal/membership"
+	"github.com/mimiktech/cluster/internal/token"
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
-// Mount puts the two endpoints that peers call where they belong, under Config.BasePath. Any
-// mux that takes the patterns of net/http will do.
+// Mount registers the two endpoints that peers call, under Config.BasePath. mux may be any router
+// that accepts the patterns of net/http.
 func (c *Cluster) Mount(mux interface {
 	Handle(pattern string, handler http.Handler)
 },
@@ -27,13 +28,13 @@ func (c *Cluster) Mount(mux interface {
 	mux.Handle("DELETE "+c.cfg.BasePath+"/itResources/{id}/servers/{serverId}", http.HandlerFunc(c.DeleteServer))
 }
 
-// CreateItResource is the endpoint that peers announce themselves at: POST {base}/itResources,
-// with an itResource as its body. The servers it names are joined to the view; of two entries
-// of one server the newer stays. It answers the resource as now known, or null to a caller that
-// says "Prefer: return=minimal" (RFC 7240), as nodes of this package do.
+// CreateItResource is the endpoint at which peers announce themselves: POST {base}/itResources with an
+// itResource as the body. It merges the servers into the view, and keeps the newer of two entries
+// of one server. The response is the itResource with all known servers, or null if the request has
+// "Prefer: return=minimal" (RFC 7240), as those of this package do.
 //
-// It takes a cluster token of the node's own type. A resource of another id changes nothing,
-// and is no error. A server whose address the [PeerPolicy] does not allow is left out.
+// The request must carry a cluster token of the node's own type. An itResource with another id
+// changes nothing, and is not an error. A server that the [PeerPolicy] does not allow is ignored.
 func (c *Cluster) CreateItResource(w http.ResponseWriter, r *http.Request) {
 	c.servePeer(w, r, func(ctx context.Context) (any, error) {
 		var it wire.ItResource
@@ -41,9 +42,9 @@ func (c *Cluster) CreateItResource(w http.ResponseWriter, r *http.Request) {
 			return nil, err
 		}
 		if it.Skipped != nil {
-			return nil, &StatusError{Code: http.StatusBadRequest, Message: "the body is no itResource: " + it.Skipped.Error()}
+			return nil, &StatusError{Code: http.StatusBadRequest, Message: "the body is not an itResource: " + it.Skipped.Error()}
 		}
-		known, err := c.mergeAnnounced(ctx, it)
+		view, err := c.mergeAnnounced(ctx, it)
 		if err != nil {
 			return nil, err
 		}
@@ -51,130 +52,183 @@ func (c *Cluster) CreateItResource(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Preference-Applied", returnMinimal)
 			return nil, nil
 		}
-		return known.Resource(), nil
+		return view.Resource(), nil
 	})
 }
 
-// returnMinimal is the preference of a caller that does not need the list of all servers back.
-const returnMinimal = "return=minimal"
-
-// prefersMinimal tells whether a request says so. Of two preferences for one thing the first
-// counts.
-func prefersMinimal(h http.Header) bool {
-	for preference := range strings.SplitSeq(strings.Join(h.Values("Prefer"), ","), ",") {
-		preference, _, _ = strings.Cut(preference, ";") // its parameters
-		name, value, _ := strings.Cut(preference, "=")
-		if strings.EqualFold(strings.TrimSpace(name), "return") {
-			return strings.Trim(strings.TrimSpace(value), `"`) == "minimal"
-		}
-	}
-	return false
-}
-
-// DeleteServer is the endpoint that peers report at who is gone: DELETE
-// {base}/itResources/{id}/servers/{serverId}. It answers the id of the server, which is also
-// fine if it is not known.
+// DeleteServer is the endpoint at which peers report departures: DELETE
+// {base}/itResources/{id}/servers/{serverId}. It removes the server from the view. The response is
+// the id of the server, also if the server is not known.
 //
-// It takes a cluster token of the node's own type. A resource of another id changes nothing,
-// and null is answered. A node that is told to forget itself does not: it registers again.
+// The request must carry a cluster token of the node's own type. If the itResource has another id,
+// nothing changes and the response is null. A node that is reported as departed itself registers
+// again.
 func (c *Cluster) DeleteServer(w http.ResponseWriter, r *http.Request) {
 	c.servePeer(w, r, func(ctx context.Context) (any, error) {
 		id, serverID := pathValues(r)
-		return c.removeDeparted(ctx, id, serverID)
+		return c.removeDeparted(ctx, id, serverID), nil
 	})
 }
 
-// pathValues are the resource and the server of DELETE …/itResources/{id}/servers/{serverId},
-// under whatever router: the path has them, too.
-func pathValues(r *http.Request) (id, serverID string) {
-	id, serverID = r.PathValue("id"), r.PathValue("serverId")
-	if parts := strings.Split(r.URL.EscapedPath(), "/"); id == "" && serverID == "" && len(parts) >= 4 {
-		parts = parts[len(parts)-4:]
-		if parts[0] == "itResources" && parts[2] == "servers" {
-			id, _ = url.PathUnescape(parts[1])
-			serverID, _ = url.PathUnescape(parts[3])
-		}
-	}
-	return id, serverID
+// A Verifier verifies the token of an incoming request: its signature, issuer, audience and expiry.
+// Verify may block until ctx ends. Its error is sent to the caller.
+type Verifier interface {
+	Verify(ctx context.Context, token string) (Claims, error)
 }
 
-// joinServers takes in an announcement, and returns what is known then.
+// Claims are the claims of a verified token.
+type Claims struct {
+	Subject  string // sub
+	SubType  string // subType: the type of service that the token was issued to
+	Type     string // type: "cluster" in a cluster token
+	Customer string // cust
+	Scope    string // scope: words separated by spaces
+
+	ExpiresAt time.Time       // exp
+	Raw       json.RawMessage // all claims
+}
+
+// ClaimsFrom returns the claims of the caller, in a request that [Cluster.Authenticate] has let
+// through.
+func ClaimsFrom(ctx context.Context) (Claims, bool) {
+	claims, ok := ctx.Value(claimsKey{}).(Claims)
+	return claims, ok
+}
+
+// Authenticate passes requests to next that carry a valid bearer token: issued by the token service,
+// for this node's audience, and not expired. It answers all others with 401. The request's context
+// has the claims ([ClaimsFrom]) and the correlation id ([CorrelationID]), which is also in the
+// response. What the caller is allowed to do is up to next.
+func (c *Cluster) Authenticate(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx := WithCorrelationID(r.Context(), wire.NextCorrelationID(r.Header.Get(wire.CorrelationHeader)))
+		r = r.WithContext(ctx)
+		claims, err := c.verify(r)
+		if err != nil {
+			w.Header().Set("WWW-Authenticate", "Bearer")
+			message := "invalid token: " + c.http.redact(err.Error(), bearerToken(r.Header))
+			c.ReplyError(w, r, &StatusError{Code: http.StatusUnauthorized, Message: message})
+			return
+		}
+		w.Header().Set(wire.CorrelationHeader, CorrelationID(ctx))
+		next.ServeHTTP(w, r.WithContext(context.WithValue(ctx, claimsKey{}, claims)))
+	})
+}
+
+// AuthenticatePeer is like Authenticate, for endpoints that peers call. It answers with 403 if the
+// token was issued to another type of service. The token need not be a cluster token.
+func (c *Cluster) AuthenticatePeer(next http.Handler) http.Handler {
+	return c.Authenticate(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if claims, _ := ClaimsFrom(r.Context()); claims.SubType != c.cfg.Type {
+			c.ReplyError(w, r, &StatusError{Code: http.StatusForbidden, Message: c.wrongTypeMessage(claims)})
+			return
+		}
+		next.ServeHTTP(w, r)
+	}))
+}
+
+// Reply sends a 200 response with data in the envelope that peers expect: {"data": …, "server":
+// {"serverId": …}}. Endpoints that peers call with [Cluster.RPCluster] must use it.
+func (c *Cluster) Reply(w http.ResponseWriter, r *http.Request, data any) {
+	envelope := struct {
+		Data   any            `json:"data"`
+		Server wire.ServerRef `json:"server"`
+	}{data, wire.ServerRef{ServerID: c.cfg.ID}}
+	body, err := json.Marshal(envelope)
+	if err != nil {
+		c.ReplyError(w, r, fmt.Errorf("encoding the response: %w", err))
+		return
+	}
+	c.writeJSON(w, r, http.StatusOK, body)
+}
+
+// ReplyError sends an error response: {"statusCode", "title", "message", "info"?}. The status is
+// that of a [StatusError] without a Remote, such as &StatusError{Code: 404, Message: "no such
+// thing"}. For [ErrInvalidRequest] it is 400, for [ErrManagementOff] 409, for [ErrClosed] 503, and for
+// any other error 500.
+func (c *Cluster) ReplyError(w http.ResponseWriter, r *http.Request, err error) {
+	response := wire.Error{StatusCode: http.StatusInternalServerError, Message: err.Error()}
+	switch {
+	case errors.Is(err, ErrInvalidRequest):
+		response.StatusCode = http.StatusBadRequest
+	case errors.Is(err, ErrManagementOff):
+		response.StatusCode = http.StatusConflict
+	case errors.Is(err, ErrClosed):
+		response.StatusCode = http.StatusServiceUnavailable
+	}
+	// The status that a remote sent to this node says nothing about the request to be answered.
+	if se, ok := errors.AsType[*StatusError](err); ok && se.Remote == "" && se.Code >= 400 && se.Code <= 599 {
+		response.StatusCode, response.Message, response.Info = se.Code, se.Message, se.Info
+	}
+	response.Title = http.StatusText(response.StatusCode)
+	c.log.Debug("request rejected", zap.Int("statusCode", response.StatusCode), zap.String("path", r.URL.Path), zap.Error(err), correlationField(r.Context()))
+	body, err := json.Marshal(response)
+	if err != nil { // Info is not valid JSON
+		response.Info = nil
+		body, _ = json.Marshal(response)
+	}
+	c.writeJSON(w, r, response.StatusCode, body)
+}
+
+type claimsKey struct{}
+
+// keyVerifier verifies tokens with the keys of a Config.
+type keyVerifier struct{ *token.Verifier }
+
+func newKeyVerifier(cfg Config) keyVerifier {
+	return keyVerifier{token.NewVerifier(cfg.Issuer, cfg.receivedAudience(), string(cfg.receivedKey()), string(cfg.GenericPreviousKey))}
+}
+
+func (v keyVerifier) Verify(_ context.Context, text string) (Claims, error) {
+	claims, err := v.Verifier.Verify(text)
+	return Claims(claims), err
+}
+
+// mergeAnnounced merges an announcement into the view, and returns the view.
 func (c *Cluster) mergeAnnounced(ctx context.Context, it wire.ItResource) (membership.View, error) {
 	if c.policy.VerifyWithRegistry {
 		c.triggerRenewal()
-		return c.snapshot(), nil
+		return c.state.view(), nil
 	}
-	announced := membership.Announced(it, c.policy.checkServer, c.snapshot())
+	announced := membership.Announced(it, c.policy.checkServer, c.state.view())
 	var problems []error
 	for _, p := range announced.Peers() {
 		problems = append(problems, p.Err)
 	}
 	if err := errors.Join(problems...); err != nil {
-		c.log.Warn("servers left out of an announcement", zap.Error(err), correlationField(ctx))
+		c.log.Warn("announcement contains invalid servers", zap.Error(err), correlationField(ctx))
 	}
-	announced = announced.Allowed().Without(c.cfg.ID) // of ourselves nobody knows more than mIT
-
-	var known membership.View
-	joined := 0
-	c.update(func(view *membership.View, s *Status) {
-		known = *view
-		switch known.ID() {
-		case it.ID:
-			known = known.Merge(announced)
-		case "": // not registered yet: better these peers than none
-			known = announced
-		default:
-			return
-		}
-		if joined = known.Len(); joined <= max(c.policy.maxServers(), view.Len()) {
-			*view, s.UpdatedAt, joined = known, time.Now(), 0
-		}
-	})
-	if joined > 0 {
-		return membership.View{}, &StatusError{
-			Code:    http.StatusBadRequest,
-			Message: fmt.Sprintf("the cluster would have %d servers, %d are allowed", joined, c.policy.maxServers()),
-		}
+	announced = announced.Allowed().Without(c.cfg.ID) // this node's own entry comes from the registry only
+	view, err := c.state.applyAnnouncement(announced, c.policy.maxServers())
+	if err == nil && view.ID() != it.ID {
+		c.logIgnored(ctx, view.ID(), it.ID)
 	}
-	if known.ID() != it.ID {
-		c.log.Warn("inconsistent cluster: no change", zap.String("itResource", known.ID()), zap.String("announced", it.ID), correlationField(ctx))
-	}
-	return known, nil
+	return view, err
 }
 
-// dropServer takes in a departure.
-func (c *Cluster) removeDeparted(ctx context.Context, id, serverID string) (any, error) {
+// removeDeparted removes a server from the view. It returns the data of the response.
+func (c *Cluster) removeDeparted(ctx context.Context, id, serverID string) any {
 	if c.policy.VerifyWithRegistry && serverID != c.cfg.ID {
-		c.mu.Lock()
-		delete(c.pendingDepartures, serverID) // true or not, the others have been told
-		c.mu.Unlock()
+		c.state.cancelPending(serverID) // whether true or not, the peers have been notified
 		c.triggerRenewal()
-		return serverID, nil
+		return serverID
 	}
-	ours := ""
-	c.update(func(view *membership.View, s *Status) {
-		if ours = view.ID(); ours != id || ours == "" {
-			return
-		}
-		if serverID == c.cfg.ID {
-			c.mustReregister = s.State != Left
-			return
-		}
-		*view, s.UpdatedAt = view.Without(serverID), time.Now()
-		delete(c.pendingDepartures, serverID)
-	})
-	switch {
-	case ours != id || ours == "":
-		c.log.Warn("inconsistent cluster: no change", zap.String("itResource", ours), zap.String("told", id), correlationField(ctx))
-		return nil, nil
-	case serverID == c.cfg.ID:
-		c.log.Warn("a peer takes this node for gone: registering again", correlationField(ctx))
+	switch c.state.applyDeparture(id, serverID) {
+	case departureIgnored:
+		c.logIgnored(ctx, c.state.view().ID(), id)
+		return nil
+	case departureOfSelf:
+		c.log.Warn("reported as departed by a peer; registering again", correlationField(ctx))
 		c.triggerRenewal()
 	}
-	return serverID, nil
+	return serverID
 }
 
-// servePeer is what both endpoints have in common.
+func (c *Cluster) logIgnored(ctx context.Context, own, received string) {
+	c.log.Warn("ignored message for another itResource", zap.String("itResource", own), zap.String("received", received), correlationField(ctx))
+}
+
+// servePeer authenticates a peer, and sends the result of handle.
 func (c *Cluster) servePeer(w http.ResponseWriter, r *http.Request, handle func(context.Context) (any, error)) {
 	c.Authenticate(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		claims, _ := ClaimsFrom(r.Context())
@@ -196,69 +250,12 @@ func (c *Cluster) checkPeer(claims Claims) error {
 	case claims.Type != "cluster":
 		return &StatusError{Code: http.StatusBadRequest, Message: "invalid token: must be a cluster token"}
 	case claims.SubType != c.cfg.Type:
-		return &StatusError{Code: http.StatusBadRequest, Message: c.notOurType(claims)}
+		return &StatusError{Code: http.StatusBadRequest, Message: c.wrongTypeMessage(claims)}
 	}
 	return nil
 }
 
-// readBody reads a bounded body, in bounded time.
-func (c *Cluster) readBody(w http.ResponseWriter, r *http.Request, into any) error {
-	control := http.NewResponseController(w)
-	_ = control.SetReadDeadline(time.Now().Add(c.cfg.RequestTimeout)) // a recorder has none
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, c.cfg.MaxRequestBytes))
-	if err == nil { // else the server would wait for the rest of it before it answers
-		_ = control.SetReadDeadline(time.Time{})
-		err = json.Unmarshal(body, into)
-	}
-	if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		return &StatusError{Code: http.StatusRequestEntityTooLarge, Message: fmt.Sprintf("the body has more than %d bytes", tooLarge.Limit)}
-	}
-	if err != nil {
-		return &StatusError{Code: http.StatusBadRequest, Message: "the body is no itResource: " + err.Error()}
-	}
-	return nil
-}
-
-type claimsKey struct{}
-
-// ClaimsFrom returns the claims of the caller that [Cluster.Authenticate] let in.
-func ClaimsFrom(ctx context.Context) (Claims, bool) {
-	claims, ok := ctx.Value(claimsKey{}).(Claims)
-	return claims, ok
-}
-
-// Authenticate lets only requests with a valid bearer token through to next: signed by mST, for
-// this node's audience, and not expired. Others get a 401. The request's context has the claims
-// ([ClaimsFrom]) and the correlation id ([CorrelationID]), which is also put on the answer.
-// What a valid token may do is next's to decide.
-func (c *Cluster) Authenticate(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		ctx := WithCorrelationID(r.Context(), wire.NextCorrelationID(r.Header.Get(wire.CorrelationHeader)))
-		r = r.WithContext(ctx)
-		claims, err := c.verify(r)
-		if err != nil {
-			w.Header().Set("WWW-Authenticate", "Bearer")
-			c.ReplyError(w, r, &StatusError{Code: http.StatusUnauthorized, Message: "invalid token: " + c.redact(err.Error(), bearerToken(r.Header))})
-			return
-		}
-		w.Header().Set(wire.CorrelationHeader, CorrelationID(ctx))
-		next.ServeHTTP(w, r.WithContext(context.WithValue(ctx, claimsKey{}, claims)))
-	})
-}
-
-// AuthenticatePeer is Authenticate for endpoints that peers call: a valid token of another type
-// of service gets a 403. Both kinds of token are let through, cluster tokens and others.
-func (c *Cluster) AuthenticatePeer(next http.Handler) http.Handler {
-	return c.Authenticate(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if claims, _ := ClaimsFrom(r.Context()); claims.SubType != c.cfg.Type {
-			c.ReplyError(w, r, &StatusError{Code: http.StatusForbidden, Message: c.notOurType(claims)})
-			return
-		}
-		next.ServeHTTP(w, r)
-	}))
-}
-
-func (c *Cluster) notOurType(claims Claims) string {
+func (c *Cluster) wrongTypeMessage(claims Claims) string {
 	return fmt.Sprintf("invalid token: its type is %.40q, not %q", claims.SubType, c.cfg.Type)
 }
 
@@ -273,55 +270,60 @@ func (c *Cluster) verify(r *http.Request) (Claims, error) {
 	}
 	scheme, text, _ := strings.Cut(values[0], " ")
 	if !strings.EqualFold(scheme, "Bearer") || text == "" {
-		return Claims{}, errors.New("the authorization is no bearer token")
+		return Claims{}, errors.New("the authorization is not a bearer token")
 	}
 	return c.verifier.Verify(r.Context(), strings.TrimSpace(text))
 }
 
-// Reply answers 200 with data in the envelope that peers expect: {"data": …, "server":
-// {"serverId": …}}. An endpoint that [Cluster.RPCluster] calls must answer so.
-func (c *Cluster) Reply(w http.ResponseWriter, r *http.Request, data any) {
-	envelope := struct {
-		Data   any            `json:"data"`
-		Server wire.ServerRef `json:"server"`
-	}{data, wire.ServerRef{ServerID: c.cfg.ID}}
-	body, err := json.Marshal(envelope)
+const returnMinimal = "return=minimal"
+
+// prefersMinimal reports whether a request has the preference return=minimal. If a preference is
+// repeated, the first one counts.
+func prefersMinimal(h http.Header) bool {
+	for preference := range strings.SplitSeq(strings.Join(h.Values("Prefer"), ","), ",") {
+		preference, _, _ = strings.Cut(preference, ";") // its parameters
+		name, value, _ := strings.Cut(preference, "=")
+		if strings.EqualFold(strings.TrimSpace(name), "return") {
+			return strings.Trim(strings.TrimSpace(value), `"`) == "minimal"
+		}
+	}
+	return false
+}
+
+// pathValues returns the ids in the path of a request to DeleteServer. It parses the path if the
+// router has not set the path values.
+func pathValues(r *http.Request) (id, serverID string) {
+	id, serverID = r.PathValue("id"), r.PathValue("serverId")
+	if parts := strings.Split(r.URL.EscapedPath(), "/"); id == "" && serverID == "" && len(parts) >= 4 {
+		parts = parts[len(parts)-4:]
+		if parts[0] == "itResources" && parts[2] == "servers" {
+			id, _ = url.PathUnescape(parts[1])
+			serverID, _ = url.PathUnescape(parts[3])
+		}
+	}
+	return id, serverID
+}
+
+// readBody decodes the body of a request, bounded in size and in time.
+func (c *Cluster) readBody(w http.ResponseWriter, r *http.Request, into any) error {
+	control := http.NewResponseController(w)
+	_ = control.SetReadDeadline(time.Now().Add(c.cfg.RequestTimeout)) // not all writers support it
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, c.cfg.MaxRequestBytes))
+	if err == nil {
+		// After an error the deadline stays: the server reads the rest of the body before it responds.
+		_ = control.SetReadDeadline(time.Time{})
+		err = json.Unmarshal(body, into)
+	}
+	if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return &StatusError{Code: http.StatusRequestEntityTooLarge, Message: fmt.Sprintf("the body has more than %d bytes", tooLarge.Limit)}
+	}
 	if err != nil {
-		c.ReplyError(w, r, fmt.Errorf("encoding the answer: %w", err))
-		return
+		return &StatusError{Code: http.StatusBadRequest, Message: "the body is not an itResource: " + err.Error()}
 	}
-	c.reply(w, r, http.StatusOK, body)
+	return nil
 }
 
-// ReplyError answers err in the envelope of errors: {"statusCode", "title", "message", "info"?}.
-// The status is that of a [StatusError] that this process made: &StatusError{Code: 404, Message:
-// "no such thing"}. [ErrInvalidRequest] is a 400, [ErrManagementOff] a 409, [ErrClosed] a 503, and
-// any other error a 500.
-func (c *Cluster) ReplyError(w http.ResponseWriter, r *http.Request, err error) {
-	answer := wire.Error{StatusCode: http.StatusInternalServerError, Message: err.Error()}
-	switch {
-	case errors.Is(err, ErrInvalidRequest):
-		answer.StatusCode = http.StatusBadRequest
-	case errors.Is(err, ErrManagementOff):
-		answer.StatusCode = http.StatusConflict
-	case errors.Is(err, ErrClosed):
-		answer.StatusCode = http.StatusServiceUnavailable
-	}
-	// What another party answered us is not our answer.
-	if se, ok := errors.AsType[*StatusError](err); ok && se.Remote == "" && se.Code >= 400 && se.Code <= 599 {
-		answer.StatusCode, answer.Message, answer.Info = se.Code, se.Message, se.Info
-	}
-	answer.Title = http.StatusText(answer.StatusCode)
-	c.log.Debug("request refused", zap.Int("statusCode", answer.StatusCode), zap.String("path", r.URL.Path), zap.Error(err), correlationField(r.Context()))
-	body, err := json.Marshal(answer)
-	if err != nil { // an Info that is no JSON
-		answer.Info = nil
-		body, _ = json.Marshal(answer)
-	}
-	c.reply(w, r, answer.StatusCode, body)
-}
-
-func (c *Cluster) reply(w http.ResponseWriter, r *http.Request, status int, body []byte) {
+func (c *Cluster) writeJSON(w http.ResponseWriter, r *http.Request, status int, body []byte) {
 	id := CorrelationID(r.Context())
 	if id == "" {
 		id = wire.NextCorrelationID(r.Header.Get(wire.CorrelationHeader))
@@ -329,5 +331,5 @@ func (c *Cluster) reply(w http.ResponseWriter, r *http.Request, status int, body
 	w.Header().Set(wire.CorrelationHeader, id)
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_, _ = w.Write(body) // the caller is gone, or will see that it broke off
+	_, _ = w.Write(body) // if it fails, the client has disconnected
 }

@@ -46,8 +46,8 @@ func TestPeerEndpointsRejectInvalidTokens(t *testing.T) {
 		"two tokens": {func(_ *testing.T, w *clustertest.World) []string {
 			return []string{"Bearer " + w.Token("mds", true), "Bearer " + w.Token("mds", true)}
 		}, 401, "duplicated"},
-		"another scheme": {func(_ *testing.T, w *clustertest.World) []string { return []string{"Basic " + w.Token("mds", true)} }, 401, "no bearer token"},
-		"an empty one":   {func(*testing.T, *clustertest.World) []string { return []string{"Bearer "} }, 401, "no bearer token"},
+		"another scheme": {func(_ *testing.T, w *clustertest.World) []string { return []string{"Basic " + w.Token("mds", true)} }, 401, "not a bearer token"},
+		"an empty one":   {func(*testing.T, *clustertest.World) []string { return []string{"Bearer "} }, 401, "not a bearer token"},
 		"no JWT":         {func(*testing.T, *clustertest.World) []string { return []string{"Bearer abc"} }, 401, "malformed"},
 		"expired": {func(_ *testing.T, w *clustertest.World) []string {
 			token := w.Token("mds", true)
@@ -113,7 +113,7 @@ func TestMalformedBodies(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			testEndpoints(t, func(v endpointTest) {
 				t, w, send := v.T, v.World, v.send
-				words := "no itResource"
+				words := "not an itResource"
 				if tt.code == 413 {
 					words = "more than 1000 bytes"
 				}
@@ -157,7 +157,7 @@ func TestSlowBodyTimesOut(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	reply{resp.StatusCode, resp.Header, string(body)}.wantError(t, 400, "no itResource")
+	reply{resp.StatusCode, resp.Header, string(body)}.wantError(t, 400, "not an itResource")
 	if took := time.Since(start); took < 50*time.Millisecond || took > 5*time.Second {
 		t.Errorf("cut off after %v", took)
 	}
@@ -401,7 +401,7 @@ func TestReply(t *testing.T) {
 	}{
 		"a value":              {func(w http.ResponseWriter, r *http.Request) { c.Reply(w, r, []int{1}) }, 200, `{"data":[1],"server":{"serverId":"node-1"}}`},
 		"nothing":              {func(w http.ResponseWriter, r *http.Request) { c.Reply(w, r, nil) }, 200, `{"data":null,"server":{"serverId":"node-1"}}`},
-		"what cannot be told":  {func(w http.ResponseWriter, r *http.Request) { c.Reply(w, r, make(chan int)) }, 500, `{"statusCode":500,"title":"Internal Server Error","message":"encoding the answer: json: unsupported type: chan int"}`},
+		"what cannot be told":  {func(w http.ResponseWriter, r *http.Request) { c.Reply(w, r, make(chan int)) }, 500, `{"statusCode":500,"title":"Internal Server Error","message":"encoding the response: json: unsupported type: chan int"}`},
 		"an error":             {func(w http.ResponseWriter, r *http.Request) { c.ReplyError(w, r, errors.New("broken")) }, 500, `{"statusCode":500,"title":"Internal Server Error","message":"broken"}`},
 		"a status":             {replyWith(c, &cluster.StatusError{Code: 404, Message: "no such thing"}), 404, `{"statusCode":404,"title":"Not Found","message":"no such thing"}`},
 		"a status, wrapped":    {replyWith(c, fmt.Errorf("looking: %w", &cluster.StatusError{Code: 404, Message: "no such thing"})), 404, `{"statusCode":404,"title":"Not Found","message":"no such thing"}`},
@@ -467,7 +467,7 @@ func TestIncomingCorrelationID(t *testing.T) {
 				t.Errorf("%s: answered with correlation id %q", name, id)
 			}
 		}
-		for _, message := range []string{"inconsistent cluster: no change", "request refused"} {
+		for _, message := range []string{"ignored message for another itResource", "request rejected"} {
 			lines := logged.FilterMessage(message).All()
 			if len(lines) == 0 {
 				t.Errorf("no line %q", message)

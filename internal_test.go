@@ -14,7 +14,7 @@ import (
 )
 
 // SlotsInFlight returns the number of slots of the scheduler that are taken.
-func SlotsInFlight(c *Cluster) int { return c.scheduler.InFlight() }
+func SlotsInFlight(c *Cluster) int { return c.peers.scheduler.InFlight() }
 
 // Requests to peers do not use a proxy: it would see their tokens, and would dial addresses that the
 // policy forbids. The test inspects the transports, because net/http never takes a proxy from the

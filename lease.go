@@ -3,31 +3,30 @@ package cluster
 import (
 	"cmp"
 	"context"
-	"errors"
 	"math/rand/v2"
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
 	"go.uber.org/zap"
 
-	"github.com/mimiktech/cluster/internal/membership"
+	"github.com/mimiktech/cluster/internal/ctxutil"
 )
 
 const (
-	defaultLease = 2 * time.Hour        // where mIT names none
-	minLease     = time.Second          // a shorter one would hammer mIT
-	maxLease     = 365 * 24 * time.Hour // a longer one is none
+	defaultLease = 2 * time.Hour        // if the registry names none
+	minLease     = time.Second          // a shorter lease would flood the registry with renewals
+	maxLease     = 365 * 24 * time.Hour // a longer one could overflow
 
-	maxRenewalShare = 0.9 // the jitter of a tenth must stay inside the lease
-	maxRetry        = 30 * time.Second
+	maxRenewalFraction = 0.9 // so that the jitter of a tenth stays within the lease
+	maxRetryDelay      = 30 * time.Second
 
-	// Two servers that register at the same moment can both be told that they are alone. A
-	// server that still is so long after registering asks again.
+	// Servers that register at the same moment may each be listed alone. A server that still is alone
+	// after this time renews once more.
 	recheckDelay  = 60 * time.Second
 	recheckJitter = 10 * time.Second
 )
 
-// leaseOf is the lease that mIT's leaseTime, in milliseconds, stands for.
+// leaseOf returns the lease for a leaseTime of the registry, in milliseconds.
 func leaseOf(ms *float64) time.Duration {
 	if ms == nil || *ms <= 0 {
 		return defaultLease
@@ -38,159 +37,182 @@ func leaseOf(ms *float64) time.Duration {
 	return max(time.Duration(*ms*float64(time.Millisecond)), minLease)
 }
 
-// startLease starts the one goroutine that keeps the lease, unless it runs already.
-func (c *Cluster) startLease(ctx context.Context, wait time.Duration) error {
-	ctx = context.WithoutCancel(ctx) // for its correlation id
-	c.mu.Lock()                      // so that neither Close nor a second Register slips in between
-	defer c.mu.Unlock()
+// A schedule decides when the lease goroutine renews. It has no clock: the caller passes the time.
+type schedule struct {
+	minInterval time.Duration // between an attempt and a triggered one
+
+	lastTry    time.Time
+	nextTry    time.Time
+	recheckAt  time.Time // zero if no recheck is due any more
+	rechecking bool      // the attempt in progress is the recheck of a node that is alone
+
+	retries backoff.BackOff // the delays after failures; nil after a success
+}
+
+// next returns when to wake up: for the next attempt, for the recheck, or when the lease expires.
+// expiresAt is zero if there is no lease.
+func (s *schedule) next(expiresAt time.Time) time.Time {
+	next := s.nextTry
+	for _, at := range []time.Time{s.recheckAt, expiresAt} {
+		if !at.IsZero() && at.Before(next) {
+			next = at
+		}
+	}
+	return next
+}
+
+// onTrigger moves the next attempt forward.
+func (s *schedule) onTrigger() {
+	if soonest := s.lastTry.Add(s.minInterval); soonest.Before(s.nextTry) {
+		s.nextTry = soonest
+	}
+}
+
+// due reports whether to renew now, and if so begins an attempt. isAlone says whether the view has no
+// other server than this node.
+func (s *schedule) due(now time.Time, isAlone bool) bool {
+	s.rechecking = false
+	if !s.recheckAt.IsZero() && !now.Before(s.recheckAt) {
+		s.recheckAt = time.Time{}
+		s.rechecking = isAlone
+	}
+	if now.Before(s.nextTry) && !s.rechecking {
+		return false
+	}
+	s.lastTry = now
+	return true
+}
+
+func (s *schedule) onSuccess(now time.Time, renewIn time.Duration) {
+	s.nextTry, s.retries = now.Add(renewIn), nil
+}
+
+// onFailure repeats the attempt, and the recheck if it was one, after retryIn.
+func (s *schedule) onFailure(now time.Time, retryIn time.Duration) {
+	s.nextTry = now.Add(retryIn)
+	if s.rechecking {
+		s.recheckAt = s.lastTry.Add(retryIn)
+	}
+}
+
+// startLease starts the lease goroutine. If it runs already, it renews: the lease that has just been
+// granted may be shorter than the time until its next renewal.
+func (c *Cluster) startLease(ctx context.Context, renewIn time.Duration) error {
 	if err := context.Cause(c.memberCtx); err != nil {
 		return err
 	}
-	if c.leaseStarted {
-		c.triggerRenewal() // the lease granted now may be shorter than what that one waits for
+	if !c.leaseStarted.CompareAndSwap(false, true) {
+		c.triggerRenewal()
 		return nil
 	}
-	c.leaseStarted = true
-	c.wg.Go(func() {
-		ctx, cancel := mergeCancel(ctx, c.memberCtx)
+	return c.tasks.start(ctx, func(ctx context.Context) {
+		ctx, cancel := ctxutil.Merge(ctx, c.memberCtx)
 		defer cancel()
-		c.keepLease(ctx, wait)
+		c.keepLease(ctx, renewIn)
 	})
-	return nil
 }
 
-// keepLease renews until ctx ends. Everything that waits for a time waits here.
-func (c *Cluster) keepLease(ctx context.Context, wait time.Duration) {
-	var (
-		tried = time.Now()
-		next  = tried.Add(wait) // the next renewal, or try
-		look  time.Time         // the second look; zero once it is done
-		retry backoff.BackOff   // the pauses between failed tries; nil while all is well
-	)
+// keepLease renews until ctx ends.
+func (c *Cluster) keepLease(ctx context.Context, renewIn time.Duration) {
+	now := time.Now()
+	s := &schedule{minInterval: c.cfg.RegistrationRetry, lastTry: now, nextTry: now.Add(renewIn)}
 	if c.cfg.Management {
-		look = tried.Add(recheckDelay + rand.N(recheckJitter))
+		s.recheckAt = now.Add(recheckDelay + rand.N(recheckJitter))
 	}
-	for {
-		woken, err := c.sleepUntil(ctx, c.nextWakeup(next, look))
+	for ctx.Err() == nil {
+		triggered, err := c.sleepUntil(ctx, s.next(c.leaseEnd()))
 		if err != nil {
 			return
 		}
-		c.checkExpiry()
-		now := time.Now()
-		alone := false
-		switch {
-		case woken: // at once, but no more often than we would retry
-			if soon := tried.Add(c.cfg.RegistrationRetry); soon.Before(next) {
-				next = soon
-			}
-			if now.Before(next) {
-				continue
-			}
-		case !look.IsZero() && !now.Before(look):
-			look = time.Time{}
-			if alone = c.snapshot().Len() == 1; !alone {
-				continue
-			}
-		case now.Before(next):
-			continue // only the lease ran out
+		if triggered {
+			s.onTrigger()
 		}
-
-		tried = now
-		r, err := c.renewBeforeExpiry(ctx)
-		switch {
-		case ctx.Err() != nil:
-			return
-		case err != nil:
-			if retry == nil {
-				retry = c.newBackoff()
-			}
-			wait = retry.NextBackOff()
-			c.renewFailed(ctx, err, wait)
-			if alone {
-				look = now.Add(wait) // still unanswered
-			}
-		default:
-			retry, wait = nil, r.renewIn
-			if (alone || r.needsAnnounce) && c.cfg.Management {
-				// Of several that were told to be alone the first to look again must tell of all:
-				// whoever hears of it is alone no more, and will not look.
-				c.background(ctx, func(ctx context.Context) { c.announce(ctx, alone) })
-			}
+		c.state.checkExpiry()
+		if s.due(time.Now(), c.state.view().Len() == 1) {
+			c.renewScheduled(ctx, s)
 		}
-		next = time.Now().Add(wait)
 	}
 }
 
-// attempt renews. While the lease runs it is not waited for longer than that, so that its end
-// is noticed when it comes.
+func (c *Cluster) renewScheduled(ctx context.Context, s *schedule) {
+	r, err := c.renewBeforeExpiry(ctx)
+	switch {
+	case ctx.Err() != nil:
+	case err != nil:
+		if s.retries == nil {
+			s.retries = c.newBackoff()
+		}
+		retryIn := s.retries.NextBackOff()
+		c.renewFailed(ctx, err, retryIn)
+		s.onFailure(time.Now(), retryIn)
+	default:
+		c.announceRenewal(ctx, r, s.rechecking)
+		s.onSuccess(time.Now(), r.renewIn)
+	}
+}
+
+// leaseEnd returns when the lease expires; zero if there is none.
+func (c *Cluster) leaseEnd() time.Time {
+	if status := c.state.status(); status.holdsLease() {
+		return status.ExpiresAt()
+	}
+	return time.Time{}
+}
+
+// renewBeforeExpiry renews. It waits no longer than until the lease expires, so that the expiry is
+// noticed in time.
 func (c *Cluster) renewBeforeExpiry(ctx context.Context) (renewal, error) {
-	if s := c.Status(); s.State == Registered || s.State == Degraded {
+	if end := c.leaseEnd(); !end.IsZero() {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadline(ctx, s.ExpiresAt())
+		ctx, cancel = context.WithDeadline(ctx, end)
 		defer cancel()
 	}
 	return c.renew(ctx)
 }
 
-// due is when the lease goroutine must look up next.
-func (c *Cluster) nextWakeup(next, look time.Time) time.Time {
-	if !look.IsZero() && look.Before(next) {
-		next = look
+// announceRenewal announces this node if peers may not know it. After a recheck it announces all
+// servers: of several nodes that were listed alone, only the first to recheck may find the others,
+// because they are no longer alone once they hear of it.
+func (c *Cluster) announceRenewal(ctx context.Context, r renewal, recheck bool) {
+	if !c.cfg.Management {
+		return
 	}
-	if s := c.Status(); (s.State == Registered || s.State == Degraded) && s.ExpiresAt().Before(next) {
-		next = s.ExpiresAt()
+	switch {
+	case recheck:
+		_ = c.tasks.start(ctx, func(ctx context.Context) { c.announceAll(ctx) })
+	case r.needsAnnounce:
+		_ = c.tasks.start(ctx, func(ctx context.Context) { c.announceSelf(ctx) })
 	}
-	return next
 }
 
-// missed notes a try that failed.
 func (c *Cluster) renewFailed(ctx context.Context, err error, retryIn time.Duration) {
-	c.update(func(_ *membership.View, s *Status) {
-		s.Reason = err
-		if s.State == Registered {
-			s.State = Degraded
-		}
-	})
-	c.checkExpiry()
-	c.log.Warn("not registered or renewed", zap.Error(err), zap.Duration("retryIn", retryIn), correlationField(ctx))
+	c.state.applyFailure(err)
+	c.log.Warn("registration failed", zap.Error(err), zap.Duration("retryIn", retryIn), correlationField(ctx))
 	c.trace.renewFailed(err, retryIn)
 }
 
-// expire notes that the lease ran out, if it did.
-func (c *Cluster) checkExpiry() {
-	now := time.Now()
-	c.update(func(_ *membership.View, s *Status) {
-		if (s.State == Registered || s.State == Degraded) && !now.Before(s.ExpiresAt()) {
-			s.State = Lost
-			if s.Reason == nil {
-				s.Reason = errors.New("the lease ran out before it was renewed")
-			}
-		}
-	})
-}
-
-// backoff is the pauses between tries to renew: well inside the lease, and never so long that
-// a registry which is back waits for its servers.
+// newBackoff returns the delays between attempts to renew. They are short compared to the lease, and
+// have a maximum, so that the node soon notices that the registry is back.
 func (c *Cluster) newBackoff() backoff.BackOff {
-	most := cmp.Or(c.Status().LeaseTime, defaultLease) / 12
+	limit := cmp.Or(c.state.status().LeaseTime, defaultLease) / 12
 	return backoff.NewExponentialBackOff(
-		backoff.WithInitialInterval(min(c.cfg.RegistrationRetry, most)),
-		backoff.WithMaxInterval(min(maxRetry, most)),
+		backoff.WithInitialInterval(min(c.cfg.RegistrationRetry, limit)),
+		backoff.WithMaxInterval(min(maxRetryDelay, limit)),
 		backoff.WithRandomizationFactor(1.0/3),
-		backoff.WithMaxElapsedTime(0), // for ever
+		backoff.WithMaxElapsedTime(0), // no limit
 	)
 }
 
-// hurry makes the lease goroutine renew at once.
+// triggerRenewal makes the lease goroutine renew, at most RegistrationRetry after its last attempt.
 func (c *Cluster) triggerRenewal() {
 	select {
 	case c.renewNow <- struct{}{}:
-	default: // it has been told
+	default: // it is triggered already
 	}
 }
 
-// sleepUntil waits for a time, for hurry, or for the end of ctx, whose cause it returns.
-func (c *Cluster) sleepUntil(ctx context.Context, at time.Time) (woken bool, err error) {
+// sleepUntil waits until at, or until triggerRenewal is called. If ctx ends, it returns the cause.
+func (c *Cluster) sleepUntil(ctx context.Context, at time.Time) (triggered bool, err error) {
 	t := time.NewTimer(time.Until(at))
 	defer t.Stop()
 	select {
@@ -200,17 +222,5 @@ func (c *Cluster) sleepUntil(ctx context.Context, at time.Time) (woken bool, err
 		return true, nil
 	case <-ctx.Done():
 		return false, context.Cause(ctx)
-	}
-}
-
-// pause waits for d or for the end of ctx, whose cause it returns.
-func (c *Cluster) pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
 	}
 }

@@ -1,79 +1,59 @@
 package cluster
 
 import (
+	"cmp"
+	"errors"
+	"fmt"
 	"net/http"
+	"net/netip"
+	"net/url"
+	"syscall"
 	"time"
 
 	"go.uber.org/zap"
 	"golang.org/x/oauth2"
+
+	"github.com/mimiktech/cluster/internal/peeraddr"
+	"github.com/mimiktech/cluster/internal/wire"
 )
 
 // An Option gives [New] a collaborator or a policy.
 type Option interface{ apply(*options) }
 
-type options struct {
-	log      *zap.Logger
-	client   *http.Client
-	tokens   func(TokenKey) oauth2.TokenSource
-	verifier Verifier
-	trace    Trace
-	retry    Retry
-	eviction Eviction
-	policy   PeerPolicy
-	noEnv    bool
-}
-
-type optionFunc func(*options)
-
-func (f optionFunc) apply(o *options) { f(o) }
-
-func applyOptions(opts []Option) options {
-	var o options
-	for _, opt := range opts {
-		if opt != nil {
-			opt.apply(&o)
-		}
-	}
-	if o.log == nil {
-		o.log = zap.NewNop()
-	}
-	return o
-}
-
-// WithLogger logs to l; nothing is logged by default. Every line that belongs to a request
-// carries its correlation id.
+// WithLogger makes the node log to l; by default it logs nothing. Each line that belongs to a
+// request has its correlation id.
 func WithLogger(l *zap.Logger) Option {
 	return optionFunc(func(o *options) { o.log = l })
 }
 
-// WithHTTPClient sends every request through the Transport of hc; nothing else of hc is used,
-// for no redirect is ever followed, and Config.RequestTimeout bounds each request. What the
-// default transports do when they dial (no proxy towards peers, [PeerPolicy.Networks] checked on
-// the resolved address) is then up to hc.
+// WithHTTPClient sends all requests through the Transport of hc. Nothing else of hc is used:
+// redirects are never followed, and Config.RequestTimeout bounds each request. The checks of the
+// default transports are then up to hc: that no proxy is used towards peers, and that resolved
+// addresses are within [PeerPolicy.Networks].
 func WithHTTPClient(hc *http.Client) Option {
 	return optionFunc(func(o *options) { o.client = hc })
 }
 
-// A TokenKey is what tokens are kept per: one is fetched for each audience, kind and customer,
-// however many requests need it.
+// A TokenKey says what a token is for. The node keeps one token per key.
 type TokenKey struct {
 	Audience string
-	Cluster  bool   // a token that peers accept as a cluster token
+	Cluster  bool   // a cluster token, which peers accept
 	Customer string // the Customer of a [Request]
 }
 
-// WithTokens gets tokens from source, which is called once per key, instead of from mST. What
-// it returns may be any source of x/oauth2; its tokens are kept until shortly before they expire.
+// WithTokens obtains tokens from source instead of from the token service. source is called once per
+// key, and may return any source of x/oauth2. The node keeps each token until shortly before it
+// expires.
 func WithTokens(source func(TokenKey) oauth2.TokenSource) Option {
 	return optionFunc(func(o *options) { o.tokens = source })
 }
 
-// WithVerifier checks received tokens with v instead of with the keys of [Config].
+// WithVerifier verifies received tokens with v instead of with the keys of [Config].
 func WithVerifier(v Verifier) Option {
 	return optionFunc(func(o *options) { o.verifier = v })
 }
 
-// WithTrace calls the functions of t as things happen.
+// WithTrace sets functions to call on events; see [Trace].
 func WithTrace(t *Trace) Option {
 	return optionFunc(func(o *options) {
 		if t != nil {
@@ -82,7 +62,7 @@ func WithTrace(t *Trace) Option {
 	})
 }
 
-// WithRetry sets how requests to peers are repeated; see [Retry] for the default.
+// WithRetry sets how requests to peers are retried; see [Retry] for the default.
 func WithRetry(r Retry) Option {
 	return optionFunc(func(o *options) { o.retry = r })
 }
@@ -97,30 +77,223 @@ func WithPeerPolicy(p PeerPolicy) Option {
 	return optionFunc(func(o *options) { o.policy = p })
 }
 
-// WithoutEnv leaves the process's environment alone: for a process with several nodes.
+// WithoutEnv keeps the node from writing its status to the process environment (see [Status.Env]).
+// Use it in a process with several nodes.
 func WithoutEnv() Option {
 	return optionFunc(func(o *options) { o.noEnv = true })
 }
 
-// A Trace is told what happens inside a [Cluster]. Any function may be nil. They are called
-// synchronously, from any goroutine, with no lock held: one that blocks holds up what it
-// reports.
+// A Retry says how a request to a peer is retried. The zero Retry makes one retry after 10 ms, on a
+// new connection, of requests that are safe to retry according to [RetrySafe]. So a peer that is
+// gone delays a call by milliseconds only, and a pooled connection that the peer's restart broke
+// does not fail the request.
+type Retry struct {
+	// MaxRetries is the maximum number of retries; 1 by default, none if negative.
+	MaxRetries int
+	// Delay is the pause before each retry; 10 ms by default.
+	Delay time.Duration
+	// MaxElapsed bounds the time from the start of the first attempt to that of the last. There is no
+	// bound by default.
+	MaxElapsed time.Duration
+	// RetryIf reports whether to retry a request of the given method that failed with err; [RetrySafe]
+	// by default.
+	RetryIf func(method string, err error) bool
+}
+
+// RetrySafe is the default of [Retry].RetryIf. It allows a retry if the address could not be dialed,
+// or if the connection was lost before a response and the method is idempotent. It allows none after
+// a timeout, so that a peer that hangs costs a call one timeout only, and none after a response of
+// any status.
+func RetrySafe(method string, err error) bool {
+	if !unreachable(err) || timedOut(err) {
+		return false
+	}
+	return dialFailed(err) || idempotent(method)
+}
+
+// RetryNPM returns the policy of the npm module: two retries, one second apart and within 50 s, of
+// any method, after a 5xx, a 429, or no response. A request may be executed three times, and a peer
+// that is gone delays a call by two seconds.
+func RetryNPM() Retry {
+	return Retry{MaxRetries: 2, Delay: time.Second, MaxElapsed: 50 * time.Second, RetryIf: func(_ string, err error) bool {
+		if se, ok := errors.AsType[*StatusError](err); ok {
+			return se.Code >= 500 || se.Code == http.StatusTooManyRequests
+		}
+		return unreachable(err)
+	}}
+}
+
+// An Eviction says when an unreachable peer is evicted: deleted from the registry, and removed from
+// the views of this node and of its peers, which it notifies.
+//
+// A peer becomes a suspect if it sends no response at all. At the end of a fan-out, the node asks the
+// registry to delete each suspect, on the condition that the registry has no newer entry of it:
+//
+//   - If the registry deletes it, the peer is evicted.
+//   - If the registry has a newer entry, the peer has registered again. The node takes over that
+//     entry and retries the request there. The peer stays without a retry if only its lease was
+//     renewed and the request timed out.
+//   - If the registry does not respond, the peer stays.
+//
+// No suspect is evicted if more than MaxSuspectFraction of the peers are unreachable, because the
+// fault is then likely local; this self-preservation applies from three peers on. Nor does a call
+// evict that reached MinResults, or that asked only one or two of three or more peers.
+type Eviction struct {
+	// Disabled turns eviction off.
+	Disabled bool
+	// ServerErrors treats peers that answer with a 5xx as suspects, too, as the npm module does.
+	ServerErrors bool
+	// MaxSuspectFraction is the fraction of unreachable peers up to which suspects are evicted; 0.5 by
+	// default. 1 turns self-preservation off.
+	MaxSuspectFraction float64
+	// Timeout bounds how long a call waits for the registry to decide on all its suspects; 2 s by
+	// default.
+	Timeout time.Duration
+}
+
+// A PeerPolicy says which servers this node may call. Their addresses come from the network, and
+// every request carries a token. So a call is made only to an absolute http or https URL without
+// credentials, without a proxy, and without following redirects. The fields restrict it further.
+//
+// If the registry lists a server that is not allowed, the server stays in the view, and its
+// outcome in every fan-out is [KindNotAllowed]. If a peer announces one, it is ignored.
+type PeerPolicy struct {
+	// Networks are the networks in which peers may be. The check is made on the address that is dialed,
+	// after a name is resolved; with [WithHTTPClient] only URLs with an IP address are checked. By
+	// default all addresses are allowed except link-local, multicast and unspecified ones: cloud
+	// providers serve credentials at link-local addresses.
+	Networks []netip.Prefix
+	// Allow, if set, returns an error for a server that must not be called. It is called whenever a
+	// server or its address is new, possibly for many servers in a row, and must not block.
+	Allow func(Server) error
+	// MaxServers bounds the view as far as announcements of peers enlarge it; 10,000 by default. The
+	// registry may list more.
+	MaxServers int
+	// VerifyWithRegistry makes announcements and departures reported by peers a hint. The node does not
+	// apply them, but renews at once and takes the registry's list. It does so at most once every
+	// Config.RegistrationRetry.
+	VerifyWithRegistry bool
+}
+
+// A Trace has functions that are called on events in a [Cluster]. Any of them may be nil. They are
+// called synchronously, from any goroutine, and without a lock held. A function that blocks delays
+// the operation that called it.
 type Trace struct {
-	// StateChanged reports a new [State] of the registration.
+	// StateChanged is called when the [State] of the registration changes.
 	StateChanged func(from, to Status)
-	// Renewed reports a registration or renewal that mIT accepted, and when the next is due.
+	// Renewed is called when the registry has accepted a registration or a renewal. renewIn is the time
+	// until the next renewal.
 	Renewed func(lease, renewIn time.Duration)
-	// RenewFailed reports one that failed, and when the next try is.
+	// RenewFailed is called when a registration or a renewal has failed. retryIn is the time until the
+	// next attempt.
 	RenewFailed func(err error, retryIn time.Duration)
-	// Asked reports the outcome of one peer in a fan-out, before eviction is decided. A call that
-	// waits for all peers reports them all at its end.
+	// PeerDone is called with the outcome of each peer in a fan-out, before eviction is decided. A call
+	// that waits for all peers calls it for all of them at its end.
 	PeerDone func(Outcome)
-	// Evicted reports a peer that this node evicted.
+	// Evicted is called for each peer that this node evicts.
 	Evicted func(Server)
-	// Spared reports a peer that was suspect and stays, and why.
-	EvictionSkipped func(s Server, why error)
-	// TokenFetched reports that a token was fetched, or could not be.
+	// EvictionSkipped is called for each suspect that is not evicted, with the reason.
+	EvictionSkipped func(s Server, reason error)
+	// TokenFetched is called when a token has been fetched, or could not be.
 	TokenFetched func(key TokenKey, err error)
+}
+
+type optionFunc func(*options)
+
+func (f optionFunc) apply(o *options) { f(o) }
+
+type options struct {
+	log      *zap.Logger
+	client   *http.Client
+	tokens   func(TokenKey) oauth2.TokenSource
+	verifier Verifier
+	trace    Trace
+	retry    Retry
+	eviction Eviction
+	policy   PeerPolicy
+	noEnv    bool
+}
+
+func applyOptions(opts []Option) options {
+	var o options
+	for _, opt := range opts {
+		if opt != nil {
+			opt.apply(&o)
+		}
+	}
+	if o.log == nil {
+		o.log = zap.NewNop()
+	}
+	return o
+}
+
+func (o options) validate(p *problems) {
+	if e := o.eviction; !(e.MaxSuspectFraction >= 0 && e.MaxSuspectFraction <= 1) {
+		p.add("WithEviction", "has a MaxSuspectFraction of %g, which is not between 0 and 1", e.MaxSuspectFraction)
+	}
+	if e := o.eviction; e.Timeout < 0 {
+		p.add("WithEviction", "has a negative Timeout (%v)", e.Timeout)
+	}
+	if r := o.retry; r.Delay < 0 || r.MaxElapsed < 0 {
+		p.add("WithRetry", "has a negative Delay (%v) or MaxElapsed (%v)", r.Delay, r.MaxElapsed)
+	}
+}
+
+// shouldRetry decides on a retry of a request whose attempt number attempt failed with err. elapsed
+// is the time since its first attempt began.
+func (r Retry) shouldRetry(method string, err error, attempt int, elapsed time.Duration) bool {
+	if attempt > cmp.Or(r.MaxRetries, 1) || r.MaxElapsed > 0 && elapsed+r.delay() > r.MaxElapsed {
+		return false
+	}
+	if r.RetryIf == nil {
+		return RetrySafe(method, err)
+	}
+	return r.RetryIf(method, err)
+}
+
+func (r Retry) delay() time.Duration { return cmp.Or(r.Delay, 10*time.Millisecond) }
+
+func idempotent(method string) bool {
+	switch method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodPut, http.MethodDelete:
+		return true
+	}
+	return false
+}
+
+func (e Eviction) timeout() time.Duration { return cmp.Or(e.Timeout, 2*time.Second) }
+
+func (e Eviction) maxSuspectFraction() float64 { return cmp.Or(e.MaxSuspectFraction, 0.5) }
+
+func (p PeerPolicy) maxServers() int {
+	if p.MaxServers > 0 {
+		return p.MaxServers
+	}
+	return 10_000
+}
+
+// checkServer parses the address of a server. It returns an error if the server must not be called.
+func (p PeerPolicy) checkServer(s wire.Server) (*url.URL, error) {
+	base, err := peeraddr.Parse(s.ClusterBaseURL)
+	if err == nil {
+		err = peeraddr.Networks(p.Networks).CheckHost(base.Hostname())
+	}
+	if err != nil {
+		return nil, fmt.Errorf("clusterBaseUrl of server %.80q: %w: %w", s.ServerID, ErrNotAllowed, err)
+	}
+	if p.Allow != nil {
+		if err := p.Allow(Server(s)); err != nil {
+			return nil, fmt.Errorf("server %.80q: %w: %w", s.ServerID, ErrNotAllowed, err)
+		}
+	}
+	return base, nil
+}
+
+func (p PeerPolicy) dialControl(network, address string, conn syscall.RawConn) error {
+	if err := peeraddr.Networks(p.Networks).Control(network, address, conn); err != nil {
+		return fmt.Errorf("%w: %w", ErrNotAllowed, err)
+	}
+	return nil
 }
 
 func (t *Trace) stateChanged(from, to Status) {
@@ -153,9 +326,9 @@ func (t *Trace) evicted(s Server) {
 	}
 }
 
-func (t *Trace) evictionSkipped(s Server, why error) {
+func (t *Trace) evictionSkipped(s Server, reason error) {
 	if t.EvictionSkipped != nil {
-		t.EvictionSkipped(s, why)
+		t.EvictionSkipped(s, reason)
 	}
 }
 

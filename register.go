@@ -12,206 +12,47 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/mimiktech/cluster/internal/ctxutil"
 	"github.com/mimiktech/cluster/internal/membership"
-	"github.com/mimiktech/cluster/internal/wire"
 )
 
-// Register joins the cluster. It registers with mIT, trying again every
-// Config.RegistrationRetry until it succeeds or ctx ends, and starts the lease; with
-// Config.Management it then announces the node to all peers. The Response says which of them
-// took it in; what they answer is of no use to a node that has its view from mIT, so peers of
-// this package answer null, and those of the npm module all they know. With management off the
-// Response is nil.
+// Register joins the cluster. It registers with the registry, retrying every
+// Config.RegistrationRetry until it succeeds or ctx ends, and starts the lease. With
+// Config.Management it then announces the node to all peers, and returns their outcomes; otherwise the
+// Response is nil. The Response has no data that the node needs: peers of this package answer null,
+// and npm peers answer with their view.
 //
-// ctx bounds this call only: the lease lasts until [Cluster.UnRegister] or [Cluster.Close],
-// which also end a Register under way. Registering again while registered renews and
-// announces once more.
+// ctx bounds this call only. The lease lasts until [Cluster.UnRegister] or [Cluster.Close], which
+// also interrupt a Register in progress. Calling Register again renews the lease and announces the
+// node once more.
 func (c *Cluster) Register(ctx context.Context) (*Response, error) {
-	ctx, cancel := mergeCancel(ensureCorrelationID(ctx), c.memberCtx)
+	ctx, cancel := ctxutil.Merge(ensureCorrelationID(ctx), c.memberCtx)
 	defer cancel()
-	wait, err := c.registerWithRetry(ctx)
+	renewIn, err := c.registerWithRetry(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if err := c.startLease(ctx, wait); err != nil {
+	if err := c.startLease(ctx, renewIn); err != nil {
 		return nil, err
 	}
 	if !c.cfg.Management {
 		return nil, nil
 	}
-	return c.announce(ctx, false), nil
+	return c.announceSelf(ctx), nil
 }
 
-// join registers until mIT accepts, and says when to renew.
-func (c *Cluster) registerWithRetry(ctx context.Context) (time.Duration, error) {
-	c.update(func(*membership.View, *Status) {}) // so that the environment shows the orphan
-	var last error
-	for {
-		r, err := c.renew(ctx)
-		if err == nil {
-			return r.renewIn, nil
-		}
-		if cause := context.Cause(ctx); cause != nil {
-			if last == nil {
-				last = err // it says at least who did not answer
-			}
-			if errors.Is(last, cause) {
-				return 0, fmt.Errorf("cluster: registering: %w", last)
-			}
-			return 0, fmt.Errorf("cluster: registering: %w, after: %w", cause, last)
-		}
-		last = err
-		wait := jitter(c.cfg.RegistrationRetry, 1.0/3)
-		c.renewFailed(ctx, err, wait)
-		_ = c.pause(ctx, wait) // the end of ctx is found above
-	}
-}
-
-// renewal is what came of a renewal that succeeded.
-type renewal struct {
-	renewIn       time.Duration // until the next is due
-	needsAnnounce bool          // peers may not know us: our lease had run out, or our entry is a new one
-}
-
-// renew registers or renews; it is the same call. What mIT answers becomes the view, but if it has
-// forgotten everybody, those it has not listed since stay for a lease. One is under way at a time.
-func (c *Cluster) renew(ctx context.Context) (renewal, error) {
-	select {
-	case c.registrationLock <- struct{}{}:
-		defer func() { <-c.registrationLock }()
-	case <-ctx.Done():
-		return renewal{}, context.Cause(ctx)
-	}
-	if err := context.Cause(c.memberCtx); err != nil {
-		return renewal{}, err
-	}
-	before, sent := c.snapshot(), time.Now()
-	path := "/itResources"
-	if !c.cfg.Management {
-		path += "?managedCluster=off"
-	}
-	var (
-		it    wire.ItResource
-		lease time.Duration
-	)
-	if err := c.askRegistry(ctx, http.MethodPost, path, c.self, func(answer []byte) (err error) {
-		it, lease, err = c.decodeRegistration(answer)
-		return err
-	}); err != nil {
-		return renewal{}, err
-	}
-	if it.Skipped != nil { // nobody can name them, but all others are there
-		c.log.Warn("mIT answered bad entries", zap.Error(it.Skipped), correlationField(ctx))
-	}
-	answered := membership.New(it, c.policy.checkServer, before)
-	// The lease runs from when the request was sent, so the time mIT took is part of the wait.
-	r := renewal{renewIn: max(0, jitter(time.Duration(c.cfg.RenewalFraction*float64(lease)), 0.1)-time.Since(sent))}
-	var keepUntil time.Time
-	if registryWasReset(before, it, c.cfg.ID) {
-		keepUntil = sent.Add(lease) // by then all who live have renewed
-	}
-	c.update(func(view *membership.View, s *Status) {
-		r.needsAnnounce = s.State == Lost || c.mustReregister || recreated(before, it, c.cfg.ID)
-		c.mustReregister = false
-		*view = answered.Reconcile(before, *view).Retain(*view, sent, keepUntil)
-		if s.State != Left {
-			s.State, s.Reason = Registered, nil
-		}
-		s.ResourceID, s.LeaseTime, s.RenewedAt, s.UpdatedAt = view.ID(), lease, sent, time.Now()
-	})
-	c.trace.renewed(lease, r.renewIn)
-	return r, nil
-}
-
-// reborn tells whether mIT's entry of this node is another than it was: somebody had it
-// deleted, or mIT lost it, so peers may have been told that we are gone.
-func recreated(before membership.View, it wire.ItResource, id string) bool {
-	was, known := before.Get(id)
-	if !known {
-		return false
-	}
-	for _, s := range it.Servers {
-		if s.ServerID == id {
-			return !s.CreatedAt.Equal(was.CreatedAt)
-		}
-	}
-	return false
-}
-
-// blank tells whether mIT has forgotten everybody, as one that keeps all in memory has after a
-// restart: it has neither this node's entry nor that of anybody else as it was. Then those it does
-// not list have likely just not renewed yet. An entry that was made since this node renewed, and
-// that it has been told of, says nothing about that.
-func registryWasReset(before membership.View, it wire.ItResource, id string) bool {
-	if !recreated(before, it, id) {
-		return false
-	}
-	me, _ := before.Get(id)
-	for _, s := range it.Servers {
-		was, known := before.Get(s.ServerID)
-		if known && s.CreatedAt.Equal(was.CreatedAt) && !s.CreatedAt.After(me.LastUpdate()) {
-			return false
-		}
-	}
-	return true
-}
-
-// readRegistered reads what mIT answers to a registration. An answer that does not name this
-// node is no view of the cluster: taking it over would make a node forget its peers because
-// the registry had a bad moment.
-func (c *Cluster) decodeRegistration(body []byte) (wire.ItResource, time.Duration, error) {
-	var answer wire.Registered
-	if err := json.Unmarshal(body, &answer); err != nil {
-		return wire.ItResource{}, 0, err
-	}
-	if answer.ItResource == nil {
-		return wire.ItResource{}, 0, errors.New("no itResource in it")
-	}
-	for _, s := range answer.ItResource.Servers {
-		if s.ServerID == c.cfg.ID {
-			return *answer.ItResource, leaseOf(answer.LeaseTime), nil
-		}
-	}
-	err := fmt.Errorf("this node is not among its %d servers", len(answer.ItResource.Servers))
-	if leftOut := answer.ItResource.Skipped; leftOut != nil {
-		err = fmt.Errorf("%w; %w", err, leftOut)
-	}
-	return wire.ItResource{}, 0, err
-}
-
-// announce tells all peers that this node is in the cluster: of the servers only its own entry,
-// for what it knows of the others is mIT's to tell, and all lists of all nodes that start
-// together would be a flood. With everybody it tells them of all servers.
-func (c *Cluster) announce(ctx context.Context, everybody bool) *Response {
-	view := c.snapshot()
-	news := view.Select(c.cfg.ID)
-	if everybody {
-		news = view
-	}
-	// json.Marshal would spell entries anew.
-	body, err := news.Resource().MarshalJSON()
-	if err != nil { // it was JSON when it came
-		c.log.Error("cannot announce", zap.Error(err), correlationField(ctx))
-		return newResponse(nil)
-	}
-	return c.collect(ctx, &preparedRequest{
-		method: http.MethodPost,
-		ref:    &url.URL{Path: "/itResources"},
-		header: http.Header{"Prefer": {returnMinimal}},
-		body:   body,
-	}, view)
-}
-
-// A Departure is how leaving went.
+// A Departure is the result of [Cluster.UnRegister].
 type Departure struct {
-	// NbServers is how many servers the cluster had, this one included; 0 if it never registered.
+	// NbServers is the number of servers the cluster had, this one included; 0 if the node had never
+	// registered.
 	NbServers int
 	ServerID  string
-	// Errors are why mIT may still list this node, until its lease runs out.
+	// Errors are the reasons why the registry may list this node until its lease expires.
 	Errors []error
 }
 
-// MarshalJSON gives what the npm module's unRegister gives, errors as their messages.
+// MarshalJSON encodes the departure like the result of the npm module's unRegister, with errors as
+// their messages.
 func (d Departure) MarshalJSON() ([]byte, error) {
 	out := struct {
 		NbServers int      `json:"nbServers"`
@@ -224,74 +65,200 @@ func (d Departure) MarshalJSON() ([]byte, error) {
 	return json.Marshal(out)
 }
 
-// UnRegister leaves the cluster politely: it stops the lease, has mIT delete the node, and
-// with Config.Management tells all peers. Peers that do not answer are not waited for beyond
-// Config.RequestTimeout, are not evicted, and are no error: they learn it at their next renewal.
+// UnRegister leaves the cluster. It stops the lease, deletes the node from the registry, and with
+// Config.Management notifies all peers. A peer that does not answer within Config.RequestTimeout is
+// neither evicted nor an error: it learns of the departure with its next renewal.
 //
-// It blocks until all that is done or ctx ends, and never fails as a whole: what went wrong is
-// in the Departure. It may be called at any time, also before or during Register, which it
-// ends, and again: a second call tries once more what failed and else does nothing.
+// UnRegister blocks until it is done or ctx ends, and returns what failed in the Departure. It may be
+// called at any time: before Register, during Register, which it interrupts, and again. A second
+// call retries what failed and otherwise does nothing.
 func (c *Cluster) UnRegister(ctx context.Context) Departure {
 	left := fmt.Errorf("%w: it has left", ErrNotRegistered)
 	c.cancelMember(left)
-	c.scheduler.Close()
-	d := Departure{ServerID: c.cfg.ID}
+	c.peers.scheduler.Close()
 
-	ctx, cancel := mergeCancel(ensureCorrelationID(ctx), c.ctx)
+	ctx, cancel := ctxutil.Merge(ensureCorrelationID(ctx), c.ctx)
 	defer cancel()
-	select { // a registration under way must not come after the delete
-	case c.registrationLock <- struct{}{}:
-		defer func() { <-c.registrationLock }()
-	case <-ctx.Done():
-		d.Errors = append(d.Errors, context.Cause(ctx))
+	d := Departure{ServerID: c.cfg.ID}
+	unlock, err := c.lockRegistration(ctx)
+	if err != nil {
+		d.Errors = append(d.Errors, err)
+	} else {
+		defer unlock()
 	}
-	var (
-		view     membership.View
-		departed bool
-	)
-	c.update(func(v *membership.View, s *Status) {
-		view, departed = *v, c.deregistered
-		if s.RenewedAt.IsZero() { // it never registered, whatever peers announced to it
-			view, departed = membership.View{}, true
-		}
-		if s.State != Left {
-			s.State, s.Reason = Left, left
-		}
-	})
+	view, deregistered := c.state.leave(left)
 	d.NbServers = view.Len()
-	if departed || d.Errors != nil {
+	if deregistered || err != nil {
 		return d
 	}
-	path := "/itResources/" + url.PathEscape(view.ID()) + "/servers/" + url.PathEscape(c.cfg.ID)
-	whatever := func([]byte) error { return nil }
-	if err := c.askRegistry(ctx, http.MethodDelete, path, nil, whatever); err != nil {
+	if err := c.deregister(ctx, view); err != nil {
 		d.Errors = append(d.Errors, err)
-		c.log.Warn("mIT was not told that we leave", zap.Error(err), correlationField(ctx))
+	} else {
+		c.state.setDeregistered()
+	}
+	return d
+}
+
+// deregister deletes this node from the registry, and notifies the peers even if that fails.
+func (c *Cluster) deregister(ctx context.Context, view membership.View) error {
+	err := c.registry.deregister(ctx, view.ID(), c.cfg.ID)
+	if err != nil {
+		c.log.Warn("deregistration failed", zap.Error(err), correlationField(ctx))
 	}
 	if c.cfg.Management {
 		c.notifyDeparture(ctx, view, c.cfg.ID)
 	}
-	c.mu.Lock()
-	c.deregistered = d.Errors == nil
-	c.mu.Unlock()
-	return d
+	return err
 }
 
-// tell has the peers of a view forget one server. Who does not listen learns it from mIT.
-func (c *Cluster) notifyDeparture(ctx context.Context, view membership.View, gone string) {
-	ref := &url.URL{
-		Path:    "/itResources/" + view.ID() + "/servers/" + gone,
-		RawPath: "/itResources/" + url.PathEscape(view.ID()) + "/servers/" + url.PathEscape(gone),
+// lockRegistration serializes requests to the registry about this node. Otherwise a renewal in
+// progress could be executed after the delete of UnRegister.
+func (c *Cluster) lockRegistration(ctx context.Context) (unlock func(), err error) {
+	select {
+	case c.registrationLock <- struct{}{}:
+		return func() { <-c.registrationLock }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
 	}
-	f := c.newFanOut(&preparedRequest{method: http.MethodDelete, ref: ref, noEviction: true}, view)
-	for i := range f.run(ctx) {
-		if o := f.outcomes[i]; o.Err != nil {
-			c.log.Debug("peer not told that a server is gone", zap.String("peer", o.Server.ServerID), zap.Error(o.Err), correlationField(ctx))
+}
+
+// registerWithRetry registers until the registry accepts. It returns the time until the first
+// renewal.
+func (c *Cluster) registerWithRetry(ctx context.Context) (renewIn time.Duration, err error) {
+	c.state.publish() // as an orphan
+	var last error
+	for {
+		r, err := c.renew(ctx)
+		if err == nil {
+			return r.renewIn, nil
+		}
+		if cause := context.Cause(ctx); cause != nil {
+			if last == nil {
+				last = err // it may at least name the remote
+			}
+			if errors.Is(last, cause) {
+				return 0, fmt.Errorf("cluster: registering: %w", last)
+			}
+			return 0, fmt.Errorf("cluster: registering: %w, after: %w", cause, last)
+		}
+		last = err
+		wait := jitter(c.cfg.RegistrationRetry, 1.0/3)
+		c.renewFailed(ctx, err, wait)
+		_ = ctxutil.Sleep(ctx, wait) // if ctx has ended, so does the next renew
+	}
+}
+
+// A renewal is the result of a successful renewal.
+type renewal struct {
+	renewIn       time.Duration // until the next one is due
+	needsAnnounce bool          // peers may not know this node
+}
+
+// renew registers the node or renews its lease, and makes the registry's list the view. If the
+// registry has lost its data, the servers that it does not list yet are retained for the time of a
+// lease, after which all running nodes have renewed.
+func (c *Cluster) renew(ctx context.Context) (renewal, error) {
+	unlock, err := c.lockRegistration(ctx)
+	if err != nil {
+		return renewal{}, err
+	}
+	defer unlock()
+	if err := context.Cause(c.memberCtx); err != nil {
+		return renewal{}, err
+	}
+	before, sent := c.state.view(), time.Now()
+	it, lease, err := c.registry.register(ctx, c.self, c.cfg.Management)
+	if err != nil {
+		return renewal{}, err
+	}
+	if it.Skipped != nil {
+		c.log.Warn("registry response contains invalid entries", zap.Error(it.Skipped), correlationField(ctx))
+	}
+	accepted := acceptedRenewal{sent: sent, lease: lease, before: before}
+	accepted.listed = membership.New(it, c.policy.checkServer, before)
+	accepted.recreated = recreated(before, accepted.listed, c.cfg.ID)
+	if registryWasReset(before, accepted.listed, c.cfg.ID) {
+		accepted.retainUntil = sent.Add(lease)
+	}
+	// The lease began when the request was sent.
+	renewIn := jitter(time.Duration(c.cfg.RenewalFraction*float64(lease)), 0.1) - time.Since(sent)
+	r := renewal{renewIn: max(0, renewIn), needsAnnounce: c.state.applyRenewal(accepted)}
+	c.trace.renewed(lease, r.renewIn)
+	return r, nil
+}
+
+// recreated reports whether the registry has created this node's entry again since the last renewal.
+// Then the entry had been deleted or lost, and peers may have been notified of a departure.
+func recreated(before, listed membership.View, id string) bool {
+	previous, known := before.Get(id)
+	current, found := listed.Get(id)
+	return known && found && !current.CreatedAt.Equal(previous.CreatedAt)
+}
+
+// registryWasReset reports whether the registry has lost its data, as one without a persistent store
+// does when it restarts: it has created the entry of this node again, and has no entry that is as
+// old as in the view. Entries created since the last renewal of this node do not count, because
+// they may have been announced after the loss.
+func registryWasReset(before, listed membership.View, id string) bool {
+	if !recreated(before, listed, id) {
+		return false
+	}
+	self, _ := before.Get(id)
+	for _, p := range listed.Peers() {
+		previous, known := before.Get(p.ServerID)
+		if known && p.CreatedAt.Equal(previous.CreatedAt) && !p.CreatedAt.After(self.LastUpdate()) {
+			return false
+		}
+	}
+	return true
+}
+
+// announceSelf announces this node to all peers. It sends them no other server: they take those from
+// the registry, and in a large cluster full lists would be most of the traffic when nodes start.
+func (c *Cluster) announceSelf(ctx context.Context) *Response {
+	view := c.state.view()
+	return c.announce(ctx, view.Select(c.cfg.ID), view)
+}
+
+// announceAll announces all servers to all peers.
+func (c *Cluster) announceAll(ctx context.Context) *Response {
+	view := c.state.view()
+	return c.announce(ctx, view, view)
+}
+
+func (c *Cluster) announce(ctx context.Context, servers, peers membership.View) *Response {
+	// Not json.Marshal, which would change the spelling of entries.
+	body, err := servers.Resource().MarshalJSON()
+	if err != nil { // the entries are valid JSON, or they would not have been decoded
+		c.log.Error("encoding the announcement failed", zap.Error(err), correlationField(ctx))
+		return newResponse(nil)
+	}
+	return c.peers.collect(ctx, &preparedRequest{
+		method: http.MethodPost,
+		ref:    &url.URL{Path: "/itResources"},
+		header: http.Header{"Prefer": {returnMinimal}},
+		body:   body,
+	}, peers)
+}
+
+// notifyDeparture reports to peers that a server has departed. A peer that cannot be reached takes it
+// from the registry later.
+func (c *Cluster) notifyDeparture(ctx context.Context, peers membership.View, departedID string) {
+	path := "/itResources/" + peers.ID() + "/servers/" + departedID
+	outcomes := c.peers.callAll(ctx, &preparedRequest{
+		method:     http.MethodDelete,
+		ref:        &url.URL{Path: path, RawPath: serverPath(peers.ID(), departedID)},
+		noEviction: true,
+	}, peers)
+	for _, o := range outcomes {
+		if o.Err != nil {
+			c.log.Debug("departure notification failed", zap.String("peer", o.Server.ServerID), zap.Error(o.Err), correlationField(ctx))
 		}
 	}
 }
 
-// jitter is d, give or take a share of it: a fleet must not act in step.
-func jitter(d time.Duration, share float64) time.Duration {
-	return time.Duration(float64(d) * (1 + share*(2*rand.Float64()-1)))
+// jitter changes d at random, by at most the given fraction. Without it, nodes that started together
+// would send their requests together from then on.
+func jitter(d time.Duration, fraction float64) time.Duration {
+	return time.Duration(float64(d) * (1 + fraction*(2*rand.Float64()-1)))
 }

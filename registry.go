@@ -2,169 +2,313 @@ package cluster
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/oauth2"
 
 	"github.com/mimiktech/cluster/internal/token"
+	"github.com/mimiktech/cluster/internal/wire"
 )
 
-// askRegistry sends one authorized request to mIT, and has the answer read; what read cannot use is
-// an *InvalidResponseError. If mIT refuses the token, the request is repeated once with a new one.
-func (c *Cluster) askRegistry(ctx context.Context, method, path string, body any, read func(answer []byte) error) error {
-	key := token.Key{Audience: c.cfg.RegistryAudience}
+// One renewal in failbackChance, on average, tries the preferred replica first after a failover. So
+// nodes return to a replica that has recovered over a few leases, with renewals that are due
+// anyway. While it is down, few renewals need a second request.
+const failbackChance = 4
+
+// A registryClient makes the requests to the registry.
+type registryClient struct {
+	http          *httpClient
+	tokens        tokenSource
+	replicas      *replicas
+	audience      string
+	deleteTimeout time.Duration // of a delete, for all replicas together
+	log           *zap.Logger
+}
+
+// A tokenSource is what is needed of a *token.Cache.
+type tokenSource interface {
+	Token(ctx context.Context, key token.Key) (string, error)
+	Drop(key token.Key, accessToken string)
+}
+
+// register registers a server, or renews its lease, which is the same request. It returns the
+// resource and the duration of the lease. An unmanaged node does not call its peers.
+func (r *registryClient) register(ctx context.Context, self wire.Registration, managed bool) (it wire.ItResource, lease time.Duration, err error) {
+	req := registryRequest{method: http.MethodPost, path: "/itResources", body: self}
+	if !managed {
+		req.path += "?managedCluster=off"
+	}
+	req.decode = func(body []byte) (err error) {
+		it, lease, err = decodeRegistration(body, self.ServerID)
+		return err
+	}
+	err = r.do(ctx, req)
+	return it, lease, err
+}
+
+// deregister deletes a server.
+func (r *registryClient) deregister(ctx context.Context, resourceID, serverID string) error {
+	return r.do(ctx, registryRequest{method: http.MethodDelete, path: serverPath(resourceID, serverID), decode: ignoreBody})
+}
+
+// deleteIf deletes a server unless it has been updated since the given time, which is the text of
+// an entry's updatedAt. It returns the newer entry, or nil if the server is gone.
+func (r *registryClient) deleteIf(ctx context.Context, resourceID, serverID, unmodifiedSince string) (newer *wire.Server, err error) {
+	err = r.do(ctx, registryRequest{
+		method: http.MethodDelete,
+		path:   serverPath(resourceID, serverID) + "@" + url.PathEscape(unmodifiedSince),
+		decode: func(body []byte) (err error) {
+			newer, err = decodeDeleteResponse(body, serverID)
+			return err
+		},
+	})
+	return newer, err
+}
+
+func serverPath(resourceID, serverID string) string {
+	return "/itResources/" + url.PathEscape(resourceID) + "/servers/" + url.PathEscape(serverID)
+}
+
+func ignoreBody([]byte) error { return nil }
+
+// decodeRegistration rejects a response that does not list this node. Such a list is not usable as
+// a view: it would make the node drop its peers because of a fault of the registry.
+func decodeRegistration(body []byte, serverID string) (wire.ItResource, time.Duration, error) {
+	var response wire.Registered
+	if err := json.Unmarshal(body, &response); err != nil {
+		return wire.ItResource{}, 0, err
+	}
+	if response.ItResource == nil {
+		return wire.ItResource{}, 0, errors.New("it has no itResource")
+	}
+	for _, s := range response.ItResource.Servers {
+		if s.ServerID == serverID {
+			return *response.ItResource, leaseOf(response.LeaseTime), nil
+		}
+	}
+	err := fmt.Errorf("this node is not among its %d servers", len(response.ItResource.Servers))
+	if skipped := response.ItResource.Skipped; skipped != nil {
+		err = fmt.Errorf("%w; %w", err, skipped)
+	}
+	return wire.ItResource{}, 0, err
+}
+
+func decodeDeleteResponse(body []byte, serverID string) (newer *wire.Server, err error) {
+	var response wire.DeleteResponse
+	if err := json.Unmarshal(body, &response); err != nil {
+		return nil, err
+	}
+	switch {
+	case response.Server != nil && response.Server.ServerID != serverID:
+		return nil, errors.New("it is about another server") // the id is not quoted: it could echo a secret
+	case response.Server == nil && (response.Data == nil || string(response.Data) == "null"):
+		return nil, errors.New("it has neither data nor a server")
+	}
+	return response.Server, nil
+}
+
+type registryRequest struct {
+	method string
+	path   string // under the base URL of a replica
+	body   any
+	bearer string
+	// decode reads the response. An error makes it an *InvalidResponseError.
+	decode func(body []byte) error
+}
+
+// do sends an authorized request. If the registry rejects the token, do repeats the request once
+// with a new one.
+func (r *registryClient) do(ctx context.Context, req registryRequest) error {
+	key := token.Key{Audience: r.audience}
 	for attempt := 1; ; attempt++ {
-		bearer, err := c.tokens.Token(ctx, key)
-		if err != nil {
+		var err error
+		if req.bearer, err = r.tokens.Token(ctx, key); err != nil {
 			return err
 		}
-		err = c.withFailover(ctx, method, path, bearer, body, read)
-		if !tokenRefused(err) || attempt > 1 {
+		err = r.withFailover(ctx, req)
+		if !tokenRejected(err) || attempt > 1 {
 			return err
 		}
-		c.tokens.Drop(key, bearer)
+		r.tokens.Drop(key, req.bearer)
 	}
 }
 
-// tokenRefused tells whether an answer says that the token was not good enough. mimik's parties
-// say it with a 403, others, and those whose key has changed, with a 401.
-func tokenRefused(err error) bool {
-	se, ok := errors.AsType[*StatusError](err)
-	return ok && (se.Code == http.StatusForbidden || se.Code == http.StatusUnauthorized)
-}
-
-// askReplicas asks the replicas of mIT, each at most once, until one gives an answer that is of use.
-// All of them together have the time that one would have.
+// withFailover tries the replicas, each at most once, until one sends a usable response. All replicas
+// share one request timeout.
 //
-// What a replica did before it failed is asked for again at the next, and that does no harm: to
-// register is to renew; who is gone may be deleted again. A repeated dated delete is told that the
-// server is gone, as the first would have been, or of a server that came back in between.
-func (c *Cluster) withFailover(ctx context.Context, method, path, bearer string, body any, read func([]byte) error) error {
-	ctx, cancel := context.WithTimeout(ctx, c.cfg.RequestTimeout)
+// A replica may have executed the request before it failed. It is safe to repeat: registering twice
+// is renewing, and a server may be deleted twice.
+func (r *registryClient) withFailover(ctx context.Context, req registryRequest) error {
+	ctx, cancel := context.WithTimeout(ctx, r.http.timeout)
 	defer cancel()
-	until, _ := ctx.Deadline()
-	if wait := time.Now().Add(c.eviction.timeout()); method == http.MethodDelete && wait.Before(until) {
-		until = wait // a call waits for it no longer than that
+	deadline, _ := ctx.Deadline()
+	if end := time.Now().Add(r.deleteTimeout); req.method == http.MethodDelete && end.Before(deadline) {
+		deadline = end
 	}
-	was, urls := c.registry.order(method == http.MethodPost && rand.N(failbackChance) == 0)
-	var failed error
-	for i, url := range urls {
-		left := time.Until(until) / time.Duration(len(urls)-i)
+	current, urls := r.replicas.order(req.method == http.MethodPost && rand.N(failbackChance) == 0)
+	var failure error
+	for i, base := range urls {
+		timeout := time.Until(deadline) / time.Duration(len(urls)-i)
 		if i == len(urls)-1 {
-			left = c.cfg.RequestTimeout // nobody waits behind it
+			timeout = r.http.timeout // ctx bounds the last one
 		}
-		err := c.doReplica(ctx, left, method, url+path, bearer, body, read)
-		if !shouldFailOver(method, err) {
-			c.switchTo(ctx, was, url, failed)
+		err := r.doReplica(ctx, base, timeout, req)
+		if !shouldFailOver(req.method, err) {
+			r.switchTo(ctx, current, base, failure)
 			return err
 		}
-		if failed != nil {
-			err = fmt.Errorf("%w; %w", failed, err)
+		if failure != nil {
+			err = fmt.Errorf("%w; %w", failure, err)
 		}
-		failed = err
+		failure = err
 		if ctx.Err() != nil {
 			break
 		}
 	}
-	return failed
+	return failure
 }
 
-func (c *Cluster) doReplica(ctx context.Context, wait time.Duration, method, address, bearer string, body any, read func([]byte) error) error {
-	ctx, cancel := context.WithTimeout(ctx, wait)
+func (r *registryClient) doReplica(ctx context.Context, base string, timeout time.Duration, req registryRequest) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	answer, err := c.sendJSON(ctx, "mIT", method, address, bearer, body)
+	body, err := r.http.sendJSON(ctx, "mIT", req.method, base+req.path, req.bearer, req.body)
 	if err != nil {
 		return err
 	}
-	if err := read(answer); err != nil {
-		address, _, _ = strings.Cut(address, "?")
-		return &InvalidResponseError{"mIT", method, address, err}
+	if err := req.decode(body); err != nil {
+		path, _, _ := strings.Cut(req.path, "?")
+		return &InvalidResponseError{"mIT", req.method, base + path, err}
 	}
 	return nil
 }
 
-// replicaFailed tells whether another replica may do better. It may, unless there was an answer that
-// can be used, or one that all would give, because it is about what was asked for: that it is wrong,
-// may not be done, or is of a server which is gone.
+// shouldFailOver reports whether another replica may succeed where one failed with err. It may not
+// if the response was usable, or if all replicas would send the same one: because the request is
+// invalid or not allowed, or because the server is gone.
 func shouldFailOver(method string, err error) bool {
 	if se, ok := errors.AsType[*StatusError](err); ok {
 		switch se.Code {
 		case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusConflict, http.StatusUnprocessableEntity:
 			return false
 		case http.StatusNotFound:
-			return method == http.MethodPost // to register somewhere else than at a registry
+			return method == http.MethodPost // this replica has no such endpoint
 		}
 		return true
 	}
-	_, broke := errors.AsType[*InvalidResponseError](err)
-	_, silent := errors.AsType[*UnreachableError](err) // TLS that does not hold is one replica's, too
-	return broke && !errors.Is(err, ErrResponseTooLarge) || silent
+	_, invalid := errors.AsType[*InvalidResponseError](err)
+	_, noResponse := errors.AsType[*UnreachableError](err)
+	return invalid && !errors.Is(err, ErrResponseTooLarge) || noResponse
 }
 
-// keepTo makes the replica that answered the one that is asked first, and says so if it is another.
-func (c *Cluster) switchTo(ctx context.Context, was, url string, failed error) {
-	if !c.registry.promote(was, url) {
+// switchTo makes the replica that responded the current one. failure is the error of the replicas
+// that were tried before it.
+func (r *registryClient) switchTo(ctx context.Context, current, url string, failure error) {
+	if !r.replicas.promote(current, url) {
 		return
 	}
-	fields := []zap.Field{zap.String("from", was), zap.String("to", url), correlationField(ctx)}
-	if failed != nil {
-		c.log.Warn("on to another replica of mIT", append(fields, zap.NamedError("why", failed))...)
+	fields := []zap.Field{zap.String("from", current), zap.String("to", url), correlationField(ctx)}
+	if failure != nil {
+		r.log.Warn("switched registry replica", append(fields, zap.NamedError("reason", failure))...)
 	} else {
-		c.log.Info("back to the first choice among the replicas of mIT", fields...)
+		r.log.Info("failed back to preferred registry replica", fields...)
 	}
 }
 
-// homing is how many renewals of a node that had to leave its first choice it takes, on average,
-// until one begins there again. So a replica that is back gets its nodes back over a few leases, with
-// renewals that were due anyway, and one that stays away costs few of them a second try.
-const failbackChance = 4
-
-// replicas are the base URLs of one registry, and which of them the node keeps to.
+// replicas are the base URLs of one registry, and the one that is in use.
 type replicas struct {
-	urls []string // in this node's own order; the first is its first choice
+	urls []string // in the order of this node's preference
 
 	mu      sync.Mutex // guards the field below
-	current string     // the one in use
+	current string
 }
 
-// newReplicas puts the URLs of a list that has been checked into an order of this node's own: of
-// many nodes each replica gets its share, and if it fails the others share what it had. It is drawn,
-// not made of the server id, so that who starts again is not bound to where it failed.
+// newReplicas parses a valid list of URLs, and shuffles it: each replica then serves its share of the
+// nodes, and if it fails the others share them. The order is random instead of derived from the
+// server id, so that a node that restarts may start with another replica.
 func newReplicas(list string) *replicas {
 	urls := strings.Split(list, ",")
 	rand.Shuffle(len(urls), func(i, j int) { urls[i], urls[j] = urls[j], urls[i] })
 	return &replicas{urls: urls, current: urls[0]}
 }
 
-// order is the one in use, and the order in which to ask them all: from that one on, but home
-// begins with the first choice.
-func (r *replicas) order(home bool) (now string, urls []string) {
+// order returns the current URL, and all URLs in the order in which to try them: from the current one
+// on, or with failback from the preferred one on.
+func (r *replicas) order(failback bool) (current string, urls []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	i := slices.Index(r.urls, r.current)
 	switch {
 	case i == 0:
 		return r.current, r.urls
-	case home:
+	case failback:
 		return r.current, slices.Concat(r.urls[:1], r.urls[i:], r.urls[1:i])
 	}
 	return r.current, slices.Concat(r.urls[i:], r.urls[:i])
 }
 
-// use makes url the one in use, unless another call has already gone on from the one that was.
-func (r *replicas) promote(was, url string) (changed bool) {
+// promote makes url the current one, unless a concurrent call has switched already.
+func (r *replicas) promote(current, url string) (changed bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.current != was || url == was {
+	if r.current != current || url == current {
 		return false
 	}
 	r.current = url
 	return true
+}
+
+// A tokenFetcher fetches tokens, for a token.Cache: from the token service, or from sources if they
+// are set.
+type tokenFetcher struct {
+	http    *httpClient
+	issuer  string
+	sources func(TokenKey) oauth2.TokenSource
+	log     *zap.Logger
+	trace   *Trace
+}
+
+// fetch returns the function to pass to token.NewCache.
+func (f *tokenFetcher) fetch(clientID string, secret Secret) token.Fetch {
+	client := token.Client{
+		ID:     clientID,
+		Secret: string(secret),
+		Post: func(ctx context.Context, body any) ([]byte, error) {
+			return f.http.sendJSON(ctx, "mST", http.MethodPost, f.issuer, "", body)
+		},
+		Refused: func(err error) bool {
+			se, ok := errors.AsType[*StatusError](err)
+			return ok && se.Code == http.StatusBadRequest
+		},
+	}
+	fetch := client.Fetch
+	if f.sources != nil {
+		fetch = token.FromSources(func(k token.Key) oauth2.TokenSource { return f.sources(TokenKey(k)) })
+	}
+	return func(ctx context.Context, key token.Key, refresh string) (*oauth2.Token, error) {
+		ctx = ensureCorrelationID(ctx)
+		t, err := fetch(ctx, key, refresh)
+		if err != nil {
+			err = f.wrap(key, err)
+			f.log.Warn("token request failed", zap.Error(err), correlationField(ctx))
+		}
+		f.trace.tokenFetched(TokenKey(key), err)
+		return t, err
+	}
+}
+
+func (f *tokenFetcher) wrap(key token.Key, err error) error {
+	if f.sources == nil && !namesRemote(err) {
+		err = &InvalidResponseError{"mST", http.MethodPost, f.issuer, err}
+	}
+	return &TokenError{Audience: key.Audience, Err: err}
 }

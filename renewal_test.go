@@ -278,8 +278,8 @@ func TestPartialListKeepsView(t *testing.T) {
 		"without this node": {respondOK(`{"itResource":` + announcement("node-2", "node-3") + `,"leaseTime":3600000}`), "this node is not among its 2 servers"},
 		"an empty list":     {respondOK(`{"itResource":` + announcement() + `,"leaseTime":3600000}`), "this node is not among its 0 servers"},
 		"no list":           {respondOK(`{"itResource":{"id":"x","publicBaseUrl":"http://x"},"leaseTime":3600000}`), "this node is not among its 0 servers"},
-		"no itResource":     {respondOK(`{"leaseTime":3600000}`), "no itResource in it"},
-		"a null itResource": {respondOK(`{"itResource":null}`), "no itResource in it"},
+		"no itResource":     {respondOK(`{"leaseTime":3600000}`), "it has no itResource"},
+		"a null itResource": {respondOK(`{"itResource":null}`), "it has no itResource"},
 		"an itResource without id": {
 			respondOK(`{"itResource":{"servers":[{"serverId":"node-1","clusterBaseUrl":"http://node-1:8080"}]}}`), "itResource without id",
 		},
@@ -287,7 +287,7 @@ func TestPartialListKeepsView(t *testing.T) {
 		"an object of servers":   {respondOK(`{"itResource":{"id":"x","servers":{"node-1":{}}}}`), "its servers cannot be read"},
 		"an array":               {respondOK(`[]`), "not an object"},
 		"a string":               {respondOK(`"ok"`), "not an object"},
-		"null":                   {respondOK(`null`), "no itResource in it"},
+		"null":                   {respondOK(`null`), "it has no itResource"},
 		"HTML":                   {respondOK(`<html>`), "invalid character '<'"},
 		"an empty body":          {respondOK(``), "unexpected end of JSON input"},
 		"no content":             {respond(http.StatusNoContent, ""), "unexpected end of JSON input"},
@@ -298,10 +298,10 @@ func TestPartialListKeepsView(t *testing.T) {
 		"a word as leaseTime":    {respondOK(`{"itResource":` + withMe + `,"leaseTime":"soon"}`), "leaseTime"},
 		"a leaseTime of NaN":     {respondOK(`{"itResource":` + withMe + `,"leaseTime":NaN}`), "invalid character 'N'"},
 		"an object as leaseTime": {respondOK(`{"itResource":` + withMe + `,"leaseTime":{}}`), "leaseTime"},
-		"truncated":              {clustertest.Truncate(30), "it broke off"},
-		"stalled":                {clustertest.Stall(30), "it broke off: context deadline exceeded"},
-		"declared too large":     {endlessBody(true), "answer too large: 1048577 bytes, 1048576 allowed"},
-		"endless":                {endlessBody(false), "answer too large: more than 1048576 bytes"},
+		"truncated":              {clustertest.Truncate(30), "response truncated"},
+		"stalled":                {clustertest.Stall(30), "response truncated: context deadline exceeded"},
+		"declared too large":     {endlessBody(true), "response too large: 1048577 bytes, 1048576 allowed"},
+		"endless":                {endlessBody(false), "response too large: more than 1048576 bytes"},
 		"a redirect":             {redirect("http://node-2:8080/"), "mIT answered 307 Temporary Redirect"},
 		"a teapot":               {clustertest.Status(http.StatusTeapot), "mIT answered 418 I'm a teapot"},
 		"an unknown status":      {clustertest.Status(799), "mIT answered 799 "},
@@ -363,7 +363,7 @@ func TestInvalidEntriesAreSkipped(t *testing.T) {
 		if len(res.Results) != 1 || len(res.Failures) != 1 || res.Failures[0].Kind != cluster.KindNotAllowed || res.Failures[0].Evicted {
 			t.Errorf("a call: %+v", res)
 		}
-		warned := logs.FilterMessage("mIT answered bad entries").All()
+		warned := logs.FilterMessage("registry response contains invalid entries").All()
 		if len(warned) != 1 || warned[0].ContextMap()["error"] != "2 of 5 entries left out: server without serverId" {
 			t.Errorf("logged: %+v", logs.All())
 		}

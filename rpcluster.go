@@ -1,27 +1,28 @@
 package cluster
 
 import (
-	"bytes"
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"iter"
 	"net/http"
-	"sync"
+	"net/url"
+	"strings"
 	"time"
 
-	"github.com/mimiktech/cluster/internal/breaker"
-	"github.com/mimiktech/cluster/internal/fanout"
-	"github.com/mimiktech/cluster/internal/membership"
+	"github.com/mimiktech/cluster/internal/token"
+	"github.com/mimiktech/cluster/internal/wire"
 )
 
-// RPCluster sends req to every peer in the view, or to those that it picks, and waits for all of
-// them, or for as many as it needs. The error is about the call: management is off
-// ([ErrManagementOff]), or req is wrong ([ErrInvalidRequest]), and then nobody was called. What
-// happens to a peer is in its [Outcome], also when ctx ends early. A node without peers gets an
-// empty Response at once. The node does not ask itself: what it has of its own, the caller adds.
+// RPCluster sends req to every peer in the view, or to those that req selects, and waits for all of
+// them, or for as many results as req needs. The node does not call itself. A node without peers gets
+// an empty Response.
+//
+// Failures of peers are in their [Outcome], also if ctx ends early. The error is about the call as a
+// whole: the request is invalid ([ErrInvalidRequest]), management is off ([ErrManagementOff]), or the
+// node is closed ([ErrClosed]). Then no peer was called.
 //
 // A peer that cannot be reached may be evicted; see [Eviction].
 func (c *Cluster) RPCluster(ctx context.Context, req Request) (*Response, error) {
@@ -29,13 +30,13 @@ func (c *Cluster) RPCluster(ctx context.Context, req Request) (*Response, error)
 	if err != nil {
 		return nil, err
 	}
-	return c.collect(ensureCorrelationID(ctx), call, c.snapshot()), nil
+	return c.peers.collect(ensureCorrelationID(ctx), call, c.state.view()), nil
 }
 
-// Stream sends req like RPCluster and yields each outcome as it arrives; those of peers that
-// cannot be reached come last, once it is decided whether they are evicted. Breaking off ends
-// the requests under way. Where RPCluster would return an error, the one Outcome has it as its
-// Err, and no server.
+// Stream sends req like RPCluster, and yields each outcome as it arrives. Peers that cannot be
+// reached come last, after eviction has been decided. Breaking out of the loop cancels the requests
+// in flight. Where RPCluster would return an error, Stream yields one Outcome with that error, the kind
+// [KindInvalid] and no server.
 func (c *Cluster) Stream(ctx context.Context, req Request) iter.Seq[Outcome] {
 	return func(yield func(Outcome) bool) {
 		call, err := c.prepare(req)
@@ -43,7 +44,7 @@ func (c *Cluster) Stream(ctx context.Context, req Request) iter.Seq[Outcome] {
 			yield(Outcome{Err: err, Kind: KindInvalid})
 			return
 		}
-		f := c.newFanOut(call, c.snapshot())
+		f := c.peers.newFanOut(call, c.state.view())
 		for i := range f.run(ensureCorrelationID(ctx)) {
 			if !yield(f.outcomes[i]) {
 				return
@@ -52,374 +53,287 @@ func (c *Cluster) Stream(ctx context.Context, req Request) iter.Seq[Outcome] {
 	}
 }
 
-// gather is a fan-out, waited for.
-func (c *Cluster) collect(ctx context.Context, call *preparedRequest, view membership.View) *Response {
-	f := c.newFanOut(call, view)
-	f.waitForAll = f.minResults == 0
-	for range f.run(ctx) { // all of them
+// A Request is a request to be sent to peers.
+type Request struct {
+	// Method is GET by default.
+	Method string
+	// Path is appended to the base URL of each peer. It begins with "/", may have a query, and must
+	// not have "." or ".." segments.
+	Path string
+	// Query is added to the query of Path.
+	Query url.Values
+	// Header is sent with the request, except for Authorization, User-Agent, the correlation id, and
+	// hop-by-hop headers. So the header of an incoming request may be passed on.
+	Header http.Header
+	// Body is encoded as JSON; a json.RawMessage or []byte is sent as it is. Nil sends no body.
+	Body any
+	// Timeout bounds each attempt; Config.RequestTimeout by default. A peer that misses a shorter
+	// timeout is not a suspect for eviction.
+	Timeout time.Duration
+	// Customer is the customer on whose behalf the token is requested; by default there is none.
+	Customer string
+	// Retry replaces the policy of [WithRetry] for this request.
+	Retry *Retry
+
+	// Filter reports whether to call a peer; nil calls all. It is called for every peer before the first
+	// request is sent, and must not change its argument. A call to only one or two of three or more
+	// peers evicts none.
+	Filter func(Server) bool
+	// MinResults is the quorum: the number of results after which the call ends. The requests to the
+	// other peers are then canceled, and their outcomes have [ErrEnoughResults]. Such a call evicts no
+	// peer. 0 waits for all peers.
+	MinResults int
+	// HedgeAfter is the delay after which a GET or HEAD without a response is sent a second time, on
+	// another HTTP/1 connection. The first response counts, and the other request is canceled. Choose a
+	// delay within which nearly all responses arrive, because each hedged request costs a connection.
+	// Hedged requests count towards Config.MaxInFlight, and are not sent when no slot is free. 0 sends
+	// none.
+	HedgeAfter time.Duration
+}
+
+// An Outcome is the result of calling one peer.
+type Outcome struct {
+	Server Server
+	// Body is the body of the response; nil if the peer failed.
+	Body json.RawMessage
+	// Data is the data in Body; nil if it has none.
+	Data json.RawMessage
+
+	// Err is why the peer failed; nil if it did not. Kind classifies it.
+	Err  error
+	Kind Kind
+	// Evicted reports that the peer was removed from the view, because the registry has deleted it.
+	Evicted bool
+	// EvictionSkipped is why a suspect was not evicted. It is nil for all other peers.
+	EvictionSkipped error
+
+	// Attempts is the number of requests sent, hedged ones included.
+	Attempts int
+	// Duration is the time from the start of the call to the outcome, so it includes the wait for a
+	// slot within Config.MaxInFlight.
+	Duration time.Duration
+}
+
+// MarshalJSON encodes an outcome as the npm module's rpCluster does: {"result", "server"} or
+// {"error", "server"}. It adds "kind", "attempts", "evicted" and "evictionSkipped" to the error.
+func (o Outcome) MarshalJSON() ([]byte, error) {
+	if o.Err == nil {
+		return json.Marshal(struct {
+			Result json.RawMessage `json:"result"`
+			Server Server          `json:"server"`
+		}{o.Body, o.Server})
 	}
-	return newResponse(f.outcomes)
+	type failure struct {
+		StatusCode      int             `json:"statusCode,omitempty"`
+		Title           string          `json:"title,omitempty"`
+		Message         string          `json:"message"`
+		Info            json.RawMessage `json:"info,omitempty"`
+		Kind            Kind            `json:"kind"`
+		Attempts        int             `json:"attempts"`
+		Evicted         bool            `json:"evicted"`
+		EvictionSkipped string          `json:"evictionSkipped,omitempty"`
+	}
+	f := failure{Message: o.Err.Error(), Kind: o.Kind, Attempts: o.Attempts, Evicted: o.Evicted}
+	if se, ok := errors.AsType[*StatusError](o.Err); ok {
+		f.StatusCode, f.Title, f.Info = se.Code, http.StatusText(se.Code), se.Info
+		f.Message = cmp.Or(se.Message, f.Message)
+	}
+	if o.EvictionSkipped != nil {
+		f.EvictionSkipped = o.EvictionSkipped.Error()
+	}
+	return json.Marshal(struct {
+		Error  failure `json:"error"`
+		Server Server  `json:"server"`
+	}{f, o.Server})
 }
 
-// A fan is one call on its way to the peers of a view.
-type fanOut struct {
-	*preparedRequest
-	c            *Cluster
-	peers        []*membership.Peer // to be asked; this node is none
-	unasked      int                // the peers that are not
-	outcomes     []Outcome          // of the peers, in their order; each is written before it is yielded
-	waitForAll   bool               // nobody looks at an outcome before all are there
-	done         chan int           // places of peers that have answered, unless whole; nobody waits to deliver
-	start        time.Time
-	initialToken string // the token that the call began with
-
-	wg    sync.WaitGroup
-	slots *fanout.Call
-
-	mu        sync.Mutex // guards the fields below
-	bearer    string
-	template  *http.Request // what the requests have in common; replaced whole, never edited
-	deadlines sharedDeadline
+// A Response has the outcomes of a call: each peer is exactly once in Results or in Failures, both
+// sorted by server id. Its JSON is that of the npm module's rpCluster.
+type Response struct {
+	// Data is the data of all results, in the same order: the elements of each array, and any other
+	// value as it is.
+	Data     []json.RawMessage `json:"data"`
+	Results  []Outcome         `json:"results"`
+	Failures []Outcome         `json:"failures"`
 }
 
-func (c *Cluster) newFanOut(call *preparedRequest, view membership.View) *fanOut {
-	peers := view.Without(c.cfg.ID).Peers()
-	f := &fanOut{preparedRequest: call, c: c, peers: peers}
-	if call.filter != nil {
-		f.peers = nil // what is cut out of the view is not ours to write to
-		for _, p := range peers {
-			if call.filter(Server(p.Server)) {
-				f.peers = append(f.peers, p)
+// Decode decodes the Data of a response into values of one type. The error for a value that does not
+// fit names its index.
+func Decode[T any](r *Response) ([]T, error) {
+	if r == nil {
+		return nil, nil
+	}
+	values := make([]T, len(r.Data))
+	for i, data := range r.Data {
+		if err := json.Unmarshal(data, &values[i]); err != nil {
+			return nil, fmt.Errorf("cluster: element %d of the joint data: %w", i, err)
+		}
+	}
+	return values, nil
+}
+
+// newResponse splits outcomes into results and failures, and keeps their order.
+func newResponse(outcomes []Outcome) *Response {
+	r := &Response{Data: []json.RawMessage{}, Results: outcomes, Failures: []Outcome{}} // so that none is null in JSON
+	failures := 0
+	for i := range outcomes {
+		if outcomes[i].Err != nil {
+			failures++
+		}
+	}
+	if failures > 0 {
+		r.Results, r.Failures = make([]Outcome, 0, len(outcomes)-failures), make([]Outcome, 0, failures)
+		for _, o := range outcomes {
+			if o.Err != nil {
+				r.Failures = append(r.Failures, o)
+			} else {
+				r.Results = append(r.Results, o)
 			}
 		}
 	}
-	f.unasked = len(peers) - len(f.peers)
-	f.outcomes = make([]Outcome, len(f.peers))
-	f.slots = c.scheduler.NewCall(len(f.peers))
-	return f
+	for i := range r.Results {
+		r.Data = appendData(r.Data, r.Results[i].Data)
+	}
+	return r
 }
 
-// run asks every peer, and yields their places as they answer. Whoever is suspect is judged
-// when all others have answered.
-func (f *fanOut) run(ctx context.Context) iter.Seq[int] {
-	return func(yield func(int) bool) {
-		if len(f.peers) == 0 {
-			return
+// appendData appends the elements of data if it is an array, and otherwise data itself. data is valid
+// JSON without space around it, or empty.
+func appendData(all []json.RawMessage, data json.RawMessage) []json.RawMessage {
+	if len(data) == 0 || data[0] != '[' {
+		if len(data) > 0 {
+			all = append(all, data)
 		}
-		ctx, cancel := mergeCancel(ctx, f.c.ctx)
-		asking, enough := ctx, context.CancelCauseFunc(func(error) {})
-		if f.minResults > 0 {
-			asking, enough = context.WithCancelCause(ctx)
-		}
-		defer f.wg.Wait()
-		defer cancel()
-		defer enough(nil)
-
-		if f.waitForAll { // and need not be woken for each outcome
-			f.askAll(asking)
-			f.wg.Wait()
-		} else {
-			f.done = make(chan int, len(f.peers))
-			f.wg.Go(func() { f.askAll(asking) })
-		}
-		var (
-			results  int
-			suspects []int
-		)
-		for i := range f.peers {
-			if !f.waitForAll {
-				i = <-f.done
-			}
-			f.c.trace.peerDone(f.outcomes[i])
-			if f.outcomes[i].Err == nil {
-				if results++; results == f.minResults {
-					enough(ErrEnoughResults)
-				}
-			}
-			if f.isSuspect(&f.outcomes[i]) {
-				suspects = append(suspects, i)
-			} else if !yield(i) {
-				return
-			}
-		}
-		f.evictSuspects(ctx, suspects, results)
-		for _, i := range suspects {
-			if !yield(i) {
-				return
-			}
-		}
+		return all
 	}
+	for _, element := range wire.Each(data) {
+		all = append(all, element)
+	}
+	return all
 }
 
-// askAll asks the peers, as many at once as the scheduler allows.
-func (f *fanOut) askAll(ctx context.Context) {
-	f.start = time.Now()
-	skip := func(i int, err error) {
-		f.outcomes[i] = Outcome{Server: Server(f.peers[i].Server), Duration: time.Since(f.start)}
-		f.setError(ctx, &f.outcomes[i], err)
-		f.deliver(i)
-	}
-	if err := f.buildTemplate(ctx, ""); err != nil {
-		for i := range f.peers {
-			skip(i, err)
-		}
-		return
-	}
-	f.initialToken = f.bearer
-	f.slots.Run(ctx, func(i int) {
-		f.callPeer(ctx, f.peers[i], &f.outcomes[i], f.start)
-		f.deliver(i)
-	}, skip)
+// A preparedRequest is a valid, encoded request, the same for all peers.
+type preparedRequest struct {
+	method string
+	ref    *url.URL    // path and query, to be appended to the base URL of a peer
+	header http.Header // of the caller; may be nil
+	body   []byte
+	key    token.Key
+
+	timeout    time.Duration // zero for Config.RequestTimeout
+	retry      *Retry
+	filter     func(Server) bool
+	minResults int
+	hedgeAfter time.Duration
+	noEviction bool
 }
 
-// tell says that there is an outcome.
-func (f *fanOut) deliver(i int) {
-	if !f.waitForAll {
-		f.done <- i
+func (c *Cluster) prepare(req Request) (*preparedRequest, error) {
+	if err := context.Cause(c.ctx); err != nil {
+		return nil, err
 	}
-}
-
-// authorize makes the template, with a token other than the refused one.
-func (f *fanOut) buildTemplate(ctx context.Context, refused string) error {
-	key := f.key
-	key.Audience, key.Cluster = f.c.cfg.PeerAudience, true
-	if refused != "" {
-		f.c.tokens.Drop(key, refused)
+	if !c.cfg.Management {
+		return nil, ErrManagementOff
 	}
-	bearer, err := f.c.tokens.Token(ctx, key)
+	req.Method = cmp.Or(req.Method, http.MethodGet)
+	if err := req.validate(); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalidRequest, err)
+	}
+	ref, err := req.ref()
 	if err != nil {
-		return err
+		return nil, fmt.Errorf("%w: %w", ErrInvalidRequest, err)
 	}
-	header := f.c.header(ctx, bearer)
-	if f.body != nil {
-		header["Content-Type"] = []string{"application/json"}
+	body, err := req.encode()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalidRequest, err)
 	}
-	for name, values := range f.header {
-		switch name = http.CanonicalHeaderKey(name); name {
-		case "Authorization", "User-Agent", "X-Correlation-Id":
-		case "Accept-Encoding", "Connection", "Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade":
-			// Of one connection only, and of another: this is the header of a request passed on.
-		default:
-			header[name] = values
+	return &preparedRequest{
+		method: req.Method, ref: ref, header: req.Header, body: body, key: token.Key{Customer: req.Customer},
+		timeout: req.Timeout, retry: req.Retry, filter: req.Filter, minResults: req.MinResults, hedgeAfter: req.HedgeAfter,
+	}, nil
+}
+
+// validate checks all fields except those that ref and encode check.
+func (req *Request) validate() error {
+	if !isToken(req.Method) {
+		return fmt.Errorf("method %q is not a valid method", req.Method)
+	}
+	for name, values := range req.Header {
+		if !isToken(name) {
+			return fmt.Errorf("header %q is not a valid header name", name)
+		}
+		for _, v := range values {
+			if strings.ContainsFunc(v, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }) {
+				return fmt.Errorf("header %q has a value with control characters", name)
+			}
 		}
 	}
-	template := &http.Request{Method: f.method, Header: header, ContentLength: int64(len(f.body))}
-	if f.body != nil {
-		template.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(f.body)), nil }
+	switch {
+	case req.Timeout < 0:
+		return fmt.Errorf("timeout %v is negative", req.Timeout)
+	case req.MinResults < 0:
+		return fmt.Errorf("minResults %d is negative", req.MinResults)
+	case req.HedgeAfter < 0:
+		return fmt.Errorf("hedgeAfter %v is negative", req.HedgeAfter)
+	case req.HedgeAfter > 0 && req.Method != http.MethodGet && req.Method != http.MethodHead:
+		return fmt.Errorf("hedgeAfter is set for a %s, which might be executed twice", req.Method)
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.bearer, f.template = bearer, template
 	return nil
 }
 
-// ask asks one peer, which has been due to be asked since start, repeating as the policy says. It
-// holds a place.
-func (f *fanOut) callPeer(ctx context.Context, p *membership.Peer, o *Outcome, start time.Time) {
-	*o = Outcome{Server: Server(p.Server)}
-	err := f.withRetry(ctx, p, o)
-	o.Duration = time.Since(start)
-	f.setError(ctx, o, err)
+// ref returns the path and the query.
+func (req *Request) ref() (*url.URL, error) {
+	u, err := url.Parse(req.Path)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("path %q is not a path", req.Path)
+	case !strings.HasPrefix(req.Path, "/") || u.Scheme != "" || u.Host != "" || strings.HasPrefix(req.Path, "//"):
+		return nil, fmt.Errorf("path %q is not an absolute path", req.Path)
+	case strings.Contains(req.Path, "#"): // u does not show an empty fragment
+		return nil, fmt.Errorf("path %q has a fragment", req.Path)
+	case hasDotSegments(u.Path):
+		return nil, fmt.Errorf(`path %q has "." or ".." segments`, req.Path)
+	case strings.Contains(u.RawQuery, " "): // which would end the request target
+		return nil, fmt.Errorf("path %q has a query with spaces", req.Path)
+	}
+	ref := &url.URL{Path: u.Path, RawPath: u.RawPath, RawQuery: u.RawQuery}
+	if len(req.Query) > 0 {
+		ref.RawQuery = strings.TrimPrefix(u.RawQuery+"&"+req.Query.Encode(), "&")
+	}
+	return ref, nil
 }
 
-// fail puts down why there is no result; err is nil if there is one.
-func (f *fanOut) setError(ctx context.Context, o *Outcome, err error) {
-	o.Err, o.Kind = err, classify(err)
-	if err != nil && ctx.Err() != nil {
-		o.Kind = KindCanceled
-		o.Err = fmt.Errorf("peer %q: cancelled: %w", o.Server.ServerID, context.Cause(ctx))
-	}
-}
-
-func (f *fanOut) withRetry(ctx context.Context, p *membership.Peer, o *Outcome) error {
-	if p.Err != nil {
-		return p.Err
-	}
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	retry := f.c.retry
-	if f.retry != nil {
-		retry = *f.retry
-	}
-	road, start := f.c.transports.peers, time.Now()
-	for attempt := 1; ; attempt++ {
-		err := f.attempt(ctx, p, road, o)
-		if err == nil || ctx.Err() != nil || !retry.shouldRetry(f.method, err, attempt, time.Since(start)) {
-			return err
-		}
-		f.slots.Released(ctx, func() { _ = f.c.pause(ctx, retry.delay()) })
-		if ctx.Err() != nil {
-			return err
-		}
-		road = f.c.transports.newConn // the pooled connection may be what was wrong
-	}
-}
-
-// attempt asks once, or twice if the token of the first request is refused. It is replaced once a
-// call: who refuses a new one as well will go on to, and mST must not pay for it.
-func (f *fanOut) attempt(ctx context.Context, p *membership.Peer, road http.RoundTripper, o *Outcome) error {
-	a := f.admit(ctx, p, road, o)
-	if tokenRefused(a.err) && a.bearer == f.initialToken {
-		if err := f.buildTemplate(ctx, a.bearer); err != nil {
-			return fmt.Errorf("%w (and no other token: %s)", a.err, err.Error()) // not wrapped: the peer did answer
-		}
-		a = f.admit(ctx, p, road, o)
-	}
-	if a.err != nil {
-		return a.err
-	}
-	var err error
-	o.Body, o.Data, err = readEnvelope(a.body, p, f.method)
-	if wrong, ok := errors.AsType[*WrongServerError](err); ok {
-		wrong.Got = f.c.redact(wrong.Got, a.bearer) // there are servers that repeat what they are sent
-	}
-	return err
-}
-
-// An answer is what came of one request.
-type reply struct {
-	bearer string // the token that went with it
-	body   []byte
-	err    error
-}
-
-// exchange sends one request if the peer's breaker lets it, or two if the first is hedged.
-func (f *fanOut) admit(ctx context.Context, p *membership.Peer, road http.RoundTripper, o *Outcome) reply {
-	timeout := cmp.Or(f.timeout, f.c.cfg.RequestTimeout)
-	left := timeout
-	if end, bounded := ctx.Deadline(); bounded {
-		left = min(timeout, time.Until(end))
-	}
-	now := time.Now()
-	for waited := false; ; waited, now = true, time.Now() {
-		turn, err := f.c.breakers.Allow(p, breaker.Request{Peers: len(f.peers) + f.unasked, Now: now, Timeout: left, Retry: o.Attempts > 0, Waited: waited})
+func (req *Request) encode() ([]byte, error) {
+	switch body := req.Body.(type) {
+	case nil:
+		return nil, nil
+	case []byte:
+		return body, nil
+	case json.RawMessage:
+		return body, nil
+	default:
+		encoded, err := json.Marshal(body)
 		if err != nil {
-			return reply{err: circuitOpen(p, err)}
+			return nil, fmt.Errorf("body: %w", err)
 		}
-		if turn == nil {
-			break
-		}
-		f.slots.Released(ctx, func() {
-			late := time.NewTimer(left)
-			defer late.Stop()
-			select {
-			case <-turn:
-			case <-late.C:
-				f.c.breakers.Cancel(p, turn)
-			case <-ctx.Done():
-			}
-		})
-		if ctx.Err() != nil {
-			f.c.breakers.Cancel(p, turn)
-			return reply{err: context.Cause(ctx)}
-		}
+		return encoded, nil
 	}
-	o.Attempts++
-	if f.hedgeAfter > 0 {
-		return f.sendHedged(ctx, p, road, o, timeout)
-	}
-	return f.sendOnce(ctx, p, road, now, timeout)
 }
 
-// race sends a request, and another if the first is slow.
-func (f *fanOut) sendHedged(ctx context.Context, p *membership.Peer, road http.RoundTripper, o *Outcome, timeout time.Duration) reply {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel() // the slower one
-	answers := make(chan reply, 2)
-	ended := make(chan struct{})
-	f.wg.Go(func() {
-		defer close(ended)
-		answers <- f.sendOnce(ctx, p, road, time.Now(), timeout)
+// isToken reports whether s is a token of RFC 9110, section 5.6.2: a valid method or header name.
+func isToken(s string) bool {
+	return s != "" && !strings.ContainsFunc(s, func(r rune) bool {
+		return r <= ' ' || r > '~' || strings.ContainsRune(`"(),/:;<=>?@[\]{}`, r)
 	})
-	slow := time.NewTimer(f.hedgeAfter)
-	defer slow.Stop()
-	for underway := 1; ; {
-		select {
-		case a := <-answers:
-			if underway--; underway == 0 || !unreachable(a.err) {
-				return a
-			}
-		case <-slow.C:
-			if !f.slots.TryAcquire() {
-				continue
-			}
-			if turn, err := f.c.breakers.Allow(p, breaker.Request{Peers: len(f.peers) + f.unasked, Now: time.Now(), Timeout: timeout - f.hedgeAfter}); turn != nil || err != nil {
-				if turn != nil {
-					f.c.breakers.Cancel(p, turn)
-				}
-				f.slots.Release()
-				continue
-			}
-			underway++
-			o.Attempts++
-			f.wg.Go(func() {
-				defer f.slots.Release()
-				answers <- f.sendOnce(ctx, p, road, time.Now(), timeout-f.hedgeAfter)
-				<-ended // the place that the two had at first may be in use again
-			})
-		}
-	}
 }
 
-// send sends one request, and tells the breaker what came of it.
-func (f *fanOut) sendOnce(ctx context.Context, p *membership.Peer, road http.RoundTripper, began time.Time, timeout time.Duration) (a reply) {
-	defer func() {
-		given, gaveUp := timeout, ctx.Err() != nil
-		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
-			given, gaveUp = time.Since(began), false
+// hasDotSegments reports whether a server may resolve p to a path outside of the base path (RFC 3986,
+// section 5.2.4). Some servers treat a backslash as a slash.
+func hasDotSegments(p string) bool {
+	for segment := range strings.SplitSeq(strings.ReplaceAll(p, `\`, "/"), "/") {
+		if segment == ".." || segment == "." {
+			return true
 		}
-		result := breaker.Answered
-		switch {
-		case a.err != nil && gaveUp:
-			result = breaker.Abandoned
-		case timedOut(a.err):
-			result = breaker.TimedOut
-		}
-		f.c.breakers.Record(p, result, began, given)
-	}()
-
-	f.mu.Lock()
-	bearer, template := f.bearer, f.template
-	var bounded context.Context
-	if f.hedgeAfter == 0 {
-		bounded = f.deadlines.context(ctx, began, timeout)
 	}
-	f.mu.Unlock()
-	if bounded == nil { // ctx is of this peer alone
-		var cancel context.CancelFunc
-		bounded, cancel = context.WithTimeout(ctx, timeout)
-		defer cancel()
-	}
-
-	req := template.WithContext(bounded)
-	u := *p.Base
-	if u.RawPath != "" || f.ref.RawPath != "" {
-		u.RawPath = u.EscapedPath() + f.ref.EscapedPath()
-	}
-	u.Path += f.ref.Path
-	u.RawQuery = f.ref.RawQuery
-	req.URL, req.Host = &u, u.Host
-	if f.body != nil {
-		req.Body, _ = req.GetBody() // it has no error
-	}
-	body, err := f.c.send(road, remote{"peer", p.ServerID}, req)
-	return reply{bearer, body, err}
-}
-
-// A deadline gives requests that begin at about the same moment one context, for a timer of its
-// own would cost each of them more than the rest of what is done for it here. Nobody is given
-// less time than he is due but for a fiftieth of it, and 5 ms at most.
-type sharedDeadline struct {
-	ctx        context.Context    //nolint:containedctx // of one call, within which it begins and ends
-	cancel     context.CancelFunc // not needed: what it would release goes with the call
-	validUntil time.Time          // when the next one is due
-}
-
-func (d *sharedDeadline) context(call context.Context, now time.Time, timeout time.Duration) context.Context {
-	if d.ctx == nil || now.After(d.validUntil) {
-		d.ctx, d.cancel = context.WithDeadline(call, now.Add(timeout))
-		d.validUntil = now.Add(min(timeout/50, 5*time.Millisecond))
-	}
-	return d.ctx
+	return false
 }

@@ -82,7 +82,7 @@ func TestResponseAsJSON(t *testing.T) {
 			`"failures":[` +
 			`{"error":{"statusCode":404,"title":"Not Found","message":"no such thing","info":{"id":1.50},` +
 			`"kind":"status","attempts":1,"evicted":false},"server":` + server(3) + `},` +
-			`{"error":{"message":"peer \"node-4\" gave an unusable answer to GET http://node-4:8080/mds/v1: it does not say which server it is from",` +
+			`{"error":{"message":"peer \"node-4\" gave an invalid response to GET http://node-4:8080/mds/v1: it does not say which server it is from",` +
 			`"kind":"malformed","attempts":1,"evicted":false},"server":` + server(4) + `},` +
 			`{"error":{"message":"peer \"node-5\" cannot be reached by GET http://node-5:8080/mds/v1/things: dial tcp node-5:8080: connect: connection refused",` +
 			`"kind":"refused","attempts":2,"evicted":false,"evictionSkipped":"eviction is off"},"server":` + server(5) + `}]}`

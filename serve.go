@@ -13,12 +13,12 @@ import (
 	"go.uber.org/zap"
 )
 
-// How long a service that ends waits for the requests it still has, at most.
-const drainTime = 30 * time.Second
+// drainTimeout bounds the wait for requests in progress when the server shuts down.
+const drainTimeout = 30 * time.Second
 
-// ListenAndServe is the life of a service in one call. It listens at srv.Addr, and then is
-// [Cluster.Serve]. If srv.Addr is empty, it listens at Config.Port: of all addresses, or of
-// Config.LocalIPv4 alone if that is a loopback address.
+// ListenAndServe listens at srv.Addr and calls [Cluster.Serve]. If srv.Addr is empty, it listens at
+// Config.Port on all interfaces, or only on the loopback interface if Config.LocalIPv4 is a loopback
+// address.
 func (c *Cluster) ListenAndServe(ctx context.Context, srv *http.Server) error {
 	var lc net.ListenConfig
 	ln, err := lc.Listen(ctx, "tcp", cmp.Or(srv.Addr, c.listenAddr()))
@@ -28,21 +28,14 @@ func (c *Cluster) ListenAndServe(ctx context.Context, srv *http.Server) error {
 	return c.Serve(ctx, ln, srv)
 }
 
-func (c *Cluster) listenAddr() string {
-	host := ""
-	if ip := net.ParseIP(c.cfg.LocalIPv4); ip.IsLoopback() {
-		host = c.cfg.LocalIPv4
-	}
-	return net.JoinHostPort(host, strconv.Itoa(c.cfg.Port))
-}
-
-// Serve is the life of a service that listens already. It serves, registers (retrying for as
-// long as it takes, unless Config.NoRegistration), and keeps the lease. When ctx ends, or somebody
-// shuts srv down, it leaves in order: unregister, go on serving while the word spreads, drain for
-// up to 30 s, close.
+// Serve runs a service from start to end. It serves requests on ln, registers the node, retrying
+// until that succeeds (unless Config.NoRegistration is set), and renews the lease. When ctx ends or
+// srv is shut down, it unregisters the node, still serving requests, then waits up to 30 s for
+// requests in progress, and closes the Cluster.
 //
-// It blocks until all that is done, and returns nil if ctx ended it and leaving went well. Else
-// the error says why serving stopped, or what of leaving failed. The Cluster is closed then.
+// Serve blocks until all of this is done. It returns nil if serving ended because of ctx or a shutdown
+// of srv, and nothing failed on the way out. Otherwise the error says why serving ended, and what
+// failed.
 func (c *Cluster) Serve(ctx context.Context, ln net.Listener, srv *http.Server) error {
 	defer c.Close()
 	ctx, cancel := context.WithCancel(ctx)
@@ -55,7 +48,7 @@ func (c *Cluster) Serve(ctx context.Context, ln net.Listener, srv *http.Server) 
 		defer close(registered)
 		if !c.cfg.NoRegistration {
 			if _, err := c.Register(ctx); err != nil && ctx.Err() == nil {
-				c.log.Error("registering ended", zap.Error(err))
+				c.log.Error("registration stopped", zap.Error(err))
 			}
 		}
 	}()
@@ -63,19 +56,27 @@ func (c *Cluster) Serve(ctx context.Context, ln net.Listener, srv *http.Server) 
 	var failures []error
 	select {
 	case <-ctx.Done():
-	case err := <-served: // the listener broke, or somebody shut srv down
+	case err := <-served:
 		cancel()
 		if !errors.Is(err, http.ErrServerClosed) {
 			failures = append(failures, fmt.Errorf("cluster: serving: %w", err))
 		}
 	}
-	after := context.WithoutCancel(ctx)
-	failures = append(failures, c.UnRegister(after).Errors...)
+	shutdownCtx := context.WithoutCancel(ctx)
+	failures = append(failures, c.UnRegister(shutdownCtx).Errors...)
 	<-registered
-	drain, stop := context.WithTimeout(after, drainTime)
+	drainCtx, stop := context.WithTimeout(shutdownCtx, drainTimeout)
 	defer stop()
-	if err := srv.Shutdown(drain); err != nil {
+	if err := srv.Shutdown(drainCtx); err != nil {
 		failures = append(failures, fmt.Errorf("cluster: draining: %w", err), srv.Close())
 	}
 	return errors.Join(failures...)
+}
+
+func (c *Cluster) listenAddr() string {
+	host := ""
+	if ip := net.ParseIP(c.cfg.LocalIPv4); ip.IsLoopback() {
+		host = c.cfg.LocalIPv4
+	}
+	return net.JoinHostPort(host, strconv.Itoa(c.cfg.Port))
 }

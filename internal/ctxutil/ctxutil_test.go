@@ -28,7 +28,7 @@ func TestMerge(t *testing.T) {
 			}
 			tc.end(cancelCtx, cancelOther)
 			synctest.Wait()
-			if got := context.Cause(merged); got != tc.want {
+			if got := context.Cause(merged); !errors.Is(got, tc.want) {
 				t.Errorf("%s: ended with %v, want %v", tc.name, got, tc.want)
 			}
 			cancel()
@@ -45,7 +45,7 @@ func TestMergeWithEndedContext(t *testing.T) {
 	end(cause)
 	merged, cancel := Merge(t.Context(), other)
 	defer cancel()
-	if got := context.Cause(merged); got != cause {
+	if got := context.Cause(merged); !errors.Is(got, cause) {
 		t.Errorf("ended with %v, want %v", got, cause)
 	}
 }
@@ -60,7 +60,7 @@ func TestSleep(t *testing.T) {
 		ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, cause)
 		defer cancel()
 		start = time.Now()
-		if err := Sleep(ctx, time.Minute); err != cause || time.Since(start) != time.Second {
+		if err := Sleep(ctx, time.Minute); !errors.Is(err, cause) || time.Since(start) != time.Second {
 			t.Errorf("slept for %v, with error %v", time.Since(start), err)
 		}
 	})

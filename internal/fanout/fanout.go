@@ -104,7 +104,7 @@ func (c *Call) register() {
 			break
 		}
 	}
-	c.order.start(c.order.n, farthest(others))
+	c.start(farthest(others))
 	l.calls[c] = struct{}{}
 }
 

@@ -14,10 +14,8 @@ type order struct {
 	taken  atomic.Int64
 }
 
-// start sets the number of indices, and the first one as a fraction of n.
-func (o *order) start(n int, from float64) {
-	o.n, o.offset = n, int(from*float64(n))%n
-}
+// start sets the first index, as a fraction of n.
+func (o *order) start(from float64) { o.offset = int(from*float64(o.n)) % o.n }
 
 // next returns the next index; ok is false once all have been handed out.
 func (o *order) next() (i int, ok bool) {

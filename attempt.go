@@ -1,0 +1,288 @@
+package cluster
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/mimiktech/cluster/internal/breaker"
+	"github.com/mimiktech/cluster/internal/ctxutil"
+	"github.com/mimiktech/cluster/internal/membership"
+	"github.com/mimiktech/cluster/internal/wire"
+)
+
+// callPeer calls one peer, with a slot held, and sets its outcome. start is when the call began.
+func (f *fanOut) callPeer(ctx context.Context, p *membership.Peer, o *Outcome, start time.Time) {
+	*o = Outcome{Server: Server(p.Server)}
+	err := f.withRetry(ctx, p, o)
+	o.Duration = time.Since(start)
+	f.setError(ctx, o, err)
+}
+
+// retryPeer calls a suspect once more, and adds the attempts and the time to its outcome.
+func (f *fanOut) retryPeer(ctx context.Context, p *membership.Peer, o *Outcome) {
+	attempts, duration, start := o.Attempts, o.Duration, time.Now()
+	if err := f.slots.Acquire(ctx); err != nil {
+		f.setError(ctx, o, err)
+	} else {
+		f.callPeer(ctx, p, o, start)
+		f.slots.Release()
+		o.Attempts += attempts
+	}
+	o.Duration = duration + time.Since(start)
+}
+
+// setError sets the error and the kind of an outcome; err is nil if there is a result.
+func (f *fanOut) setError(ctx context.Context, o *Outcome, err error) {
+	o.Err, o.Kind = err, classify(err)
+	if err != nil && ctx.Err() != nil {
+		o.Kind = KindCanceled
+		o.Err = fmt.Errorf("peer %q: canceled: %w", o.Server.ServerID, context.Cause(ctx))
+	}
+}
+
+// withRetry makes attempts until one succeeds or the policy allows no more.
+func (f *fanOut) withRetry(ctx context.Context, p *membership.Peer, o *Outcome) error {
+	if p.Err != nil {
+		return p.Err
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	retry := f.client.retry
+	if f.retry != nil {
+		retry = *f.retry
+	}
+	rt, start := f.client.http.transports.peers, time.Now()
+	for attempt := 1; ; attempt++ {
+		err := f.attempt(ctx, p, rt, o)
+		if err == nil || ctx.Err() != nil || !retry.shouldRetry(f.method, err, attempt, time.Since(start)) {
+			return err
+		}
+		f.slots.Released(ctx, func() { _ = ctxutil.Sleep(ctx, retry.delay()) })
+		if ctx.Err() != nil {
+			return err
+		}
+		rt = f.client.http.transports.newConn // a stale pooled connection may have been the cause
+	}
+}
+
+// attempt sends a request, and a second one if the peer rejects the token. The token is replaced once
+// per call: a peer that rejects a fresh token would reject the next one, too.
+func (f *fanOut) attempt(ctx context.Context, p *membership.Peer, rt http.RoundTripper, o *Outcome) error {
+	r := f.send(ctx, p, rt, o)
+	if tokenRejected(r.err) && r.bearer == f.initialToken {
+		if err := f.buildTemplate(ctx, r.bearer); err != nil {
+			return fmt.Errorf("%w (and no other token: %s)", r.err, err.Error()) // not wrapped: the kind is that of r.err
+		}
+		r = f.send(ctx, p, rt, o)
+	}
+	if r.err != nil {
+		return r.err
+	}
+	var err error
+	o.Body, o.Data, err = readEnvelope(r.body, p, f.method)
+	if wrong, ok := errors.AsType[*WrongServerError](err); ok {
+		wrong.Got = f.client.http.redact(wrong.Got, r.bearer) // a server may echo what it is sent
+	}
+	return err
+}
+
+// A reply is the result of one request.
+type reply struct {
+	bearer string // the token that was sent
+	body   []byte
+	err    error
+}
+
+// send sends a request as soon as the peer's breaker allows it, and hedges it if the call says so.
+func (f *fanOut) send(ctx context.Context, p *membership.Peer, rt http.RoundTripper, o *Outcome) reply {
+	timeout := cmp.Or(f.timeout, f.client.timeout)
+	began, err := f.admit(ctx, p, o, timeout)
+	if err != nil {
+		return reply{err: err}
+	}
+	o.Attempts++
+	if f.hedgeAfter > 0 {
+		return f.sendHedged(ctx, p, rt, o, timeout)
+	}
+	return f.sendOnce(ctx, p, rt, began, timeout)
+}
+
+// admit waits until the peer's breaker allows a request, and returns when that was. The wait is
+// bounded by the timeout of the request.
+func (f *fanOut) admit(ctx context.Context, p *membership.Peer, o *Outcome, timeout time.Duration) (began time.Time, err error) {
+	if end, bounded := ctx.Deadline(); bounded {
+		timeout = min(timeout, time.Until(end))
+	}
+	r := breaker.Request{Peers: f.total, Now: time.Now(), Timeout: timeout, Retry: o.Attempts > 0}
+	for {
+		wait, err := f.client.breakers.Allow(p, r)
+		if err != nil {
+			return time.Time{}, circuitOpen(p, err)
+		}
+		if wait == nil {
+			return r.Now, nil
+		}
+		f.slots.Released(ctx, func() { f.await(ctx, p, wait, timeout) })
+		if ctx.Err() != nil {
+			f.client.breakers.Cancel(p, wait)
+			return time.Time{}, context.Cause(ctx)
+		}
+		r.Now, r.Waited = time.Now(), true
+	}
+}
+
+func (f *fanOut) await(ctx context.Context, p *membership.Peer, wait <-chan struct{}, timeout time.Duration) {
+	t := time.NewTimer(timeout)
+	defer t.Stop()
+	select {
+	case <-wait:
+	case <-t.C:
+		f.client.breakers.Cancel(p, wait)
+	case <-ctx.Done():
+	}
+}
+
+// sendHedged sends a request, and a second one if there is no response after HedgeAfter. It returns
+// the first response and cancels the other request.
+func (f *fanOut) sendHedged(ctx context.Context, p *membership.Peer, rt http.RoundTripper, o *Outcome, timeout time.Duration) reply {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	replies := make(chan reply, 2)
+	firstDone := make(chan struct{})
+	f.wg.Go(func() {
+		defer close(firstDone)
+		replies <- f.sendOnce(ctx, p, rt, time.Now(), timeout)
+	})
+	hedge := time.NewTimer(f.hedgeAfter)
+	defer hedge.Stop()
+	for inFlight := 1; ; {
+		select {
+		case r := <-replies:
+			if inFlight--; inFlight == 0 || !unreachable(r.err) {
+				return r
+			}
+		case <-hedge.C:
+			timeout := timeout - f.hedgeAfter
+			if !f.admitHedge(p, timeout) {
+				continue
+			}
+			inFlight++
+			o.Attempts++
+			f.wg.Go(func() {
+				defer f.slots.Release()
+				replies <- f.sendOnce(ctx, p, rt, time.Now(), timeout)
+				<-firstDone // sendHedged has returned, and the slot of the first request may be in use again
+			})
+		}
+	}
+}
+
+// admitHedge takes a slot if one is free and the peer's breaker allows a request right now.
+func (f *fanOut) admitHedge(p *membership.Peer, timeout time.Duration) bool {
+	if !f.slots.TryAcquire() {
+		return false
+	}
+	wait, err := f.client.breakers.Allow(p, breaker.Request{Peers: f.total, Now: time.Now(), Timeout: timeout})
+	if err == nil && wait == nil {
+		return true
+	}
+	if wait != nil {
+		f.client.breakers.Cancel(p, wait)
+	}
+	f.slots.Release()
+	return false
+}
+
+// sendOnce sends a request that the breaker has allowed, and records its result there.
+func (f *fanOut) sendOnce(ctx context.Context, p *membership.Peer, rt http.RoundTripper, began time.Time, timeout time.Duration) (r reply) {
+	defer func() { f.record(ctx, p, r.err, began, timeout) }()
+	f.mu.Lock()
+	bearer, template := f.bearer, f.template
+	var reqCtx context.Context
+	if f.hedgeAfter == 0 {
+		reqCtx = f.deadlines.context(ctx, began, timeout)
+	}
+	f.mu.Unlock()
+	if reqCtx == nil { // ctx is that of this peer alone, so that its deadline cannot be shared
+		var cancel context.CancelFunc
+		reqCtx, cancel = context.WithTimeout(ctx, timeout)
+		defer cancel()
+	}
+	req := template.WithContext(reqCtx)
+	req.URL = appendRef(p.Base, f.ref)
+	req.Host = req.URL.Host
+	if f.body != nil {
+		req.Body, _ = req.GetBody() // never fails
+	}
+	body, err := f.client.http.do(rt, remote{"peer", p.ServerID}, req)
+	return reply{bearer, body, err}
+}
+
+// record tells the peer's breaker how a request ended.
+func (f *fanOut) record(ctx context.Context, p *membership.Peer, err error, began time.Time, timeout time.Duration) {
+	result := breaker.Answered
+	switch {
+	case errors.Is(ctx.Err(), context.DeadlineExceeded): // the call's own deadline was the timeout
+		timeout = time.Since(began)
+		if timedOut(err) {
+			result = breaker.TimedOut
+		}
+	case err != nil && ctx.Err() != nil:
+		result = breaker.Abandoned
+	case timedOut(err):
+		result = breaker.TimedOut
+	}
+	f.client.breakers.Record(p, result, began, timeout)
+}
+
+// appendRef appends a path and a query to a base URL.
+func appendRef(base, ref *url.URL) *url.URL {
+	u := *base
+	if u.RawPath != "" || ref.RawPath != "" {
+		u.RawPath = u.EscapedPath() + ref.EscapedPath()
+	}
+	u.Path += ref.Path
+	u.RawQuery = ref.RawQuery
+	return &u
+}
+
+// readEnvelope returns the body and the data of a peer's response. A response from another server is
+// an error. It does not decode the data, which may be large.
+func readEnvelope(response []byte, p *membership.Peer, method string) (body, data json.RawMessage, err error) {
+	invalidResponse := func(err error) error {
+		return &InvalidResponseError{remote{"peer", p.ServerID}.String(), method, withoutQuery(p.Base), err}
+	}
+	if !json.Valid(response) {
+		return nil, nil, invalidResponse(json.Unmarshal(response, new(any)))
+	}
+	var serverID []byte // in JSON
+	for name, value := range wire.Each(bytes.TrimSpace(response)) {
+		switch _, spelled := wire.MatchField(name, "data", "server"); spelled {
+		case "data":
+			data = value
+		case "server":
+			serverID = nil
+			for name, value := range wire.Each(value) {
+				if _, spelled := wire.MatchField(name, "serverId"); spelled == "serverId" {
+					serverID = value
+				}
+			}
+		}
+	}
+	if wire.EqualString(serverID, p.ServerID) {
+		return response, data, nil
+	}
+	got, _ := wire.DecodeString(serverID, "")
+	if got == "" {
+		return nil, nil, invalidResponse(errors.New("it does not say which server it is from"))
+	}
+	return nil, nil, &WrongServerError{URL: withoutQuery(p.Base), Want: p.ServerID, Got: got}
+}

@@ -1,0 +1,236 @@
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"iter"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/mimiktech/cluster/internal/breaker"
+	"github.com/mimiktech/cluster/internal/ctxutil"
+	"github.com/mimiktech/cluster/internal/fanout"
+	"github.com/mimiktech/cluster/internal/membership"
+)
+
+// A peerClient sends requests to the peers of a view.
+type peerClient struct {
+	ctx       context.Context // the object's own: all calls end with it
+	selfID    string          // is not called
+	audience  string
+	timeout   time.Duration // of a request that has none of its own
+	retry     Retry
+	http      *httpClient
+	tokens    tokenSource
+	scheduler *fanout.Scheduler
+	breakers  *breaker.Set
+	evictor   *evictor
+	trace     *Trace
+}
+
+// collect sends a request to the peers of a view, and waits for them.
+func (c *peerClient) collect(ctx context.Context, call *preparedRequest, view membership.View) *Response {
+	return newResponse(c.callAll(ctx, call, view))
+}
+
+func (c *peerClient) callAll(ctx context.Context, call *preparedRequest, view membership.View) []Outcome {
+	f := c.newFanOut(call, view)
+	f.waitForAll = f.minResults == 0
+	for range f.run(ctx) { // the outcomes are complete when it ends
+	}
+	return f.outcomes
+}
+
+// A fanOut is one call to the peers of a view.
+type fanOut struct {
+	*preparedRequest
+	client       *peerClient
+	peers        []*membership.Peer // to be called
+	total        int                // peers in the view, called or not
+	outcomes     []Outcome          // in the order of peers; each is written before its index is sent to done
+	waitForAll   bool               // no outcome is read before all are complete
+	done         chan int           // indices of complete outcomes; nil if waitForAll. A send never blocks
+	start        time.Time
+	initialToken string
+
+	wg    sync.WaitGroup
+	slots *fanout.Call
+
+	mu        sync.Mutex // guards the fields below
+	bearer    string
+	template  *http.Request // what all requests have in common; replaced as a whole, never edited
+	deadlines sharedDeadline
+}
+
+func (c *peerClient) newFanOut(call *preparedRequest, view membership.View) *fanOut {
+	peers := view.Without(c.selfID).Peers()
+	f := &fanOut{preparedRequest: call, client: c, peers: peers, total: len(peers)}
+	if call.filter != nil {
+		f.peers = nil // the array belongs to the view
+		for _, p := range peers {
+			if call.filter(Server(p.Server)) {
+				f.peers = append(f.peers, p)
+			}
+		}
+	}
+	f.outcomes = make([]Outcome, len(f.peers))
+	f.slots = c.scheduler.NewCall(len(f.peers))
+	return f
+}
+
+// run calls all peers, and yields the index of each as soon as its outcome is complete. For suspects
+// that is when all peers have been called and eviction has been decided.
+func (f *fanOut) run(ctx context.Context) iter.Seq[int] {
+	return func(yield func(int) bool) {
+		if len(f.peers) == 0 {
+			return
+		}
+		ctx, cancel := ctxutil.Merge(ctx, f.client.ctx)
+		callCtx, enough := ctx, context.CancelCauseFunc(func(error) {})
+		if f.minResults > 0 {
+			callCtx, enough = context.WithCancelCause(ctx)
+		}
+		defer f.wg.Wait()
+		defer cancel()
+		defer enough(nil)
+
+		if f.waitForAll { // without a wake-up of this goroutine for each outcome
+			f.callPeers(callCtx)
+			f.wg.Wait()
+		} else {
+			f.done = make(chan int, len(f.peers))
+			f.wg.Go(func() { f.callPeers(callCtx) })
+		}
+		if suspects, results, ok := f.yieldOutcomes(enough, yield); ok {
+			f.yieldSuspects(ctx, suspects, results, yield)
+		}
+	}
+}
+
+// yieldOutcomes yields all outcomes except those of suspects, whose indices it returns. ok is false
+// if yield has returned false. enough is called with the result that reaches MinResults.
+func (f *fanOut) yieldOutcomes(enough context.CancelCauseFunc, yield func(int) bool) (suspects []int, results int, ok bool) {
+	for i := range f.peers {
+		if !f.waitForAll {
+			i = <-f.done
+		}
+		o := &f.outcomes[i]
+		f.client.trace.peerDone(*o)
+		if o.Err == nil {
+			if results++; results == f.minResults {
+				enough(ErrEnoughResults)
+			}
+		}
+		if !f.noEviction && f.client.evictor.isSuspect(o, f.timeout) {
+			suspects = append(suspects, i)
+		} else if !yield(i) {
+			return nil, 0, false
+		}
+	}
+	return suspects, results, true
+}
+
+func (f *fanOut) yieldSuspects(ctx context.Context, suspects []int, results int, yield func(int) bool) {
+	if len(suspects) == 0 {
+		return
+	}
+	f.client.evictor.review(ctx, batch{
+		peers:    f.peers,
+		outcomes: f.outcomes,
+		total:    f.total,
+		enough:   f.minResults > 0 && results >= f.minResults,
+		timeout:  f.timeout,
+		retry:    f.retryPeer,
+	}, suspects)
+	for _, i := range suspects {
+		if !yield(i) {
+			return
+		}
+	}
+}
+
+// callPeers calls the peers, as many at a time as the scheduler allows.
+func (f *fanOut) callPeers(ctx context.Context) {
+	f.start = time.Now()
+	skip := func(i int, err error) {
+		f.outcomes[i] = Outcome{Server: Server(f.peers[i].Server), Duration: time.Since(f.start)}
+		f.setError(ctx, &f.outcomes[i], err)
+		f.deliver(i)
+	}
+	if err := f.buildTemplate(ctx, ""); err != nil {
+		for i := range f.peers {
+			skip(i, err)
+		}
+		return
+	}
+	f.initialToken = f.bearer
+	f.slots.Run(ctx, func(i int) {
+		f.callPeer(ctx, f.peers[i], &f.outcomes[i], f.start)
+		f.deliver(i)
+	}, skip)
+}
+
+func (f *fanOut) deliver(i int) {
+	if !f.waitForAll {
+		f.done <- i
+	}
+}
+
+// buildTemplate makes the template of all requests. If rejected is set, it replaces that token first.
+func (f *fanOut) buildTemplate(ctx context.Context, rejected string) error {
+	key := f.key
+	key.Audience, key.Cluster = f.client.audience, true
+	if rejected != "" {
+		f.client.tokens.Drop(key, rejected)
+	}
+	bearer, err := f.client.tokens.Token(ctx, key)
+	if err != nil {
+		return err
+	}
+	header := f.client.http.header(ctx, bearer)
+	if f.body != nil {
+		header["Content-Type"] = []string{"application/json"}
+	}
+	addHeader(header, f.header)
+	template := &http.Request{Method: f.method, Header: header, ContentLength: int64(len(f.body))}
+	if f.body != nil {
+		template.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(f.body)), nil }
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.bearer, f.template = bearer, template
+	return nil
+}
+
+// addHeader adds the caller's header to that of a request.
+func addHeader(header, added http.Header) {
+	for name, values := range added {
+		switch name = http.CanonicalHeaderKey(name); name {
+		case "Authorization", "User-Agent", "X-Correlation-Id":
+			// These are set for each call.
+		case "Accept-Encoding", "Connection", "Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade":
+			// These are hop-by-hop, or depend on the connection.
+		default:
+			header[name] = values
+		}
+	}
+}
+
+// A sharedDeadline gives requests that begin at about the same moment one context, because a timer
+// for each request would cost more than all other work of this package for it. A request may lose up
+// to 2 % of its timeout, and at most 5 ms.
+type sharedDeadline struct {
+	current    context.Context    //nolint:containedctx // derived from that of a call, which outlives it
+	cancel     context.CancelFunc // not called: the end of the call's context releases the timer
+	validUntil time.Time          // for requests that begin later, there is a new context
+}
+
+func (d *sharedDeadline) context(ctx context.Context, now time.Time, timeout time.Duration) context.Context {
+	if d.current == nil || now.After(d.validUntil) {
+		d.current, d.cancel = context.WithDeadline(ctx, now.Add(timeout))
+		d.validUntil = now.Add(min(timeout/50, 5*time.Millisecond))
+	}
+	return d.current
+}

@@ -1,0 +1,369 @@
+package cluster
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+
+	"github.com/mimiktech/cluster/internal/membership"
+	"github.com/mimiktech/cluster/internal/wire"
+)
+
+// A State is the state of a node's registration.
+type State string
+
+// The states of a registration. A node is an Orphan until it first registers. It is then Registered,
+// Degraded or Lost, and may change between them any number of times, until it has Left.
+const (
+	Orphan     State = "orphan"     // not registered yet
+	Registered State = "registered" // the last renewal succeeded
+	Degraded   State = "degraded"   // the last renewal failed, but the lease has not expired
+	Lost       State = "lost"       // the lease has expired; the node keeps trying to renew it
+	Left       State = "left"       // unregistered or closed
+)
+
+// A Status describes a registration at one moment.
+type Status struct {
+	State State
+	// Reason is why the node is not Registered, such as the error of the last renewal. It is nil if the
+	// node is Registered.
+	Reason error
+
+	ServerID string
+	// ResourceID is the id of the cluster's itResource; empty before the first registration.
+	ResourceID string
+	// Servers is the number of servers in the view, this node included.
+	Servers int
+	// UpdatedAt is when the view last changed or was confirmed by a renewal.
+	UpdatedAt time.Time
+	// LeaseTime is the duration of the lease that the registry last granted.
+	LeaseTime time.Duration
+	// RenewedAt is when the last successful renewal was sent. The lease begins then.
+	RenewedAt time.Time
+}
+
+// ExpiresAt returns when the lease expires unless it is renewed. It is zero before the first
+// registration.
+func (s Status) ExpiresAt() time.Time {
+	if s.RenewedAt.IsZero() {
+		return time.Time{}
+	}
+	return s.RenewedAt.Add(s.LeaseTime)
+}
+
+// Registration returns the value of REGISTRATION_STATUS: "registered" until the lease expires, and
+// otherwise "orphan: " with the reason.
+func (s Status) Registration() string {
+	if s.holdsLease() {
+		return "registered"
+	}
+	reason := "unknown"
+	if s.Reason != nil {
+		reason = s.Reason.Error()
+	}
+	return "orphan: " + strings.Map(func(r rune) rune {
+		if r < ' ' {
+			return ' ' // an environment variable cannot hold a NUL
+		}
+		return r
+	}, reason)
+}
+
+// Env returns the environment variables that the node sets to its status: REGISTRATION_STATUS, and
+// once they are known CLUSTER_STATUS_SERVERS, CLUSTER_STATUS_UPDATED_AT and
+// CLUSTER_STATUS_LEASE_TIME.
+func (s Status) Env() map[string]string {
+	vars := map[string]string{"REGISTRATION_STATUS": s.Registration()}
+	if !s.UpdatedAt.IsZero() {
+		vars["CLUSTER_STATUS_SERVERS"] = strconv.Itoa(s.Servers)
+		vars["CLUSTER_STATUS_UPDATED_AT"] = formatTime(s.UpdatedAt)
+		vars["CLUSTER_STATUS_LEASE_TIME"] = strconv.FormatInt(s.LeaseTime.Milliseconds(), 10)
+	}
+	return vars
+}
+
+// MarshalJSON encodes times in ISO 8601 and the lease time in milliseconds.
+func (s Status) MarshalJSON() ([]byte, error) {
+	out := struct {
+		State      State  `json:"state"`
+		Reason     string `json:"reason,omitempty"`
+		ServerID   string `json:"serverId"`
+		ResourceID string `json:"resourceId,omitempty"`
+		Servers    int    `json:"servers"`
+		UpdatedAt  string `json:"updatedAt,omitempty"`
+		LeaseTime  int64  `json:"leaseTime"`
+		RenewedAt  string `json:"renewedAt,omitempty"`
+		ExpiresAt  string `json:"expiresAt,omitempty"`
+	}{
+		State: s.State, ServerID: s.ServerID, ResourceID: s.ResourceID, Servers: s.Servers,
+		UpdatedAt: formatTime(s.UpdatedAt), LeaseTime: s.LeaseTime.Milliseconds(),
+		RenewedAt: formatTime(s.RenewedAt), ExpiresAt: formatTime(s.ExpiresAt()),
+	}
+	if s.Reason != nil {
+		out.Reason = s.Reason.Error()
+	}
+	return json.Marshal(out)
+}
+
+// holdsLease reports whether the node has a lease that has not expired.
+func (s Status) holdsLease() bool { return s.State == Registered || s.State == Degraded }
+
+// setEnv writes Env to the process environment. A variable whose value is not known is unset,
+// because a value inherited from a parent process would be wrong.
+func (s Status) setEnv() {
+	vars := s.Env()
+	for _, name := range []string{
+		"REGISTRATION_STATUS", "CLUSTER_STATUS_SERVERS", "CLUSTER_STATUS_UPDATED_AT", "CLUSTER_STATUS_LEASE_TIME",
+	} {
+		if value, known := vars[name]; known {
+			_ = os.Setenv(name, value) // no such value is invalid
+		} else {
+			_ = os.Unsetenv(name)
+		}
+	}
+}
+
+func formatTime(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return wire.FormatTime(t)
+}
+
+// A state is what the node knows: its view of the cluster and how its registration stands. All
+// changes go through update, which keeps the process environment in step. The methods are safe for
+// concurrent use.
+type state struct {
+	noEnv bool
+	log   *zap.Logger
+	trace *Trace
+
+	mu   sync.Mutex // guards the field below
+	data stateData
+}
+
+type stateData struct {
+	view              membership.View
+	status            Status
+	mustReregister    bool            // a peer has reported this node as departed
+	deregistered      bool            // the registry has deleted this node, at its own request
+	pendingDepartures map[string]bool // ids of servers evicted by this node, of which peers are to be notified
+}
+
+func newState(serverID string, o *options) *state {
+	return &state{
+		noEnv: o.noEnv, log: o.log, trace: &o.trace,
+		data: stateData{
+			status:            Status{State: Orphan, Reason: ErrNotRegistered, ServerID: serverID},
+			pendingDepartures: make(map[string]bool),
+		},
+	}
+}
+
+func (s *state) view() membership.View {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.data.view
+}
+
+func (s *state) status() Status {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.data.status
+}
+
+// update is the only function that changes the state. edit runs with the lock held.
+func (s *state) update(edit func(*stateData)) {
+	s.mu.Lock()
+	before := s.data.status
+	edit(&s.data)
+	s.data.status.Servers = s.data.view.Len()
+	after := s.data.status
+	if !s.noEnv {
+		after.setEnv() // with the lock held, so that concurrent updates are written in their order
+	}
+	s.mu.Unlock()
+
+	if before.State != after.State {
+		s.log.Info("registration "+string(after.State), zap.NamedError("reason", after.Reason), zap.Int("servers", after.Servers))
+		s.trace.stateChanged(before, after)
+	}
+}
+
+// publish writes the status to the process environment.
+func (s *state) publish() { s.update(func(*stateData) {}) }
+
+// An acceptedRenewal is a renewal that the registry has accepted.
+type acceptedRenewal struct {
+	sent   time.Time
+	lease  time.Duration
+	before membership.View // the node's view when the renewal was sent
+	listed membership.View // the registry's list
+
+	recreated   bool      // the registry has created this node's entry again
+	retainUntil time.Time // for servers that are not listed; zero drops them
+}
+
+// applyRenewal makes the registry's list the view, and the node Registered. It reports whether peers
+// may not know this node, so that it must announce itself.
+func (s *state) applyRenewal(r acceptedRenewal) (needsAnnounce bool) {
+	s.update(func(d *stateData) {
+		needsAnnounce = d.status.State == Lost || d.mustReregister || r.recreated
+		d.mustReregister = false
+		d.view = r.listed.Reconcile(r.before, d.view).Retain(d.view, r.sent, r.retainUntil)
+		if d.status.State != Left {
+			d.status.State, d.status.Reason = Registered, nil
+		}
+		d.status.ResourceID, d.status.LeaseTime = d.view.ID(), r.lease
+		d.status.RenewedAt, d.status.UpdatedAt = r.sent, time.Now()
+	})
+	return needsAnnounce
+}
+
+// applyFailure records the error of a failed renewal.
+func (s *state) applyFailure(err error) {
+	s.update(func(d *stateData) {
+		d.status.Reason = err
+		if d.status.State == Registered {
+			d.status.State = Degraded
+		}
+	})
+	s.checkExpiry()
+}
+
+// checkExpiry makes the node Lost if its lease has expired.
+func (s *state) checkExpiry() {
+	now := time.Now()
+	s.update(func(d *stateData) {
+		if d.status.holdsLease() && !now.Before(d.status.ExpiresAt()) {
+			d.status.State = Lost
+			if d.status.Reason == nil {
+				d.status.Reason = errors.New("the lease expired before it was renewed")
+			}
+		}
+	})
+}
+
+// leave makes the node Left. It returns the view, and reports whether there is nothing to deregister:
+// the node has never registered, or is deregistered already.
+func (s *state) leave(reason error) (view membership.View, deregistered bool) {
+	s.update(func(d *stateData) {
+		view, deregistered = d.view, d.deregistered
+		if d.status.RenewedAt.IsZero() {
+			view, deregistered = membership.View{}, true // announcements alone make no registration
+		}
+		if d.status.State != Left {
+			d.status.State, d.status.Reason = Left, reason
+		}
+	})
+	return view, deregistered
+}
+
+func (s *state) setDeregistered() {
+	s.update(func(d *stateData) { d.deregistered = true })
+}
+
+// applyAnnouncement merges servers announced by a peer into the view, and returns the view. If they
+// are of another itResource, nothing changes. If the view would have more than limit servers, and
+// more than now, nothing changes and an error is returned.
+func (s *state) applyAnnouncement(announced membership.View, limit int) (view membership.View, err error) {
+	s.update(func(d *stateData) {
+		view = d.view
+		merged := announced // before the first registration, there is no view to merge with
+		switch view.ID() {
+		case announced.ID():
+			merged = view.Merge(announced)
+		case "":
+		default:
+			return
+		}
+		if n := merged.Len(); n > max(limit, view.Len()) {
+			err = &StatusError{
+				Code:    http.StatusBadRequest,
+				Message: fmt.Sprintf("the cluster would have %d servers, %d are allowed", n, limit),
+			}
+			return
+		}
+		view = merged
+		d.view, d.status.UpdatedAt = merged, time.Now()
+	})
+	return view, err
+}
+
+type departureResult int
+
+const (
+	departureApplied departureResult = iota
+	departureIgnored                 // of a server of another itResource
+	departureOfSelf                  // which the node answers by registering again
+)
+
+// applyDeparture removes a server that a peer has reported as departed.
+func (s *state) applyDeparture(resourceID, serverID string) (result departureResult) {
+	s.update(func(d *stateData) {
+		switch id := d.view.ID(); {
+		case id != resourceID || id == "":
+			result = departureIgnored
+		case serverID == d.status.ServerID:
+			result = departureOfSelf
+			d.mustReregister = d.status.State != Left
+		default:
+			d.view, d.status.UpdatedAt = d.view.Without(serverID), time.Now()
+			delete(d.pendingDepartures, serverID)
+		}
+	})
+	return result
+}
+
+// replaceEntry replaces the entry of one server, whatever its age, with that in entry.
+func (s *state) replaceEntry(serverID string, entry membership.View) {
+	s.update(func(d *stateData) {
+		d.view, d.status.UpdatedAt = d.view.Without(serverID).Merge(entry), time.Now()
+	})
+}
+
+// evict removes a server, unless the view has a newer entry of it. It reports whether it did.
+func (s *state) evict(p *membership.Peer) (evicted bool) {
+	s.update(func(d *stateData) {
+		if current, ok := d.view.Get(p.ServerID); ok && !current.LastUpdate().After(p.LastUpdate()) {
+			d.view, d.status.UpdatedAt = d.view.Without(p.ServerID), time.Now()
+			evicted = true
+		}
+	})
+	return evicted
+}
+
+// addPending records departures of which peers are to be notified.
+func (s *state) addPending(serverIDs []string) {
+	s.update(func(d *stateData) {
+		for _, id := range serverIDs {
+			d.pendingDepartures[id] = true
+		}
+	})
+}
+
+// takePending returns the peers to notify of a departure. It reports false if there is no need to:
+// another node has announced the departure, or the server is back.
+func (s *state) takePending(serverID string) (view membership.View, pending bool) {
+	s.update(func(d *stateData) {
+		view, pending = d.view, d.pendingDepartures[serverID]
+		delete(d.pendingDepartures, serverID)
+		if _, back := view.Get(serverID); back {
+			pending = false
+		}
+	})
+	return view, pending
+}
+
+// cancelPending records that another node has notified the peers of a departure.
+func (s *state) cancelPending(serverID string) {
+	s.update(func(d *stateData) { delete(d.pendingDepartures, serverID) })
+}
