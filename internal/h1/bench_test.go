@@ -4,6 +4,7 @@ package h1
 
 import (
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -117,4 +118,23 @@ func cpuTime() int64 {
 	var u syscall.Rusage
 	_ = syscall.Getrusage(syscall.RUSAGE_SELF, &u)
 	return u.Utime.Nano() + u.Stime.Nano()
+}
+
+// BenchmarkProbe measures the check of an idle connection.
+func BenchmarkProbe(b *testing.B) {
+	l := listen(b)
+	nc, err := new(net.Dialer).DialContext(b.Context(), "tcp", l.Addr().String())
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer nc.Close()
+	c := newConn(nc, "")
+	b.ReportAllocs()
+	before := cpuTime()
+	for b.Loop() {
+		if !c.quiet() {
+			b.Fatal("it is not quiet")
+		}
+	}
+	b.ReportMetric(float64(cpuTime()-before)/float64(b.N), "cpu-ns/op")
 }

@@ -235,22 +235,10 @@ func (x *exchange) readSimple(h head) (Response, error) {
 func (t *Transport) readAll(src io.Reader, limit int64) ([]byte, error) {
 	buf := t.buffer()
 	defer t.recycle(buf)
-	_, err := buf.ReadFrom(io.LimitReader(src, limit))
-	if err == nil && int64(buf.Len()) == limit {
-		err = expectEOF(src, limit)
+	_, err := buf.ReadFrom(io.LimitReader(src, max(limit+1, limit))) // one byte more, unless that overflows
+	if int64(buf.Len()) > limit {
+		buf.Truncate(int(limit))
+		err = fmt.Errorf("%w: more than %d bytes", ErrBodyTooLarge, limit)
 	}
 	return bytes.Clone(buf.Bytes()), err
-}
-
-// expectEOF returns nil if src ends here.
-func expectEOF(src io.Reader, limit int64) error {
-	var b [1]byte
-	switch n, err := io.ReadFull(src, b[:]); {
-	case n > 0:
-		return fmt.Errorf("%w: more than %d bytes", ErrBodyTooLarge, limit)
-	case err == io.EOF:
-		return nil
-	default:
-		return err
-	}
 }

@@ -248,10 +248,10 @@ func (p rawPeer) serve(nc net.Conn, pieces []string, hangUp bool) {
 	}
 }
 
-// dialer connects to the peer in memory. Only the first connection sends the pieces.
-func (p rawPeer) dialer(dialed *atomic.Int32, pieces []string, hangUp bool) func(context.Context, string, string) (net.Conn, error) {
+// dialer connects to the peer. Only the first connection sends the pieces.
+func (p rawPeer) dialer(connect func() (client, server net.Conn), dialed *atomic.Int32, pieces []string, hangUp bool) func(context.Context, string, string) (net.Conn, error) {
 	return func(context.Context, string, string) (net.Conn, error) {
-		client, server := net.Pipe()
+		client, server := connect()
 		if dialed.Add(1) == 1 {
 			go p.serve(server, pieces, hangUp)
 		} else {
@@ -309,48 +309,75 @@ func (c doer) first(ctx context.Context, p rawPeer) (r result) {
 }
 
 // run sends a request that the peer answers with the pieces, and another.
-func (p rawPeer) run(t *testing.T, kind string, pieces []string, hangUp bool) (r result) {
+func (p rawPeer) run(t *testing.T, kind string, connect func() (client, server net.Conn), pieces []string, hangUp bool) (r result) {
+	t.Helper()
+	var dialed atomic.Int32
+	dial := p.dialer(connect, &dialed, pieces, hangUp)
+	var c client
+	own := &Transport{Dial: dial, IdleTimeout: time.Hour}
+	switch kind {
+	case "net/http":
+		c = roundTripper{&http.Transport{DialContext: dial, MaxResponseHeaderBytes: defaultMaxHead, IdleConnTimeout: time.Hour}}
+	case "RoundTrip":
+		c = roundTripper{own}
+	case "Do":
+		c = doer{own}
+	}
+	defer c.close()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	r = c.first(ctx, p)
+	cancel()
+	time.Sleep(50 * time.Millisecond) // what the peer sends unasked arrives, and is seen by net/http
+	ctx, cancel = context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	again := c.first(ctx, rawPeer{})
+	r.second = cmp.Or(again.class, again.body)
+	r.dialed = dialed.Load()
+	return r
+}
+
+// inMemory runs the peer in a bubble, over pipes.
+func (p rawPeer) inMemory(t *testing.T, kind string, pieces []string, hangUp bool) (r result) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		var dialed atomic.Int32
-		dial := p.dialer(&dialed, pieces, hangUp)
-		var c client
-		own := &Transport{Dial: dial, IdleTimeout: time.Hour}
-		switch kind {
-		case "net/http":
-			c = roundTripper{&http.Transport{DialContext: dial, MaxResponseHeaderBytes: defaultMaxHead, IdleConnTimeout: time.Hour}}
-		case "RoundTrip":
-			c = roundTripper{own}
-		case "Do":
-			c = doer{own}
-		}
-		defer func() {
-			c.close()
-			time.Sleep(time.Second) // the peer may be between two pieces
-		}()
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		r = c.first(ctx, p)
-		cancel()
-		time.Sleep(100 * time.Millisecond)
-		synctest.Wait()
-		ctx, cancel = context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		again := c.first(ctx, rawPeer{})
-		r.second = cmp.Or(again.class, again.body)
-		r.dialed = dialed.Load()
+		r = p.run(t, kind, net.Pipe, pieces, hangUp)
+		time.Sleep(time.Second) // the peer may be between two pieces
 	})
 	return r
+}
+
+// overSocket runs the peer over the loopback, in real time.
+func (p rawPeer) overSocket(t *testing.T, kind string, pieces []string, hangUp bool) result {
+	t.Helper()
+	l := listen(t)
+	defer l.Close()
+	return p.run(t, kind, func() (net.Conn, net.Conn) {
+		client, err := new(net.Dialer).DialContext(t.Context(), "tcp", l.Addr().String())
+		if err != nil {
+			panic(err)
+		}
+		server, err := l.Accept()
+		if err != nil {
+			panic(err)
+		}
+		return client, server
+	}, pieces, hangUp)
 }
 
 // compare runs the peer with all clients, and reports where they differ.
 func (p rawPeer) compare(t *testing.T, pieces []string, hangUp bool) {
 	t.Helper()
+	p.compareBy(t, p.inMemory, pieces, hangUp)
+}
+
+func (p rawPeer) compareBy(t *testing.T, run func(*testing.T, string, []string, bool) result, pieces []string, hangUp bool) {
+	t.Helper()
 	var want result
 	if !p.differs {
-		want = p.run(t, "net/http", pieces, hangUp)
+		want = run(t, "net/http", pieces, hangUp)
 	}
 	for _, kind := range []string{"RoundTrip", "Do"} {
-		got, want := p.run(t, kind, pieces, hangUp), want
+		got, want := run(t, kind, pieces, hangUp), want
 		if kind == "Do" {
 			want.trailer = nil
 		}
@@ -390,6 +417,19 @@ func TestLikeNetHTTP(t *testing.T) {
 					p.compare(t, []string{p.response[:i]}, true)
 				}
 			}
+		})
+	}
+}
+
+// Over sockets the checks and buffers are those of the system.
+func TestLikeNetHTTPOverSockets(t *testing.T) {
+	for _, p := range rawPeers() {
+		if p.early && p.hangUp {
+			continue // whether the response arrives before the reset is up to the system
+		}
+		t.Run(strings.ReplaceAll(p.name, " ", "-"), func(t *testing.T) {
+			t.Parallel()
+			p.compareBy(t, p.overSocket, []string{p.response}, p.hangUp)
 		})
 	}
 }

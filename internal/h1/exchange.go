@@ -85,7 +85,7 @@ func (x *exchange) attempt(c *conn) (nothingSent bool, err error) {
 		_, own := errors.AsType[*bodyError](err)
 		return !own && !c.sent, err
 	}
-	c.br, c.headLimit = x.t.reader(c), x.t.maxHead()
+	c.br, c.headLimit = x.t.reader(c), cmp.Or(x.t.MaxHeadBytes, defaultMaxHead)
 	if _, err := c.br.Peek(1); err != nil {
 		return x.noResponse(err)
 	}

@@ -207,7 +207,7 @@ func TestTrace(t *testing.T) {
 	}
 }
 
-// Nothing is left of requests that are cancelled at any moment, over real sockets: no goroutine, no
+// Nothing is left of requests that are canceled at any moment, over real sockets: no goroutine, no
 // descriptor, and no byte of another response.
 func TestRandomCancellation(t *testing.T) {
 	httptest.NewServer(nil).Close() // the first one has the runtime open what stays open
@@ -250,7 +250,7 @@ func TestRandomCancellation(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	t.Logf("%d requests were cancelled, %d were not", failed.Load(), read.Load())
+	t.Logf("%d requests were canceled, %d were not", failed.Load(), read.Load())
 	if failed.Load() < int32(requests)/20 || read.Load() < int32(requests)/20 {
 		t.Error("too few of one kind")
 	}

@@ -349,7 +349,7 @@ func isToken[T string | []byte](s T) bool {
 	for i := range len(s) {
 		b := s[i]
 		letter := 'a' <= b|0x20 && b|0x20 <= 'z'
-		if !letter && (b < '0' || b > '9') && strings.IndexByte("!#$%&'*+-.^_`|~", b) < 0 {
+		if !letter && b != '-' && (b < '0' || b > '9') && strings.IndexByte("!#$%&'*+.^_`|~", b) < 0 {
 			return false
 		}
 	}

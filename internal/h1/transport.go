@@ -64,23 +64,12 @@ type host struct{ idle []*conn }
 
 // CloseIdle closes the idle connections to address, a host with its port.
 func (t *Transport) CloseIdle(address string) {
-	t.mu.Lock()
-	var idle []*conn
-	if h := t.hosts[address]; h != nil {
-		idle = h.idle
-		t.idle -= len(idle)
-		delete(t.hosts, address)
-	}
-	t.mu.Unlock()
-	closeAll(idle)
+	t.closeIdle(func(c *conn) bool { return c.address == address })
 }
 
 // CloseIdleConnections closes all idle connections.
 func (t *Transport) CloseIdleConnections() {
-	t.mu.Lock()
-	idle := t.removeLocked(func(*conn) bool { return true })
-	t.mu.Unlock()
-	closeAll(idle)
+	t.closeIdle(func(*conn) bool { return true })
 }
 
 // Close closes all idle connections, and the others when their response has been read. Later
@@ -186,24 +175,25 @@ func (t *Transport) put(c *conn) bool {
 // sweep closes the connections whose time is over, and runs again while there are others.
 func (t *Transport) sweep() {
 	now := time.Now()
+	t.closeIdle(func(c *conn) bool { return !now.Before(c.expires) })
 	t.mu.Lock()
-	expired := t.removeLocked(func(c *conn) bool { return !now.Before(c.expires) })
+	defer t.mu.Unlock()
 	if t.sweeping != nil {
 		t.sweeping.Reset(sweepInterval)
 	}
-	t.mu.Unlock()
-	closeAll(expired)
 }
 
-// removeLocked takes out the idle connections that match, and all hosts left without one.
-func (t *Transport) removeLocked(match func(*conn) bool) (removed []*conn) {
+// closeIdle closes the idle connections that match, and forgets all hosts left without one.
+func (t *Transport) closeIdle(match func(*conn) bool) {
+	t.mu.Lock()
+	var removed []*conn
 	for address, h := range t.hosts {
 		h.idle = slices.DeleteFunc(h.idle, func(c *conn) bool {
-			if !match(c) {
-				return false
+			matches := match(c)
+			if matches {
+				removed = append(removed, c)
 			}
-			removed = append(removed, c)
-			return true
+			return matches
 		})
 		if len(h.idle) == 0 {
 			delete(t.hosts, address)
@@ -214,10 +204,11 @@ func (t *Transport) removeLocked(match func(*conn) bool) (removed []*conn) {
 		t.sweeping.Stop()
 		t.sweeping = nil
 	}
-	return removed
+	t.mu.Unlock()
+	for _, c := range removed {
+		c.close()
+	}
 }
-
-func (t *Transport) maxHead() int64 { return cmp.Or(t.MaxHeadBytes, defaultMaxHead) }
 
 func (t *Transport) reader(c *conn) *bufio.Reader {
 	if br, _ := t.readers.Get().(*bufio.Reader); br != nil {
@@ -239,11 +230,5 @@ func (t *Transport) recycle(buf *bytes.Buffer) {
 	if buf.Cap() <= maxClaimed {
 		buf.Reset()
 		t.buffers.Put(buf)
-	}
-}
-
-func closeAll(conns []*conn) {
-	for _, c := range conns {
-		c.close()
 	}
 }
