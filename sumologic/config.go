@@ -274,10 +274,11 @@ func (cfg Config) validate() (masks, []error) {
 		add("SUMO_LOGIC_COLLECTOR_CODE is not a collector code: it contains a line break, a blank or " +
 			"another character that is not Base64")
 	}
-	for name, v := range map[string]string{"SERVER_TYPE": cfg.ServerType, "SERVER_ID": cfg.ServerID} {
-		if len(v) > maxName {
-			add("%s has more than %d bytes", name, maxName)
-		}
+	if len(cfg.ServerType) > maxName {
+		add("SERVER_TYPE has more than %d bytes", maxName)
+	}
+	if len(cfg.ServerID) > maxName {
+		add("SERVER_ID has more than %d bytes", maxName)
 	}
 	if cfg.ExitDelay < 0 || cfg.ExitDelay > maxExitDelay {
 		add("EXIT_DELAY %v is not between 0 and %v", cfg.ExitDelay, maxExitDelay)

@@ -2,7 +2,6 @@ package sumologic
 
 import (
 	"bytes"
-	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -88,15 +87,13 @@ func (m masks) apply(tree map[string]any) {
 	}
 	maskDeep(tree, 1)
 	for _, p := range m {
-		nodes := p.path.SelectLocated(tree)
-		// The deepest first: a masked value has no members.
-		slices.SortStableFunc(nodes, func(a, b *spec.LocatedNode) int { return cmp.Compare(len(b.Path), len(a.Path)) })
-		for _, n := range nodes {
+		for _, n := range p.path.SelectLocated(tree) {
 			replace(tree, n.Path)
 		}
 	}
 }
 
+// replace masks the value at a path. A path through a value that is masked already has no effect.
 func replace(v any, path spec.NormalizedPath) {
 	for i, selector := range path {
 		last := i == len(path)-1

@@ -122,7 +122,7 @@ func (s *sender) waitForBatch(ctx context.Context) bool {
 	}
 }
 
-// deliver sends a batch, and again while there is hope, for at most maxElapsed.
+// deliver sends a batch. It retries for at most maxElapsed, and then gives the batch up.
 func (s *sender) deliver(ctx context.Context, batch []queuedLine) {
 	body, announced := s.body(batch)
 	deadline := time.Now().Add(maxElapsed)
@@ -268,7 +268,7 @@ func (s *sender) describe(err error) string {
 	if errors.Is(err, context.DeadlineExceeded) {
 		return fmt.Sprintf("no response within %v", attemptTimeout)
 	}
-	if ue, ok := errors.AsType[*url.Error](err); ok {
+	for ue, ok := errors.AsType[*url.Error](err); ok && ue.Err != nil; ue, ok = errors.AsType[*url.Error](err) {
 		err = ue.Err
 	}
 	code := string(s.sink.cfg.Code)

@@ -29,7 +29,11 @@ func TestLinesAreSentInBatches(t *testing.T) {
 		})
 		began := time.Now()
 		for i := range 100 {
-			log.Info(fmt.Sprint("line ", i), zap.Int("i", i))
+			level := zap.InfoLevel
+			if i%3 == 0 {
+				level = zap.ErrorLevel // kept apart in the queue, but sent in order
+			}
+			log.Log(level, fmt.Sprint("line ", i), zap.Int("i", i))
 			time.Sleep(5 * time.Millisecond)
 		}
 		time.Sleep(time.Second)
@@ -520,6 +524,9 @@ func TestTransportErrorsHideTheCode(t *testing.T) {
 				out := fmt.Sprint(console.String(), syncErr, closeErr)
 				if !strings.Contains(out, "refused") {
 					t.Errorf("no report: %s", out)
+				}
+				if urlError := new(url.Error); errors.As(err, &urlError) && strings.Contains(out, "/receiver/") {
+					t.Errorf("the URL is shown: %s", out)
 				}
 				for _, form := range []string{code, url.QueryEscape(code), url.PathEscape(code)} {
 					if strings.Contains(out, form) {

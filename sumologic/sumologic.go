@@ -62,7 +62,7 @@ type Sink struct {
 type Stats struct {
 	Queued int    // lines that wait in the queue or are being sent
 	Sent   uint64 // lines that Sumo Logic accepted
-	Lost   uint64 // lines dropped from a full queue, refused by Sumo Logic, or given up
+	Lost   uint64 // lines dropped from a full queue, refused, given up, or logged after Close
 	Failed uint64 // requests that were not accepted, including those that were retried
 }
 
