@@ -154,7 +154,8 @@ func If(match func(*http.Request) bool, f Fault) Fault {
 
 // WithProbability applies f to a request with probability p:
 //
-//	n.Fault(clustertest.Any, clustertest.Any, clustertest.WithProbability(0.01, seed, clustertest.Hang))
+//	lost := clustertest.WithProbability(0.01, seed, clustertest.Hang)
+//	n.Fault(clustertest.Any, clustertest.Any, lost)
 //
 // The choice for the i-th request from one host to another depends only on the seed, the two hosts
 // and i. It does not depend on the scheduling of goroutines, so that a simulation can be repeated.

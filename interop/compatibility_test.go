@@ -11,22 +11,20 @@ import (
 	"testing"
 )
 
-// A scenario is one thing that nodes of both kinds do to each other.
+// A scenario is one test of the behavior of nodes of both kinds towards each other.
 type scenario struct {
-	name string
-	says string // in one sentence, for the table
+	name  string
+	shows string // what the test shows, for the table
 
-	// One of these runs it: alone in a world of its own, beside others; each likewise, once for
-	// each kind of node; within in the one cluster of two Go and two npm nodes, which it leaves
-	// as it was.
-	alone  func(w *world)
-	each   func(w *world, k kind)
-	within func(m *mixed)
+	// Exactly one of these is set.
+	run        func(w *world)         // in a world of its own
+	runPerKind func(w *world, k kind) // as run, once for each kind of node
+	runMixed   func(m *mixed)         // in a shared cluster, which it must leave unchanged
 
-	with worldOption // how its world differs, nil: in nothing
+	options worldOption // of its world, or nil
 }
 
-// A chapter is what the scenarios of one subject stand under in the table.
+// A chapter is a group of scenarios in the table.
 type chapter struct {
 	title     string
 	scenarios []scenario
@@ -34,41 +32,41 @@ type chapter struct {
 
 func chapters() []chapter {
 	return []chapter{
-		{"Registering", registering()},
-		{"Knowing the others", knowing()},
-		{"Asking all peers", asking()},
-		{"Peers in trouble", troubles()},
-		{"Leaving", leaving()},
-		{"Tokens", tokens()},
-		{"Correlation ids and user agents", correlation()},
-		{"On the wire", wireScenarios()},
-		{"Where the npm module errs, and this one does not", reference()},
+		{"Registration", registrationScenarios()},
+		{"Membership", membershipScenarios()},
+		{"Calls to all peers", fanOutScenarios()},
+		{"Failing peers", failureScenarios()},
+		{"Departure", departureScenarios()},
+		{"Tokens", tokenScenarios()},
+		{"Correlation ids and user agents", correlationScenarios()},
+		{"Requests and responses", messageScenarios()},
+		{"Errors of the npm module", differenceScenarios()},
 	}
 }
 
 func TestCompatibility(t *testing.T) {
-	install(t) // or say once that there are no npm nodes here
+	install(t) // if npm is unavailable, only this test is skipped, not each scenario
 	t.Parallel()
-	var within []scenario
+	var shared []scenario
 	for _, c := range chapters() {
 		for _, s := range c.scenarios {
 			switch {
-			case s.within != nil:
-				within = append(within, s)
-			case s.each != nil:
+			case s.runMixed != nil:
+				shared = append(shared, s)
+			case s.runPerKind != nil:
 				t.Run(s.name, func(t *testing.T) {
 					t.Parallel()
 					for _, k := range kinds() {
 						t.Run(string(k), func(t *testing.T) {
 							t.Parallel()
-							s.each(newWorld(t, s.with), k)
+							s.runPerKind(newWorld(t, s.options), k)
 						})
 					}
 				})
 			default:
 				t.Run(s.name, func(t *testing.T) {
 					t.Parallel()
-					s.alone(newWorld(t, s.with))
+					s.run(newWorld(t, s.options))
 				})
 			}
 		}
@@ -76,16 +74,16 @@ func TestCompatibility(t *testing.T) {
 	t.Run("mixed", func(t *testing.T) {
 		t.Parallel()
 		m := newMixed(t)
-		for _, s := range within {
+		for _, s := range shared {
 			t.Run(s.name, func(t *testing.T) {
-				m.in(t)
-				s.within(m)
+				m.use(t)
+				s.runMixed(m)
 			})
 		}
 	})
 }
 
-// mixed is a cluster of two Go and two npm nodes that nothing happens to.
+// mixed is a cluster of two Go and two npm nodes, which several scenarios use.
 type mixed struct {
 	*world
 	nodes []*node
@@ -97,63 +95,68 @@ func newMixed(t *testing.T) *mixed {
 	return &mixed{w, w.cluster(npmKind, goKind, npmKind, goKind)}
 }
 
-// in makes a subtest the one that fails if something does.
-func (m *mixed) in(t *testing.T) {
+// use makes t, a subtest, the test that fails.
+func (m *mixed) use(t *testing.T) {
 	t.Helper()
 	outer := m.T
-	bind := func(t *testing.T) { //nolint:thelper // it binds, and cannot fail
+	set := func(t *testing.T) { //nolint:thelper // cannot fail
 		m.T = t
 		for _, n := range m.nodes {
 			n.t = t
 		}
 	}
-	bind(t)
-	t.Cleanup(func() { bind(outer) })
+	set(t)
+	t.Cleanup(func() { set(outer) })
 }
 
-// first is the first node of a kind.
-func (m *mixed) first(k kind) *node {
+// firstOf returns the first node of a kind.
+func (m *mixed) firstOf(k kind) *node {
 	return m.nodes[slices.IndexFunc(m.nodes, func(n *node) bool { return n.kind == k })]
 }
 
-// but are the ids of all nodes but one, sorted.
-func (m *mixed) but(n *node) []string {
-	return slices.DeleteFunc(sorted(m.nodes), func(id string) bool { return id == n.id })
+// otherIDs returns the ids of all nodes except n, sorted.
+func (m *mixed) otherIDs(n *node) []string {
+	return slices.DeleteFunc(sortedIDs(m.nodes), func(id string) bool { return id == n.id })
 }
 
-const tablePath = "compatibility.md"
+const tablePath = "../docs/compatibility.md"
 
-// TestTable compares the table of scenarios with what the reader is shown.
+const tableHead = `# Compatibility with the npm module
+
+Nodes of this module and nodes of the npm module ` + "`@mimik/cluster`" + ` 2.4.0 form one cluster. Each row
+of these tables is a test: Go nodes and npm nodes, each a process of its own, share one registry
+(mIT) and one token service (mST). A "node of either kind" is a Go node or an npm node.
+
+` + "`go test ./interop -run TestCompatibility -v`" + ` runs all of them. This document is generated:
+` + "`go test ./interop -run TestTable -update`" + ` writes it.
+`
+
+// TestTable compares docs/compatibility.md with the scenarios.
 func TestTable(t *testing.T) {
 	var b strings.Builder
-	b.WriteString("# What is tried with real npm nodes\n\n" +
-		"Each row is a test of this folder: Go nodes and nodes of `@mimik/cluster` 2.4.0, each a process of its own, around one registry.\n" +
-		"`go test ./interop -run TestCompatibility -v` runs them all; `go test ./interop -run TestTable -update` writes this page.\n")
+	b.WriteString(tableHead)
 	names := map[string]bool{}
 	for _, c := range chapters() {
 		fmt.Fprintf(&b, "\n## %s\n\n| scenario | what it shows |\n| --- | --- |\n", c.title)
 		for _, s := range c.scenarios {
-			ways := 0
-			for _, there := range []bool{s.alone != nil, s.each != nil, s.within != nil} {
-				if there {
-					ways++
+			functions := 0
+			for _, set := range []bool{s.run != nil, s.runPerKind != nil, s.runMixed != nil} {
+				if set {
+					functions++
 				}
 			}
-			if names[s.name] || ways != 1 || !strings.HasSuffix(s.says, ".") {
-				t.Errorf("scenario %q: it needs a name of its own, one way to run, and a sentence", s.name)
+			if names[s.name] || functions != 1 || !strings.HasSuffix(s.shows, ".") {
+				t.Errorf("scenario %q needs a unique name, exactly one function and a sentence", s.name)
 			}
 			names[s.name] = true
-			fmt.Fprintf(&b, "| %s | %s |\n", s.name, s.says)
+			fmt.Fprintf(&b, "| %s | %s |\n", s.name, s.shows)
 		}
-	}
-	if rows := b.String()[strings.Index(b.String(), "\n## "):]; !strings.Contains(string(read(t, "../README.md")), strings.ReplaceAll(rows, "\n## ", "\n### ")) {
-		t.Errorf("README.md shows another table; its chapters should be:\n%s", strings.ReplaceAll(rows, "\n## ", "\n### "))
 	}
 	b.WriteString(suitesTable(t, names))
 	golden(t, tablePath, b.String())
 }
 
-// golden compares text with a file, or writes it if the test was told to.
+// golden compares text with a file. With -update it writes the file first.
 func golden(t *testing.T, path, text string) {
 	t.Helper()
 	if flag.Lookup(updateFlag).Value.String() == "true" {
@@ -162,6 +165,6 @@ func golden(t *testing.T, path, text string) {
 		}
 	}
 	if want := string(read(t, path)); text != want {
-		t.Errorf("%s is not what it was (-update writes it anew); it is now:\n%s", path, text)
+		t.Errorf("%s differs (-update rewrites it); got:\n%s", path, text)
 	}
 }

@@ -13,61 +13,61 @@ import (
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
-func correlation() []scenario {
+func correlationScenarios() []scenario {
 	return []scenario{
 		{
-			name:   "a correlation id over three hops",
-			says:   "From Go over npm to Go, and from npm over Go to npm, an id goes out unchanged, counts one step up at each hop, and keeps its date.",
-			within: threeHops,
+			name:     "correlation id over three hops",
+			shows:    "From Go over npm to Go, and from npm over Go to npm, the id and its date are unchanged. Each hop increments the step.",
+			runMixed: threeHops,
 		},
 		{
-			name:   "user agents",
-			says:   "Each kind tells peers of the other its type, version, id and platform, in one form.",
-			within: userAgents,
+			name:     "user agents",
+			shows:    "Nodes of both kinds send their type, version, id and platform in the same format.",
+			runMixed: userAgents,
 		},
 		{
-			name:   correlationIDsName,
-			says:   "Both kinds make the same of a correlation id that is whole, lacks a part, or is odd; what no id should hold (over 256 characters, or not ASCII) starts a new one in Go only.",
-			within: correlationIDs,
+			name:     correlationIDsName,
+			shows:    "Both kinds continue complete, partial and malformed correlation ids in the same way. A Go node replaces ids that are longer than 256 characters or not printable ASCII.",
+			runMixed: correlationIDs,
 		},
 	}
 }
 
-// seen is what a node saw of a request, and what its peers saw of those that it made for it.
+// seen is a request as a node received it, and the requests that its peers received because of it.
 type seen struct {
 	ServerID, CorrelationID, UserAgent string
 	Caller                             caller
 	Peers                              []seen
 }
 
-// caller is what a node read in the token of a request.
+// A caller is described by the token of its request.
 type caller struct {
 	ClientID, TokenType, Customer string
 	Cluster                       bool
 }
 
-// relay has the node ask its peers to ask theirs, and returns what each of them saw.
+// relay lets the node call its peers, which call their peers, and returns the requests.
 func (n *node) relay(correlationID string) []seen {
 	n.t.Helper()
-	return n.asked(fanoutArgs{Method: "POST", Path: "/relay", CorrelationID: correlationID})
+	return n.seenByPeers(fanoutArgs{Method: "POST", Path: "/relay", CorrelationID: correlationID})
 }
 
 func threeHops(m *mixed) {
-	const id, date = "a-trip", "2026-02-03T04:05:06.789Z"
+	const id, date = "an-id", "2026-02-03T04:05:06.789Z"
 	step := func(n int) string { return fmt.Sprintf("%s@%d/%s", id, n, date) }
 	for _, k := range kinds() {
-		start := m.first(k)
+		start := m.firstOf(k)
 		hops := 0
 		for _, middle := range start.relay(step(0)) {
 			if middle.CorrelationID != step(1) {
-				m.Errorf("%s goes on under %s for %s", middle.ServerID, middle.CorrelationID, start.id)
+				m.Errorf("id of a call from %s at %s: %s", start.id, middle.ServerID, middle.CorrelationID)
 			}
 			if len(middle.Peers) != len(m.nodes)-1 {
-				m.Errorf("%s asked %d peers", middle.ServerID, len(middle.Peers))
+				m.Errorf("%s called %d peers", middle.ServerID, len(middle.Peers))
 			}
 			for _, end := range middle.Peers {
 				if end.CorrelationID != step(2) {
-					m.Errorf("%s goes on under %s, from %s over %s", end.ServerID, end.CorrelationID, start.id, middle.ServerID)
+					m.Errorf("id of a call from %s over %s at %s: %s", start.id, middle.ServerID, end.ServerID, end.CorrelationID)
 				}
 				if strings.HasPrefix(end.ServerID, strings.ToLower(string(k))) && !strings.HasPrefix(middle.ServerID, strings.ToLower(string(k))) {
 					hops++
@@ -75,12 +75,12 @@ func threeHops(m *mixed) {
 			}
 		}
 		if hops == 0 {
-			m.Errorf("nothing went from %s over the other kind to %s", k, k)
+			m.Errorf("no call went from %s over the other kind to %s", k, k)
 		}
-		// And back on the answer.
-		a := m.call("GET", start.base+"/mirror", m.token(serverType, true), nil, "x-correlation-id", step(7))
-		if got := a.header.Get("X-Correlation-Id"); got != step(8) {
-			m.Errorf("%s answers under %s", start.id, got)
+		// The response contains the id, too.
+		resp := m.call("GET", start.base+"/mirror", m.token(serverType, true), nil, "x-correlation-id", step(7))
+		if got := resp.header.Get("X-Correlation-Id"); got != step(8) {
+			m.Errorf("id in the response of %s: %s", start.id, got)
 		}
 	}
 }
@@ -94,14 +94,14 @@ func userAgents(m *mixed) {
 		for _, s := range n.relay("") {
 			found := forms[n.kind].FindStringSubmatch(s.UserAgent)
 			if found == nil || found[1] != n.id {
-				m.Errorf("%s is %q to %s", n.id, s.UserAgent, s.ServerID)
+				m.Errorf("user agent of %s at %s: %q", n.id, s.ServerID, s.UserAgent)
 			}
 		}
 	}
 }
 
-// correlationIDs puts what may come in before the reference's own function and ours. The cases are
-// those of the reference's own tests, and what lies between them.
+// correlationIDs passes incoming ids to the function of the npm module and to that of this module.
+// The cases include those of the npm module's own tests.
 func correlationIDs(m *mixed) {
 	const id, date = "--an-id--", "2026-02-03T04:05:06.789Z"
 	incoming := []string{
@@ -110,11 +110,11 @@ func correlationIDs(m *mixed) {
 		id + "@0x10", id + "@1@2/" + date, id + "@1/" + date + "/more", id + "@1//" + date, id + "@007/" + date, id + "@1/no date", "//", "@@", "a b@1/c d",
 	}
 	var theirs []string
-	m.first(npmKind).must("correlate", incoming, &theirs)
+	m.firstOf(npmKind).must("correlate", incoming, &theirs)
 	now := regexp.MustCompile(`\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}\.\d{3}Z`)
-	drawn := regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}`)
+	uuid := regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}`)
 	normal := func(s string) string {
-		s = drawn.ReplaceAllString(s, "uuid")
+		s = uuid.ReplaceAllString(s, "uuid")
 		return now.ReplaceAllStringFunc(s, func(d string) string {
 			if d == date {
 				return d
@@ -128,15 +128,15 @@ func correlationIDs(m *mixed) {
 			m.Errorf("%q (-npm +Go):\n%s", in, diff)
 		}
 	}
-	// What is odd enough to be dangerous in a log is not continued.
-	odd := []string{strings.Repeat("x", 257), "é@1/" + date, "a\tb@1/" + date}
-	m.first(npmKind).must("correlate", odd, &theirs)
-	for i, in := range odd {
+	// An id that is unsafe in a log line is not continued.
+	unsafe := []string{strings.Repeat("x", 257), "é@1/" + date, "a\tb@1/" + date}
+	m.firstOf(npmKind).must("correlate", unsafe, &theirs)
+	for i, in := range unsafe {
 		if got := normal(wire.NextCorrelationID(in)); got != "uuid@0/now" {
-			m.Errorf("%q goes on as %q", in, got)
+			m.Errorf("%q is continued as %q", in, got)
 		}
 		if head, _, _ := strings.Cut(in, "@"); !strings.HasPrefix(theirs[i], head) {
-			m.Errorf("npm: %q goes on as %q", in, theirs[i])
+			m.Errorf("npm: %q is continued as %q", in, theirs[i])
 		}
 	}
 	if slices.Contains(theirs, "") {

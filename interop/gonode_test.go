@@ -28,23 +28,23 @@ import (
 const (
 	roleVariable   = "INTEROP_ROLE"
 	roleNode       = "node"
-	policyVariable = "INTEROP_POLICY" // "reference" retries and evicts as the npm module does
+	policyVariable = "INTEROP_POLICY" // "npm": retry and evict like the npm module
 
-	answersFD  = 3
+	resultsFD  = 3
 	listenerFD = 4
 )
 
-// An order is what a test tells a node to do, and what came of it: a line of JSON each. What a
-// node says unasked has the id 0.
-type order struct {
-	ID     int             `json:"id"`
-	Order  string          `json:"order,omitempty"`
-	Args   json.RawMessage `json:"args,omitempty"`
-	Answer json.RawMessage `json:"answer,omitempty"`
-	Error  string          `json:"error,omitempty"`
+// A message is a command of a test or its result, which has the same id. Each is a line of JSON.
+// The first message of a node has the id 0 and says that it serves requests.
+type message struct {
+	ID      int             `json:"id"`
+	Command string          `json:"command,omitempty"`
+	Args    json.RawMessage `json:"args,omitempty"`
+	Result  json.RawMessage `json:"result,omitempty"`
+	Error   string          `json:"error,omitempty"`
 }
 
-// fanoutArgs is what a node is told to ask all its peers.
+// fanoutArgs are the arguments of the command fanout, a call to all peers.
 type fanoutArgs struct {
 	Method        string            `json:"method,omitempty"`
 	Path          string            `json:"path"`
@@ -52,10 +52,10 @@ type fanoutArgs struct {
 	Body          any               `json:"body,omitempty"`
 	CorrelationID string            `json:"correlationId,omitempty"`
 	Customer      string            `json:"customer,omitempty"`
-	Retries       int               `json:"retries,omitempty"` // of npm nodes, 20 ms apart
+	Retries       int               `json:"retries,omitempty"` // npm nodes only
 }
 
-// runNode is one Go node, as a service has it; see npm/node.js for its counterpart.
+// runNode runs a Go node in this process. npm/node.js is its counterpart.
 func runNode() error {
 	cfg, err := cluster.ConfigFromEnv()
 	if err != nil {
@@ -66,7 +66,7 @@ func runNode() error {
 		return err
 	}
 	opts := []cluster.Option{cluster.WithLogger(log)}
-	if os.Getenv(policyVariable) == "reference" {
+	if os.Getenv(policyVariable) == "npm" {
 		opts = append(opts, cluster.WithRetry(cluster.RetryNPM()), cluster.WithEviction(cluster.Eviction{ServerErrors: true}))
 	}
 	c, err := cluster.New(cfg, opts...)
@@ -77,11 +77,11 @@ func runNode() error {
 	if err != nil {
 		return err
 	}
-	n := &goNode{Cluster: c, cfg: cfg, answers: os.NewFile(answersFD, "answers")}
+	n := &goNode{Cluster: c, cfg: cfg, results: os.NewFile(resultsFD, "results")}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	go n.obey(ctx)
-	n.tell(order{Answer: json.RawMessage(`"ready"`)})
+	go n.serveCommands(ctx)
+	n.write(message{Result: json.RawMessage(`"ready"`)})
 	return c.Serve(ctx, ln, &http.Server{Handler: n.handler(), ReadHeaderTimeout: 5 * time.Second})
 }
 
@@ -90,53 +90,54 @@ type goNode struct {
 	cfg cluster.Config
 
 	mu      sync.Mutex // guards the field below
-	answers *os.File
+	results *os.File
 }
 
-func (n *goNode) tell(o order) {
-	line, err := json.Marshal(o)
+func (n *goNode) write(m message) {
+	line, err := json.Marshal(m)
 	if err != nil {
-		line, _ = json.Marshal(order{ID: o.ID, Error: err.Error()})
+		line, _ = json.Marshal(message{ID: m.ID, Error: err.Error()})
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	_, _ = n.answers.Write(append(line, '\n')) // a test that went away ends us by itself
+	_, _ = n.results.Write(append(line, '\n')) // fails only if the test has ended
 }
 
-// obey carries out orders until there are no more to come, and then ends the process.
-func (n *goNode) obey(ctx context.Context) {
+// serveCommands runs commands until standard input is closed, and then ends the process.
+func (n *goNode) serveCommands(ctx context.Context) {
 	lines := bufio.NewScanner(os.Stdin)
 	for lines.Scan() {
-		var o order
-		if err := json.Unmarshal(lines.Bytes(), &o); err != nil {
-			n.tell(order{Error: err.Error()})
+		var m message
+		if err := json.Unmarshal(lines.Bytes(), &m); err != nil {
+			n.write(message{Error: err.Error()})
 			continue
 		}
 		go func() {
-			answer, err := n.do(ctx, o)
-			reply := order{ID: o.ID}
+			result, err := n.run(ctx, m)
+			reply := message{ID: m.ID}
 			if err == nil {
-				reply.Answer, err = json.Marshal(answer)
+				reply.Result, err = json.Marshal(result)
 			}
 			if err != nil {
 				reply.Error = err.Error()
 			}
-			n.tell(reply)
+			n.write(reply)
 		}()
 	}
 	os.Exit(0)
 }
 
-func (n *goNode) do(ctx context.Context, o order) (any, error) {
+// run runs a command and returns its result.
+func (n *goNode) run(ctx context.Context, m message) (any, error) {
 	correlated := func() context.Context {
 		var id string
-		if json.Unmarshal(o.Args, &id) != nil || id == "" {
+		if json.Unmarshal(m.Args, &id) != nil || id == "" {
 			return ctx
 		}
 		return cluster.WithCorrelationID(ctx, id)
 	}
-	switch o.Order {
-	case "register": // as the reference, it tells nobody when it is done
+	switch m.Command {
+	case "register": // not waited for, because the npm module does not report its end
 		go func() { _, _ = n.Register(correlated()) }()
 		return struct{}{}, nil
 	case "unregister":
@@ -152,12 +153,12 @@ func (n *goNode) do(ctx context.Context, o order) (any, error) {
 		}, nil
 	case "fanout":
 		var args fanoutArgs
-		if err := json.Unmarshal(o.Args, &args); err != nil {
+		if err := json.Unmarshal(m.Args, &args); err != nil {
 			return nil, err
 		}
 		return n.fanout(ctx, args)
 	default:
-		return nil, fmt.Errorf("no order %q", o.Order)
+		return nil, fmt.Errorf("unknown command %q", m.Command)
 	}
 }
 
@@ -180,7 +181,7 @@ func (n *goNode) fanout(ctx context.Context, args fanoutArgs) (any, error) {
 	}, nil
 }
 
-// handler serves the peer endpoints, and those of the service itself.
+// handler serves the peer endpoints and those of the service.
 func (n *goNode) handler() http.Handler {
 	mux := http.NewServeMux()
 	n.Mount(mux)
@@ -188,25 +189,25 @@ func (n *goNode) handler() http.Handler {
 	handle := func(method, path string, serve http.HandlerFunc) {
 		mux.Handle(method+" "+base+path, n.Authenticate(serve))
 	}
-	answer := func(data func(r *http.Request) any) http.HandlerFunc {
+	respond := func(data func(r *http.Request) any) http.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request) { n.Reply(w, r, data(r)) }
 	}
 	text := func(body string) http.HandlerFunc {
 		return func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", "application/json")
-			_, _ = w.Write([]byte(body)) // whoever asked sees that it broke off
+			_, _ = w.Write([]byte(body)) // the client notices an error itself
 		}
 	}
-	handle("GET", "/things", answer(func(*http.Request) any { return []string{n.cfg.ID, n.cfg.ID + "-second"} }))
-	handle("GET", "/one", answer(func(*http.Request) any { return map[string]string{"one": n.cfg.ID} }))
+	handle("GET", "/things", respond(func(*http.Request) any { return []string{n.cfg.ID, n.cfg.ID + "-second"} }))
+	handle("GET", "/one", respond(func(*http.Request) any { return map[string]string{"one": n.cfg.ID} }))
 	handle("GET", "/none", text(`{"server":{"serverId":"`+n.cfg.ID+`"}}`))
-	handle("GET", "/bare", text(`{"data":["nobody"]}`))
-	handle("GET", "/mirror", answer(n.mirror))
-	handle("POST", "/mirror", answer(n.mirror))
+	handle("GET", "/bare", text(`{"data":["unsigned"]}`))
+	handle("GET", "/mirror", respond(n.mirror))
+	handle("POST", "/mirror", respond(n.mirror))
 	handle("GET", "/hang", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
 	handle("GET", "/fail/{status}", func(w http.ResponseWriter, r *http.Request) {
 		status, err := strconv.Atoi(r.PathValue("status"))
-		n.ReplyError(w, r, cmp.Or[error](err, &cluster.StatusError{Code: status, Message: "failing as told", Info: json.RawMessage(`{"why":"told"}`)}))
+		n.ReplyError(w, r, cmp.Or[error](err, &cluster.StatusError{Code: status, Message: "requested failure", Info: json.RawMessage(`{"why":"requested"}`)}))
 	})
 	handle("POST", "/relay", func(w http.ResponseWriter, r *http.Request) {
 		res, err := n.RPCluster(r.Context(), cluster.Request{Method: "POST", Path: "/mirror", Body: map[string]bool{"relayed": true}})
@@ -221,13 +222,13 @@ func (n *goNode) handler() http.Handler {
 	return mux
 }
 
-// mirror is what a node saw of a request.
+// mirror returns the parts of a request that tests check.
 func (n *goNode) mirror(r *http.Request) any {
 	query := map[string]string{}
 	for name, values := range r.URL.Query() {
 		query[name] = values[0]
 	}
-	claims, _ := cluster.ClaimsFrom(r.Context()) // nobody comes here without
+	claims, _ := cluster.ClaimsFrom(r.Context()) // set by Authenticate
 	seen := map[string]any{
 		"caller": map[string]any{
 			"clientId": claims.Subject, "tokenType": claims.SubType, "customer": claims.Customer, "cluster": claims.Type == "cluster",

@@ -10,18 +10,18 @@ import (
 	"github.com/mimiktech/cluster/internal/npmtest"
 )
 
-// install installs the npm module, once per lock file and machine, and returns where its packages
-// are. Where that is impossible it skips the test, or fails it if INTEROP=require.
+// install installs the npm module, once per lock file and machine, and returns the folder of its
+// packages. If npm is unavailable, it skips the test, or fails it if INTEROP=require.
 func install(t *testing.T) string {
 	t.Helper()
-	lacking := t.Skipf
+	unavailable := t.Skipf
 	if os.Getenv("INTEROP") == "require" {
-		lacking = t.Fatalf
+		unavailable = t.Fatalf
 	}
 	modules, err := npmtest.Install(t.Context(), "npm")
 	switch {
 	case errors.Is(err, npmtest.ErrUnavailable):
-		lacking("no npm nodes here: %v", err)
+		unavailable("cannot run npm nodes: %v", err)
 	case err != nil:
 		t.Fatal(err)
 	}

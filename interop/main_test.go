@@ -11,8 +11,8 @@ import (
 
 const updateFlag = "update"
 
-// TestMain is also the Go node: the tests start their own binary once more for each, so that it
-// has whatever they were built with, the race detector included.
+// TestMain also runs the Go nodes: each is another process of the test binary, so that it is built
+// with the same flags, such as -race.
 func TestMain(m *testing.M) {
 	if os.Getenv(roleVariable) == roleNode {
 		if err := runNode(); err != nil {
@@ -21,18 +21,18 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	flag.Bool(updateFlag, false, "write "+tablePath+" and the golden files anew")
+	flag.Bool(updateFlag, false, "write "+tablePath+" and the golden files")
 	flag.Parse()
-	atOnce(8)
+	setParallel(8)
 	os.Exit(m.Run())
 }
 
-// atOnce sets how many scenarios run side by side, unless the command line did: they wait for
-// other processes and for time to pass far more than they use a processor.
-func atOnce(n int) {
-	chosen := false
-	flag.Visit(func(f *flag.Flag) { chosen = chosen || f.Name == "test.parallel" })
-	if !chosen {
-		_ = flag.Set("test.parallel", fmt.Sprint(n)) // the flag is there, and takes a number
+// setParallel sets the default of -test.parallel. It may exceed the number of processors, because
+// scenarios mostly wait for other processes and timers.
+func setParallel(n int) {
+	isSet := false
+	flag.Visit(func(f *flag.Flag) { isSet = isSet || f.Name == "test.parallel" })
+	if !isSet {
+		_ = flag.Set("test.parallel", fmt.Sprint(n)) // the flag exists and takes a number
 	}
 }

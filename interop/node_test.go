@@ -24,7 +24,7 @@ import (
 	"github.com/mimiktech/cluster/internal/proctest"
 )
 
-// A kind is whose code a node runs.
+// A kind says which module a node uses.
 type kind string
 
 const (
@@ -41,34 +41,34 @@ func (k kind) other() kind {
 	return goKind
 }
 
-// A node is a process that can be a server of a cluster. It ends with the test, however that ends.
+// A node is a process that can join a cluster. It ends with the test.
 type node struct {
 	kind kind
 	id   string
 	port int
-	base string // its own address, and what its peers are told
+	base string // the base URL for its peers
 
 	t     *testing.T
 	cmd   *exec.Cmd
-	in    *os.File
-	ready chan order
-	gone  chan struct{} // closed when it has ended
+	stdin *os.File
+	ready chan message
+	ended chan struct{} // closed when the process has ended
 
 	mu      sync.Mutex // guards the fields below
-	last    int
-	waiting map[int]chan order
+	lastID  int
+	pending map[int]chan message // commands without a result
 	output  bytes.Buffer
 }
 
-// Write keeps what the process prints, to be shown if the test fails.
+// Write keeps the output of the process, which stop logs if the test has failed.
 func (n *node) Write(b []byte) (int, error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.output.Write(b)
 }
 
-// launch starts a node, which serves soon. It listens on a socket that is open before it starts,
-// so that no port is chosen twice and whoever calls too early only waits.
+// launch starts a node. Its listener is open before the process starts, so that no port is chosen
+// twice and early requests wait.
 func launch(t *testing.T, k kind, id, listen, modules string, env map[string]string) *node {
 	t.Helper()
 	ln := listenAt(t, listen)
@@ -77,18 +77,18 @@ func launch(t *testing.T, k kind, id, listen, modules string, env map[string]str
 	if err != nil {
 		t.Fatal(err)
 	}
-	ln.Close() // the node's copy is the one that counts: when it dies, the port is closed
+	ln.Close() // only the node keeps the socket open, so its port is closed when it ends
 	defer socket.Close()
 
 	n := &node{
 		kind: k, id: id, port: port, base: fmt.Sprintf("http://127.0.0.1:%d%s", port, basePath),
-		t: t, gone: make(chan struct{}), waiting: map[int]chan order{},
+		t: t, ended: make(chan struct{}), pending: map[int]chan message{},
 	}
-	answers, theirAnswers := pipe(t)
-	theirOrders, orders := pipe(t)
-	defer theirAnswers.Close()
-	defer theirOrders.Close()
-	n.in = orders
+	results, nodeResults := pipe(t)
+	nodeCommands, commands := pipe(t)
+	defer nodeResults.Close()
+	defer nodeCommands.Close()
+	n.stdin = commands
 
 	program := []string{os.Args[0]}
 	if k == npmKind {
@@ -103,8 +103,8 @@ func launch(t *testing.T, k kind, id, listen, modules string, env map[string]str
 	for name, value := range env {
 		n.cmd.Env = append(n.cmd.Env, name+"="+value)
 	}
-	n.cmd.Stdin, n.cmd.Stdout, n.cmd.Stderr = theirOrders, n, n
-	n.cmd.ExtraFiles = []*os.File{theirAnswers, socket}
+	n.cmd.Stdin, n.cmd.Stdout, n.cmd.Stderr = nodeCommands, n, n
+	n.cmd.ExtraFiles = []*os.File{nodeResults, socket}
 	proctest.Isolate(n.cmd)
 	n.cmd.WaitDelay = 2 * time.Second
 	n.ready = n.expect(0)
@@ -112,34 +112,34 @@ func launch(t *testing.T, k kind, id, listen, modules string, env map[string]str
 		t.Fatal(err)
 	}
 	go func() {
-		n.listen(answers)
-		_ = n.cmd.Wait() // how it ended is in ProcessState
-		close(n.gone)
+		n.readResults(results)
+		_ = n.cmd.Wait() // its result is in ProcessState
+		close(n.ended)
 	}()
-	t.Cleanup(n.end)
+	t.Cleanup(n.stop)
 	return n
 }
 
-// listenAt listens. A port that was released a moment ago may be busy for another: a process that
-// starts meanwhile has its socket until it runs, and a connection may have been given the port.
+// listenAt retries while the port is in use. A port that was just released may still be held by a
+// process between fork and exec, or may be the local port of a connection.
 func listenAt(t *testing.T, address string) net.Listener {
 	t.Helper()
 	var lc net.ListenConfig
-	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(waitTimeout); ; time.Sleep(20 * time.Millisecond) {
 		ln, err := lc.Listen(t.Context(), "tcp", address)
 		if err == nil {
 			return ln
 		}
-		if !errors.Is(err, syscall.EADDRINUSE) || time.Now().After(end) {
+		if !errors.Is(err, syscall.EADDRINUSE) || time.Now().After(deadline) {
 			t.Fatal(err)
 		}
 	}
 }
 
-// serving waits until the node serves.
-func (n *node) serving() *node {
+// waitReady waits until the node serves requests.
+func (n *node) waitReady() *node {
 	n.t.Helper()
-	if _, err := n.answer(n.ready, 30*time.Second); err != nil {
+	if _, err := n.await(n.ready, 30*time.Second); err != nil {
 		n.t.Fatalf("%s node %s does not start: %v", n.kind, n.id, err)
 	}
 	return n
@@ -154,11 +154,11 @@ func pipe(t *testing.T) (r, w *os.File) {
 	return r, w
 }
 
-// end kills the process and shows what it printed if the test failed.
-func (n *node) end() {
-	_ = n.cmd.Process.Kill() // it may be gone already
-	<-n.gone
-	n.in.Close()
+// stop kills the process, and logs its output if the test has failed.
+func (n *node) stop() {
+	_ = n.cmd.Process.Kill() // may have ended before
+	<-n.ended
+	n.stdin.Close()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if strings.Contains(n.output.String(), "WARNING: DATA RACE") {
@@ -169,117 +169,117 @@ func (n *node) end() {
 	}
 }
 
-func tail(b []byte, most int) []byte {
-	if len(b) <= most {
+func tail(b []byte, maxLen int) []byte {
+	if len(b) <= maxLen {
 		return b
 	}
-	return slices.Concat([]byte("[…]"), b[len(b)-most:])
+	return slices.Concat([]byte("[…]"), b[len(b)-maxLen:])
 }
 
-// listen hands out the answers of the node until there are no more.
-func (n *node) listen(answers *os.File) {
-	defer answers.Close()
-	lines := bufio.NewScanner(answers)
+// readResults delivers the results of the node to the waiting commands, until the node ends.
+func (n *node) readResults(results *os.File) {
+	defer results.Close()
+	lines := bufio.NewScanner(results)
 	lines.Buffer(nil, 16<<20)
 	for lines.Scan() {
-		var o order
-		if err := json.Unmarshal(lines.Bytes(), &o); err != nil {
-			fmt.Fprintf(n, "not an answer: %s\n", lines.Bytes())
+		var m message
+		if err := json.Unmarshal(lines.Bytes(), &m); err != nil {
+			fmt.Fprintf(n, "not a result: %s\n", lines.Bytes())
 			continue
 		}
 		n.mu.Lock()
-		waiting, ok := n.waiting[o.ID]
-		delete(n.waiting, o.ID)
+		result, ok := n.pending[m.ID]
+		delete(n.pending, m.ID)
 		n.mu.Unlock()
 		if ok {
-			waiting <- o
+			result <- m
 		}
 	}
 }
 
-func (n *node) expect(id int) chan order {
+func (n *node) expect(id int) chan message {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	answer := make(chan order, 1)
-	n.waiting[id] = answer
-	return answer
+	result := make(chan message, 1)
+	n.pending[id] = result
+	return result
 }
 
-func (n *node) answer(from chan order, within time.Duration) (json.RawMessage, error) {
-	timer := time.NewTimer(within)
+func (n *node) await(result chan message, timeout time.Duration) (json.RawMessage, error) {
+	timer := time.NewTimer(timeout)
 	defer timer.Stop()
 	select {
-	case o := <-from:
-		if o.Error != "" {
-			return nil, fmt.Errorf("%s node %s: %s", n.kind, n.id, o.Error)
+	case m := <-result:
+		if m.Error != "" {
+			return nil, fmt.Errorf("%s node %s: %s", n.kind, n.id, m.Error)
 		}
-		return o.Answer, nil
-	case <-n.gone:
+		return m.Result, nil
+	case <-n.ended:
 		return nil, fmt.Errorf("%s node %s: %w", n.kind, n.id, errEnded)
 	case <-timer.C:
-		return nil, fmt.Errorf("%s node %s says nothing for %v", n.kind, n.id, within)
+		return nil, fmt.Errorf("%s node %s sent no result for %v", n.kind, n.id, timeout)
 	}
 }
 
-// tell gives the node an order; answer waits for what comes of it.
-func (n *node) tell(what string, args any) (chan order, error) {
+// send sends a command to the node. The channel receives its result, see await.
+func (n *node) send(name string, args any) (chan message, error) {
 	raw, err := json.Marshal(args)
 	if err != nil {
 		return nil, err
 	}
 	n.mu.Lock()
-	n.last++
-	id := n.last
+	n.lastID++
+	id := n.lastID
 	n.mu.Unlock()
-	answer := n.expect(id)
-	line, err := json.Marshal(order{ID: id, Order: what, Args: raw})
+	result := n.expect(id)
+	line, err := json.Marshal(message{ID: id, Command: name, Args: raw})
 	if err != nil {
 		return nil, err
 	}
-	if _, err := n.in.Write(append(line, '\n')); err != nil {
+	if _, err := n.stdin.Write(append(line, '\n')); err != nil {
 		return nil, fmt.Errorf("%s node %s: %w: %w", n.kind, n.id, errEnded, err)
 	}
-	return answer, nil
+	return result, nil
 }
 
-// do has the node carry out an order, and reads the answer into a value.
-func (n *node) do(what string, args, into any) error {
-	waiting, err := n.tell(what, args)
+// do runs a command on the node and decodes its result.
+func (n *node) do(name string, args, into any) error {
+	pending, err := n.send(name, args)
 	if err != nil {
 		return err
 	}
-	answer, err := n.answer(waiting, 60*time.Second)
+	result, err := n.await(pending, 60*time.Second)
 	if err != nil {
 		return err
 	}
-	if err := json.Unmarshal(answer, into); err != nil {
-		return fmt.Errorf("%s node %s answers %s with %.200s: %w", n.kind, n.id, what, answer, err)
+	if err := json.Unmarshal(result, into); err != nil {
+		return fmt.Errorf("%s node %s: result of %s: %.200s: %w", n.kind, n.id, name, result, err)
 	}
 	return nil
 }
 
-// must is do for what has to work.
-func (n *node) must(what string, args, into any) {
+// must is do, and fails the test on an error.
+func (n *node) must(name string, args, into any) {
 	n.t.Helper()
-	if err := n.do(what, args, into); err != nil {
-		n.t.Fatalf("%s: %v", what, err)
+	if err := n.do(name, args, into); err != nil {
+		n.t.Fatalf("%s: %v", name, err)
 	}
 }
 
-// register has the node begin to register. When it is done, the registry and the others show.
+// register starts the registration of the node and does not wait for it.
 func (n *node) register() {
 	n.t.Helper()
 	n.must("register", nil, new(any))
 }
 
-// view are the servers that the node knows, itself included.
+// view returns the servers that the node knows, including itself.
 func (n *node) view() ([]cluster.Server, error) {
 	var servers []cluster.Server
 	err := n.do("view", nil, &servers)
 	return servers, err
 }
 
-// A status is the part of its environment that a node sets.
+// A status contains the environment variables that a node sets.
 type status struct{ Registration, Servers, UpdatedAt, LeaseTime string }
 
 func (n *node) status() status {
@@ -289,8 +289,8 @@ func (n *node) status() status {
 	return s
 }
 
-// A fanout is what came of asking all peers. Its Response is read as both kinds of node write it.
-type fanout struct {
+// A fanoutResult is the result of a call to all peers. Both kinds of node encode it in this form.
+type fanoutResult struct {
 	Response struct {
 		Data    []json.RawMessage
 		Results []struct {
@@ -299,12 +299,12 @@ type fanout struct {
 		}
 		Failures []struct {
 			Error struct {
-				StatusCode int
-				Message    string
-				Kind       cluster.Kind
-				Attempts   int
-				Evicted    bool
-				Spared     string
+				StatusCode      int
+				Message         string
+				Kind            cluster.Kind
+				Attempts        int
+				Evicted         bool
+				EvictionSkipped string
 			}
 			Server cluster.Server
 		}
@@ -313,10 +313,10 @@ type fanout struct {
 	Before, After []string
 }
 
-func (f fanout) took() time.Duration { return time.Duration(f.Milliseconds) * time.Millisecond }
+func (f fanoutResult) took() time.Duration { return time.Duration(f.Milliseconds) * time.Millisecond }
 
-// answered and failed are the ids of the peers with a result, and of those with a failure.
-func (f fanout) answered() []string {
+// resultIDs returns the ids of the peers with a result, sorted.
+func (f fanoutResult) resultIDs() []string {
 	var ids []string
 	for _, r := range f.Response.Results {
 		ids = append(ids, r.Server.ServerID)
@@ -325,7 +325,8 @@ func (f fanout) answered() []string {
 	return ids
 }
 
-func (f fanout) failed() []string {
+// failureIDs returns the ids of the peers with a failure, sorted.
+func (f fanoutResult) failureIDs() []string {
 	var ids []string
 	for _, r := range f.Response.Failures {
 		ids = append(ids, r.Server.ServerID)
@@ -334,7 +335,8 @@ func (f fanout) failed() []string {
 	return ids
 }
 
-func (f fanout) data() []string {
+// data returns the elements of the joint data, sorted.
+func (f fanoutResult) data() []string {
 	var all []string
 	for _, d := range f.Response.Data {
 		all = append(all, string(d))
@@ -343,17 +345,17 @@ func (f fanout) data() []string {
 	return all
 }
 
-// ask has the node ask all its peers.
-func (n *node) ask(args fanoutArgs) fanout {
+// fanOut lets the node call all its peers.
+func (n *node) fanOut(args fanoutArgs) fanoutResult {
 	n.t.Helper()
-	var f fanout
+	var f fanoutResult
 	n.must("fanout", args, &f)
 	slices.Sort(f.Before)
 	slices.Sort(f.After)
 	return f
 }
 
-// A departure is what unRegister answers.
+// A departure is the result of unRegister.
 type departure struct {
 	NbServers int
 	ServerID  string
@@ -367,8 +369,7 @@ func (n *node) unregister() departure {
 	return d
 }
 
-// signal sends the process a signal: SIGKILL ends it, SIGSTOP makes it hang with its port open,
-// SIGTERM asks it to leave.
+// signal sends the process a signal. After SIGSTOP it hangs with its port open.
 func (n *node) signal(s syscall.Signal) {
 	n.t.Helper()
 	if err := n.cmd.Process.Signal(s); err != nil {
@@ -376,21 +377,21 @@ func (n *node) signal(s syscall.Signal) {
 	}
 }
 
-// kill ends the process as a crash does, and waits until its port is closed.
+// kill ends the process like a crash, and waits until its port is closed.
 func (n *node) kill() {
 	n.t.Helper()
 	n.signal(syscall.SIGKILL)
-	<-n.gone
+	<-n.ended
 	holdPort(n.t, n.port)
 }
 
-// exited waits for the process to end by itself, and returns its exit code.
-func (n *node) exited() int {
+// waitExit waits until the process ends by itself, and returns its exit code.
+func (n *node) waitExit() int {
 	n.t.Helper()
-	ctx, cancel := context.WithTimeout(n.t.Context(), patience)
+	ctx, cancel := context.WithTimeout(n.t.Context(), waitTimeout)
 	defer cancel()
 	select {
-	case <-n.gone:
+	case <-n.ended:
 	case <-ctx.Done():
 		n.t.Fatalf("%s node %s does not end", n.kind, n.id)
 	}

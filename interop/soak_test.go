@@ -15,181 +15,193 @@ import (
 	"github.com/mimiktech/cluster/mit"
 )
 
-// TestSoak has four npm and four Go nodes join, crash, restart and leave at random while all of
-// them ask all others without a pause. At the end every view is the registry's. INTEROP_SOAK is
-// how long it goes on, INTEROP_SEED what it begins from.
+// TestSoak lets four npm and four Go nodes join, crash, restart and leave at random, while all of
+// them call all others in a loop. At the end each view must equal that of the registry.
+// INTEROP_SOAK sets the duration, INTEROP_SEED the random seed.
 func TestSoak(t *testing.T) {
 	t.Parallel()
-	length, err := time.ParseDuration(fallback("INTEROP_SOAK", "20s"))
+	duration, err := time.ParseDuration(envOr("INTEROP_SOAK", "20s"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	seed, err := strconv.ParseUint(fallback("INTEROP_SEED", "1"), 10, 64)
+	seed, err := strconv.ParseUint(envOr("INTEROP_SEED", "1"), 10, 64)
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := &soak{
-		world: newWorld(t, func(r *mit.RegistryConfig, _ *mit.TokenConfig) { r.Lease, r.Grace = 2*time.Second, 3*time.Second }),
-		rand:  rand.New(rand.NewPCG(seed, 0)),
-		did:   map[string]int{},
+		world:  newWorld(t, func(r *mit.RegistryConfig, _ *mit.TokenConfig) { r.Lease, r.Grace = 2*time.Second, 3*time.Second }),
+		rand:   rand.New(rand.NewPCG(seed, 0)),
+		events: map[string]int{},
 	}
-	for i := range s.places {
-		s.places[i].kind = kinds()[i%2]
+	for i := range s.members {
+		s.members[i].kind = kinds()[i%2]
 	}
-	for i := range s.places {
-		s.join(&s.places[i])
+	for i := range s.members {
+		s.join(&s.members[i])
 	}
-	for end := time.Now().Add(length); time.Now().Before(end) && !t.Failed(); {
+	for end := time.Now().Add(duration); time.Now().Before(end) && !t.Failed(); {
 		s.disturb()
 		time.Sleep(time.Duration(200+s.rand.IntN(600)) * time.Millisecond)
 	}
-	for i := range s.places { // all come back
-		if s.places[i].life == nil {
-			s.join(&s.places[i])
+	s.finish()
+	if s.calls == 0 || len(s.events) == 0 {
+		t.Error("no calls or no events")
+	}
+	t.Logf("seed %d, %v: %d calls with %d requests; events: %v", seed, duration, s.calls, s.requestsSent, s.events)
+}
+
+// finish starts all members that are not running, and compares the views and the results of a call.
+func (s *soak) finish() {
+	s.Helper()
+	for i := range s.members {
+		if s.members[i].process == nil {
+			s.join(&s.members[i])
 		}
 	}
 	s.stop()
-	var alive []*node
-	for i := range s.places {
-		alive = append(alive, s.places[i].life.node)
+	var running []*node
+	for i := range s.members {
+		running = append(running, s.members[i].process.node)
 	}
-	s.settle(alive...)
-	for _, n := range alive {
-		others := slices.DeleteFunc(sorted(alive), func(id string) bool { return id == n.id })
-		if f := n.ask(fanoutArgs{Path: "/things"}); same(f.answered(), others) != nil {
-			t.Errorf("at the end %s: answered %v, failed %v", n.id, f.answered(), f.failed())
+	s.waitForMembers(running...)
+	for _, n := range running {
+		others := slices.DeleteFunc(sortedIDs(running), func(id string) bool { return id == n.id })
+		if f := n.fanOut(fanoutArgs{Path: "/things"}); checkEqual(f.resultIDs(), others) != nil {
+			s.Errorf("at the end %s: results %v, failures %v", n.id, f.resultIDs(), f.failureIDs())
 		}
 	}
-	if s.calls == 0 || len(s.did) == 0 {
-		t.Error("nothing happened")
-	}
-	t.Logf("seed %d, %v: %d calls, to %d peers in all; %v", seed, length, s.calls, s.asked, s.did)
 }
 
-func fallback(variable, value string) string {
-	if v := os.Getenv(variable); v != "" {
+func envOr(name, value string) string {
+	if v := os.Getenv(name); v != "" {
 		return v
 	}
 	return value
 }
 
-// A place is where one node after the other lives.
-type place struct {
-	kind kind
-	life *life // nil: nobody is there
-	last *node // who was, nil: nobody ever
+// A member is one of the places in the cluster, which several processes fill one after the other.
+type member struct {
+	kind    kind
+	process *process // nil: not running
+	last    *node    // the last process that ran, or nil
 }
 
-// A life is that of one process.
-type life struct {
+// A process is one run of a member.
+type process struct {
 	*node
-	from time.Time // it serves
-	done chan struct{}
+	servingSince time.Time
+	done         chan struct{} // closed when callLoop has returned
 
-	mu sync.Mutex // guards the field below
-	to time.Time  // it is disturbed, or zero
+	mu          sync.Mutex // guards the field below
+	disturbedAt time.Time  // zero: not disturbed
 }
 
 type soak struct {
 	*world
-	rand   *rand.Rand
-	places [8]place
-	did    map[string]int
+	rand    *rand.Rand
+	members [8]member
+	events  map[string]int
 
-	mu      sync.Mutex // guards the fields below
-	lives   []*life
-	stopped bool
-	calls   int
-	asked   int
+	mu           sync.Mutex // guards the fields below
+	processes    []*process
+	stopped      bool
+	calls        int
+	requestsSent int
 }
 
-func (s *soak) join(p *place) {
+// join starts a member with a new id.
+func (s *soak) join(m *member) {
 	s.Helper()
-	n := s.launch(p.kind)
-	s.begin(p, n)
+	s.start(m, s.launch(m.kind))
 }
 
-func (s *soak) begin(p *place, n *node) {
+// restart starts a member with the id and port of its last process.
+func (s *soak) restart(m *member) {
 	s.Helper()
-	n.serving().register()
-	p.life, p.last = &life{node: n, from: time.Now(), done: make(chan struct{})}, n
+	s.start(m, s.launchAs(m.kind, m.last.id, m.last.port))
+}
+
+func (s *soak) start(m *member, n *node) {
+	s.Helper()
+	n.waitReady().register()
+	m.process, m.last = &process{node: n, servingSince: time.Now(), done: make(chan struct{})}, n
 	s.mu.Lock()
-	s.lives = append(s.lives, p.life)
+	s.processes = append(s.processes, m.process)
 	s.mu.Unlock()
-	go s.keepAsking(p.life)
+	go s.callLoop(m.process)
 }
 
-// disturb does one thing to one place.
+// disturb applies a random event to a random member.
 func (s *soak) disturb() {
 	s.Helper()
-	p := &s.places[s.rand.IntN(len(s.places))]
-	there := 0
-	for i := range s.places {
-		if s.places[i].kind == p.kind && s.places[i].life != nil {
-			there++
+	m := &s.members[s.rand.IntN(len(s.members))]
+	running := 0
+	for i := range s.members {
+		if s.members[i].kind == m.kind && s.members[i].process != nil {
+			running++
 		}
 	}
-	if p.life == nil {
-		if s.rand.IntN(2) == 0 {
-			s.did["joined"]++
-			s.join(p)
-			return
-		}
-		s.did["came back"]++
-		s.begin(p, s.launchAs(p.kind, p.last.id, p.last.port))
-		return
+	switch {
+	case m.process == nil && s.rand.IntN(2) == 0:
+		s.events["join"]++
+		s.join(m)
+	case m.process == nil:
+		s.events["return"]++
+		s.restart(m)
+	case running >= 2: // at least one node of each kind keeps running
+		s.end(m)
 	}
-	if there < 2 { // so that there are always nodes of both kinds
-		return
-	}
-	l := p.life
-	l.mu.Lock()
-	l.to = time.Now()
-	l.mu.Unlock()
-	p.life = nil
+}
+
+// end ends the process of a member in one of four ways.
+func (s *soak) end(m *member) {
+	s.Helper()
+	p := m.process
+	p.mu.Lock()
+	p.disturbedAt = time.Now()
+	p.mu.Unlock()
+	m.process = nil
 	switch s.rand.IntN(4) {
 	case 0:
-		s.did["crashed"]++
-		l.kill()
+		s.events["crash"]++
+		p.kill()
 	case 1:
-		s.did["restarted"]++
-		l.kill()
-		s.begin(p, s.launchAs(p.kind, l.id, l.port))
+		s.events["restart"]++
+		p.kill()
+		s.restart(m)
 	case 2:
-		s.did["left"]++
-		if d := l.unregister(); d.Errors != nil {
-			s.Errorf("%s leaves with errors: %s", l.id, d.Errors)
+		s.events["departure"]++
+		if d := p.unregister(); d.Errors != nil {
+			s.Errorf("departure of %s: errors %s", p.id, d.Errors)
 		}
-		l.kill() // an npm node may go on renewing otherwise
+		p.kill() // an npm node might go on renewing
 	default:
-		s.did["was terminated"]++
-		l.signal(syscall.SIGTERM)
-		if code := l.exited(); code != 0 {
-			s.Errorf("%s exits with %d", l.id, code)
+		s.events["SIGTERM"]++
+		p.signal(syscall.SIGTERM)
+		if code := p.waitExit(); code != 0 {
+			s.Errorf("%s exits with %d", p.id, code)
 		}
 	}
 }
 
-// steady are the ids of the nodes that nothing happened to in that time.
-func (s *soak) steady(from, to time.Time) map[string]bool {
+// undisturbed returns the ids of the nodes that served requests during the whole time.
+func (s *soak) undisturbed(from, to time.Time) map[string]bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	ids := map[string]bool{}
-	for _, l := range s.lives {
-		l.mu.Lock()
-		if l.from.Before(from) && (l.to.IsZero() || l.to.After(to)) {
-			ids[l.id] = true
+	for _, p := range s.processes {
+		p.mu.Lock()
+		if p.servingSince.Before(from) && (p.disturbedAt.IsZero() || p.disturbedAt.After(to)) {
+			ids[p.id] = true
 		}
-		l.mu.Unlock()
+		p.mu.Unlock()
 	}
 	return ids
 }
 
-// keepAsking has a node ask all its peers until it or the test ends, and checks each answer: a
-// peer that the node knew before and after, and that nothing happened to, has answered; and a Go
-// node accounts for each that it knew, whatever happened.
-func (s *soak) keepAsking(l *life) {
-	defer close(l.done)
+// callLoop calls all peers of a node until the process is disturbed or stop is called.
+func (s *soak) callLoop(p *process) {
+	defer close(p.done)
 	for {
 		s.mu.Lock()
 		stopped := s.stopped
@@ -197,54 +209,62 @@ func (s *soak) keepAsking(l *life) {
 		if stopped {
 			return
 		}
-		var f fanout
+		var f fanoutResult
 		from := time.Now()
-		err := l.do("fanout", fanoutArgs{Path: "/things"}, &f)
+		err := p.do("fanout", fanoutArgs{Path: "/things"}, &f)
 		to := time.Now()
-		l.mu.Lock()
-		disturbed := !l.to.IsZero()
-		l.mu.Unlock()
+		p.mu.Lock()
+		disturbed := !p.disturbedAt.IsZero()
+		p.mu.Unlock()
 		if disturbed {
 			return
 		}
 		if err != nil {
-			s.Errorf("%s cannot ask: %v", l.id, err)
+			s.Errorf("call of %s: %v", p.id, err)
 			return
 		}
-		steady := s.steady(from, to)
-		answered, failed := f.answered(), f.failed()
-		accounted := slices.Concat(answered, failed)
-		slices.Sort(accounted)
-		if len(slices.Compact(slices.Clone(accounted))) != len(accounted) {
-			s.Errorf("%s has a peer twice: answered %v, failed %v", l.id, answered, failed)
-		}
-		for _, id := range f.Before {
-			if id == l.id || !slices.Contains(f.After, id) {
-				continue
-			}
-			if steady[id] && !slices.Contains(answered, id) {
-				s.Errorf("%s asked %v from %v to %v: %s is well and did not answer; answered %v, failed %+v",
-					l.id, f.Before, from.Format(time.StampMilli), to.Format(time.StampMilli), id, answered, f.Response.Failures)
-			}
-			if l.kind == goKind && !slices.Contains(accounted, id) {
-				s.Errorf("%s asked %v and has no word of %s: answered %v, failed %v", l.id, f.Before, id, answered, failed)
-			}
-		}
+		requests := s.checkCall(p, f, from, to)
 		s.mu.Lock()
 		s.calls++
-		s.asked += len(accounted)
+		s.requestsSent += requests
 		s.mu.Unlock()
 		time.Sleep(100 * time.Millisecond)
 	}
 }
 
-// stop has all nodes end asking, and waits until they have.
+// checkCall checks the peers that the node knew both before and after a call, and returns the
+// number of outcomes. An undisturbed peer must have a result. A Go node must report each peer, and
+// no node may report one twice.
+func (s *soak) checkCall(p *process, f fanoutResult, from, to time.Time) int {
+	undisturbed := s.undisturbed(from, to)
+	results, failures := f.resultIDs(), f.failureIDs()
+	reported := slices.Concat(results, failures)
+	slices.Sort(reported)
+	if len(slices.Compact(slices.Clone(reported))) != len(reported) {
+		s.Errorf("%s reports a peer twice: results %v, failures %v", p.id, results, failures)
+	}
+	for _, id := range f.Before {
+		if id == p.id || !slices.Contains(f.After, id) {
+			continue
+		}
+		if undisturbed[id] && !slices.Contains(results, id) {
+			s.Errorf("%s called %v from %v to %v: no result of %s, which is undisturbed; results %v, failures %+v",
+				p.id, f.Before, from.Format(time.StampMilli), to.Format(time.StampMilli), id, results, f.Response.Failures)
+		}
+		if p.kind == goKind && !slices.Contains(reported, id) {
+			s.Errorf("%s called %v and does not report %s: results %v, failures %v", p.id, f.Before, id, results, failures)
+		}
+	}
+	return len(reported)
+}
+
+// stop ends all call loops and waits for them.
 func (s *soak) stop() {
 	s.mu.Lock()
 	s.stopped = true
-	lives := slices.Clone(s.lives)
+	processes := slices.Clone(s.processes)
 	s.mu.Unlock()
-	for _, l := range lives {
-		<-l.done
+	for _, p := range processes {
+		<-p.done
 	}
 }

@@ -8,77 +8,80 @@ import (
 	"testing"
 )
 
-// A judgement is what one case of the npm helpers' own test suites comes to here: the scenario
-// that has its facts, or why it has none.
-type judgement struct {
-	suite, fact string
+// A suiteCase is one case of the test suites of the npm helper modules: the scenario that covers
+// it, or the reason why there is none.
+type suiteCase struct {
+	suite, name string
 	scenario    string
-	why         string // there is none
+	reason      string
 }
 
 const (
-	goodTokensName     = "which tokens are good"
-	correlationIDsName = "how an incoming correlation id goes on"
+	acceptedTokensName = "accepted and rejected tokens"
+	correlationIDsName = "continuation of a correlation id"
 )
 
-func judgements() []judgement {
+func suiteCases() []suiteCase {
 	const (
 		oauth   = "oauth-helper"
 		request = "request-helper"
-		user    = "tokens of users, with claims in their scopes, are for services that face them"
-		admin   = "endpoints for admins are a service's own: it has the claims"
-		config  = "New refuses a configuration that would lead to it"
+		user    = "user tokens, with claims in their scopes, are not used between servers"
+		admin   = "a service with admin endpoints checks the claims itself"
+		config  = "New rejects such a configuration"
 	)
-	return []judgement{
-		{oauth, "a request without a token is refused", goodTokensName, ""},
-		{oauth, "a request with two tokens is refused", goodTokensName, ""},
-		{oauth, "an authorization other than a bearer token is refused", goodTokensName, ""},
-		{oauth, "a bearer token that is no JWT is refused", goodTokensName, ""},
-		{oauth, "a token that another key has signed is refused", goodTokensName, ""},
-		{oauth, "a token without a scope is refused", goodTokensName, ""},
-		{oauth, "a token with a scope other than those asked for is refused", goodTokensName, ""},
-		{oauth, "an admin's token is refused where none is asked for", goodTokensName, ""},
-		{oauth, "client, customer and type of the caller are read in a good token", "what a token says", ""},
-		{oauth, "the token service answers 404: the call fails", "a token service that fails", ""},
-		{oauth, "a refresh token is used, and credentials where it is refused with 400", "a refresh token", ""},
-		{oauth, "a token that is still good is not fetched again", "how many tokens are fetched", ""},
-		{oauth, "a request refused with 403 is made once more with a new token", "a refused token", ""},
-		{oauth, "a request answered 500 fails", "a peer that answers 500", ""},
-		{oauth, "keys for API users are compared", "", "API keys are a service's own"},
-		{oauth, "tokens of users: implicit flow, on behalf, exchanged", "", user},
+	return []suiteCase{
+		{oauth, "request without a token is rejected", acceptedTokensName, ""},
+		{oauth, "request with two tokens is rejected", acceptedTokensName, ""},
+		{oauth, "authorization other than a bearer token is rejected", acceptedTokensName, ""},
+		{oauth, "bearer token that is not a JWT is rejected", acceptedTokensName, ""},
+		{oauth, "token signed with another key is rejected", acceptedTokensName, ""},
+		{oauth, "token without a scope is rejected", acceptedTokensName, ""},
+		{oauth, "token without the required scope is rejected", acceptedTokensName, ""},
+		{oauth, "admin token is rejected by other endpoints", acceptedTokensName, ""},
+		{oauth, "client, customer and type are read from a valid token", "claims of a token", ""},
+		{oauth, "call fails if the token service responds with 404", "token service fails", ""},
+		{oauth, "refresh token is used, or credentials if it is rejected with 400", "refresh token", ""},
+		{oauth, "valid token is not requested again", "number of token requests", ""},
+		{oauth, "request rejected with 403 is repeated once with a new token", "token is rejected by a peer", ""},
+		{oauth, "request with a 500 response fails", "peer responds with 500", ""},
+		{oauth, "keys of API users are compared", "", "a service checks its API keys itself"},
+		{oauth, "user tokens: implicit flow, on behalf of, exchanged", "", user},
 		{oauth, "claims in scopes are checked against the swagger file", "", user},
-		{oauth, "the helper for admins: type, subject, customer", "", admin},
-		{oauth, "a call to no type, or to one without an audience, is an error", "", config},
-		{oauth, "a call without a URL, or with one that is none, is an error", "", "a request has a path only, and unit tests say which; addresses are checked when they are learned"},
-		{oauth, "profiles at the identity service", "", "this module does not speak to it"},
+		{oauth, "admin helper checks type, subject and customer", "", admin},
+		{oauth, "call without a type or an audience fails", "", config},
+		{oauth, "call without a valid URL fails", "", "a request has only a path, see unit tests; addresses are checked when they are learned"},
+		{oauth, "profiles of the identity service", "", "this module does not use the identity service"},
 
-		{request, "no id: a new UUID, at step 0, with the date", correlationIDsName, ""},
-		{request, "an id without a step is at step 0", correlationIDsName, ""},
-		{request, "a step is counted up", correlationIDsName, ""},
-		{request, "a step that is no number counts as none", correlationIDsName, ""},
-		{request, "an empty id is made up, its step and date are kept", correlationIDsName, ""},
-		{request, "an empty date is made up", correlationIDsName, ""},
-		{request, "the user agent names type, version and id of the server", "user agents", ""},
-		{request, "the user agent of a request can be read", "user agents", ""},
-		{request, "the header's name in small letters goes before that in capitals", "", "to net/http they are one header"},
-		{request, "an id as a text instead of a request", "", "our function takes the text alone"},
-		{request, "a user agent without type and id", "", config},
+		{request, "new id is a UUID with step 0 and the date", correlationIDsName, ""},
+		{request, "id without a step has step 0", correlationIDsName, ""},
+		{request, "step is incremented", correlationIDsName, ""},
+		{request, "step that is not a number is ignored", correlationIDsName, ""},
+		{request, "empty id is replaced, its step and date are kept", correlationIDsName, ""},
+		{request, "empty date is replaced", correlationIDsName, ""},
+		{request, "user agent contains type, version and id of the server", "user agents", ""},
+		{request, "user agent of a request can be read", "user agents", ""},
+		{request, "header name in lower case takes precedence", "", "header names are case-insensitive in net/http"},
+		{request, "id is a string instead of a request", "", "the Go function accepts only a string"},
+		{request, "user agent without type and id", "", config},
 	}
 }
 
-// suitesTable is the judgements as the reader is shown them.
+// suitesTable returns the suite cases as a Markdown table. Each must have a scenario or a reason.
 func suitesTable(t *testing.T, scenarios map[string]bool) string {
 	t.Helper()
 	var b strings.Builder
-	b.WriteString("\n## What the npm helpers' own suites ask for\n\n| suite | fact | here |\n| --- | --- | --- |\n")
-	for _, j := range judgements() {
-		if j.scenario != "" && !scenarios[j.scenario] || (j.scenario == "") == (j.why == "") {
-			t.Errorf("%s, %s: neither a scenario nor a reason", j.suite, j.fact)
+	b.WriteString("\n## Test suites of the npm helper modules\n\n" +
+		"`@mimik/cluster` uses `@mimik/oauth-helper` and `@mimik/request-helper`, which have test suites.\n" +
+		"This table lists the scenarios that cover their cases.\n\n" +
+		"| suite | case | scenario |\n| --- | --- | --- |\n")
+	for _, c := range suiteCases() {
+		if c.scenario != "" && !scenarios[c.scenario] || (c.scenario == "") == (c.reason == "") {
+			t.Errorf("%s, %s: neither a scenario nor a reason", c.suite, c.name)
 		}
-		if j.scenario != "" {
-			fmt.Fprintf(&b, "| %s | %s | %s |\n", j.suite, j.fact, j.scenario)
+		if c.scenario != "" {
+			fmt.Fprintf(&b, "| %s | %s | %s |\n", c.suite, c.name, c.scenario)
 		} else {
-			fmt.Fprintf(&b, "| %s | %s | not applicable: %s |\n", j.suite, j.fact, j.why)
+			fmt.Fprintf(&b, "| %s | %s | not applicable: %s |\n", c.suite, c.name, c.reason)
 		}
 	}
 	return b.String()

@@ -31,17 +31,13 @@ const (
 	signingKey       = "a key for tests only"
 	previousKey      = "the key before it"
 
-	// How long a test waits for what must come.
-	patience = 30 * time.Second
-	// A lease that no scenario lives to see the end of.
-	longLease = time.Hour
-	// What a registry grants beyond a lease: a machine that is busy with other things must not
-	// cost anybody its place.
-	grace = 20 * time.Second
+	waitTimeout = 30 * time.Second
+	longLease   = time.Hour        // does not expire during a scenario
+	grace       = 20 * time.Second // after a lease, for nodes that are late on a busy machine
 )
 
-// A world is a test with a cluster and all that needs: a registry and a token service in the
-// test's own process, so that it can turn them and read along, and nodes in processes of theirs.
+// A world is the cluster of a test. Its registry and token service run in the process of the test,
+// which can intercept and read their requests. Its nodes are processes of their own.
 type world struct {
 	*testing.T
 	modules  string
@@ -51,16 +47,16 @@ type world struct {
 	memory   *mit.Memory
 	launched int
 
-	mu      sync.Mutex // guards the fields below
-	heard   []request
-	instead instead
+	mu          sync.Mutex // guards the fields below
+	received    []request
+	interceptor interceptor
 }
 
-// instead answers a request in the place of the registry or the token service; it returns false
-// to let them.
-type instead func(w http.ResponseWriter, r *http.Request, body []byte) bool
+// An interceptor may respond to a request in place of the registry or the token service. If it
+// returns false, they handle the request.
+type interceptor func(w http.ResponseWriter, r *http.Request, body []byte) bool
 
-// A request is one that the registry or the token service got.
+// A request is a received request.
 type request struct {
 	at     time.Time
 	method string
@@ -75,11 +71,11 @@ func lease(d time.Duration) worldOption {
 	return func(r *mit.RegistryConfig, _ *mit.TokenConfig) { r.Lease = d }
 }
 
-func tokenLife(d time.Duration) worldOption {
+func tokenTTL(d time.Duration) worldOption {
 	return func(_ *mit.RegistryConfig, c *mit.TokenConfig) { c.AccessTokenTTL = d }
 }
 
-func newWorld(t *testing.T, with worldOption) *world {
+func newWorld(t *testing.T, option worldOption) *world {
 	t.Helper()
 	w := &world{T: t, modules: install(t), memory: mit.NewMemory()}
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(w.serve))
@@ -92,8 +88,8 @@ func newWorld(t *testing.T, with worldOption) *world {
 		Issuer: w.issuer(), Key: signingKey,
 		Clients: []mit.Client{{ID: serverType, Secret: secretOf(serverType), Type: serverType}},
 	}
-	if with != nil {
-		with(&registry, &tokens)
+	if option != nil {
+		option(&registry, &tokens)
 	}
 	var err error
 	if w.registry, err = mit.NewRegistry(w.memory, registry); err != nil {
@@ -121,11 +117,11 @@ func (w *world) serve(rw http.ResponseWriter, r *http.Request) {
 	}
 	r.Body = io.NopCloser(bytes.NewReader(body))
 	w.mu.Lock()
-	w.heard = append(w.heard, request{time.Now(), r.Method, r.RequestURI, r.Header.Clone(), body})
-	instead := w.instead
+	w.received = append(w.received, request{time.Now(), r.Method, r.RequestURI, r.Header.Clone(), body})
+	intercept := w.interceptor
 	w.mu.Unlock()
 	switch {
-	case instead != nil && instead(rw, r, body):
+	case intercept != nil && intercept(rw, r, body):
 	case r.URL.Path == issuerPath:
 		w.tokens.ServeHTTP(rw, r)
 	default:
@@ -133,45 +129,46 @@ func (w *world) serve(rw http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// answerInstead puts i before the registry and the token service; nil takes it away.
-func (w *world) answerInstead(i instead) {
+// intercept sets the interceptor of the registry and the token service, or removes it if i is nil.
+func (w *world) intercept(i interceptor) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.instead = i
+	w.interceptor = i
 }
 
-// registryFails is an instead that answers whatever the registry is asked with that status.
-func registryFails(status int, methods ...string) instead {
+// failRegistry returns an interceptor that fails the registry's requests with the given status. It
+// applies to the given methods, or to all if there are none.
+func failRegistry(status int, methods ...string) interceptor {
 	return func(w http.ResponseWriter, r *http.Request, _ []byte) bool {
 		if !strings.HasPrefix(r.URL.Path, registryPath) || len(methods) > 0 && !slices.Contains(methods, r.Method) {
 			return false
 		}
-		reply(w, status, fmt.Sprintf(`{"statusCode":%d,"title":"%s","message":"failing as told"}`, status, http.StatusText(status)))
+		reply(w, status, fmt.Sprintf(`{"statusCode":%d,"title":"%s","message":"requested failure"}`, status, http.StatusText(status)))
 		return true
 	}
 }
 
-// requests are those heard so far whose method and target begin like that.
-func (w *world) requests(beginning string) []request {
+// requests returns the requests so far whose method and target start with prefix.
+func (w *world) requests(prefix string) []request {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var found []request
-	for _, r := range w.heard {
-		if strings.HasPrefix(r.method+" "+r.target, beginning) {
+	for _, r := range w.received {
+		if strings.HasPrefix(r.method+" "+r.target, prefix) {
 			found = append(found, r)
 		}
 	}
 	return found
 }
 
-// registrations are the requests by which a node registered or renewed.
+// registrations returns the registrations and renewals of a node.
 func (w *world) registrations(id string) []request {
 	return slices.DeleteFunc(w.requests("POST "+registryPath+"/itResources"), func(r request) bool {
 		return !bytes.Contains(r.body, []byte(`"`+id+`"`))
 	})
 }
 
-// environment is that of a node, by mimik's own names.
+// environment returns the environment variables of a node.
 func (w *world) environment() map[string]string {
 	return map[string]string{
 		"SERVER_TYPE": serverType, "SERVER_VERSION": "1.2.3", "CLUSTER_MANAGEMENT": "on",
@@ -179,45 +176,61 @@ func (w *world) environment() map[string]string {
 		"OAUTH_ISSUER": w.issuer(), "OAUTH_CLIENT_ID": serverType, "OAUTH_CLIENT_SECRET": secretOf(serverType),
 		"OAUTH_CLIENT_ACCESS_KEY": signingKey, "OAUTH_CLIENT_AUDIENCE": peerAudience,
 		"OAUTH_GENERIC_PREVIOUS_KEY": previousKey,
-		"REGISTRATION_RETRY":         "250", "REGISTRATION_SET": "off", // registering is an order
+		"REGISTRATION_RETRY":         "250", "REGISTRATION_SET": "off", // a node registers on command
 	}
 }
 
-// start starts a node that serves but has yet to register. What is in env replaces what a node
-// has in its environment otherwise.
+// start starts a node and waits until it serves requests. The node has not registered. The
+// variables in env, such as "NAME=value", override those of environment.
 func (w *world) start(k kind, env ...string) *node {
 	w.Helper()
-	return w.launch(k, env...).serving()
+	return w.launch(k, env...).waitReady()
 }
 
-// launch is start without waiting for it.
+// startRegistered starts a node and registers it.
+func (w *world) startRegistered(k kind, env ...string) *node {
+	w.Helper()
+	n := w.start(k, env...)
+	n.register()
+	w.waitRegistered(n)
+	return n
+}
+
+func (w *world) waitRegistered(n *node) {
+	w.Helper()
+	w.waitFor(n.id+" is registered", func() error {
+		return checkEqual([]string{n.status().Registration}, []string{"registered"})
+	})
+}
+
+// launch is start without waiting.
 func (w *world) launch(k kind, env ...string) *node {
 	w.Helper()
 	w.launched++
 	return w.launchAs(k, fmt.Sprintf("%s-%d", strings.ToLower(string(k)), w.launched), 0, env...)
 }
 
-// launchAs is launch with an id and a port; port 0 is any.
+// launchAs is launch with an id and a port. Port 0 is any free port.
 func (w *world) launchAs(k kind, id string, port int, env ...string) *node {
 	w.Helper()
 	releasePort(port)
-	return launch(w.T, k, id, fmt.Sprintf("127.0.0.1:%d", port), w.modules, w.with(env))
+	return launch(w.T, k, id, fmt.Sprintf("127.0.0.1:%d", port), w.modules, w.withEnv(env))
 }
 
-func (w *world) with(env []string) map[string]string {
+func (w *world) withEnv(env []string) map[string]string {
 	w.Helper()
 	all := w.environment()
 	for _, e := range env {
 		name, value, ok := strings.Cut(e, "=")
 		if !ok {
-			w.Fatalf("%q is no variable", e)
+			w.Fatalf("%q is not of the form NAME=value", e)
 		}
 		all[name] = value
 	}
 	return all
 }
 
-// cluster starts one node after the other, each registered and known to all before the next.
+// cluster starts nodes of the given kinds and joins them.
 func (w *world) cluster(ks ...kind) []*node {
 	w.Helper()
 	nodes := make([]*node, len(ks))
@@ -228,17 +241,17 @@ func (w *world) cluster(ks ...kind) []*node {
 	return nodes
 }
 
-// join registers nodes one after the other.
+// join registers the nodes one after the other. Each is known to all before the next one registers.
 func (w *world) join(nodes ...*node) {
 	w.Helper()
 	for i, n := range nodes {
-		n.serving().register()
-		w.settle(nodes[:i+1]...)
+		n.waitReady().register()
+		w.waitForMembers(nodes[:i+1]...)
 	}
 }
 
-// listed are the servers that the registry lists, sorted by id.
-func (w *world) listed() []cluster.Server {
+// registered returns the servers that the registry lists, sorted by id.
+func (w *world) registered() []cluster.Server {
 	w.Helper()
 	r, err := w.memory.Get(context.Background(), mit.ResourceID(serverType))
 	if err != nil && !errors.Is(err, mit.ErrNotFound) {
@@ -247,10 +260,10 @@ func (w *world) listed() []cluster.Server {
 	return r.Servers
 }
 
-// entry is what the registry has of a server; zero if nothing.
-func (w *world) entry(id string) cluster.Server {
+// registryEntry returns the registry's entry of a server, or the zero value.
+func (w *world) registryEntry(id string) cluster.Server {
 	w.Helper()
-	for _, s := range w.listed() {
+	for _, s := range w.registered() {
 		if s.ServerID == id {
 			return s
 		}
@@ -258,32 +271,33 @@ func (w *world) entry(id string) cluster.Server {
 	return cluster.Server{}
 }
 
-// settle waits until the registry lists those nodes and no other, and each of them says the same.
-func (w *world) settle(nodes ...*node) {
+// waitForMembers waits until the registry and each of the nodes list exactly these nodes.
+func (w *world) waitForMembers(nodes ...*node) {
 	w.Helper()
-	want := sorted(nodes)
-	w.until("the registry lists "+strings.Join(want, ", "), func() error { return same(serverIDs(w.listed()), want) })
+	want := sortedIDs(nodes)
+	w.waitFor("the registry lists "+strings.Join(want, ", "), func() error { return checkEqual(serverIDs(w.registered()), want) })
 	for _, n := range nodes {
-		w.sees(n, nodes...)
+		w.waitForView(n, nodes...)
 	}
 }
 
-// sees waits until a node knows those and no others.
-func (w *world) sees(n *node, nodes ...*node) {
+// waitForView waits until a node knows exactly these nodes.
+func (w *world) waitForView(n *node, nodes ...*node) {
 	w.Helper()
-	want := sorted(nodes)
-	w.until(fmt.Sprintf("%s knows %s", n.id, strings.Join(want, ", ")), func() error {
+	want := sortedIDs(nodes)
+	w.waitFor(fmt.Sprintf("%s knows %s", n.id, strings.Join(want, ", ")), func() error {
 		servers, err := n.view()
 		if err != nil {
 			return err
 		}
 		ids := serverIDs(servers)
 		slices.Sort(ids)
-		return same(ids, want)
+		return checkEqual(ids, want)
 	})
 }
 
-func sorted(nodes []*node) []string {
+// sortedIDs returns the ids of the nodes, sorted.
+func sortedIDs(nodes []*node) []string {
 	ids := make([]string, len(nodes))
 	for i, n := range nodes {
 		ids[i] = n.id
@@ -292,30 +306,31 @@ func sorted(nodes []*node) []string {
 	return ids
 }
 
-func same(got, want []string) error {
+// checkEqual returns an error if the lists differ.
+func checkEqual(got, want []string) error {
 	if !slices.Equal(got, want) {
-		return fmt.Errorf("it is %q, not %q", got, want)
+		return fmt.Errorf("got %q, want %q", got, want)
 	}
 	return nil
 }
 
-// until waits for a condition to come true, which must be within patience.
-func (w *world) until(what string, check func() error) {
+// waitFor calls check until it returns nil. After waitTimeout it fails the test.
+func (w *world) waitFor(what string, check func() error) {
 	w.Helper()
-	deadline := time.Now().Add(patience)
+	deadline := time.Now().Add(waitTimeout)
 	for {
 		err := check()
 		if err == nil {
 			return
 		}
 		if time.Now().After(deadline) {
-			w.Fatalf("waited %v until %s: %v", patience, what, err)
+			w.Fatalf("waited %v for: %s: %v", waitTimeout, what, err)
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
 }
 
-// token is an access token for the nodes, as a client of that type gets one.
+// token requests an access token for the nodes as a client of the given type.
 func (w *world) token(typ string, clusterToken bool) string {
 	w.Helper()
 	if err := w.tokens.SetClient(mit.Client{ID: typ, Secret: secretOf(typ), Type: typ}); err != nil {
@@ -327,27 +342,27 @@ func (w *world) token(typ string, clusterToken bool) string {
 	if clusterToken {
 		body["type"] = "cluster"
 	}
-	a := w.call(http.MethodPost, w.issuer(), "", body)
-	var answer struct {
+	resp := w.call(http.MethodPost, w.issuer(), "", body)
+	var envelope struct {
 		Data struct {
 			AccessToken string `json:"access_token"`
 		}
 	}
-	if err := json.Unmarshal(a.body, &answer); err != nil || answer.Data.AccessToken == "" {
-		w.Fatalf("no token: %d %s", a.status, a.body)
+	if err := json.Unmarshal(resp.body, &envelope); err != nil || envelope.Data.AccessToken == "" {
+		w.Fatalf("no token: %d %s", resp.status, resp.body)
 	}
-	return answer.Data.AccessToken
+	return envelope.Data.AccessToken
 }
 
-// An answer is what came of a request of the test itself.
-type answer struct {
+type response struct {
 	status int
 	header http.Header
 	body   []byte
 }
 
-// call makes a request of the test itself, with a token unless that is empty.
-func (w *world) call(method, url, token string, body any, headers ...string) answer {
+// call sends a request from the test, with a token unless that is empty. The headers are names and
+// values in turn.
+func (w *world) call(method, url, token string, body any, headers ...string) response {
 	w.Helper()
 	var content io.Reader
 	if body != nil {
@@ -357,7 +372,7 @@ func (w *world) call(method, url, token string, body any, headers ...string) ans
 		}
 		content = bytes.NewReader(b)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), waitTimeout)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, url, content)
 	if err != nil {
@@ -381,35 +396,35 @@ func (w *world) call(method, url, token string, body any, headers ...string) ans
 	if err != nil {
 		w.Fatal(err)
 	}
-	return answer{resp.StatusCode, resp.Header, read}
+	return response{resp.StatusCode, resp.Header, read}
 }
 
-// A stranger is a peer in the test's own process: it answers as it is told, and keeps what it is
-// asked.
-type stranger struct {
+// A fakePeer is a peer in the process of the test. It records its requests.
+type fakePeer struct {
 	id, base string
 
-	mu    sync.Mutex // guards the field below
-	heard []request
+	mu       sync.Mutex // guards the field below
+	received []request
 }
 
-func (s *stranger) requests() []request {
+func (s *fakePeer) requests() []request {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.Clone(s.heard)
+	return slices.Clone(s.received)
 }
 
-// stranger has the registry list a peer that answers with serve; nil: as a peer must.
-func (w *world) stranger(id string, serve http.HandlerFunc) *stranger {
+// fakePeer adds a fake peer to the registry. Its handler is serve or, if that is nil, one that
+// responds like a node.
+func (w *world) fakePeer(id string, serve http.HandlerFunc) *fakePeer {
 	w.Helper()
-	s := &stranger{id: id}
+	s := &fakePeer{id: id}
 	srv := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		if err != nil {
 			return
 		}
 		s.mu.Lock()
-		s.heard = append(s.heard, request{time.Now(), r.Method, r.RequestURI, r.Header.Clone(), body})
+		s.received = append(s.received, request{time.Now(), r.Method, r.RequestURI, r.Header.Clone(), body})
 		s.mu.Unlock()
 		if serve == nil {
 			reply(rw, http.StatusOK, `{"data":["`+id+`"],"server":{"serverId":"`+id+`"}}`)
@@ -422,18 +437,18 @@ func (w *world) stranger(id string, serve http.HandlerFunc) *stranger {
 		srv.Close()
 	})
 	s.base = srv.URL + basePath
-	w.list(id, s.base)
+	w.addToRegistry(id, s.base)
 	return s
 }
 
-// ghost has the registry list a peer that is not there: nobody serves port 1.
-func (w *world) ghost(id string) {
+// deadPeer adds a peer to the registry that refuses connections, because no server uses port 1.
+func (w *world) deadPeer(id string) {
 	w.Helper()
-	w.list(id, "http://127.0.0.1:1"+basePath)
+	w.addToRegistry(id, "http://127.0.0.1:1"+basePath)
 }
 
-// list has the registry list a server, as if it had registered just now.
-func (w *world) list(id, base string) {
+// addToRegistry adds an entry to the registry, as if a server had registered.
+func (w *world) addToRegistry(id, base string) {
 	w.Helper()
 	reg := mit.Registration{Type: serverType, ServerID: id, PublicBaseURL: base, ClusterBaseURL: base}
 	if _, err := w.memory.Put(context.Background(), reg, longLease); err != nil {
@@ -444,5 +459,5 @@ func (w *world) list(id, base string) {
 func reply(w http.ResponseWriter, status int, body string) {
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_, _ = io.WriteString(w, body) // whoever asked sees that it broke off
+	_, _ = io.WriteString(w, body) // the client notices an error itself
 }

@@ -1,8 +1,11 @@
-// Command quickstart tells the life of a small cluster while it lives it: three nodes and their
-// registry, in one process, on real ports of this machine.
+// Command quickstart shows the life of a small cluster: three nodes, a registry (mIT) and a token
+// service (mST) in one process, on ports of the loopback interface.
 //
-// Every sentence is checked before it is said. If one does not come true, the story ends there,
-// and the program with 1.
+// Each line of its output is a statement that has just been checked. If a check fails, the program
+// prints the error and exits with 1.
+//
+// The code of a service is in node.go, that of the registry in registry.go. Outside of demos and
+// tests a process has one node; see the example service.
 package main
 
 import (
@@ -19,7 +22,7 @@ import (
 
 func main() {
 	ctx, cancel := context.WithTimeout(context.Background(), 14*time.Second)
-	err := tell(ctx, os.Stdout)
+	err := run(ctx, os.Stdout)
 	cancel()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "quickstart:", err)
@@ -27,183 +30,188 @@ func main() {
 	}
 }
 
-// tell tells the story to out. stage.go has what it needs to be told.
-func tell(ctx context.Context, out io.Writer) error {
-	s := newStage(out)
-	defer s.clear()
-	for _, act := range []func(context.Context, *stage) error{meet, ask, die, outlive, leave} {
-		if err := act(ctx, s); err != nil {
+// run runs the steps of the demo and prints them to out.
+func run(ctx context.Context, out io.Writer) error {
+	d := newDemo(out)
+	defer d.close()
+	for _, step := range []func(context.Context, *demo) error{
+		startCluster, fanOut, killNode, restartRegistry, shutDown,
+	} {
+		if err := step(ctx, d); err != nil {
 			return err
 		}
 	}
-	s.say("The end. Every sentence was checked before it was said.")
+	d.print("Done. Each of these statements was checked before it was printed.")
 	return nil
 }
 
-// meet starts the registry and three nodes, which find each other through it.
-func meet(ctx context.Context, s *stage) error {
-	if err := s.openRegistry(ctx); err != nil {
+// startCluster starts the registry and three nodes, which find each other through it.
+func startCluster(ctx context.Context, d *demo) error {
+	if err := d.registry.start(ctx); err != nil {
 		return err
 	}
-	s.say("A registry serves at %s. Whoever registers has to renew within %v.", s.address, lease)
+	d.print("The registry and the token service listen on %s. A lease lasts %v.", d.registry.address, leaseTime)
 
-	for _, shop := range []thing{{"apples", "ada"}, {"bread", "ben"}, {"cheese", "cleo"}} {
-		n, err := s.start(ctx, shop.Owner, shop.Name)
+	for _, item := range []item{{"apples", "ada"}, {"bread", "ben"}, {"cheese", "cleo"}} {
+		n, err := d.startNode(ctx, item)
 		if err != nil {
 			return err
 		}
-		if err := eventually(ctx, n.name+"'s registration", n.state, "registered"); err != nil {
+		if err := waitFor(ctx, "state of "+n.name, n.state, "registered"); err != nil {
 			return err
 		}
-		s.say("%s serves at %s, has %s, and has registered.", n.name, n.srv.Addr, shop.Name)
+		d.print("Node %s listens on %s, sells %s and has registered.", n.name, n.srv.Addr, item.Name)
 	}
-	for _, n := range s.nodes {
-		if err := eventually(ctx, "the servers "+n.name+" knows", n.knows, "ada", "ben", "cleo"); err != nil {
+	for _, n := range d.nodes {
+		if err := waitFor(ctx, "servers known to "+n.name, n.serverIDs, "ada", "ben", "cleo"); err != nil {
 			return err
 		}
 	}
-	s.say("Each was told of the others: all three know all three.")
+	d.print("Each node has announced itself to the others. All three nodes know all three.")
 
-	if err := eventually(ctx, "ada's environment", environment, "registered", "3"); err != nil {
+	if err := waitFor(ctx, "environment of ada", environment, "registered", "3"); err != nil {
 		return err
 	}
-	s.say("The environment of ada says it, too: REGISTRATION_STATUS=registered, CLUSTER_STATUS_SERVERS=3.")
+	d.print("Environment variables of ada: REGISTRATION_STATUS=registered, CLUSTER_STATUS_SERVERS=3.")
 	return nil
 }
 
-// ask sends one request to all peers.
-func ask(ctx context.Context, s *stage) error {
-	ada := s.node("ada")
-	answer, stock, err := ada.ask(ctx)
+// fanOut sends one request to all peers.
+func fanOut(ctx context.Context, d *demo) error {
+	ada := d.node("ada")
+	resp, items, err := ada.callPeers(ctx)
 	if err != nil {
 		return err
 	}
 	if err := errors.Join(
-		expect("who answered", asked(answer.Results), "ben", "cleo"),
-		expect("who failed", asked(answer.Failures)),
-		expect("the joint data", stock, "bread (ben)", "cheese (cleo)"),
+		check("results", outcomeIDs(resp.Results), "ben", "cleo"),
+		check("failures", outcomeIDs(resp.Failures)),
+		check("joint data", items, "bread (ben)", "cheese (cleo)"),
 	); err != nil {
 		return err
 	}
-	s.say("ada asks all its peers at once what they have. The joint data: %s.", strings.Join(stock, ", "))
+	d.print("ada asks all its peers for their items with one call. The joint data: %s.", strings.Join(items, ", "))
 	return nil
 }
 
-// die takes a node away without a word, and has the others find out.
-func die(ctx context.Context, s *stage) error {
-	ada, ben, cleo := s.node("ada"), s.node("ben"), s.node("cleo")
+// killNode ends a node like a crash. The next call evicts it.
+func killNode(ctx context.Context, d *demo) error {
+	ada, ben, cleo := d.node("ada"), d.node("ben"), d.node("cleo")
 	cleo.kill()
-	if err := expect("the servers that ada and the registry still list",
-		append(ada.knows(), s.listed()...), "ada", "ben", "cleo", "ada", "ben", "cleo"); err != nil {
+	if err := errors.Join(
+		check("servers known to ada", ada.serverIDs(), "ada", "ben", "cleo"),
+		check("servers known to ben", ben.serverIDs(), "ada", "ben", "cleo"),
+		check("registered servers", d.registry.serverIDs(), "ada", "ben", "cleo"),
+	); err != nil {
 		return err
 	}
-	s.say("cleo dies without a word. Nobody knows yet.")
+	d.print("cleo crashes. The other nodes and the registry still list it.")
 
-	answer, stock, err := ada.ask(ctx)
+	resp, items, err := ada.callPeers(ctx)
 	if err != nil {
 		return err
 	}
 	if err := errors.Join(
-		expect("who answered", asked(answer.Results), "ben"),
-		expect("who failed", asked(answer.Failures), "cleo"),
-		expect("who was evicted", evicted(answer), "cleo"),
-		expect("the joint data", stock, "bread (ben)"),
-		expect("the servers ada knows", ada.knows(), "ada", "ben"),
-		expect("the servers the registry lists", s.listed(), "ada", "ben"),
+		check("results", outcomeIDs(resp.Results), "ben"),
+		check("failures", outcomeIDs(resp.Failures), "cleo"),
+		check("evicted servers", evictedIDs(resp), "cleo"),
+		check("joint data", items, "bread (ben)"),
+		check("servers known to ada", ada.serverIDs(), "ada", "ben"),
+		check("registered servers", d.registry.serverIDs(), "ada", "ben"),
 	); err != nil {
 		return err
 	}
-	cleosFailure := answer.Failures[0]
-	s.say("ada asks again. ben answers; cleo is named as a failure: %s, after %d ms.",
-		cleosFailure.Kind, cleosFailure.Duration.Milliseconds())
-	s.say("The registry agrees that cleo is gone, so ada evicts it.")
+	failure := resp.Failures[0]
+	d.print("ada calls its peers again. ben responds. The response lists cleo as a failure: %s, after %d ms.",
+		failure.Kind, failure.Duration.Milliseconds())
+	d.print("The registry confirms that cleo has not renewed its lease since, and deletes it. ada evicts cleo.")
 
 	if err := errors.Join(
-		eventually(ctx, "who ben was told is gone", ben.toldGone, "cleo"),
-		eventually(ctx, "the servers ben knows", ben.knows, "ada", "ben"),
+		waitFor(ctx, "departures that ben was notified of", ben.departedIDs, "cleo"),
+		waitFor(ctx, "servers known to ben", ben.serverIDs, "ada", "ben"),
 	); err != nil {
 		return err
 	}
-	s.say("ben asked nobody: ada told it.")
+	d.print("ada has notified ben. ben does not list cleo any more.")
 	return nil
 }
 
-// outlive takes the registry away, with all it knew, and gives the nodes a new one.
-func outlive(ctx context.Context, s *stage) error {
-	ada, ben := s.node("ada"), s.node("ben")
-	s.closeRegistry()
-	s.say("Now the registry dies, and all it knew with it.")
+// restartRegistry stops the registry and starts another one without data.
+func restartRegistry(ctx context.Context, d *demo) error {
+	ada, ben := d.node("ada"), d.node("ben")
+	d.registry.stop()
+	d.print("The registry stops. It kept its data in memory, so the data is lost.")
 
 	for _, n := range []*node{ada, ben} {
-		if err := eventually(ctx, n.name+"'s state", n.state, "degraded"); err != nil {
+		if err := waitFor(ctx, "state of "+n.name, n.state, "degraded"); err != nil {
 			return err
 		}
 		status := n.Status()
 		if _, ok := errors.AsType[*cluster.UnreachableError](status.Reason); !ok {
-			return fmt.Errorf("%s is degraded, but not because the registry cannot be reached: %w", n.name, status.Reason)
+			return fmt.Errorf("%s is degraded for another reason than an unreachable registry: %w", n.name, status.Reason)
 		}
-		s.say("%s could not reach it to renew: it is degraded. Its lease runs for another %.1f s.",
+		d.print("%s could not renew its lease: it is degraded. The lease lasts for another %.1f s.",
 			n.name, time.Until(status.ExpiresAt()).Seconds())
 	}
-	_, stock, err := ada.ask(ctx)
+	_, items, err := ada.callPeers(ctx)
 	if err != nil {
 		return err
 	}
-	if err := expect("the joint data", stock, "bread (ben)"); err != nil {
+	if err := check("joint data", items, "bread (ben)"); err != nil {
 		return err
 	}
-	s.say("They still have each other. ada asks; the joint data: %s.", strings.Join(stock, ", "))
+	d.print("Calls do not need the registry. ada calls its peers. The joint data: %s.", strings.Join(items, ", "))
 
-	if err := s.openRegistry(ctx); err != nil {
+	if err := d.registry.start(ctx); err != nil {
 		return err
 	}
-	s.say("A new registry starts at the same address. It knows nobody.")
+	d.print("A new registry starts on the same address. It lists no servers.")
 
-	if err := eventually(ctx, "the servers the registry lists", s.listed, "ada", "ben"); err != nil {
+	if err := waitFor(ctx, "registered servers", d.registry.serverIDs, "ada", "ben"); err != nil {
 		return err
 	}
 	for _, n := range []*node{ada, ben} {
 		if err := errors.Join(
-			eventually(ctx, n.name+"'s states so far", n.pastStates, "registered", "degraded", "registered"),
-			eventually(ctx, "the servers "+n.name+" knows", n.knows, "ada", "ben"),
+			waitFor(ctx, "states of "+n.name, n.pastStates, "registered", "degraded", "registered"),
+			waitFor(ctx, "servers known to "+n.name, n.serverIDs, "ada", "ben"),
 		); err != nil {
 			return err
 		}
 	}
-	s.say("ada and ben have registered again and know each other. No lease ran out, nobody restarted anything.")
+	d.print("ada and ben have registered again and know each other. No lease has expired.")
 	return nil
 }
 
-// leave has the nodes that are left end as a service does: when its context ends.
-func leave(ctx context.Context, s *stage) error {
-	ada, ben := s.node("ada"), s.node("ben")
-	if err := ben.end(ctx); err != nil {
+// shutDown stops the remaining nodes, which deregister.
+func shutDown(ctx context.Context, d *demo) error {
+	ada, ben := d.node("ada"), d.node("ben")
+	if err := ben.stop(ctx); err != nil {
 		return err
 	}
 	if err := errors.Join(
-		expect("who ada was told is gone", ada.toldGone(), "ben"),
-		expect("the servers ada knows", ada.knows(), "ada"),
-		expect("the servers the registry lists", s.listed(), "ada"),
+		check("departures that ada was notified of", ada.departedIDs(), "ben"),
+		check("servers known to ada", ada.serverIDs(), "ada"),
+		check("registered servers", d.registry.serverIDs(), "ada"),
 	); err != nil {
 		return err
 	}
-	s.say("ben ends politely. When it is done, ada and the registry know already.")
+	d.print("ben shuts down. It has deregistered and notified ada before it ends.")
 
-	answer, _, err := ada.ask(ctx)
+	resp, _, err := ada.callPeers(ctx)
 	if err != nil {
 		return err
 	}
-	if err := expect("who was asked", asked(append(answer.Results, answer.Failures...))); err != nil {
+	if err := check("outcomes", outcomeIDs(append(resp.Results, resp.Failures...))); err != nil {
 		return err
 	}
-	s.say("ada asks once more. There is nobody left to ask, and that is no error.")
+	d.print("ada calls its peers. There are none, which is not an error.")
 
-	if err := ada.end(ctx); err != nil {
+	if err := ada.stop(ctx); err != nil {
 		return err
 	}
-	if err := expect("the servers the registry lists", s.listed()); err != nil {
+	if err := check("registered servers", d.registry.serverIDs()); err != nil {
 		return err
 	}
-	s.say("ada ends, too. The registry lists nobody.")
+	d.print("ada shuts down, too. The registry lists no servers.")
 	return nil
 }

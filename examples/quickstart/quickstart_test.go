@@ -5,38 +5,38 @@ import (
 	"testing"
 )
 
-// The story is told on real sockets, for it is what a newcomer runs first; so it takes the two
-// seconds of real time that a lease of three needs to show what it is good for.
-func TestStory(t *testing.T) {
+// The demo uses real sockets, so it takes two seconds of real time: a node renews its lease of
+// three seconds after half of it.
+func TestRun(t *testing.T) {
 	for _, name := range []string{
 		"REGISTRATION_STATUS", "CLUSTER_STATUS_SERVERS", "CLUSTER_STATUS_UPDATED_AT", "CLUSTER_STATUS_LEASE_TIME",
 	} {
-		t.Setenv(name, "") // so that the test leaves them as they were
+		t.Setenv(name, "") // restores the variable after the test
 	}
-	var told strings.Builder
-	err := tell(t.Context(), &told)
-	t.Log("\n" + told.String())
+	var out strings.Builder
+	err := run(t.Context(), &out)
+	t.Log("\n" + out.String())
 	if err != nil {
 		t.Fatal(err)
 	}
-	rest := told.String()
-	for _, fact := range []string{
-		"all three know all three",
+	rest := out.String()
+	for _, part := range []string{
+		"All three nodes know all three",
 		"CLUSTER_STATUS_SERVERS=3",
 		"bread (ben), cheese (cleo)",
-		"cleo dies",
-		"ada evicts it",
-		"the registry dies",
-		"ada could not reach it to renew: it is degraded",
-		"ben could not reach it to renew: it is degraded",
+		"cleo crashes",
+		"ada evicts cleo",
+		"The registry stops",
+		"ada could not renew its lease: it is degraded",
+		"ben could not renew its lease: it is degraded",
 		"registered again",
-		"ben ends politely",
-		"The registry lists nobody",
-		"The end.",
+		"ben shuts down",
+		"The registry lists no servers",
+		"Done.",
 	} {
-		_, after, found := strings.Cut(rest, fact)
+		_, after, found := strings.Cut(rest, part)
 		if !found {
-			t.Fatalf("the story does not go on with %q", fact)
+			t.Fatalf("%q is missing in the rest of the output", part)
 		}
 		rest = after
 	}

@@ -8,14 +8,14 @@ import (
 	"github.com/mimiktech/cluster"
 )
 
-// handler is all that the service serves.
+// handler returns the handler of all requests to the service.
 func handler(c *cluster.Cluster) http.Handler {
 	s := &service{c: c}
 	base := c.Config().BasePath
 	mux := http.NewServeMux()
 	c.Mount(mux)
 	mux.Handle("GET "+base+"/things", c.AuthenticatePeer(http.HandlerFunc(s.things)))
-	mux.Handle("GET "+base+"/forbidden", c.AuthenticatePeer(http.HandlerFunc(s.forbidden)))
+	mux.Handle("GET "+base+"/missing", c.AuthenticatePeer(http.HandlerFunc(s.missing)))
 	mux.HandleFunc("GET /fanout", s.fanout)
 	mux.HandleFunc("GET /status", s.status)
 	mux.HandleFunc("GET /healthz", s.healthz)
@@ -24,7 +24,7 @@ func handler(c *cluster.Cluster) http.Handler {
 
 type service struct{ c *cluster.Cluster }
 
-// A thing is what the service has: one, which says whose it is.
+// A thing is the data of the service. It names the node that returned it.
 type thing struct {
 	From string `json:"from"`
 }
@@ -33,22 +33,22 @@ func (s *service) things(w http.ResponseWriter, r *http.Request) {
 	s.c.Reply(w, r, []thing{{From: s.c.Config().ID}})
 }
 
-// forbidden is what a peer that is alive but refuses looks like.
-func (s *service) forbidden(w http.ResponseWriter, r *http.Request) {
-	s.c.ReplyError(w, r, &cluster.StatusError{Code: http.StatusNotFound, Message: "nobody gets this"})
+// missing always responds with a 404: a peer that rejects a request is alive and is not evicted.
+func (s *service) missing(w http.ResponseWriter, r *http.Request) {
+	s.c.ReplyError(w, r, &cluster.StatusError{Code: http.StatusNotFound, Message: "no such thing"})
 }
 
-// fanout asks all peers for the path, and answers what came of it.
+// fanout sends a request for the given path to all peers and responds with all outcomes.
 func (s *service) fanout(w http.ResponseWriter, r *http.Request) {
-	answer, err := s.c.RPCluster(r.Context(), cluster.Request{Path: r.URL.Query().Get("path")})
+	resp, err := s.c.RPCluster(r.Context(), cluster.Request{Path: r.URL.Query().Get("path")})
 	if err != nil {
 		s.c.ReplyError(w, r, err)
 		return
 	}
-	s.answer(w, r, answer)
+	s.writeJSON(w, r, resp)
 }
 
-// status answers how the registration stands, and how the environment says it does.
+// status responds with the status of the node and the environment variables that contain it.
 func (s *service) status(w http.ResponseWriter, r *http.Request) {
 	var all map[string]any
 	b, err := json.Marshal(s.c.Status())
@@ -64,21 +64,21 @@ func (s *service) status(w http.ResponseWriter, r *http.Request) {
 			all[name] = value
 		}
 	}
-	s.answer(w, r, all)
+	s.writeJSON(w, r, all)
 }
 
-// healthz answers 200 for as long as the service serves, registered or not: a node whose registry
-// is away still serves, and to have it restarted for that would only make matters worse.
+// healthz responds with 200 as long as the service handles requests, even if it is not registered.
+// An outage of the registry does not stop the service, so a restart would only make it worse.
 func (s *service) healthz(w http.ResponseWriter, r *http.Request) {
-	s.answer(w, r, map[string]cluster.State{"state": s.c.Status().State})
+	s.writeJSON(w, r, map[string]cluster.State{"state": s.c.Status().State})
 }
 
-func (s *service) answer(w http.ResponseWriter, r *http.Request, body any) {
+func (s *service) writeJSON(w http.ResponseWriter, r *http.Request, body any) {
 	b, err := json.Marshal(body)
 	if err != nil {
 		s.c.ReplyError(w, r, err)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	_, _ = w.Write(append(b, '\n')) // the caller is gone, or will see that it broke off
+	_, _ = w.Write(append(b, '\n')) // the client notices an error itself
 }

@@ -1,14 +1,15 @@
-// Command service is one real node of a cluster, set up by nothing but the environment variables
-// that [cluster.ConfigFromEnv] reads; the program mit prints those that join a cluster of its own.
+// Command service is one node of a cluster. It is configured by the environment variables of
+// [cluster.ConfigFromEnv]. The program mit, which contains the registry (mIT) and the token service
+// (mST), prints the variables of a node in its cluster.
 //
-// Under its base path it serves its peers: the two endpoints of the cluster, GET /things, and
-// GET /forbidden, which always refuses. Beside them it serves a person at a terminal, and asks
-// for no token: GET /fanout?path=/things, /status and /healthz. A service that strangers can
-// reach would not.
+// Peers use the endpoints below the base path, with a token: the two endpoints of the cluster,
+// GET /things, and GET /missing, which always responds with a 404. Operators use
+// GET /fanout?path=/things, /status and /healthz without a token. A service in an untrusted network
+// must protect these.
 //
-// It listens at SERVER_PORT of all addresses, or of this machine alone if SERVER_LOCAL_IPV4 is a
-// loopback address. SIGTERM and SIGINT make it leave the cluster, finish what it is doing, and
-// exit with 0, or with 1 if leaving failed; a second one ends it at once.
+// The service listens on SERVER_PORT of all addresses, or of the loopback address if that is the
+// value of SERVER_LOCAL_IPV4. On SIGTERM or SIGINT it deregisters, finishes its requests and exits
+// with 0, or with 1 if the deregistration failed. A second signal ends it at once.
 package main
 
 import (
@@ -27,24 +28,24 @@ import (
 
 func main() {
 	if len(os.Args) > 1 {
-		fmt.Fprintf(os.Stderr, "usage: %s\nIt takes no arguments: the environment says it all.\n", os.Args[0])
+		fmt.Fprintf(os.Stderr, "usage: %s\nIt takes no arguments and is configured by environment variables.\n", os.Args[0])
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // a second signal does what it does without us
+	context.AfterFunc(ctx, stop) // a second signal has its default effect
 	if err := run(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "service:", err)
 		os.Exit(1)
 	}
 }
 
-// run is the life of the service, until ctx ends.
+// run runs the service until ctx ends.
 func run(ctx context.Context) error {
 	log, err := zap.NewProduction()
 	if err != nil {
 		return err
 	}
-	defer func() { _ = log.Sync() }() // a terminal cannot be synced, and says so
+	defer func() { _ = log.Sync() }() // always fails for a terminal
 	cfg, err := cluster.ConfigFromEnv()
 	if err != nil {
 		return err

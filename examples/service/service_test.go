@@ -25,9 +25,9 @@ import (
 	"github.com/mimiktech/cluster/mit"
 )
 
-// What an operator sees of the service is its process: environment, signals, exit code. So these
-// tests run real processes, on real sockets of this machine and in real time; nothing in them
-// waits for a time, only for things to happen. The processes are this test's own binary.
+// These tests check environment, signals and exit codes, so they run the service as processes: more
+// processes of the test binary, on loopback sockets and in real time. They wait for events, never
+// for a fixed time.
 
 const asService = "TEST_RUN_AS_SERVICE"
 
@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(asService) == "" {
 		os.Exit(m.Run())
 	}
-	go func() { // a test that dies must not leave processes behind
+	go func() { // ends the process with the test
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		os.Exit(3)
 	}()
@@ -43,7 +43,7 @@ func TestMain(m *testing.M) {
 	os.Exit(0)
 }
 
-const soon = 10 * time.Second
+const waitTimeout = 10 * time.Second
 
 func TestWithoutEnvironment(t *testing.T) {
 	p := start(t, nil)
@@ -55,7 +55,7 @@ func TestWithoutEnvironment(t *testing.T) {
 		"OAUTH_GENERIC_KEY", "OAUTH_GENERIC_AUDIENCE",
 	} {
 		if !strings.Contains(p.stderr.String(), name) {
-			t.Errorf("%s is not named in %q", name, p.stderr)
+			t.Errorf("%s is missing in %q", name, p.stderr)
 		}
 	}
 }
@@ -69,7 +69,7 @@ func TestMalformedEnvironment(t *testing.T) {
 	}
 	for _, part := range []string{"SERVER_PORT", "eighty", "CLUSTER_MANAGEMENT", "perhaps"} {
 		if !strings.Contains(p.stderr.String(), part) {
-			t.Errorf("%q is not in %q", part, p.stderr)
+			t.Errorf("%q is missing in %q", part, p.stderr)
 		}
 	}
 }
@@ -81,36 +81,36 @@ func TestUsage(t *testing.T) {
 	}
 }
 
-// Two nodes meet, ask each other, and end: one by SIGKILL, one by SIGTERM.
-func TestLife(t *testing.T) {
+// Two nodes find and call each other. One ends by SIGKILL, the other by SIGTERM.
+func TestTwoNodes(t *testing.T) {
 	b := newBackend(t)
 	env := b.environment("one")
-	env["SERVER_BASE_PATH"] = "/a/path"
+	env["SERVER_BASE_PATH"] = "/base/path"
 	one, two := start(t, env), start(t, b.environment("two"))
-	one.until(t, "/status", "CLUSTER_STATUS_SERVERS", "2")
-	two.until(t, "/status", "CLUSTER_STATUS_SERVERS", "2")
+	one.waitFor(t, "/status", "CLUSTER_STATUS_SERVERS", "2")
+	two.waitFor(t, "/status", "CLUSTER_STATUS_SERVERS", "2")
 	if status := one.get(t, "/status", http.StatusOK); status["state"] != "registered" ||
 		status["REGISTRATION_STATUS"] != "registered" || status["CLUSTER_STATUS_LEASE_TIME"] != "3600000" ||
 		status["CLUSTER_STATUS_UPDATED_AT"] != status["updatedAt"] {
-		t.Errorf("the status of a registered node: %v", status)
+		t.Errorf("status of a registered node: %v", status)
 	}
 	if health := one.get(t, "/healthz", http.StatusOK); health["state"] != "registered" {
-		t.Errorf("the health of a registered node: %v", health)
+		t.Errorf("health of a registered node: %v", health)
 	}
 
-	for asker, peer := range map[*process]string{one: "two", two: "one"} {
-		answer := asker.get(t, "/fanout?path=/things", http.StatusOK)
-		if diff := cmp.Diff([]any{map[string]any{"from": peer}}, answer["data"]); diff != "" {
+	for caller, peer := range map[*process]string{one: "two", two: "one"} {
+		resp := caller.get(t, "/fanout?path=/things", http.StatusOK)
+		if diff := cmp.Diff([]any{map[string]any{"from": peer}}, resp["data"]); diff != "" {
 			t.Errorf("things (-want +got):\n%s", diff)
 		}
 	}
-	failure := one.failure(t, "/fanout?path=/forbidden")
+	failure := one.failure(t, "/fanout?path=/missing")
 	if failure["statusCode"] != 404.0 || failure["title"] != "Not Found" || failure["evicted"] != false {
-		t.Errorf("a peer that refuses: %v", failure)
+		t.Errorf("failure of a peer that responds with 404: %v", failure)
 	}
 	for _, query := range []string{"", "?path=http://elsewhere/things"} {
-		if refusal := one.get(t, "/fanout"+query, http.StatusBadRequest); refusal["statusCode"] != 400.0 {
-			t.Errorf("a fan-out to %q: %v", query, refusal)
+		if resp := one.get(t, "/fanout"+query, http.StatusBadRequest); resp["statusCode"] != 400.0 {
+			t.Errorf("fan-out to %q: %v", query, resp)
 		}
 	}
 
@@ -122,35 +122,35 @@ func TestLife(t *testing.T) {
 	}
 	failure = one.failure(t, "/fanout?path=/things")
 	if failure["kind"] != string(cluster.KindRefused) || failure["evicted"] != true {
-		t.Errorf("a peer that is gone: %v", failure)
+		t.Errorf("failure of a killed peer: %v", failure)
 	}
-	one.until(t, "/status", "CLUSTER_STATUS_SERVERS", "1")
+	one.waitFor(t, "/status", "CLUSTER_STATUS_SERVERS", "1")
 
 	one.signal(t, syscall.SIGTERM)
 	if code := one.wait(t); code != 0 {
 		t.Errorf("exit code %d, want 0; %s", code, one.stderr)
 	}
-	if listed := b.listed(t); len(listed) != 0 {
-		t.Errorf("mIT still lists %v", listed)
+	if listed := b.registered(t); len(listed) != 0 {
+		t.Errorf("the registry still lists %v", listed)
 	}
 }
 
-func TestWhoMayAsk(t *testing.T) {
+func TestEndpointsRequireAPeerToken(t *testing.T) {
 	b := newBackend(t)
 	p := start(t, b.environment("one"))
-	p.until(t, "/status", "state", "registered")
-	for path, granted := range map[string]int{"/mds/v1/things": http.StatusOK, "/mds/v1/forbidden": http.StatusNotFound} {
+	p.waitFor(t, "/status", "state", "registered")
+	for path, granted := range map[string]int{"/mds/v1/things": http.StatusOK, "/mds/v1/missing": http.StatusNotFound} {
 		for name, test := range map[string]struct {
 			token string
 			want  int
 		}{
-			"no token":                 {"", http.StatusUnauthorized},
-			"no good token":            {"x.y.z", http.StatusUnauthorized},
-			"the token of our type":    {b.token(t, "mds"), granted},
-			"the token of another one": {b.token(t, "other"), http.StatusForbidden},
+			"no token":               {"", http.StatusUnauthorized},
+			"invalid token":          {"x.y.z", http.StatusUnauthorized},
+			"token of the same type": {b.token(t, "mds"), granted},
+			"token of another type":  {b.token(t, "other"), http.StatusForbidden},
 		} {
 			t.Run(path+" "+name, func(t *testing.T) {
-				code, body := p.ask(t, path, test.token)
+				code, body := p.request(t, path, test.token)
 				if code != test.want {
 					t.Fatalf("%d, want %d: %v", code, test.want, body)
 				}
@@ -160,56 +160,57 @@ func TestWhoMayAsk(t *testing.T) {
 						t.Errorf("(-want +got):\n%s", diff)
 					}
 				} else if body["statusCode"] != float64(code) || body["message"] == "" {
-					t.Errorf("not the envelope of errors: %v", body)
+					t.Errorf("the body is not an error envelope: %v", body)
 				}
 			})
 		}
 	}
 }
 
-// Without management a node registers and serves, but speaks to no peer; SIGINT ends it, too.
+// Without management a node registers and handles requests but calls no peers. It ends on SIGINT.
 func TestManagementOff(t *testing.T) {
 	b := newBackend(t)
 	env := b.environment("one")
 	env["CLUSTER_MANAGEMENT"] = "off"
 	p := start(t, env)
-	p.until(t, "/status", "state", "registered")
-	if refusal := p.get(t, "/fanout?path=/things", http.StatusConflict); refusal["statusCode"] != 409.0 {
-		t.Errorf("a fan-out: %v", refusal)
+	p.waitFor(t, "/status", "state", "registered")
+	if resp := p.get(t, "/fanout?path=/things", http.StatusConflict); resp["statusCode"] != 409.0 {
+		t.Errorf("fan-out: %v", resp)
 	}
 	p.signal(t, os.Interrupt)
 	if code := p.wait(t); code != 0 {
 		t.Errorf("exit code %d, want 0; %s", code, p.stderr)
 	}
-	if listed := b.listed(t); len(listed) != 0 {
-		t.Errorf("mIT still lists %v", listed)
+	if listed := b.registered(t); len(listed) != 0 {
+		t.Errorf("the registry still lists %v", listed)
 	}
 }
 
-func TestLeavingFails(t *testing.T) {
+func TestFailedDeregistration(t *testing.T) {
 	b := newBackend(t)
 	p := start(t, b.environment("one"))
-	p.until(t, "/status", "state", "registered")
+	p.waitFor(t, "/status", "state", "registered")
 	b.server.Close()
 	p.signal(t, syscall.SIGTERM)
 	if code := p.wait(t); code != 1 {
 		t.Errorf("exit code %d, want 1", code)
 	}
-	if last := p.stderr.String(); !strings.Contains(last, "service: mIT cannot be reached by DELETE") {
-		t.Errorf("it does not say why: %s", last)
+	lines := strings.Split(strings.TrimSpace(p.stderr.String()), "\n")
+	if last := lines[len(lines)-1]; !strings.HasPrefix(last, "service: ") || !strings.Contains(last, "DELETE "+b.server.URL) {
+		t.Errorf("the last line does not name the request: %s", last)
 	}
 }
 
-// A node that never got to register, because mIT is away, is an orphan that serves; and it
-// leaves as well as any.
+// A node that cannot register because the registry is unreachable is an orphan. It handles requests
+// and exits with 0.
 func TestOrphan(t *testing.T) {
 	b := newBackend(t)
 	b.server.Close()
 	p := start(t, b.environment("one"))
-	p.until(t, "/healthz", "state", "orphan")
+	p.waitFor(t, "/healthz", "state", "orphan")
 	status := p.get(t, "/status", http.StatusOK)
 	if text, _ := status["REGISTRATION_STATUS"].(string); !strings.HasPrefix(text, "orphan: ") {
-		t.Errorf("the status of an orphan: %v", status)
+		t.Errorf("status of an orphan: %v", status)
 	}
 	p.signal(t, syscall.SIGTERM)
 	if code := p.wait(t); code != 0 {
@@ -217,38 +218,39 @@ func TestOrphan(t *testing.T) {
 	}
 }
 
-// Who does not want to wait for a node that cannot leave tells it twice.
-func TestSecondSignal(t *testing.T) {
+// The registry hangs, so that the deregistration does not end before the second signal.
+func TestSecondSignalEndsTheProcess(t *testing.T) {
 	b := newBackend(t)
 	p := start(t, b.environment("one"))
-	p.until(t, "/status", "state", "registered")
-	leaving := b.hang()
+	p.waitFor(t, "/status", "state", "registered")
+	requests := b.hang()
 	p.signal(t, syscall.SIGTERM)
 	select {
-	case <-leaving:
-	case <-time.After(soon):
-		t.Fatal("mIT was not asked to delete the node")
+	case <-requests:
+	case <-time.After(waitTimeout):
+		t.Fatal("the registry received no request")
 	}
-	// The process may still be busy with taking in the first: then it takes a third.
-	for again := time.NewTicker(50 * time.Millisecond); ; {
-		_ = p.cmd.Process.Signal(syscall.SIGTERM) // it may have ended
+	// The signal is repeated, because the process may still be handling the first one.
+	ticker := time.NewTicker(50 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		_ = p.cmd.Process.Signal(syscall.SIGTERM) // fails if the process has ended
 		select {
 		case <-p.ended:
-			again.Stop()
 			if code := p.wait(t); code != -1 {
-				t.Errorf("exit code %d of a process that was told twice; %s", code, p.stderr)
+				t.Errorf("exit code %d after two signals; %s", code, p.stderr)
 			}
 			return
-		case <-again.C:
+		case <-ticker.C:
 		}
 	}
 }
 
-// A backend is an mIT and an mST in the test's own process.
+// A backend is a registry and a token service in the process of the test.
 type backend struct {
 	memory *mit.Memory
 	server *httptest.Server
-	hung   atomic.Pointer[chan struct{}]
+	hung   atomic.Pointer[chan struct{}] // set by hang
 }
 
 func newBackend(t *testing.T) *backend {
@@ -256,10 +258,10 @@ func newBackend(t *testing.T) *backend {
 	b := &backend{memory: mit.NewMemory()}
 	mux := http.NewServeMux()
 	b.server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if leaving := b.hung.Load(); leaving != nil {
+		if requests := b.hung.Load(); requests != nil {
 			select {
-			case *leaving <- struct{}{}:
-			default: // told already
+			case *requests <- struct{}{}:
+			default: // not the first request
 			}
 			<-r.Context().Done()
 			return
@@ -287,7 +289,7 @@ func newBackend(t *testing.T) *backend {
 	return b
 }
 
-// environment is what a node needs to join: all of it, for the process gets no other.
+// environment returns all environment variables of the process of a node.
 func (b *backend) environment(id string) map[string]string {
 	return map[string]string{
 		"SERVER_TYPE":             "mds",
@@ -306,14 +308,14 @@ func (b *backend) environment(id string) map[string]string {
 	}
 }
 
-// hang makes the backend answer no more, and tells of the requests that come.
+// hang lets all further requests hang. The channel receives a value for the first one.
 func (b *backend) hang() <-chan struct{} {
-	came := make(chan struct{}, 1)
-	b.hung.Store(&came)
-	return came
+	requests := make(chan struct{}, 1)
+	b.hung.Store(&requests)
+	return requests
 }
 
-func (b *backend) listed(t *testing.T) []cluster.Server {
+func (b *backend) registered(t *testing.T) []cluster.Server {
 	t.Helper()
 	r, err := b.memory.Get(t.Context(), mit.ResourceID("mds"))
 	if err != nil {
@@ -322,7 +324,7 @@ func (b *backend) listed(t *testing.T) []cluster.Server {
 	return r.Servers
 }
 
-// token is what a client of that id gets for speaking to mds.
+// token requests a token for nodes of the type mds as the client with the given id.
 func (b *backend) token(t *testing.T, id string) string {
 	t.Helper()
 	body, err := json.Marshal(map[string]string{
@@ -336,24 +338,24 @@ func (b *backend) token(t *testing.T, id string) string {
 		t.Fatal(err)
 	}
 	req.Header.Set("Content-Type", "application/json")
-	_, answer := do(t, req)
-	data, _ := answer["data"].(map[string]any)
+	_, resp := do(t, req)
+	data, _ := resp["data"].(map[string]any)
 	token, _ := data["access_token"].(string)
 	if token == "" {
-		t.Fatalf("no token in %v", answer)
+		t.Fatalf("no token in %v", resp)
 	}
 	return token
 }
 
-// A process is the service, running.
+// A process is a running service.
 type process struct {
 	cmd    *exec.Cmd
 	url    string
-	stderr *bytes.Buffer // read it after wait
+	stderr *bytes.Buffer // complete after wait
 	ended  chan struct{}
 }
 
-// start runs the service with that environment and no other. It is gone when the test ends.
+// start starts a service with only the given environment. It is killed when the test ends.
 func start(t *testing.T, env map[string]string, args ...string) *process {
 	t.Helper()
 	self, err := os.Executable()
@@ -362,7 +364,7 @@ func start(t *testing.T, env map[string]string, args ...string) *process {
 	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	p := &process{cmd: exec.CommandContext(ctx, self, args...), stderr: new(bytes.Buffer), ended: make(chan struct{})}
-	p.cmd.Env = []string{asService + "=1", "GORACE=atexit_sleep_ms=0"} // the race detector's second of sleep would be all there is to wait for
+	p.cmd.Env = []string{asService + "=1", "GORACE=atexit_sleep_ms=0"} // -race: no delay at exit
 	if env != nil && env["SERVER_PORT"] == "" {
 		port, err := freeport.Next(t.Context())
 		if err != nil {
@@ -375,7 +377,7 @@ func start(t *testing.T, env map[string]string, args ...string) *process {
 		p.cmd.Env = append(p.cmd.Env, name+"="+value)
 	}
 	p.cmd.Stderr = p.stderr
-	if _, err := p.cmd.StdinPipe(); err != nil { // it ends when we do
+	if _, err := p.cmd.StdinPipe(); err != nil { // closed when the test ends
 		t.Fatal(err)
 	}
 	if err := p.cmd.Start(); err != nil {
@@ -383,13 +385,13 @@ func start(t *testing.T, env map[string]string, args ...string) *process {
 	}
 	go func() {
 		defer close(p.ended)
-		_ = p.cmd.Wait() // its state says it all
+		_ = p.cmd.Wait() // its result is in ProcessState
 	}()
 	t.Cleanup(func() {
 		cancel()
 		<-p.ended
 		if t.Failed() {
-			t.Logf("%s said:\n%s", env["SERVER_ID"], p.stderr.String())
+			t.Logf("output of %s:\n%s", env["SERVER_ID"], p.stderr.String())
 		}
 	})
 	return p
@@ -402,29 +404,29 @@ func (p *process) signal(t *testing.T, s os.Signal) {
 	}
 }
 
-// wait is the exit code of the process, -1 if a signal ended it.
+// wait waits until the process ends and returns its exit code, or -1 if it was ended by a signal.
 func (p *process) wait(t *testing.T) int {
 	t.Helper()
 	select {
 	case <-p.ended:
 		return p.cmd.ProcessState.ExitCode()
-	case <-time.After(soon):
+	case <-time.After(waitTimeout):
 		t.Fatal("the process does not end")
 		return 0
 	}
 }
 
-// until asks until the answer has that value.
-func (p *process) until(t *testing.T, path, name, value string) {
+// waitFor requests path until the field name of the response has the given value.
+func (p *process) waitFor(t *testing.T, path, name, value string) {
 	t.Helper()
-	var last any = "no answer"
-	for deadline := time.Now().Add(soon); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+	var last any = "no response"
+	for deadline := time.Now().Add(waitTimeout); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
 		select {
 		case <-p.ended:
 			t.Fatalf("the process ended: %s", p.stderr)
 		default:
 		}
-		var d net.Dialer // it may not listen yet
+		var d net.Dialer // the process may not listen yet
 		conn, err := d.DialContext(t.Context(), "tcp", strings.TrimPrefix(p.url, "http://"))
 		if err != nil {
 			continue
@@ -434,34 +436,34 @@ func (p *process) until(t *testing.T, path, name, value string) {
 			return
 		}
 	}
-	t.Fatalf("%s of %s does not become %q: %v", name, path, value, last)
+	t.Fatalf("%s of %s: got %v, want %q", name, path, last, value)
 }
 
-// get asks without a token.
+// get sends a request without a token and checks the status.
 func (p *process) get(t *testing.T, path string, want int) map[string]any {
 	t.Helper()
-	code, body := p.ask(t, path, "")
+	code, body := p.request(t, path, "")
 	if code != want {
 		t.Fatalf("%s: %d, want %d: %v", path, code, want, body)
 	}
 	return body
 }
 
-// failure is the error of the one peer that a fan-out came to nothing with.
+// failure requests a fan-out and returns its only outcome, which must be a failure.
 func (p *process) failure(t *testing.T, path string) map[string]any {
 	t.Helper()
-	answer := p.get(t, path, http.StatusOK)
-	results, _ := answer["results"].([]any)
-	failures, _ := answer["failures"].([]any)
+	resp := p.get(t, path, http.StatusOK)
+	results, _ := resp["results"].([]any)
+	failures, _ := resp["failures"].([]any)
 	if len(results) != 0 || len(failures) != 1 {
-		t.Fatalf("%s: not one failure: %v", path, answer)
+		t.Fatalf("%s: got %v, want exactly one failure", path, resp)
 	}
 	first, _ := failures[0].(map[string]any)
 	failure, _ := first["error"].(map[string]any)
 	return failure
 }
 
-func (p *process) ask(t *testing.T, path, token string) (int, map[string]any) {
+func (p *process) request(t *testing.T, path, token string) (int, map[string]any) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, p.url+path, nil)
 	if err != nil {
@@ -473,10 +475,10 @@ func (p *process) ask(t *testing.T, path, token string) (int, map[string]any) {
 	return do(t, req)
 }
 
-// do sends a request that is answered with JSON.
+// do sends a request and decodes the response body as JSON.
 func do(t *testing.T, req *http.Request) (int, map[string]any) {
 	t.Helper()
-	req.Close = true // a test's idle connection would be what a process that ends waits for
+	req.Close = true // the process would wait for an idle connection when it ends
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		t.Fatal(err)

@@ -1,8 +1,8 @@
-// One npm node, as a service of the reference has it, for the tests of this folder.
+// A service that uses the npm module, for the tests of this folder.
 //
-// It is set up by the environment, listens on the socket that it inherits as descriptor 4, takes
-// orders as lines of JSON on its standard input, and answers them as lines on descriptor 3. It
-// ends with its standard input, so with the test that started it.
+// Its configuration is in the environment. It inherits its listening socket as descriptor 4. It
+// reads commands as lines of JSON from standard input and writes their results as lines to
+// descriptor 3. It ends when standard input is closed, which happens when the test ends.
 const fs = require('fs');
 const readline = require('readline');
 const express = require('express');
@@ -58,9 +58,9 @@ const me = { serverId: config.serverSettings.id };
 const oauth = oauthHelper(config);
 const cluster = clusterModule(config);
 
-// operation is what a swagger middleware does before a controller runs: it leaves the operation
-// and its parameters on the request and has the token checked. What it does not like it answers
-// with a 403, as that of mimik's services does.
+// operation stands in for the swagger middleware of a service. It adds the operation and its
+// parameters to the request and checks the token. Like the middleware of mimik's services it
+// rejects tokens with a 403.
 const operation = (operationId, scopes, params, controller) => (req, res) => {
   req.swagger = { params: {}, operation: { operationId } };
   Object.entries(params(req)).forEach(([name, value]) => { req.swagger.params[name] = { value }; });
@@ -71,13 +71,13 @@ const operation = (operationId, scopes, params, controller) => (req, res) => {
       swaggerHelper.sendError(err, req, res);
       return;
     }
-    // A controller that throws is a 500, as in any express service.
+    // An exception of a controller is a 500, as in all express services.
     try { controller(req, res); }
     catch (thrown) { sendError(getRichError('System', thrown.message), res, null, swaggerHelper.convertParams(req, true)); }
   });
 };
 const none = () => ({});
-const answer = (data) => (req, res) => sendResult({ data: data(req), server: me }, 200, res, swaggerHelper.convertParams(req));
+const respond = (data) => (req, res) => sendResult({ data: data(req), server: me }, 200, res, swaggerHelper.convertParams(req));
 
 const app = express();
 app.use(express.json());
@@ -87,7 +87,7 @@ app.delete(
   operation('deleteServer', ['delete:server'], (req) => ({ id: req.params.id, serverId: req.params.serverId }), cluster.deleteServer),
 );
 
-// The endpoints of the service itself are those of the Go node.
+// The other endpoints are those of the Go node.
 const mirror = (req) => ({
   serverId: me.serverId,
   query: req.query,
@@ -96,15 +96,15 @@ const mirror = (req) => ({
   userAgent: getUserAgent(req),
   caller: { clientId: req.clientId || '', tokenType: req.tokenType || '', customer: req.customer || '', cluster: !!req.cluster },
 });
-app.get(`${base}/things`, operation('getThings', [], none, answer(() => [me.serverId, `${me.serverId}-second`])));
-app.get(`${base}/one`, operation('getOne', [], none, answer(() => ({ one: me.serverId }))));
+app.get(`${base}/things`, operation('getThings', [], none, respond(() => [me.serverId, `${me.serverId}-second`])));
+app.get(`${base}/one`, operation('getOne', [], none, respond(() => ({ one: me.serverId }))));
 app.get(`${base}/none`, operation('getNone', [], none, (req, res) => res.json({ server: me })));
-app.get(`${base}/bare`, operation('getBare', [], none, (req, res) => sendResult(['nobody'], 200, res, swaggerHelper.convertParams(req))));
-app.get(`${base}/mirror`, operation('getMirror', [], none, answer(mirror)));
-app.post(`${base}/mirror`, operation('postMirror', [], none, answer(mirror)));
+app.get(`${base}/bare`, operation('getBare', [], none, (req, res) => sendResult(['unsigned'], 200, res, swaggerHelper.convertParams(req))));
+app.get(`${base}/mirror`, operation('getMirror', [], none, respond(mirror)));
+app.post(`${base}/mirror`, operation('postMirror', [], none, respond(mirror)));
 app.get(`${base}/hang`, operation('getHang', [], none, () => {}));
 app.get(`${base}/fail/:status`, operation('getFail', [], none, (req, res) => sendError(
-  getRichError(Number(req.params.status), 'failing as told', { why: 'told' }),
+  getRichError(Number(req.params.status), 'requested failure', { why: 'requested' }),
   res,
   null,
   swaggerHelper.convertParams(req),
@@ -115,9 +115,9 @@ app.post(`${base}/relay`, operation('relay', [], none, (req, res) => {
     .then((response) => sendResult({ data: { ...mirror(req), peers: response.data }, server: me }, 200, res, swaggerHelper.convertParams(req)));
 }));
 
-// known asks the node for its view without changing it: an itResource of another id changes
-// nothing but the status in the environment, which is put back.
-const known = () => new Promise((resolve, reject) => {
+// view returns the servers that the node knows. It announces an itResource with another id, which
+// changes only the status in the environment, and restores that.
+const view = () => new Promise((resolve, reject) => {
   if (env.REGISTRATION_STATUS !== 'registered') {
     resolve([]);
     return;
@@ -145,10 +145,10 @@ const known = () => new Promise((resolve, reject) => {
 });
 const ids = (servers) => servers.map((server) => server.serverId);
 
-const orders = {
+const commands = {
   register: (correlationId) => { cluster.register(correlationId || undefined); return {}; },
   unregister: (correlationId) => cluster.unRegister(correlationId || undefined),
-  view: known,
+  view,
   status: () => ({
     registration: env.REGISTRATION_STATUS || '',
     servers: env.CLUSTER_STATUS_SERVERS || '',
@@ -162,30 +162,30 @@ const orders = {
     if (correlationId) options.headers = { 'x-correlation-id': correlationId };
     if (customer) options.token = { customerName: customer };
     if (retries) options.retry = { retries, delay: 20 };
-    const before = ids(await known());
+    const before = ids(await view());
     const start = Date.now();
     const response = await cluster.rpCluster(options);
-    return { response, milliseconds: Date.now() - start, before, after: ids(await known()) };
+    return { response, milliseconds: Date.now() - start, before, after: ids(await view()) };
   },
-  // call is a request of the service to another, not to all its peers, and with a plain token.
+  // call sends a request to one server, with a plain token.
   call: ({ url, correlationId }) => oauth.rpAuth(type, { method: 'GET', url, headers: correlationId ? { 'x-correlation-id': correlationId } : {} }),
   correlate: (incoming) => incoming.map((value) => getCorrelationId({ headers: { 'x-correlation-id': value } })),
 };
 
-const tell = (line) => fs.writeSync(3, `${JSON.stringify(line)}\n`);
-const carryOut = async ({ id, order, args }) => {
-  try { tell({ id, answer: await orders[order](args) }); }
-  catch (err) { tell({ id, error: err.message || String(err) }); }
+const write = (message) => fs.writeSync(3, `${JSON.stringify(message)}\n`);
+const run = async ({ id, command, args }) => {
+  try { write({ id, result: await commands[command](args) }); }
+  catch (err) { write({ id, error: err.message || String(err) }); }
 };
 readline.createInterface({ input: process.stdin })
-  .on('line', (line) => carryOut(JSON.parse(line)))
+  .on('line', (line) => run(JSON.parse(line)))
   .on('close', () => process.exit(0));
 
-const leave = () => cluster.unRegister().then((departure) => {
-  tell({ id: 0, answer: departure });
+const shutDown = () => cluster.unRegister().then((departure) => {
+  write({ id: 0, result: departure });
   process.exit(departure.errors ? 1 : 0);
 });
-process.on('SIGTERM', leave);
-process.on('SIGINT', leave);
+process.on('SIGTERM', shutDown);
+process.on('SIGINT', shutDown);
 
-app.listen({ fd: 4 }, () => tell({ id: 0, answer: 'ready' }));
+app.listen({ fd: 4 }, () => write({ id: 0, result: 'ready' }));

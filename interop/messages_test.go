@@ -16,30 +16,31 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-func wireScenarios() []scenario {
+func messageScenarios() []scenario {
 	return []scenario{
 		{
-			name:  "what a node sends",
-			says:  "Every request of a node's life, to the token service, the registry and its peers, is the same from both kinds, but for differences that the test lists.",
-			alone: whatANodeSends,
+			name:  "requests of a node",
+			shows: "All requests of a node, to the token service, the registry and its peers, are the same for both kinds, except for differences that the test lists.",
+			run:   requestsOfNode,
 		},
 		{
-			name:   "what a node answers",
-			says:   "Every answer of the peer endpoints and of a service's own is the same from both kinds, but for differences that the test lists.",
-			within: whatANodeAnswers,
+			name:     "responses of a node",
+			shows:    "All responses of the peer endpoints and of a service are the same for both kinds, except for differences that the test lists.",
+			runMixed: responsesOfNode,
 		},
 	}
 }
 
-// A difference is text that the npm node has and the Go node has otherwise.
-type difference struct{ npm, golang, why string }
+// A difference is text in a message of the npm node, and the text of the Go node in its place.
+type difference struct{ npm, golang, reason string }
 
-// compare tells what differs beyond what is allowed, and what is allowed but does not differ.
+// compare checks that the texts are equal except for the allowed differences, all of which must
+// occur.
 func compare(t *testing.T, npm, golang string, allowed []difference) {
 	t.Helper()
 	for _, d := range allowed {
 		if !strings.Contains(npm, d.npm) {
-			t.Errorf("npm has no %q any more (%s)", d.npm, d.why)
+			t.Errorf("the text of the npm node does not contain %q (%s)", d.npm, d.reason)
 		}
 		npm = strings.ReplaceAll(npm, d.npm, d.golang)
 	}
@@ -48,7 +49,8 @@ func compare(t *testing.T, npm, golang string, allowed []difference) {
 	}
 }
 
-// normalize writes what differs from run to run by its name.
+// normalize replaces ids, addresses, tokens, dates and platforms, which differ from run to run, by
+// names in braces.
 func normalize(text string, names map[string]string) string {
 	for _, name := range slices.SortedFunc(maps.Keys(names), func(a, b string) int { return len(b) - len(a) }) {
 		text = strings.ReplaceAll(text, name, names[name])
@@ -64,7 +66,7 @@ func normalize(text string, names map[string]string) string {
 	return text
 }
 
-// render writes a message line by line: its headers but those of the connection, then its body.
+// render writes the headers of a message, except those of the connection, and its body.
 func render(b *strings.Builder, header http.Header, body []byte, names map[string]string) {
 	for _, name := range slices.Sorted(maps.Keys(header)) {
 		switch name {
@@ -78,15 +80,15 @@ func render(b *strings.Builder, header http.Header, body []byte, names map[strin
 	}
 	var value any
 	if err := json.Unmarshal([]byte(normalize(string(body), names)), &value); err != nil {
-		fmt.Fprintf(b, "  no JSON: %s\n", body)
+		fmt.Fprintf(b, "  not JSON: %s\n", body)
 		return
 	}
 	sortServers(value)
-	indented, _ := json.MarshalIndent(value, "  ", "  ") // it has just been JSON
+	indented, _ := json.MarshalIndent(value, "  ", "  ") // cannot fail: value was JSON
 	fmt.Fprintf(b, "  %s\n", indented)
 }
 
-// sortServers sorts the servers of an itResource in a body: their order means nothing.
+// sortServers sorts the servers of an itResource in a body, because their order has no meaning.
 func sortServers(value any) {
 	object, ok := value.(map[string]any)
 	if !ok {
@@ -98,30 +100,30 @@ func sortServers(value any) {
 	sortServers(object["data"])
 }
 
-// whatANodeSends has a node of each kind live the same life among the same others.
-func whatANodeSends(outer *world) {
+// requestsOfNode lets a node of each kind register, call its peers, evict one and unregister.
+func requestsOfNode(outer *world) {
 	texts := map[kind]string{}
 	for _, k := range kinds() {
 		w := newWorld(outer.T, nil)
-		peer := w.stranger("peer", nil)
+		peer := w.fakePeer("peer", nil)
 		n := w.start(k, "SERVER_LOCATION_LON=-123.1", "SERVER_LOCATION_LAT=49.3", "SERVER_PUBLIC_DOMAIN_NAME=public.test", "SERVER_PUBLIC_PROTOCOL=https:",
 			"REGISTRATION_RETRY=1000")
 		names := map[string]string{n.id: "{node}", peer.base: "{peer}", n.base: "{node's address}", w.url: "{back end}"}
 		var b strings.Builder
-		heard, asked := 0, 0
-		chapter := func(title string) {
+		toBackend, toPeer := 0, 0 // requests written so far
+		section := func(title string) {
 			fmt.Fprintf(&b, "# %s\n\n", title)
-			backend, peers := w.requests("")[heard:], peer.requests()[asked:]
-			heard, asked = heard+len(backend), asked+len(peers)
-			// npm begins to register again where that takes longer than its retry period: what is
-			// sent twice is written once.
+			backend, peers := w.requests("")[toBackend:], peer.requests()[toPeer:]
+			toBackend, toPeer = toBackend+len(backend), toPeer+len(peers)
+			// An npm node registers again if that takes longer than its retry period. A repeated
+			// request is written once.
 			written := map[string]bool{}
 			write := func(to string, all []request) {
 				for _, r := range all {
-					var one strings.Builder
-					fmt.Fprintf(&one, "%s {%s}%s\n", r.method, to, normalize(r.target, names))
-					render(&one, r.header, r.body, names)
-					if text := one.String(); !written[text] {
+					var message strings.Builder
+					fmt.Fprintf(&message, "%s {%s}%s\n", r.method, to, normalize(r.target, names))
+					render(&message, r.header, r.body, names)
+					if text := message.String(); !written[text] {
 						b.WriteString(text + "\n")
 						written[text] = true
 					}
@@ -130,78 +132,78 @@ func whatANodeSends(outer *world) {
 			write("back end", backend)
 			write("a peer", peers)
 		}
-		const id = "a-life@0/2026-02-03T04:05:06.789Z"
+		const id = "a-test@0/2026-02-03T04:05:06.789Z"
 		n.must("register", id, new(any))
-		w.until("it has announced itself", func() error {
+		w.waitFor("its announcement", func() error {
 			if len(peer.requests()) == 0 {
-				return fmt.Errorf("the peer was asked for nothing")
+				return fmt.Errorf("the peer received no requests")
 			}
 			return nil
 		})
-		chapter("registering")
-		n.ask(fanoutArgs{Path: "/things", Query: map[string]string{"a": "1 2", "b": "é"}, CorrelationID: id})
-		n.ask(fanoutArgs{Method: "PUT", Path: "/things/1", Body: map[string]any{"text": "é"}, CorrelationID: id})
-		chapter("asking the peers")
-		w.ghost("gone")
+		section("registration")
+		n.fanOut(fanoutArgs{Path: "/things", Query: map[string]string{"a": "1 2", "b": "é"}, CorrelationID: id})
+		n.fanOut(fanoutArgs{Method: "PUT", Path: "/things/1", Body: map[string]any{"text": "é"}, CorrelationID: id})
+		section("calls to all peers")
+		w.deadPeer("gone")
 		w.call(http.MethodPost, n.base+"/itResources", w.token(serverType, true), announcement(resourceID(), map[string]any{
 			"serverId": "gone", "clusterBaseUrl": "http://127.0.0.1:1" + basePath,
-			"updatedAt": w.entry("gone").UpdatedAt,
+			"updatedAt": w.registryEntry("gone").UpdatedAt,
 		}))
-		heard = len(w.requests("")) // the test's own token
-		n.ask(fanoutArgs{Path: "/things", CorrelationID: id})
-		w.until("it has told the peer", func() error {
-			if len(peer.requests()) < asked+2 {
-				return fmt.Errorf("the peer was asked for %d more", len(peer.requests())-asked)
+		toBackend = len(w.requests("")) // skips the token request of the test
+		n.fanOut(fanoutArgs{Path: "/things", CorrelationID: id})
+		w.waitFor("its notification of the peer", func() error {
+			if len(peer.requests()) < toPeer+2 {
+				return fmt.Errorf("the peer received %d more requests", len(peer.requests())-toPeer)
 			}
 			return nil
 		})
-		chapter("evicting a dead peer")
+		section("eviction of a dead peer")
 		n.must("unregister", id, new(departure))
-		chapter("leaving")
+		section("departure")
 		texts[k] = b.String()
 	}
-	golden(outer.T, filepath.Join("testdata", "sent-by-npm.txt"), texts[npmKind])
+	golden(outer.T, filepath.Join("testdata", "requests-of-npm.txt"), texts[npmKind])
 	compare(outer.T, texts[npmKind], texts[goKind], []difference{
-		{"  accept: application/json, text/plain, */*\n", "  accept: application/json\n", "a Go node reads nothing but JSON"},
-		{"  accept-encoding: gzip, compress, deflate, br\n", "  accept-encoding: gzip\n", "what the HTTP client of each unpacks"},
+		{"  accept: application/json, text/plain, */*\n", "  accept: application/json\n", "a Go node accepts only JSON"},
+		{"  accept-encoding: gzip, compress, deflate, br\n", "  accept-encoding: gzip\n", "each HTTP client lists the encodings that it supports"},
 		{
 			"POST {back end}/mST/v1/oauth/token\n" +
 				"  accept: application/json\n  accept-encoding: gzip\n  content-type: application/json\n" +
-				"  user-agent: mimik-mds/1.2.3/{node} ({platform})\n  x-correlation-id: a-life@0/{date}\n" +
+				"  user-agent: mimik-mds/1.2.3/{node} ({platform})\n  x-correlation-id: a-test@0/{date}\n" +
 				"  {\n    \"audience\": \"https://mds.test/\",\n    \"client_id\": \"mds\",\n    \"client_secret\": \"secret of mds\",\n" +
 				"    \"grant_type\": \"client_credentials\",\n    \"type\": \"cluster\"\n  }\n\n" +
 				"DELETE {back end}/mIT/v1/itResources/09d8f1f0-7477-5c54-9770-74879a6d3b25/servers/gone@{date}\n",
 			"DELETE {back end}/mIT/v1/itResources/09d8f1f0-7477-5c54-9770-74879a6d3b25/servers/gone@{date}\n",
-			"the npm module needs one more token for one more address",
+			"an npm node requests a token for each address",
 		},
 		{
 			"      },\n      {\n        \"clusterBaseUrl\": \"{peer}\",\n        \"createdAt\": \"{date}\",\n" +
 				"        \"serverId\": \"peer\",\n        \"updatedAt\": \"{date}\"\n      }\n",
 			"      }\n",
-			"a Go node announces itself, and nobody else",
+			"a Go node announces only itself",
 		},
 		{
 			"/mds/v1/itResources\n  accept: application/json\n  accept-encoding: gzip\n  authorization: Bearer {token}\n  content-type: application/json\n",
 			"/mds/v1/itResources\n  accept: application/json\n  accept-encoding: gzip\n  authorization: Bearer {token}\n  content-type: application/json\n" +
 				"  prefer: return=minimal\n",
-			"a Go node does not need the list back",
+			"a Go node does not need the list in the response",
 		},
 		{
-			"# evicting a dead peer\n\nDELETE", "# evicting a dead peer\n\n" +
-				"DELETE {back end}/mIT/v1/itResources/09d8f1f0-7477-5c54-9770-74879a6d3b25/servers/gone@" + longAgo + "\n" +
+			"# eviction of a dead peer\n\nDELETE", "# eviction of a dead peer\n\n" +
+				"DELETE {back end}/mIT/v1/itResources/09d8f1f0-7477-5c54-9770-74879a6d3b25/servers/gone@" + epoch + "\n" +
 				"  accept: application/json\n  accept-encoding: gzip\n  authorization: Bearer {token}\n" +
-				"  user-agent: mimik-mds/1.2.3/{node} ({platform})\n  x-correlation-id: a-life@0/{date}\n\nDELETE",
-			"the dead peer was only announced: a Go node asks first, by a date that deletes nothing, what the registry knows of it",
+				"  user-agent: mimik-mds/1.2.3/{node} ({platform})\n  x-correlation-id: a-test@0/{date}\n\nDELETE",
+			"the dead peer was only announced, so a Go node first reads its entry with a condition that never holds",
 		},
 	})
 }
 
-// whatANodeAnswers asks a node of each kind the same.
-func whatANodeAnswers(m *mixed) {
+// responsesOfNode sends the same requests to a node of each kind.
+func responsesOfNode(m *mixed) {
 	cluster, plain := m.token(serverType, true), m.token(serverType, false)
 	texts := map[kind]string{}
 	for _, k := range kinds() {
-		n := m.first(k)
+		n := m.firstOf(k)
 		var b strings.Builder
 		names := map[string]string{}
 		for _, other := range m.nodes {
@@ -213,34 +215,34 @@ func whatANodeAnswers(m *mixed) {
 			body                       any
 		}{
 			{"an announcement", http.MethodPost, "/itResources", cluster, announcement(resourceID())},
-			{"an announcement of another cluster", http.MethodPost, "/itResources", cluster, announcement("another")},
+			{"an announcement for another itResource", http.MethodPost, "/itResources", cluster, announcement("another")},
 			{"an announcement with a plain token", http.MethodPost, "/itResources", plain, announcement(resourceID())},
 			{"an announcement of another type", http.MethodPost, "/itResources", m.token("mcm", true), announcement(resourceID())},
-			{"a departure", http.MethodDelete, "/itResources/" + resourceID() + "/servers/nobody", cluster, nil},
-			{"a departure of another cluster", http.MethodDelete, "/itResources/another/servers/nobody", cluster, nil},
-			{"no token", http.MethodDelete, "/itResources/another/servers/nobody", "", nil},
-			{"a result of the service", http.MethodGet, "/one", plain, nil},
-			{"an error of the service", http.MethodGet, "/fail/404", plain, nil},
-			{"a failure of the service", http.MethodGet, "/fail/500", plain, nil},
+			{"a departure", http.MethodDelete, "/itResources/" + resourceID() + "/servers/unknown", cluster, nil},
+			{"a departure for another itResource", http.MethodDelete, "/itResources/another/servers/unknown", cluster, nil},
+			{"no token", http.MethodDelete, "/itResources/another/servers/unknown", "", nil},
+			{"a result of a service", http.MethodGet, "/one", plain, nil},
+			{"a 404 of a service", http.MethodGet, "/fail/404", plain, nil},
+			{"a 500 of a service", http.MethodGet, "/fail/500", plain, nil},
 		} {
-			a := m.call(c.method, n.base+c.path, c.token, c.body, "x-correlation-id", "an-id@4/2026-02-03T04:05:06.789Z")
-			fmt.Fprintf(&b, "# %s\n\n%d\n", c.title, a.status)
-			render(&b, a.header, a.body, names)
+			resp := m.call(c.method, n.base+c.path, c.token, c.body, "x-correlation-id", "an-id@4/2026-02-03T04:05:06.789Z")
+			fmt.Fprintf(&b, "# %s\n\n%d\n", c.title, resp.status)
+			render(&b, resp.header, resp.body, names)
 			b.WriteString("\n")
 		}
 		texts[k] = b.String()
 	}
-	golden(m.T, filepath.Join("testdata", "answered-by-npm.txt"), texts[npmKind])
+	golden(m.T, filepath.Join("testdata", "responses-of-npm.txt"), texts[npmKind])
 	compare(m.T, texts[npmKind], texts[goKind], []difference{
 		{
 			"    \"info\": {\n      \"type\": \"mds\"\n    },\n    \"message\": \"invalid type\",\n",
 			"    \"message\": \"invalid token: its type is \\\"mcm\\\", not \\\"mds\\\"\",\n",
-			"the Go node says both types",
+			"the message of the Go node names both types",
 		},
 		{
 			"403\n  content-type: application/json\n",
 			"401\n  content-type: application/json\n  www-authenticate: Bearer\n",
-			"what the middleware of npm services answers without a token is not what HTTP has for it",
+			"without a token, the middleware of npm services responds with 403, HTTP requires 401",
 		},
 		{
 			"    \"message\": \"missing authorization header\",\n    \"statusCode\": 403,\n    \"title\": \"Forbidden\"\n",
