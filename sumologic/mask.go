@@ -56,8 +56,8 @@ func rooted(path string) string {
 	}
 }
 
-// requiredName returns the last plain member name of a path, as it is in JSON, but without the quote
-// before it: a search that begins with so frequent a character is slower.
+// requiredName returns the last plain member name of a path, as it is in JSON, but without the
+// quote before it: a search that begins with so frequent a character is slower.
 func requiredName(p *jsonpath.Path) (name []byte) {
 	for _, segment := range p.Query().Segments() {
 		if selectors := segment.Selectors(); len(selectors) == 1 {
