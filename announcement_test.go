@@ -31,13 +31,13 @@ func TestAnnouncement(t *testing.T) {
 	for name, tt := range map[string]struct {
 		body  string
 		view  []string
-		node2 string // its address afterwards
+		node2 string // the address of node-2 afterwards
 	}{
-		"a newcomer":             {announcement("node-9"), []string{"node-1", "node-2", "node-3", "node-9"}, old},
-		"two newcomers":          {announcement("node-9", "node-0"), []string{"node-0", "node-1", "node-2", "node-3", "node-9"}, old},
-		"whom we know":           {announcement("node-3"), []string{"node-1", "node-2", "node-3"}, old},
-		"nobody":                 {resource(ours, "[]"), []string{"node-1", "node-2", "node-3"}, old},
-		"nobody, not even []":    {resource(ours, "null"), []string{"node-1", "node-2", "node-3"}, old},
+		"a new server":           {announcement("node-9"), []string{"node-1", "node-2", "node-3", "node-9"}, old},
+		"two new servers":        {announcement("node-9", "node-0"), []string{"node-0", "node-1", "node-2", "node-3", "node-9"}, old},
+		"a known server":         {announcement("node-3"), []string{"node-1", "node-2", "node-3"}, old},
+		"no servers":             {resource(ours, "[]"), []string{"node-1", "node-2", "node-3"}, old},
+		"null as servers":        {resource(ours, "null"), []string{"node-1", "node-2", "node-3"}, old},
 		"of another resource":    {resource("other", `[{"serverId":"node-9","clusterBaseUrl":"http://node-9/mds/v1"}]`), []string{"node-1", "node-2", "node-3"}, old},
 		"newer":                  {node2(`,"updatedAt":"2000-01-01T00:00:00.001Z"`), []string{"node-1", "node-2", "node-3"}, "http://elsewhere/mds/v1"},
 		"newer, in another zone": {node2(`,"updatedAt":"2000-01-01T01:00:00.001+01:00"`), []string{"node-1", "node-2", "node-3"}, "http://elsewhere/mds/v1"},
@@ -45,22 +45,22 @@ func TestAnnouncement(t *testing.T) {
 		"of the same age":        {node2(`,"updatedAt":"2000-01-01T00:00:00.000Z"`), []string{"node-1", "node-2", "node-3"}, old},
 		"older":                  {node2(`,"createdAt":"2020-01-01T00:00:00.000Z","updatedAt":"1999-12-31T23:59:59.999Z"`), []string{"node-1", "node-2", "node-3"}, old},
 		"without a date":         {node2(``), []string{"node-1", "node-2", "node-3"}, old},
-		"with a date that is none": {
+		"with an invalid date": {
 			node2(`,"updatedAt":"tomorrow"`),
 			[]string{"node-1", "node-2", "node-3"},
 			old,
 		},
-		"twice the same": {
+		"a duplicate": {
 			resource(ours, `[{"serverId":"node-2","clusterBaseUrl":"http://b","updatedAt":"2000-01-02T00:00:00Z"},{"serverId":"node-2","clusterBaseUrl":"http://c","updatedAt":"2000-01-03T00:00:00Z"},{"serverId":"node-2","clusterBaseUrl":"http://d","updatedAt":"2000-01-01T00:00:00Z"}]`),
 			[]string{"node-1", "node-2", "node-3"},
 			"http://c",
 		},
-		"of one whose address is no text": {
+		"a number as address": {
 			resource(ours, `[{"serverId":"node-9","clusterBaseUrl":5},{"serverId":"node-8","clusterBaseUrl":"http://node-8","updatedAt":7}]`),
 			[]string{"node-1", "node-2", "node-3", "node-8"},
 			old,
 		},
-		"of ourselves, whom nobody knows better": {
+		"the node itself": {
 			resource(ours, `[{"serverId":"node-1","clusterBaseUrl":"http://elsewhere/mds/v1","updatedAt":"2030-01-01T00:00:00Z"}]`),
 			[]string{"node-1", "node-2", "node-3"},
 			old,
@@ -89,15 +89,15 @@ func TestAnnouncement(t *testing.T) {
 					t.Fatal(err)
 				}
 				if known.ID != ours || marshal(t, known.Servers) != marshal(t, servers) {
-					t.Errorf("it answered %s, and knows %s", data, marshal(t, servers))
+					t.Errorf("the reply is %s, the view is %s", data, marshal(t, servers))
 				}
 			})
 		})
 	}
 }
 
-// The newer entry of a server wins. To the npm module the one it has always does, so that a peer
-// which came back elsewhere cannot be reached until the next renewal.
+// An announced entry replaces an older one. The npm module keeps the entry that it has, so that it
+// cannot reach a peer at a new address until the next renewal.
 func TestNewerEntryWins(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
@@ -108,7 +108,7 @@ func TestNewerEntryWins(t *testing.T) {
 		}
 		for _, n := range w.Nodes {
 			if got := n.Servers()[2].ClusterBaseURL; got != "http://node-3-moved:9090/mds/v1" {
-				t.Errorf("%s knows it at %s", n.ID, got)
+				t.Errorf("in the view of %s node-3 is at %s", n.ID, got)
 			}
 			if res := rpc(t, n, cluster.Request{Path: "/things"}); len(res.Results) != 2 {
 				t.Errorf("%s: failures %v", n.ID, failures(res))
@@ -117,7 +117,7 @@ func TestNewerEntryWins(t *testing.T) {
 	})
 }
 
-// What a server or the registry says beyond what is known here is sent on as it came.
+// Fields of entries that the module does not know are preserved byte by byte.
 func TestUnknownFieldsArePreserved(t *testing.T) {
 	const (
 		known = `{"serverId":"node-2","clusterBaseUrl":"http://node-2:8080/mds/v1"`
@@ -137,7 +137,7 @@ func TestUnknownFieldsArePreserved(t *testing.T) {
 			}
 		})
 	})
-	t.Run("of mIT, in an announcement and a response", func(t *testing.T) {
+	t.Run("of the registry", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := clustertest.Start(t, 2)
 			n := w.Nodes[0]
@@ -182,8 +182,8 @@ func TestUnknownFieldsArePreserved(t *testing.T) {
 	})
 }
 
-// An announcement is about the node that sends it, and no more comes back than that it was heard:
-// when all nodes start together, lists would go from each to each.
+// An announcement only has the entry of its sender, and the reply has no data. Otherwise nodes that
+// start together would send each other the whole list.
 func TestAnnouncementIsShort(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 4)
@@ -195,7 +195,7 @@ func TestAnnouncementIsShort(t *testing.T) {
 		}
 		for _, o := range r.Results {
 			if want := `{"data":null,"server":{"serverId":"` + o.Server.ServerID + `"}}`; string(o.Body) != want {
-				t.Errorf("%s answers %s, want %s", o.Server.ServerID, o.Body, want)
+				t.Errorf("the reply of %s is %s, want %s", o.Server.ServerID, o.Body, want)
 			}
 		}
 		for _, peer := range w.Nodes {
@@ -206,14 +206,15 @@ func TestAnnouncementIsShort(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, x := range requests.announcements(n, clustertest.Any) {
-			if most := int64(len(own)) + 150; x.Sent > most { // with what is said of the resource
-				t.Errorf("an announcement has %d bytes, more than %d", x.Sent, most)
+			if limit := int64(len(own)) + 150; x.Sent > limit { // the entry, and the fields of the resource
+				t.Errorf("an announcement has %d bytes, more than %d", x.Sent, limit)
 			}
 		}
 	})
 }
 
-// Who does not say that it can do without gets the list, as the npm module's nodes do.
+// A sender that does not prefer a minimal reply gets the list. Nodes of the npm module are such
+// senders.
 func TestPreferHeaderOfAnnouncement(t *testing.T) {
 	for name, tt := range map[string]struct {
 		prefer []string
@@ -245,13 +246,13 @@ func TestPreferHeaderOfAnnouncement(t *testing.T) {
 					want = "return=minimal"
 				}
 				if rec.Code != http.StatusOK || applied != want || strings.Contains(rec.Body.String(), "node-2") == tt.short {
-					t.Errorf("it answered %d %q %s", rec.Code, applied, rec.Body)
+					t.Errorf("the reply is %d %q %s", rec.Code, applied, rec.Body)
 				}
 				wantView(t, n, "node-1", "node-2", "node-9")
 			})
 		})
 	}
-	t.Run("of a refusal", func(t *testing.T) {
+	t.Run("an error", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := clustertest.Start(t, 1)
 			req := httptest.NewRequest(http.MethodPost, itResources, strings.NewReader("null"))
@@ -260,46 +261,46 @@ func TestPreferHeaderOfAnnouncement(t *testing.T) {
 			rec := httptest.NewRecorder()
 			w.Nodes[0].CreateItResource(rec, req)
 			if applied := rec.Header().Get("Preference-Applied"); rec.Code != http.StatusBadRequest || applied != "" {
-				t.Errorf("it answered %d %q %s", rec.Code, applied, rec.Body)
+				t.Errorf("the reply is %d %q %s", rec.Code, applied, rec.Body)
 			}
 		})
 	})
 }
 
-// Servers at addresses that must not be called are left out; the others join all the same.
+// Announced servers with forbidden addresses are skipped. The others are added.
 func TestAnnouncementWithInvalidAddresses(t *testing.T) {
-	bad := []string{
+	invalid := []string{
 		"", "/mds/v1", "node-9:8080/mds/v1", "ftp://node-9/", "file:///etc/passwd", "http://", "http:///mds/v1", "//node-9/mds/v1",
 		"http://user:password@node-9/mds/v1", "http://user@node-9/mds/v1", "http://node-9/mds/v1?x=1", "http://node-9/mds/v1?", "http://node-9/mds/v1#x",
 		"http://169.254.169.254/latest", "http://[fe80::1]/", "http://[fe80::1%25eth0]/", "http://[::ffff:169.254.169.254]/",
 		"http://224.0.0.1/", "http://0.0.0.0:8080/", "http://[::]/", "http://node 9/", "http://node-9:port/", "\x00",
 	}
-	t.Run("of any policy", func(t *testing.T) {
+	t.Run("default policy", func(t *testing.T) {
 		testEndpoints(t, func(v endpointTest) {
 			t, w, send := v.T, v.World, v.send
 			type server struct {
 				ServerID       string `json:"serverId"`
 				ClusterBaseURL string `json:"clusterBaseUrl"`
 			}
-			servers := []server{{"good", "https://node-9:8443/mds/v1/"}}
-			for i, address := range bad {
-				servers = append(servers, server{fmt.Sprintf("bad-%d", i), address})
+			servers := []server{{"valid", "https://node-9:8443/mds/v1/"}}
+			for i, address := range invalid {
+				servers = append(servers, server{fmt.Sprintf("invalid-%d", i), address})
 			}
 			body := marshal(t, map[string]any{"id": mit.ResourceID("mds"), "servers": servers})
 			send("POST", itResources, body, "Bearer "+w.Token("mds", true)).data(t)
-			wantView(t, w.Nodes[0], "good", "node-1", "node-2", "node-3")
+			wantView(t, w.Nodes[0], "node-1", "node-2", "node-3", "valid")
 		})
 	})
 	for name, tt := range map[string]struct {
 		policy cluster.PeerPolicy
 		view   []string
 	}{
-		"of networks": {cluster.PeerPolicy{Networks: prefixes("10.0.0.0/8", "fd00::/8")}, []string{"in-10", "in-fd00", "named", "node-1", "node-2", "node-3"}},
-		"of a hook": {cluster.PeerPolicy{Allow: func(s cluster.Server) error {
+		"networks": {cluster.PeerPolicy{Networks: prefixes("10.0.0.0/8", "fd00::/8")}, []string{"in-10", "in-fd00", "named", "node-1", "node-2", "node-3"}},
+		"hook": {cluster.PeerPolicy{Allow: func(s cluster.Server) error {
 			if strings.HasPrefix(s.ServerID, "node-") || s.ClusterBaseURL == "http://192.168.0.1/" {
 				return nil
 			}
-			return errors.New("not one of us")
+			return errors.New("rejected by the hook")
 		}}, []string{"in-192", "node-1", "node-2", "node-3"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -315,7 +316,8 @@ func TestAnnouncementWithInvalidAddresses(t *testing.T) {
 	}
 }
 
-// Announcements do not make a view grow without bound. Who is in it already may renew.
+// The policy bounds the view that announcements can create. Entries of known servers are replaced
+// all the same.
 func TestAnnouncementLimit(t *testing.T) {
 	testEndpoints(t, func(v endpointTest) {
 		t, w, send := v.T, v.World, v.send
@@ -327,14 +329,14 @@ func TestAnnouncementLimit(t *testing.T) {
 		send("POST", itResources, announcement("node-8"), token).wantError(t, 400, "5 servers, 4 are allowed")
 		send("POST", itResources, resourceWithDate("2001-01-01T00:00:00.000Z", "node-9"), token).data(t)
 		if got := n.Servers()[3].CreatedAt.Year(); got != 2001 {
-			t.Errorf("the newer entry of a server that is known was not taken: %d", got)
+			t.Errorf("the newer entry of a known server was not used: %d", got)
 		}
 	}, clustertest.WithOptions(cluster.WithPeerPolicy(cluster.PeerPolicy{MaxServers: 4})))
 }
 
-// Whoever holds a cluster token can announce another address, and any date, for a healthy server.
-// That may cost a request; it must not have the server deleted. The npm module quotes whatever
-// date it was told when it asks mIT to delete, and the server is gone.
+// Any holder of a cluster token can announce a healthy server with another address and timestamp.
+// That may cost a request, but does not delete the server. The npm module sends the announced
+// timestamp as the condition of the delete, which then holds.
 func TestForgedAnnouncementEvictsNoPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 4)
@@ -362,11 +364,11 @@ func TestForgedAnnouncementEvictsNoPeer(t *testing.T) {
 	})
 }
 
-// A server that is known by an announcement only is still evicted when it is gone.
+// A dead server is evicted even if the node only has an announced entry of it.
 func TestAnnouncedServerIsEvicted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
-		w.Nodes[2].Kill() // node-1 never renewed since it was told of it
+		w.Nodes[2].Kill() // node-1 has not renewed since the announcement
 		res, err := w.Nodes[0].RPCluster(t.Context(), cluster.Request{Path: "/things"})
 		if err != nil {
 			t.Fatal(err)
@@ -380,15 +382,15 @@ func TestAnnouncedServerIsEvicted(t *testing.T) {
 	})
 }
 
-// An announcement may be taken as a reason to ask mIT, and for nothing else.
+// With VerifyWithRegistry an announcement only triggers a renewal.
 func TestAnnouncementIsVerified(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2, clustertest.WithOptions(cluster.WithPeerPolicy(cluster.PeerPolicy{VerifyWithRegistry: true})))
 		n := w.Nodes[0]
 		time.Sleep(time.Minute)
-		unnoticedBy := w.Add() // whom mIT knows, and n does not
-		w.Network.Fault(unnoticedBy.Host, n.Host, clustertest.Status(503))
-		if _, err := unnoticedBy.Register(t.Context()); err != nil {
+		unnoticed := w.Add() // listed, but unknown to n
+		w.Network.Fault(unnoticed.Host, n.Host, clustertest.Status(503))
+		if _, err := unnoticed.Register(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		wantView(t, n, "node-1", "node-2")
@@ -400,30 +402,30 @@ func TestAnnouncementIsVerified(t *testing.T) {
 		wantView(t, n, "node-1", "node-2", "node-3")
 		time.Sleep(10 * time.Second)
 		wantView(t, n, "node-1", "node-2", "node-3")
-		if asked := len(requests.renewals(n)); asked < 1 || asked > 2 {
-			t.Errorf("mIT was asked %d times for 100 announcements at once", asked)
+		if got := len(requests.renewals(n)); got < 1 || got > 2 {
+			t.Errorf("%d renewals for 100 announcements", got)
 		}
 	})
 }
 
-// With VerifyWithRegistry, a node believes neither an announcement nor a report that somebody is gone.
+// With VerifyWithRegistry neither announcements nor departures change the view.
 func TestVerifyWithRegistry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3, clustertest.WithOptions(cluster.WithPeerPolicy(cluster.PeerPolicy{VerifyWithRegistry: true})))
 		synctest.Wait()
 		n := w.Nodes[0]
-		announce(t, w, n, fmt.Sprintf(`{"id":%q,"publicBaseUrl":"x","servers":[{"serverId":"stranger","clusterBaseUrl":"http://nowhere:1"}]}`, mit.ResourceID("mds")))
+		announce(t, w, n, fmt.Sprintf(`{"id":%q,"publicBaseUrl":"x","servers":[{"serverId":"unknown","clusterBaseUrl":"http://nowhere:1"}]}`, mit.ResourceID("mds")))
 		reportDeparture(t, w, n, "node-2")
 		synctest.Wait()
 		for _, s := range n.Servers() {
-			if s.ServerID == "stranger" {
-				t.Error("a stranger was believed")
+			if s.ServerID == "unknown" {
+				t.Error("an announced server was added")
 			}
 		}
 		time.Sleep(n.Config().RegistrationRetry) // for the renewal that the messages trigger
 		synctest.Wait()
 		if got := len(n.Servers()); got != 3 {
-			t.Errorf("it knows %d of 3 servers after asking mIT", got)
+			t.Errorf("after the renewal the view has %d servers, want 3", got)
 		}
 	})
 }
@@ -431,7 +433,7 @@ func TestVerifyWithRegistry(t *testing.T) {
 func FuzzCreateItResource(f *testing.F) {
 	for _, seed := range []string{
 		testResource("node-1", "node-2", "node-3"), testResource("node-3"), testResource("node-3", "node-3"), testResource(),
-		testResource("node-3", "node-4", "node-5"), testResource("node-3", "node-4", "node-5", "node-6"), // as many as there may be, and one more
+		testResource("node-3", "node-4", "node-5"), testResource("node-3", "node-4", "node-5", "node-6"), // the limit, and one more
 		`{"id":"another","servers":[{"serverId":"x","clusterBaseUrl":"http://x.test"}]}`,
 		`{"id":"it","servers":[{"serverId":"x","clusterBaseUrl":"http://169.254.169.254/latest"}]}`,
 		`{"id":"it","servers":[{"serverId":"x","clusterBaseUrl":"http://[::ffff:169.254.169.254]/"},{"serverId":"y","clusterBaseUrl":"http://[fe80::1%25eth0]:80"}]}`,
@@ -449,8 +451,8 @@ func FuzzCreateItResource(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
-		const most = 5
-		c := newRegisteredNode(t, &remotes{view: []string{"node-1", "node-2"}}, cluster.WithPeerPolicy(cluster.PeerPolicy{MaxServers: most}))
+		const limit = 5
+		c := newRegisteredNode(t, &remotes{view: []string{"node-1", "node-2"}}, cluster.WithPeerPolicy(cluster.PeerPolicy{MaxServers: limit}))
 		self := c.Servers()[0]
 		r := httptest.NewRequest(http.MethodPost, "/mds/v1/itResources", bytes.NewReader(body))
 		r.Header.Set("Authorization", "Bearer peer")
@@ -458,38 +460,38 @@ func FuzzCreateItResource(f *testing.F) {
 
 		data := got.decode(t)
 		ids := checkView(t, c)
-		if !slices.Contains(ids, "node-2") || len(ids) > most {
+		if !slices.Contains(ids, "node-2") || len(ids) > limit {
 			t.Errorf("the view became %q", ids)
 		}
 		switch got.Code {
 		case http.StatusOK:
-			var told struct {
+			var listed struct {
 				ID      string
 				Servers []cluster.Server
 			}
-			if err := json.Unmarshal(data, &told); err != nil || told.ID != "it" {
-				t.Errorf("answered %s: %v", data, err)
+			if err := json.Unmarshal(data, &listed); err != nil || listed.ID != "it" {
+				t.Errorf("the reply is %s: %v", data, err)
 			}
-			// Compared as text: what was told has no blanks.
-			if text, want := marshal(t, told.Servers), marshal(t, c.Servers()); text != want {
+			// The reply has no white space, so the texts are comparable.
+			if text, want := marshal(t, listed.Servers), marshal(t, c.Servers()); text != want {
 				t.Errorf("the reply lists %s, the node knows %s", text, want)
 			}
 		case http.StatusBadRequest:
 			if len(ids) != 2 {
-				t.Errorf("refused, but the view became %q", ids)
+				t.Errorf("rejected, but the view became %q", ids)
 			}
 		default:
 			t.Errorf("the reply has status %d", got.Code)
 		}
 		if got := c.Servers()[slices.Index(ids, "node-1")]; got.ClusterBaseURL != self.ClusterBaseURL {
-			t.Errorf("it was told who it is: %+v", got)
+			t.Errorf("the entry of the node itself was replaced: %+v", got)
 		}
 		for _, s := range c.Servers() {
 			checkAllowed(t, mustParse(t, s.ClusterBaseURL))
 		}
-		res, err := c.RPCluster(t.Context(), cluster.Request{Path: "/things"}) // calls them all
+		res, err := c.RPCluster(t.Context(), cluster.Request{Path: "/things"})
 		if err != nil || len(res.Results)+len(res.Failures) != len(ids)-1 {
-			t.Errorf("%d peers, but the outcome is %+v, %v", len(ids)-1, res, err)
+			t.Errorf("%d peers, but the response is %+v, %v", len(ids)-1, res, err)
 		}
 	})
 }

@@ -204,13 +204,13 @@ func TestMaxInFlightCountsHedgedRequests(t *testing.T) {
 		n := w.Nodes[0]
 		var inFlight, peak atomic.Int64
 		for _, peer := range w.Nodes[1:] {
-			var asked atomic.Int64
+			var requests atomic.Int64
 			w.Network.Fault(n.Host, peer.Host, func(next http.RoundTripper) http.RoundTripper {
 				return clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
 					for n, highest := inFlight.Add(1), peak.Load(); n > highest && !peak.CompareAndSwap(highest, n); highest = peak.Load() {
 					}
 					defer inFlight.Add(-1)
-					if asked.Add(1)%2 == 0 {
+					if requests.Add(1)%2 == 0 {
 						time.Sleep(10 * time.Millisecond)
 						return next.RoundTrip(req)
 					}
@@ -234,8 +234,8 @@ func TestMaxInFlightCountsHedgedRequests(t *testing.T) {
 	})
 }
 
-// A call whose token is rejected by any number of peers fetches one new token. mimik services reject with
-// 403, or with 401 after their key has changed.
+// If any number of peers reject the token of a call, the call fetches one new token. mimik services
+// reject with 403, or with 401 after their key has changed.
 func TestRejectedTokenIsReplacedOncePerCall(t *testing.T) {
 	for _, code := range []int{http.StatusForbidden, http.StatusUnauthorized} {
 		t.Run(fmt.Sprint(code), func(t *testing.T) {
@@ -268,8 +268,8 @@ func TestRejectedTokenIsReplacedOncePerCall(t *testing.T) {
 	}
 }
 
-// Peers that reject every token are failures. A call fetches at most one token, and sends each peer at
-// most two requests, whatever the number of peers and the limit in flight.
+// Peers that reject every token are failures. A call fetches at most one token, and sends each peer
+// at most two requests, whatever the number of peers and the limit in flight.
 func TestAllTokensRejected(t *testing.T) {
 	for _, inFlight := range []int{256, 2, 1} {
 		t.Run(fmt.Sprintf("%d in flight", inFlight), func(t *testing.T) {
@@ -321,8 +321,8 @@ func TestRejectedTokenWithoutReplacement(t *testing.T) {
 	})
 }
 
-// A node fetches one token for the registry and one for all its peers. The npm module fetches one for each
-// peer.
+// A node fetches one token for the registry and one for all its peers. The npm module fetches one
+// for each peer.
 func TestTokensPerNode(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 0)

@@ -16,8 +16,8 @@ import (
 	"github.com/mimiktech/cluster/mit"
 )
 
-// BenchmarkRPCluster asks peers that answer at once: what is left is the cost of asking. Over the
-// network the peers' handlers count too, though they are small; the stub has none.
+// BenchmarkRPCluster calls peers that answer at once. Over the network the cost includes their
+// small handlers, with the stub it does not.
 func BenchmarkRPCluster(b *testing.B) {
 	for _, peers := range []int{1, 10, 100, 1000} {
 		b.Run(fmt.Sprintf("network/peers=%d", peers), func(b *testing.B) {
@@ -57,12 +57,12 @@ func benchmarkRPCluster(b *testing.B, c *cluster.Cluster, peers int) {
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(peers), "ns/peer")
 }
 
-// BenchmarkRenew replaces the view of a node, from the request to mIT on, with mIT's share in it.
+// BenchmarkRenew renews, and replaces the view. The cost includes the registry.
 func BenchmarkRenew(b *testing.B) {
 	for _, servers := range []int{10, 100, 1000} {
 		b.Run(fmt.Sprintf("servers=%d", servers), func(b *testing.B) {
 			w := fixedworld.Start(b, fixedworld.NewStore(fixedworld.Servers(0, servers-1)), 0,
-				clustertest.WithConfig(func(cfg *cluster.Config) { cfg.Management = false })) // it would announce itself
+				clustertest.WithConfig(func(cfg *cluster.Config) { cfg.Management = false })) // no announcement
 			n := w.Join()
 			b.ReportAllocs()
 			for b.Loop() {
@@ -74,8 +74,8 @@ func BenchmarkRenew(b *testing.B) {
 	}
 }
 
-// BenchmarkCreateItResource takes in an announcement, in a cluster of a thousand servers. A node
-// of this module and one of the npm module announce all they know; one is the least there is.
+// BenchmarkCreateItResource handles an announcement in a cluster of a thousand servers. Nodes of
+// this module announce one server, nodes of the npm module all that they know.
 func BenchmarkCreateItResource(b *testing.B) {
 	for _, announced := range []int{1, 1000} {
 		b.Run(fmt.Sprintf("servers=%d", announced), func(b *testing.B) {
@@ -93,7 +93,7 @@ func BenchmarkCreateItResource(b *testing.B) {
 	}
 }
 
-// BenchmarkDeleteServer takes in the departure of a server that is not known any more.
+// BenchmarkDeleteServer handles the departure of a server that is no longer in the view.
 func BenchmarkDeleteServer(b *testing.B) {
 	w := fixedworld.Start(b, fixedworld.NewStore(fixedworld.Servers(0, 999)), 0)
 	n := w.Join()
@@ -101,7 +101,7 @@ func BenchmarkDeleteServer(b *testing.B) {
 	benchmarkHandler(b, n.DeleteServer, http.MethodDelete, path, nil, w.Token("mds", true))
 }
 
-// BenchmarkAuthenticate is what a service's own endpoint costs before and after its own work.
+// BenchmarkAuthenticate measures what the module adds to an endpoint of the service.
 func BenchmarkAuthenticate(b *testing.B) {
 	w := clustertest.Start(b, 1)
 	n := w.Nodes[0]
@@ -124,7 +124,7 @@ func benchmarkHandler(b *testing.B, h http.HandlerFunc, method, path string, bod
 	}
 }
 
-// BenchmarkServers looks at a view of a thousand servers.
+// BenchmarkServers reads a view of a thousand servers.
 func BenchmarkServers(b *testing.B) {
 	n := fixedworld.Start(b, fixedworld.NewStore(fixedworld.Servers(0, 999)), 0).Join()
 	b.ReportAllocs()

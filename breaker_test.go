@@ -15,8 +15,8 @@ import (
 	"github.com/mimiktech/cluster/clustertest"
 )
 
-// A silent peer that is not evicted costs one timeout per probe. The probes come at growing intervals.
-// Once a probe is answered the breaker closes.
+// A silent peer that is not evicted costs one timeout per probe. The probes come at growing
+// intervals. Once a probe is answered the breaker closes.
 func TestOpenBreakerProbesAtGrowingIntervals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 4, noEviction())
@@ -83,7 +83,8 @@ func TestOneProbeAtATime(t *testing.T) {
 	})
 }
 
-// The breaker opens when a peer is silent for Config.RequestTimeout, whatever the timeouts of requests.
+// The breaker opens when a peer is silent for Config.RequestTimeout, whatever the timeouts of
+// requests.
 func TestWhenTheBreakerOpens(t *testing.T) {
 	short := cluster.Request{Timeout: time.Second}
 	for name, tt := range map[string]struct {
@@ -161,8 +162,8 @@ func TestCanceledRequestDoesNotOpenBreaker(t *testing.T) {
 	})
 }
 
-// A silent peer costs the call one timeout, and delays no other outcome. With the npm module it costs
-// three timeouts and two pauses: 32 s.
+// A silent peer costs the call one timeout, and delays no other outcome. With the npm module it
+// costs three timeouts and two pauses: 32 s.
 func TestSilentPeerCostsOneTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 10)
@@ -181,8 +182,8 @@ func TestSilentPeerCostsOneTimeout(t *testing.T) {
 	})
 }
 
-// Calls before the breaker opens hold few slots with a silent peer, so that other peers answer without
-// delay. All of these calls end soon after the first timeout.
+// Calls before the breaker opens hold few slots with a silent peer, so that other peers answer
+// without delay. All of these calls end soon after the first timeout.
 func TestSilentPeerHoldsFewSlots(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 5, noEviction(), clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = 32 }))
@@ -209,8 +210,8 @@ func TestSilentPeerHoldsFewSlots(t *testing.T) {
 	})
 }
 
-// All peers of an isolated node are silent. Its calls probe few of them at a time, but it must count all
-// of them as suspects, and evict none.
+// All peers of an isolated node are silent. Its calls probe few of them at a time, but it must
+// count all of them as suspects, and evict none.
 func TestIsolatedNodeEvictsNoPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startVerified(t, 6)
@@ -233,7 +234,8 @@ func TestIsolatedNodeEvictsNoPeer(t *testing.T) {
 	})
 }
 
-// Requests above the share of one peer wait, and all get through, even if others are canceled meanwhile.
+// Requests above the share of one peer wait, and all get through, even if others are canceled
+// meanwhile.
 func TestManyCallsToOnePeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 5, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = 16 }))
@@ -261,7 +263,7 @@ func TestManyCallsToOnePeer(t *testing.T) {
 	})
 }
 
-// Requests whose timeout is shorter than the response time of a peer do not affect requests with more time.
+// Timeouts below the response time of a peer do not open its breaker for requests with more time.
 func TestShortTimeoutsDoNotOpenBreakerForLongOnes(t *testing.T) {
 	t.Run("two short requests in an hour", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
@@ -381,7 +383,8 @@ func TestSilentPeerWithShortTimeouts(t *testing.T) {
 	}
 }
 
-// callAndTime makes one call, and returns the kind of the failing peer and the duration of the call.
+// callAndTime makes one call, and returns the kind of the failing peer and the duration of the
+// call.
 func callAndTime(t *testing.T, n *clustertest.Node, req cluster.Request) string {
 	t.Helper()
 	if req.Path == "" {

@@ -31,29 +31,29 @@ func TestNewRejectsInvalidConfig(t *testing.T) {
 	}{
 		"negative port":        {func(c *cluster.Config) { c.Port = -1 }, "SERVER_PORT"},
 		"NUL in the base path": {func(c *cluster.Config) { c.BasePath = "/\x00" }, "SERVER_BASE_PATH"},
-		"no such longitude":    {location(181, 0), "SERVER_LOCATION_LON"},
-		"no such latitude":     {location(0, math.NaN()), "SERVER_LOCATION_LON"},
-		"late renewals":        {func(c *cluster.Config) { c.RenewalFraction = 0.91 }, "RenewalFraction"},
-		"negative renewals":    {func(c *cluster.Config) { c.RenewalFraction = -0.1 }, "RenewalFraction"},
-		"no number of renewals": {
+		"invalid longitude":    {location(181, 0), "SERVER_LOCATION_LON"},
+		"invalid latitude":     {location(0, math.NaN()), "SERVER_LOCATION_LON"},
+		"fraction above 0.9":   {func(c *cluster.Config) { c.RenewalFraction = 0.91 }, "RenewalFraction"},
+		"negative fraction":    {func(c *cluster.Config) { c.RenewalFraction = -0.1 }, "RenewalFraction"},
+		"NaN as fraction": {
 			func(c *cluster.Config) { c.RenewalFraction = math.NaN() }, "RenewalFraction",
 		},
-		"negative timeout": {func(c *cluster.Config) { c.RequestTimeout = -1 }, "REQUEST_TIMEOUT"},
-		"endless timeout":  {func(c *cluster.Config) { c.RequestTimeout = math.MaxInt64 }, "REQUEST_TIMEOUT"},
-		"negative retry":   {func(c *cluster.Config) { c.RegistrationRetry = -time.Second }, "REGISTRATION_RETRY"},
-		"endless retry":    {func(c *cluster.Config) { c.RegistrationRetry = math.MaxInt64 }, "REGISTRATION_RETRY"},
-		"negative answers": {func(c *cluster.Config) { c.MaxResponseBytes = -1 }, "MaxResponseBytes,"},
-		"negative bodies":  {func(c *cluster.Config) { c.MaxRequestBytes = -1 }, "MaxResponseBytes,"},
-		"negative flight":  {func(c *cluster.Config) { c.MaxInFlight = -1 }, "MaxResponseBytes,"},
-		"no peer audience": {func(c *cluster.Config) { c.PeerAudience = "" }, "MDS_AUDIENCE"},
-		"spoilt secret":    {func(c *cluster.Config) { c.ClientSecret = "" }, "OAUTH_CLIENT_SECRET"},
+		"negative timeout":         {func(c *cluster.Config) { c.RequestTimeout = -1 }, "REQUEST_TIMEOUT"},
+		"maximal timeout":          {func(c *cluster.Config) { c.RequestTimeout = math.MaxInt64 }, "REQUEST_TIMEOUT"},
+		"negative retry":           {func(c *cluster.Config) { c.RegistrationRetry = -time.Second }, "REGISTRATION_RETRY"},
+		"maximal retry":            {func(c *cluster.Config) { c.RegistrationRetry = math.MaxInt64 }, "REGISTRATION_RETRY"},
+		"negative response size":   {func(c *cluster.Config) { c.MaxResponseBytes = -1 }, "MaxResponseBytes,"},
+		"negative request size":    {func(c *cluster.Config) { c.MaxRequestBytes = -1 }, "MaxResponseBytes,"},
+		"negative limit in flight": {func(c *cluster.Config) { c.MaxInFlight = -1 }, "MaxResponseBytes,"},
+		"no peer audience":         {func(c *cluster.Config) { c.PeerAudience = "" }, "MDS_AUDIENCE"},
+		"no secret":                {func(c *cluster.Config) { c.ClientSecret = "" }, "OAUTH_CLIENT_SECRET"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := testConfig()
 			tt.edit(&cfg)
 			_, err := cluster.New(cfg)
 			if diff := cmp.Diff([]string{tt.want}, namedVariables(err)); diff != "" {
-				t.Errorf("what the error names (-want +got):\n%s\n%v", diff, err)
+				t.Errorf("variables in the error (-want +got):\n%s\n%v", diff, err)
 			}
 		})
 	}
@@ -71,10 +71,10 @@ func TestNewAcceptsNilOptions(t *testing.T) {
 	}
 }
 
-// A bubble does not end well while one of its goroutines waits for ever, and here nobody closes
-// anything.
+// New starts no goroutine, sends no request and sets no variable. The bubble would not end with a
+// blocked goroutine, and the test does not call Close.
 func TestNewHasNoSideEffects(t *testing.T) {
-	t.Setenv("REGISTRATION_STATUS", "as it was")
+	t.Setenv("REGISTRATION_STATUS", "unchanged")
 	before, goroutines := os.Environ(), runtime.NumGoroutine()
 	synctest.Test(t, func(t *testing.T) {
 		client := stubClient(func(r *http.Request) (int, string) {
@@ -121,7 +121,7 @@ func TestNewGeneratesID(t *testing.T) {
 	}
 }
 
-// The npm module keeps what it knows per process, so that one process cannot hold two nodes.
+// One process can run several nodes. The npm module keeps its state in the process.
 func TestNodesInOneProcessAreIndependent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		mds := clustertest.Start(t, 2)
@@ -136,17 +136,17 @@ func TestNodesInOneProcessAreIndependent(t *testing.T) {
 	})
 }
 
-// The npm module's timers keep a process busy after unRegister: the second look for a minute,
-// and one lease for good if there was a second look.
+// A registered node has one goroutine, which UnRegister and Close end. The timers of the npm module
+// run on after unRegister.
 func TestOneGoroutinePerNode(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 0)
-		w.Join() // so that the others are not alone
+		w.Join() // the others are not alone then
 		synctest.Wait()
-		rest := countGoroutines(t)
+		before := countGoroutines(t)
 		n := w.Add()
-		if got := countGoroutines(t); got != rest {
-			t.Errorf("New started %d goroutines", got-rest)
+		if got := countGoroutines(t); got != before {
+			t.Errorf("New started %d goroutines", got-before)
 		}
 		if _, err := n.Register(t.Context()); err != nil {
 			t.Fatal(err)
@@ -154,21 +154,21 @@ func TestOneGoroutinePerNode(t *testing.T) {
 		for range 10 {
 			time.Sleep(25 * time.Minute)
 			synctest.Wait()
-			if got := countGoroutines(t); got != rest+1 {
-				t.Errorf("a registered node at rest has %d goroutines, want one", got-rest)
+			if got := countGoroutines(t); got != before+1 {
+				t.Errorf("an idle registered node has %d goroutines, want one", got-before)
 			}
 		}
 		n.UnRegister(t.Context())
 		synctest.Wait()
-		if got := countGoroutines(t); got != rest {
-			t.Errorf("%d goroutines are left after UnRegister", got-rest)
+		if got := countGoroutines(t); got != before {
+			t.Errorf("%d goroutines are left after UnRegister", got-before)
 		}
 
 		m := w.Join()
 		m.Close()
 		synctest.Wait()
-		if got := countGoroutines(t); got != rest {
-			t.Errorf("%d goroutines are left after Close", got-rest)
+		if got := countGoroutines(t); got != before {
+			t.Errorf("%d goroutines are left after Close", got-before)
 		}
 	})
 }
@@ -190,7 +190,7 @@ func TestTraceOrder(t *testing.T) {
 
 		got := make([]string, 0, 100)
 		for _, e := range hooks.snapshot() {
-			if e.text != "failed: "+failed || got[len(got)-1] != e.text { // however often it tried
+			if e.text != "failed: "+failed || got[len(got)-1] != e.text { // repeated failures count once
 				got = append(got, e.text)
 			}
 		}
@@ -229,7 +229,7 @@ func TestEnvironmentOfOrphan(t *testing.T) {
 			t.Errorf("REGISTRATION_STATUS is %q", got["REGISTRATION_STATUS"])
 		}
 		if len(got) != 1 {
-			t.Errorf("the environment is %q, want nothing of a cluster that the node is not in", got)
+			t.Errorf("the environment is %q, want only REGISTRATION_STATUS", got)
 		}
 		n.Close()
 		if got := statusEnv(); !cmp.Equal(got, map[string]string{"REGISTRATION_STATUS": "orphan: cluster: closed"}) {
@@ -238,7 +238,7 @@ func TestEnvironmentOfOrphan(t *testing.T) {
 	})
 }
 
-// The first thing that Register does is to say that the node is none yet: a try may take long.
+// Register sets the state orphan before its first attempt, which may take long.
 func TestEnvironmentDuringFirstAttempt(t *testing.T) {
 	inheritEnv(t)
 	synctest.Test(t, func(t *testing.T) {
@@ -254,7 +254,7 @@ func TestEnvironmentDuringFirstAttempt(t *testing.T) {
 	})
 }
 
-// The npm module, at 2.4, tells the count and the date in variables, but not the lease.
+// Version 2.4 of the npm module sets the count and the date, but not the lease time.
 func TestEnvironmentFollowsTheView(t *testing.T) {
 	inheritEnv(t)
 	synctest.Test(t, func(t *testing.T) {
@@ -284,7 +284,7 @@ func TestEnvironmentFollowsTheView(t *testing.T) {
 	})
 }
 
-// The npm module keeps the count of before until its next renewal.
+// An eviction changes the count at once. The npm module keeps the old count until its next renewal.
 func TestEnvironmentAfterEviction(t *testing.T) {
 	inheritEnv(t)
 	synctest.Test(t, func(t *testing.T) {
@@ -299,7 +299,7 @@ func TestEnvironmentAfterEviction(t *testing.T) {
 	})
 }
 
-// What a peer evicts, this node is told of.
+// An eviction that a peer broadcasts changes the count, too.
 func TestEnvironmentAfterEvictionByPeer(t *testing.T) {
 	inheritEnv(t)
 	synctest.Test(t, func(t *testing.T) {
@@ -313,7 +313,7 @@ func TestEnvironmentAfterEvictionByPeer(t *testing.T) {
 	})
 }
 
-// REGISTRATION_STATUS tells of the lease, not of the last try.
+// REGISTRATION_STATUS depends on the lease, not on the last attempt.
 func TestEnvironmentDuringOutage(t *testing.T) {
 	inheritEnv(t)
 	synctest.Test(t, func(t *testing.T) {
@@ -334,7 +334,8 @@ func TestEnvironmentDuringOutage(t *testing.T) {
 	})
 }
 
-// A NUL in a variable cannot be, and a line break would be somebody else's line.
+// Control characters are replaced: a variable cannot have a NUL, and a line break would forge
+// another line.
 func TestEnvironmentWithControlCharacters(t *testing.T) {
 	inheritEnv(t)
 	synctest.Test(t, func(t *testing.T) {
@@ -368,8 +369,8 @@ func statusVariables() []string {
 	return []string{"REGISTRATION_STATUS", "CLUSTER_STATUS_SERVERS", "CLUSTER_STATUS_UPDATED_AT", "CLUSTER_STATUS_LEASE_TIME"}
 }
 
-// inherit gives the environment the values that a parent process might have left in it, and
-// sees to it that it is as before after the test.
+// inheritEnv sets the variables as a parent process may have left them. They are restored after the
+// test.
 func inheritEnv(t *testing.T) {
 	t.Helper()
 	for _, name := range statusVariables() {
@@ -377,7 +378,7 @@ func inheritEnv(t *testing.T) {
 	}
 }
 
-// environment is what is set of the four variables.
+// statusEnv returns those of the four variables that are set.
 func statusEnv() map[string]string {
 	set := map[string]string{}
 	for _, name := range statusVariables() {
@@ -388,8 +389,7 @@ func statusEnv() map[string]string {
 	return set
 }
 
-// wantEnvironment checks the four variables against the node's status and view. The lease and
-// the size of the view are what the caller says they are.
+// wantStatusEnv checks the four variables, and the view of the node.
 func wantStatusEnv(t *testing.T, n *clustertest.Node, registration string, lease time.Duration, servers ...string) {
 	t.Helper()
 	wantView(t, n, servers...)

@@ -65,22 +65,22 @@ func TestConfigFromEnv(t *testing.T) {
 		GenericPreviousKey: "hidden previous key",
 		GenericAudience:    "https://generic.audience",
 	}
-	if diff := cmp.Diff(want, got); diff != "" { // two secrets that differ print alike, but do differ
+	if diff := cmp.Diff(want, got); diff != "" { // different secrets look the same in the diff
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	if _, err := cluster.New(got); err != nil {
-		t.Errorf("New takes another view: %v", err)
+		t.Errorf("New rejects it: %v", err)
 	}
 }
 
 func TestConfigFromEnvValues(t *testing.T) {
 	for _, tt := range []struct {
 		name string
-		env  map[string]string // beside the others
+		env  map[string]string // replaces variables of testEnv
 		want func(*cluster.Config)
 	}{
 		{
-			"only what is mandatory",
+			"only required variables",
 			map[string]string{
 				"SERVER_ID": "", "SERVER_VERSION": "", "SERVER_BASE_PATH": "", "SERVER_LOCAL_IPV4": "", "SERVER_PUBLIC_PROTOCOL": "",
 				"SERVER_PUBLIC_DOMAIN_NAME": "", "SERVER_PUBLIC_IPV4": "", "SERVER_LOCATION_LON": "", "SERVER_LOCATION_LAT": "",
@@ -95,12 +95,12 @@ func TestConfigFromEnvValues(t *testing.T) {
 			},
 		},
 		{
-			"generic values that say they are not set",
+			"noGeneric as generic values",
 			map[string]string{"OAUTH_GENERIC_KEY": "noGeneric", "OAUTH_GENERIC_PREVIOUS_KEY": "noGeneric", "OAUTH_GENERIC_AUDIENCE": "noGeneric"},
 			func(c *cluster.Config) { c.GenericKey, c.GenericPreviousKey, c.GenericAudience = "", "", "" },
 		},
 		{
-			"the word is no other variable's",
+			"noGeneric as other values",
 			map[string]string{"OAUTH_CLIENT_SECRET": "noGeneric", "OAUTH_CLIENT_ACCESS_KEY": "noGeneric", "OAUTH_CLIENT_AUDIENCE": "noGeneric"},
 			func(c *cluster.Config) {
 				c.ClientSecret, c.ClientAccessKey, c.ClientAudience = "noGeneric", "noGeneric", "noGeneric"
@@ -110,13 +110,13 @@ func TestConfigFromEnvValues(t *testing.T) {
 		{"registration on", map[string]string{"REGISTRATION_SET": "on"}, func(c *cluster.Config) { c.NoRegistration = false }},
 		{"one millisecond", map[string]string{"REQUEST_TIMEOUT": "1"}, func(c *cluster.Config) { c.RequestTimeout = time.Millisecond }},
 		{"a year of milliseconds", map[string]string{"REGISTRATION_RETRY": "31536000000"}, func(c *cluster.Config) { c.RegistrationRetry = 365 * 24 * time.Hour }},
-		{"the ends of the earth", map[string]string{"SERVER_LOCATION_LON": "-180", "SERVER_LOCATION_LAT": "90.0"}, func(c *cluster.Config) { c.Location = &cluster.Location{Lon: -180, Lat: 90} }},
-		{"where the map begins", map[string]string{"SERVER_LOCATION_LON": "0", "SERVER_LOCATION_LAT": "0"}, func(c *cluster.Config) { c.Location = &cluster.Location{} }},
+		{"extreme coordinates", map[string]string{"SERVER_LOCATION_LON": "-180", "SERVER_LOCATION_LAT": "90.0"}, func(c *cluster.Config) { c.Location = &cluster.Location{Lon: -180, Lat: 90} }},
+		{"coordinates of zero", map[string]string{"SERVER_LOCATION_LON": "0", "SERVER_LOCATION_LAT": "0"}, func(c *cluster.Config) { c.Location = &cluster.Location{} }},
 		{"half a location", map[string]string{"SERVER_LOCATION_LAT": ""}, func(c *cluster.Config) { c.Location = nil }},
-		{"blanks around", map[string]string{"SERVER_PORT": " 8081\n", "SERVER_ID": "\tnode-2 ", "CLUSTER_MANAGEMENT": " off"}, func(c *cluster.Config) {
+		{"white space around values", map[string]string{"SERVER_PORT": " 8081\n", "SERVER_ID": "\tnode-2 ", "CLUSTER_MANAGEMENT": " off"}, func(c *cluster.Config) {
 			c.Port, c.ID, c.Management = 8081, "node-2", false
 		}},
-		{"blanks only", map[string]string{"SERVER_ID": " \t\n"}, func(c *cluster.Config) { c.ID = "" }},
+		{"only white space", map[string]string{"SERVER_ID": " \t\n"}, func(c *cluster.Config) { c.ID = "" }},
 		{"the highest port", map[string]string{"SERVER_PORT": "65535"}, func(c *cluster.Config) { c.Port = 65535 }},
 		{"the root as base path", map[string]string{"SERVER_BASE_PATH": "/"}, func(c *cluster.Config) { c.BasePath = "/" }},
 		{"a protocol without its colon", map[string]string{"SERVER_PUBLIC_PROTOCOL": "https"}, func(c *cluster.Config) { c.PublicProtocol = "https" }},
@@ -158,7 +158,7 @@ func TestConfigFromEnvPeerAudience(t *testing.T) {
 
 			_, err := cluster.ConfigFromEnv()
 			if diff := cmp.Diff([]string{variable}, namedVariables(err)); diff != "" {
-				t.Errorf("what is missing (-want +got):\n%s", diff)
+				t.Errorf("missing variables (-want +got):\n%s", diff)
 			}
 			t.Setenv(variable, "peers")
 			cfg, err := cluster.ConfigFromEnv()
@@ -177,10 +177,10 @@ func TestConfigFromEmptyEnv(t *testing.T) {
 		"OAUTH_GENERIC_KEY", "OAUTH_GENERIC_AUDIENCE",
 	}
 	if diff := cmp.Diff(want, namedVariables(err)); diff != "" {
-		t.Errorf("what is missing (-want +got):\n%s\n%v", diff, err)
+		t.Errorf("missing variables (-want +got):\n%s\n%v", diff, err)
 	}
 	if _, newErr := cluster.New(cluster.Config{}); newErr == nil || newErr.Error() != err.Error() {
-		t.Errorf("New says of a zero Config\n%v\nand ConfigFromEnv of an empty environment\n%v", newErr, err)
+		t.Errorf("the error of New with a zero Config is\n%v\nand of ConfigFromEnv with an empty environment\n%v", newErr, err)
 	}
 }
 
@@ -213,8 +213,8 @@ func TestConfigFromEnvReportsAllErrors(t *testing.T) {
 	}
 	slices.Sort(got)
 	slices.Sort(want)
-	if diff := cmp.Diff(want, got); diff != "" { // each of them, and each once
-		t.Errorf("what the error names (-want +got):\n%s\n%v", diff, err)
+	if diff := cmp.Diff(want, got); diff != "" { // each variable once
+		t.Errorf("variables in the error (-want +got):\n%s\n%v", diff, err)
 	}
 }
 
@@ -249,7 +249,7 @@ func TestConfigFromEnvMalformed(t *testing.T) {
 					t.Errorf("the error names %v: %v", got, err)
 				}
 				if err != nil && (strings.Contains(err.Error(), "password") || len(err.Error()) > 250) {
-					t.Errorf("the error tells too much: %v", err)
+					t.Errorf("the error has a password or is too long: %v", err)
 				}
 			})
 		}
@@ -296,84 +296,102 @@ func FuzzConfigFromEnv(f *testing.F) {
 		f.Add(uint8(slices.Index(names, seed.name)), seed.value, seed.path)
 	}
 	f.Fuzz(func(t *testing.T, which uint8, value, basePath string) {
-		set := func(name, value string) { t.Setenv(name, strings.ReplaceAll(value, "\x00", "\x01")) } // no environment has a NUL
-		setenv(t, good)
-		set("SERVER_CLUSTER_BASE_URL", "")
-		set("SERVER_PUBLIC_DOMAIN_NAME", "")
-		set("SERVER_BASE_PATH", basePath)
 		name := names[int(which)%len(names)]
-		set(name, value)
-		if typ := []rune(strings.TrimSpace(value)); name == "SERVER_TYPE" && len(typ) > 0 {
-			set("CLUSTER_MANAGEMENT", "off") // else another variable has to be set as well
-		}
-
+		setFuzzedEnv(t, name, value, basePath)
 		cfg, err := cluster.ConfigFromEnv()
-		var body []byte
-		c, newErr := cluster.New(cfg, cluster.WithoutEnv(), cluster.WithHTTPClient(&http.Client{Transport: clustertest.RoundTripperFunc(func(r *http.Request) (*http.Response, error) {
-			if r.URL.Path == mustParse(t, cfg.Issuer).Path && r.URL.Host == mustParse(t, cfg.Issuer).Host {
-				return newHTTPResponse(r, http.StatusOK, `{"data":{"access_token":"x"}}`), nil
-			}
-			var wire bytes.Buffer
-			if err := r.Write(&wire); err != nil {
-				t.Errorf("the configuration %+v makes a request that cannot be sent: %v", cfg, err)
-			}
-			sent, err := http.ReadRequest(bufio.NewReader(&wire))
-			if err != nil {
-				t.Fatalf("the configuration %+v makes a request that cannot be read: %v", cfg, err)
-			}
-			body = make([]byte, sent.ContentLength)
-			if _, err := sent.Body.Read(body); err != nil && len(body) == 0 {
-				t.Error(err)
-			}
-			id := cfg.ID
-			if id == "" {
-				var said struct{ ServerID string }
-				_ = json.Unmarshal(body, &said)
-				id = said.ServerID
-			}
-			return newHTTPResponse(r, http.StatusOK, registrationResponse(time.Hour, id)), nil
-		})}))
+		registry := &decodingRegistry{t: t, cfg: cfg}
+		c, newErr := cluster.New(cfg, cluster.WithoutEnv(), cluster.WithHTTPClient(&http.Client{Transport: registry}))
 		checkNoSecrets(t, err)
 		if err == nil != (newErr == nil) && !strings.Contains(fmt.Sprint(err), "\" is not ") {
-			t.Fatalf("ConfigFromEnv says %v, New says %v", err, newErr)
+			t.Fatalf("the error of ConfigFromEnv is %v, that of New is %v", err, newErr)
 		}
 		if err != nil && !strings.Contains(err.Error(), name) && !strings.Contains(err.Error(), "SERVER_BASE_PATH") {
-			t.Errorf("%s=%q: the error names neither: %v", name, value, err)
+			t.Errorf("%s=%q: the error names neither variable: %v", name, value, err)
 		}
 		if err != nil {
 			return
 		}
 		defer c.Close()
 
-		// What was accepted makes a node that works.
 		c.Mount(http.NewServeMux())
 		if _, err := c.Register(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		var said struct{ Type, ServerID, PublicBaseURL, ClusterBaseURL string }
-		if err := json.Unmarshal(body, &said); err != nil || !utf8.Valid(body) {
-			t.Fatalf("registered with %q: %v", body, err)
-		}
-		base := strings.TrimSuffix(cfg.BasePath, "/")
-		if cfg.BasePath == "" {
-			base = "/" + cfg.Type + "/v1"
-		}
-		if said.Type != cfg.Type || said.ServerID != c.Status().ServerID {
-			t.Errorf("registered with %q", body)
-		}
-		for what, address := range map[string]string{"publicBaseUrl": said.PublicBaseURL, "clusterBaseUrl": said.ClusterBaseURL} {
-			u := mustParse(t, address)
-			if u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || strings.HasSuffix(address, "/") {
-				t.Errorf("%s is %q", what, address)
-			}
-			if (what == "publicBaseUrl" || cfg.ClusterBaseURL == "") && u.Path != base {
-				t.Errorf("%s is %q, whose path is not %q", what, address, base)
-			}
-		}
+		checkRegistration(t, c, cfg, registry.body)
 	})
 }
 
-// What options replace is not missed, by ConfigFromEnv and New alike.
+// setFuzzedEnv sets valid variables, and one fuzzed variable and a base path.
+func setFuzzedEnv(t *testing.T, name, value, basePath string) {
+	t.Helper()
+	set := func(name, value string) { t.Setenv(name, strings.ReplaceAll(value, "\x00", "\x01")) } // a variable cannot have a NUL
+	setenv(t, testEnv())
+	set("SERVER_CLUSTER_BASE_URL", "")
+	set("SERVER_PUBLIC_DOMAIN_NAME", "")
+	set("SERVER_BASE_PATH", basePath)
+	set(name, value)
+	if name == "SERVER_TYPE" && strings.TrimSpace(value) != "" {
+		set("CLUSTER_MANAGEMENT", "off") // otherwise the audience of the type is missing
+	}
+}
+
+// A decodingRegistry accepts any registration that can be encoded and decoded, and keeps its body.
+type decodingRegistry struct {
+	t    *testing.T
+	cfg  cluster.Config
+	body []byte
+}
+
+func (d *decodingRegistry) RoundTrip(r *http.Request) (*http.Response, error) {
+	if issuer := mustParse(d.t, d.cfg.Issuer); r.URL.Path == issuer.Path && r.URL.Host == issuer.Host {
+		return newHTTPResponse(r, http.StatusOK, `{"data":{"access_token":"x"}}`), nil
+	}
+	var encoded bytes.Buffer
+	if err := r.Write(&encoded); err != nil {
+		d.t.Errorf("the request of the configuration %+v cannot be sent: %v", d.cfg, err)
+	}
+	decoded, err := http.ReadRequest(bufio.NewReader(&encoded))
+	if err != nil {
+		d.t.Fatalf("the request of the configuration %+v cannot be decoded: %v", d.cfg, err)
+	}
+	if d.body, err = io.ReadAll(decoded.Body); err != nil {
+		d.t.Error(err)
+	}
+	id := d.cfg.ID
+	if id == "" {
+		var reg struct{ ServerID string }
+		_ = json.Unmarshal(d.body, &reg) // checkRegistration reports the error
+		id = reg.ServerID
+	}
+	return newHTTPResponse(r, http.StatusOK, registrationResponse(time.Hour, id)), nil
+}
+
+// checkRegistration checks the body of a registration against the configuration.
+func checkRegistration(t *testing.T, c *cluster.Cluster, cfg cluster.Config, body []byte) {
+	t.Helper()
+	var reg struct{ Type, ServerID, PublicBaseURL, ClusterBaseURL string }
+	if err := json.Unmarshal(body, &reg); err != nil || !utf8.Valid(body) {
+		t.Fatalf("the registration is %q: %v", body, err)
+	}
+	basePath := strings.TrimSuffix(cfg.BasePath, "/")
+	if cfg.BasePath == "" {
+		basePath = "/" + cfg.Type + "/v1"
+	}
+	if reg.Type != cfg.Type || reg.ServerID != c.Status().ServerID {
+		t.Errorf("the registration is %q", body)
+	}
+	for what, address := range map[string]string{"publicBaseUrl": reg.PublicBaseURL, "clusterBaseUrl": reg.ClusterBaseURL} {
+		u := mustParse(t, address)
+		if u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || strings.HasSuffix(address, "/") {
+			t.Errorf("%s is %q", what, address)
+		}
+		if (what == "publicBaseUrl" || cfg.ClusterBaseURL == "") && u.Path != basePath {
+			t.Errorf("%s is %q, its path is not %q", what, address, basePath)
+		}
+	}
+}
+
+// ConfigFromEnv and New do not require the fields that an option replaces.
 func TestOptionsReplaceRequiredFields(t *testing.T) {
 	var (
 		tokens   = cluster.WithTokens(func(cluster.TokenKey) oauth2.TokenSource { return nil })
@@ -398,18 +416,18 @@ func TestOptionsReplaceRequiredFields(t *testing.T) {
 			setenv(t, env)
 			cfg, err := cluster.ConfigFromEnv(tt.opts...)
 			if diff := cmp.Diff(tt.want, namedVariables(err)); diff != "" {
-				t.Errorf("ConfigFromEnv misses (-want +got):\n%s", diff)
+				t.Errorf("missing for ConfigFromEnv (-want +got):\n%s", diff)
 			}
 			_, err = cluster.New(cfg, tt.opts...)
 			if diff := cmp.Diff(tt.want, namedVariables(err)); diff != "" {
-				t.Errorf("New misses (-want +got):\n%s", diff)
+				t.Errorf("missing for New (-want +got):\n%s", diff)
 			}
 		})
 	}
 }
 
-// The public address is to the letter what npm nodes of the same settings give to mIT: all nodes
-// of a cluster share it there.
+// The public address equals the one of nodes of the npm module with the same settings, because all
+// nodes of a cluster share it in the registry.
 func TestAdvertisedAddresses(t *testing.T) {
 	for _, tt := range []struct {
 		name             string
@@ -418,7 +436,7 @@ func TestAdvertisedAddresses(t *testing.T) {
 	}{
 		{"local address", func(*cluster.Config) {}, "http://10.0.0.7:8080/mds/v1", "http://10.0.0.7:8080/mds/v1"},
 		{"public address", func(c *cluster.Config) { c.PublicIPv4 = "203.0.113.7" }, "http://203.0.113.7:8080/mds/v1", "http://10.0.0.7:8080/mds/v1"},
-		{"domain name: without the port", func(c *cluster.Config) { c.PublicDomainName = "example.com" }, "http://example.com/mds/v1", "http://10.0.0.7:8080/mds/v1"},
+		{"domain name, without the port", func(c *cluster.Config) { c.PublicDomainName = "example.com" }, "http://example.com/mds/v1", "http://10.0.0.7:8080/mds/v1"},
 		{
 			"domain name before the public address",
 			func(c *cluster.Config) { c.PublicDomainName, c.PublicIPv4 = "example.com", "203.0.113.7" },
@@ -426,7 +444,7 @@ func TestAdvertisedAddresses(t *testing.T) {
 		},
 		{"domain name with a port", func(c *cluster.Config) { c.PublicDomainName = "example.com:8443" }, "http://example.com:8443/mds/v1", "http://10.0.0.7:8080/mds/v1"},
 		{
-			"https is for the public only",
+			"https in the public address only",
 			func(c *cluster.Config) { c.PublicProtocol, c.PublicDomainName = "https:", "example.com" },
 			"https://example.com/mds/v1", "http://10.0.0.7:8080/mds/v1",
 		},
@@ -442,11 +460,11 @@ func TestAdvertisedAddresses(t *testing.T) {
 			func(c *cluster.Config) { c.PublicDomainName, c.PublicProtocol = "example.com:443", "https:" },
 			"https://example.com/mds/v1", "http://10.0.0.7:8080/mds/v1",
 		},
-		{"a base path of one's own", func(c *cluster.Config) { c.BasePath = "/a/b-c" }, "http://10.0.0.7:8080/a/b-c", "http://10.0.0.7:8080/a/b-c"},
-		{"an address of brackets", func(c *cluster.Config) { c.PublicDomainName = "[2001:db8::1]" }, "http://[2001:db8::1]/mds/v1", "http://10.0.0.7:8080/mds/v1"},
-		{"the root: no trailing slash", func(c *cluster.Config) { c.BasePath = "/" }, "http://10.0.0.7:8080", "http://10.0.0.7:8080"},
+		{"another base path", func(c *cluster.Config) { c.BasePath = "/a/b-c" }, "http://10.0.0.7:8080/a/b-c", "http://10.0.0.7:8080/a/b-c"},
+		{"an IPv6 address as domain name", func(c *cluster.Config) { c.PublicDomainName = "[2001:db8::1]" }, "http://[2001:db8::1]/mds/v1", "http://10.0.0.7:8080/mds/v1"},
+		{"the root as base path", func(c *cluster.Config) { c.BasePath = "/" }, "http://10.0.0.7:8080", "http://10.0.0.7:8080"},
 		{
-			"behind TLS: as told, without the trailing slash",
+			"a cluster URL with trailing slashes",
 			func(c *cluster.Config) { c.ClusterBaseURL = "https://node-1.internal/mds/v1//" },
 			"http://10.0.0.7:8080/mds/v1", "https://node-1.internal/mds/v1",
 		},
@@ -455,7 +473,7 @@ func TestAdvertisedAddresses(t *testing.T) {
 			func(c *cluster.Config) { c.ClusterBaseURL = "http://[2001:db8::7]:8080/mds/v1" },
 			"http://10.0.0.7:8080/mds/v1", "http://[2001:db8::7]:8080/mds/v1",
 		},
-		// Where the npm module leaves out the port of the other protocol: nobody would find that.
+		// The npm module omits the port here, so that its address does not work.
 		{
 			"https on the port of http",
 			func(c *cluster.Config) { c.Port, c.PublicProtocol = 80, "https:" },
@@ -479,12 +497,12 @@ func TestAdvertisedAddresses(t *testing.T) {
 	}
 }
 
-// Without an address the node takes one that this machine has.
+// Without an address the node uses one of this machine.
 func TestDefaultAddresses(t *testing.T) {
 	cfg := testConfig()
 	cfg.LocalIPv4 = ""
 	if _, err := cluster.New(cfg); err != nil {
-		if slices.Equal(namedVariables(err), []string{"SERVER_LOCAL_IPV4"}) { // this machine has none: then that is said
+		if slices.Equal(namedVariables(err), []string{"SERVER_LOCAL_IPV4"}) { // this machine has none, and the error says so
 			return
 		}
 		t.Fatal(err)
@@ -518,7 +536,7 @@ func TestRegistrationRequest(t *testing.T) {
 	}
 }
 
-// Of a list each URL counts once, and blanks do not.
+// Duplicates and white space in the list of URLs are ignored.
 func TestRegistryURLs(t *testing.T) {
 	for list, want := range map[string]string{
 		"http://a":                             "http://a",
@@ -536,7 +554,7 @@ func TestRegistryURLs(t *testing.T) {
 		}
 		defer c.Close()
 		if got := c.Config().RegistryURL; got != want {
-			t.Errorf("%q is taken for %q, want %q", list, got, want)
+			t.Errorf("%q becomes %q, want %q", list, got, want)
 		}
 	}
 	for list, want := range map[string]string{
@@ -556,14 +574,14 @@ func TestRegistryURLs(t *testing.T) {
 	}
 }
 
-// The zero value of a field is its default, seen from what the node does in a month.
+// The zero values of fields are their defaults. The test observes a node for a month.
 func TestDefaults(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		edit func(*cluster.Config)
 
 		timeout, retry time.Duration
-		share          float64
+		fraction       float64
 		version        string
 	}{
 		{"zero", func(*cluster.Config) {}, 10 * time.Second, 3 * time.Second, 2.0 / 3, "1.0"},
@@ -574,15 +592,15 @@ func TestDefaults(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				const lease, failures = time.Hour, 400
-				start, tries := time.Now(), 0
+				start, attempts := time.Now(), 0
 				var retries, renewals []time.Duration
 				cfg := testConfig()
 				tt.edit(&cfg)
 				c := newNode(t, cfg, clustertest.RoundTripperFunc(func(r *http.Request) (*http.Response, error) {
-					switch tries++; {
-					case tries > failures:
+					switch attempts++; {
+					case attempts > failures:
 						return newHTTPResponse(r, http.StatusOK, registrationResponse(lease, cfg.ID)), nil
-					case tries > 1:
+					case attempts > 1:
 						return newHTTPResponse(r, http.StatusServiceUnavailable, ""), nil
 					}
 					if want := "mimik-mds/" + tt.version + "/node-1 ("; !strings.HasPrefix(r.UserAgent(), want) {
@@ -593,7 +611,7 @@ func TestDefaults(t *testing.T) {
 				}), cluster.WithTrace(&cluster.Trace{
 					RenewFailed: func(_ error, retryIn time.Duration) {
 						if took := time.Since(start); len(retries) == 0 && took != tt.timeout {
-							t.Errorf("a request that hangs was given up after %v, want %v", took, tt.timeout)
+							t.Errorf("a hanging request ended after %v, want %v", took, tt.timeout)
 						}
 						retries = append(retries, retryIn)
 					},
@@ -605,8 +623,8 @@ func TestDefaults(t *testing.T) {
 				time.Sleep(30 * 24 * time.Hour)
 				_ = c.Close()
 				synctest.Wait()
-				wantJitter(t, "pauses between two tries", retries, tt.retry, 1.0/3)
-				wantJitter(t, "waits until a renewal", renewals, time.Duration(tt.share*float64(lease)), 0.1)
+				wantJitter(t, "pauses between attempts", retries, tt.retry, 1.0/3)
+				wantJitter(t, "waits until a renewal", renewals, time.Duration(tt.fraction*float64(lease)), 0.1)
 			})
 		})
 	}
@@ -614,41 +632,42 @@ func TestDefaults(t *testing.T) {
 
 func TestSizeLimits(t *testing.T) {
 	for _, tt := range []struct {
-		name                     string
-		maxAnswer, maxBody       int64
-		answer, body             int
-		tooLargeAnswer, tooLarge bool
+		name                    string
+		maxResponse, maxRequest int64
+		response, request       int // sizes
+		responseTooLarge        bool
+		requestTooLarge         bool
 	}{
 		{"default, within", 0, 0, 1 << 20, 1 << 10, false, false},
-		{"default, beyond", 0, 0, 16<<20 + 1, 1<<20 + 1, true, true},
+		{"default, above", 0, 0, 16<<20 + 1, 1<<20 + 1, true, true},
 		{"set, exactly", 200_000, 100, 200_000, 100, false, false},
-		{"set, beyond", 200_000, 100, 200_001, 101, true, true},
-		{"as large as can be", math.MaxInt64, math.MaxInt64, 1 << 20, 1 << 20, false, false},
+		{"set, above", 200_000, 100, 200_001, 101, true, true},
+		{"maximum", math.MaxInt64, math.MaxInt64, 1 << 20, 1 << 20, false, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			cfg := testConfig()
-			cfg.MaxResponseBytes, cfg.MaxRequestBytes = tt.maxAnswer, tt.maxBody
+			cfg.MaxResponseBytes, cfg.MaxRequestBytes = tt.maxResponse, tt.maxRequest
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			var failed error
 			full := registrationResponse(time.Hour, cfg.ID)
-			full += strings.Repeat(" ", tt.answer-len(full))
+			full += strings.Repeat(" ", tt.response-len(full))
 			c := newNode(t, cfg, stubClient(func(*http.Request) (int, string) { return http.StatusOK, full }).Transport, cluster.WithTrace(&cluster.Trace{
 				RenewFailed: func(err error, _ time.Duration) { failed = err; cancel() },
 			}))
 			_, err := c.Register(ctx)
-			if got := errors.Is(failed, cluster.ErrResponseTooLarge); got != tt.tooLargeAnswer || (err == nil) == tt.tooLargeAnswer {
-				t.Errorf("an answer of %d bytes: %v, %v", tt.answer, failed, err)
+			if got := errors.Is(failed, cluster.ErrResponseTooLarge); got != tt.responseTooLarge || (err == nil) == tt.responseTooLarge {
+				t.Errorf("a response of %d bytes: %v, %v", tt.response, failed, err)
 			}
 
 			it := `{"id":"it","servers":[]}`
-			it += strings.Repeat(" ", tt.body-len(it))
+			it += strings.Repeat(" ", tt.request-len(it))
 			r := httptest.NewRequest(http.MethodPost, "/mds/v1/itResources", strings.NewReader(it))
 			r.Header.Set("Authorization", "Bearer peer")
 			w := httptest.NewRecorder()
 			c.CreateItResource(w, r)
-			if got := w.Code == http.StatusRequestEntityTooLarge; got != tt.tooLarge || (w.Code == http.StatusOK) == tt.tooLarge {
-				t.Errorf("a body of %d bytes: %d %s", tt.body, w.Code, w.Body)
+			if got := w.Code == http.StatusRequestEntityTooLarge; got != tt.requestTooLarge || (w.Code == http.StatusOK) == tt.requestTooLarge {
+				t.Errorf("a body of %d bytes: %d %s", tt.request, w.Code, w.Body)
 			}
 		})
 	}
@@ -663,14 +682,14 @@ func TestBasePathOfEndpoints(t *testing.T) {
 		for method, path := range map[string]string{http.MethodPost: path, http.MethodDelete: path + "/it/servers/a"} {
 			w := httptest.NewRecorder()
 			mux.ServeHTTP(w, httptest.NewRequest(method, path, nil))
-			if w.Code != http.StatusUnauthorized { // which is the endpoint's own
+			if w.Code != http.StatusUnauthorized { // the status of the endpoint
 				t.Errorf("base path %q: %s %s gives %d", base, method, path, w.Code)
 			}
 		}
 	}
 }
 
-// Whatever a Config or a Cluster is given to, secrets stay inside.
+// No form of printing, logging or encoding a Config or a Cluster reveals a secret.
 func TestSecretsAreNotPrinted(t *testing.T) {
 	setenv(t, testEnv())
 	cfg, err := cluster.ConfigFromEnv()
@@ -681,20 +700,20 @@ func TestSecretsAreNotPrinted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	said := map[string]string{}
+	texts := map[string]string{}
 	for name, v := range map[string]any{
 		"a Config": cfg, "a pointer to one": &cfg, "several": []cluster.Config{cfg}, "in a map": map[string]cluster.Config{"a": cfg},
 		"a Secret": cfg.ClientSecret, "a pointer to it": &cfg.ClientSecret, "secrets": []cluster.Secret{cfg.ClientSecret},
 		"a Cluster": c, "in a struct": struct{ Service any }{c},
 	} {
 		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d", "%t", "%99v", "%.3s"} {
-			said[name+" as "+verb] = fmt.Sprintf(verb, v)
+			texts[name+" as "+verb] = fmt.Sprintf(verb, v)
 		}
 		b, err := json.Marshal(v)
 		if err != nil {
 			t.Error(err)
 		}
-		said[name+" as JSON"] = string(b)
+		texts[name+" as JSON"] = string(b)
 		for kind, field := range map[string]zap.Field{"Any": zap.Any("v", v), "Reflect": zap.Reflect("v", v)} {
 			for encoder, enc := range map[string]zapcore.Encoder{
 				"JSON":    zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig()),
@@ -702,28 +721,28 @@ func TestSecretsAreNotPrinted(t *testing.T) {
 			} {
 				var buf bytes.Buffer
 				zap.New(zapcore.NewCore(enc, zapcore.AddSync(&buf), zap.DebugLevel)).Info("hello", field)
-				said[name+" in zap."+kind+" as "+encoder] = buf.String()
+				texts[name+" in zap."+kind+" as "+encoder] = buf.String()
 			}
 		}
 		var buf bytes.Buffer
 		slog.New(slog.NewTextHandler(&buf, nil)).Info("hello", "v", v)
 		slog.New(slog.NewJSONHandler(&buf, nil)).Info("hello", "v", v)
-		said[name+" in slog"] = buf.String()
+		texts[name+" in slog"] = buf.String()
 	}
 	cfg.Type, cfg.RegistryURL, cfg.Issuer = "", "http://user:hidden@mit.test", "hidden client secret"
 	_, err = cluster.New(cfg)
-	said["the error of New"] = err.Error()
+	texts["the error of New"] = err.Error()
 	t.Setenv("SERVER_TYPE", "")
 	t.Setenv("MIT_URL", "http://user:hidden@mit.test")
 	_, err = cluster.ConfigFromEnv()
-	said["the error of ConfigFromEnv"] = err.Error()
+	texts["the error of ConfigFromEnv"] = err.Error()
 
-	for where, text := range said {
+	for where, text := range texts {
 		if strings.Contains(text, "hidden") || strings.Contains(text, fmt.Sprintf("%x", "hidden")) {
 			t.Errorf("%s: %s", where, text)
 		}
 		if text == "" {
-			t.Errorf("%s: nothing", where)
+			t.Errorf("%s: no text", where)
 		}
 	}
 	if got := fmt.Sprintf("%v|%v", cluster.Secret(""), cluster.Secret("hidden")); got != "|[redacted]" {
@@ -731,7 +750,7 @@ func TestSecretsAreNotPrinted(t *testing.T) {
 	}
 }
 
-// variables are all that ConfigFromEnv reads for a node of type "my-svc", each with a value.
+// testEnv returns a value for each variable that ConfigFromEnv reads for a node of type "my-svc".
 func testEnv() map[string]string {
 	return map[string]string{
 		"SERVER_TYPE":                "my-svc",
@@ -764,19 +783,19 @@ func testEnv() map[string]string {
 	}
 }
 
-// setenv makes the environment hold these of the variables and no others.
+// setenv sets these variables, and clears the others of testEnv.
 func setenv(t *testing.T, values map[string]string) {
 	t.Helper()
 	for name := range testEnv() {
-		t.Setenv(name, "") // so that it is put back
+		t.Setenv(name, "") // restores it after the test
 	}
 	for name, value := range values {
 		t.Setenv(name, value)
 	}
 }
 
-// wantJitter checks that durations are spread around a middle: hundreds of them come to it but
-// for a fifth of the spread, if nobody has bad luck of seven sigma.
+// wantJitter checks that durations are spread around a middle. The mean of hundreds of them differs
+// from it by at most a fifth of the spread, which is seven standard deviations.
 func wantJitter(t *testing.T, what string, got []time.Duration, middle time.Duration, spread float64) {
 	t.Helper()
 	if len(got) < 400 {
@@ -797,7 +816,7 @@ func wantJitter(t *testing.T, what string, got []time.Duration, middle time.Dura
 	}
 }
 
-// A registrationRequest is what a node said when it registered.
+// A registrationRequest is the request of a node that registers.
 type registrationRequest struct {
 	URL    string
 	Header http.Header

@@ -47,9 +47,9 @@ func TestEviction(t *testing.T) {
 		if diff := cmp.Diff([]string{"node-1", "node-2", "node-4", "node-5"}, idsOf(w.Registered())); diff != "" {
 			t.Errorf("at the registry (-want +got):\n%s", diff)
 		}
-		asked := requests.matching("DELETE", n.Host, clustertest.RegistryHost)
-		if date := entry.UpdatedAt.UTC().Format("2006-01-02T15:04:05.000Z"); len(asked) != 1 || !strings.HasSuffix(asked[0].Path, "/servers/node-3@"+date) {
-			t.Errorf("the registry received %v", asked)
+		deletes := requests.matching("DELETE", n.Host, clustertest.RegistryHost)
+		if date := entry.UpdatedAt.UTC().Format("2006-01-02T15:04:05.000Z"); len(deletes) != 1 || !strings.HasSuffix(deletes[0].Path, "/servers/node-3@"+date) {
+			t.Errorf("the registry received %v", deletes)
 		}
 		if e, s := counts.evicted.Load(), counts.skipped.Load(); e != 1 || s != 0 {
 			t.Errorf("%d evicted, %d skipped", e, s)
@@ -95,9 +95,9 @@ func TestConcurrentCallsEvictOnce(t *testing.T) {
 				if notified := len(requests.matching("DELETE", n.Host, w.Nodes[1].Host)); notified != 1 {
 					t.Errorf("%d notifications of a peer", notified)
 				}
-				asked := len(requests.matching("DELETE", n.Host, clustertest.RegistryHost))
-				if asked != 1 && fault != nil || asked < 1 || asked > 8 {
-					t.Errorf("the registry received %d deletes", asked)
+				deletes := len(requests.matching("DELETE", n.Host, clustertest.RegistryHost))
+				if deletes != 1 && fault != nil || deletes < 1 || deletes > 8 {
+					t.Errorf("the registry received %d deletes", deletes)
 				}
 			})
 		})
@@ -169,8 +169,8 @@ func TestNoBroadcastForReturnedPeer(t *testing.T) {
 	})
 }
 
-// A peer is evicted only if the registry confirms the delete. The npm module evicts on any failure of the
-// registry.
+// A peer is evicted only if the registry confirms the delete. The npm module evicts on any failure
+// of the registry.
 func TestEvictionNeedsConfirmation(t *testing.T) {
 	for name, tt := range map[string]struct {
 		fault clustertest.Fault
@@ -271,19 +271,19 @@ func TestEntryWithoutTimestampIsNotEvicted(t *testing.T) {
 		if o.Server.ServerID != "node-3" || o.Evicted || o.EvictionSkipped == nil || !strings.Contains(o.EvictionSkipped.Error(), "no date") {
 			t.Errorf("%s: evicted %t, skipped: %v", o.Server.ServerID, o.Evicted, o.EvictionSkipped)
 		}
-		if asked := requests.matching("DELETE", n.Host, clustertest.RegistryHost); len(asked) != 0 {
-			t.Errorf("the registry received %v", asked)
+		if deletes := requests.matching("DELETE", n.Host, clustertest.RegistryHost); len(deletes) != 0 {
+			t.Errorf("the registry received %v", deletes)
 		}
 	})
 }
 
-// A suspect whose entry was only announced is looked up with a condition that never holds. With the announced
-// timestamp a forged announcement could delete any server.
+// A suspect with an entry that was only announced is looked up with a condition that never holds.
+// With the announced timestamp a forged announcement could delete any server.
 func TestAnnouncedSuspect(t *testing.T) {
 	const epoch = "@1970-01-01T00:00:00.000Z"
 	for name, tt := range map[string]struct {
 		suspect func(t *testing.T, w *clustertest.World, n *clustertest.Node) // makes a suspect of n
-		asked   []string                                                      // ids and conditions at the registry
+		deletes []string                                                      // ids and conditions at the registry
 		view    []string
 		data    string
 	}{
@@ -328,11 +328,11 @@ func TestAnnouncedSuspect(t *testing.T) {
 				tt.suspect(t, w, n)
 				requests := recordRequests(w)
 				res := rpc(t, n, cluster.Request{Path: "/things"})
-				var asked []string
+				var deletes []string
 				for _, x := range requests.matching("DELETE", n.Host, clustertest.RegistryHost) {
-					asked = append(asked, x.Path[strings.LastIndex(x.Path, "/")+1:])
+					deletes = append(deletes, x.Path[strings.LastIndex(x.Path, "/")+1:])
 				}
-				if diff := cmp.Diff(tt.asked, asked); diff != "" {
+				if diff := cmp.Diff(tt.deletes, deletes); diff != "" {
 					t.Errorf("deletes at the registry (-want +got):\n%s", diff)
 				}
 				wantView(t, n, tt.view...)
@@ -397,16 +397,16 @@ func TestSelfPreservation(t *testing.T) {
 				if e, s := counts.evicted.Load(), counts.skipped.Load(); int(e) != tt.evicted || int(s) != tt.dead-tt.evicted {
 					t.Errorf("%d evicted, %d skipped", e, s)
 				}
-				if asked := len(requests.matching("DELETE", n.Host, clustertest.RegistryHost)); asked != tt.evicted {
-					t.Errorf("the registry received %d deletes", asked)
+				if deletes := len(requests.matching("DELETE", n.Host, clustertest.RegistryHost)); deletes != tt.evicted {
+					t.Errorf("the registry received %d deletes", deletes)
 				}
 			})
 		})
 	}
 }
 
-// The smaller side of a partition evicts no peer, although it reaches the registry. The larger side evicts the
-// smaller one, which is back after its next renewal.
+// The smaller side of a partition evicts no peer, although it reaches the registry. The larger side
+// evicts the smaller one, which is back after its next renewal.
 func TestPartition(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 6)
@@ -474,14 +474,15 @@ func TestSuspectsAreResolvedConcurrently(t *testing.T) {
 	})
 }
 
-// A peer that answers is alive, and is not evicted, whatever the status. The npm module evicts on any 5xx.
+// A peer that answers is alive, and is not evicted, whatever the status. The npm module evicts on
+// any 5xx.
 func TestServerErrorsDoNotEvict(t *testing.T) {
 	for name, tt := range map[string]struct {
 		peers, failing int
 		code           int
 		eviction       cluster.Eviction
 		evicted        int
-		spared         bool
+		skipped        bool
 	}{
 		"one of four, 500":             {4, 1, 500, cluster.Eviction{}, 0, false},
 		"one of one, 503":              {1, 1, 503, cluster.Eviction{}, 0, false},
@@ -504,12 +505,12 @@ func TestServerErrorsDoNotEvict(t *testing.T) {
 				wantOneOutcomeEach(t, res, w.Nodes[1:])
 				for _, o := range res.Failures {
 					se, ok := errors.AsType[*cluster.StatusError](o.Err)
-					if !ok || se.Code != tt.code || o.Kind != cluster.KindStatus || o.Evicted != (tt.evicted > 0) || (o.EvictionSkipped != nil) != tt.spared {
+					if !ok || se.Code != tt.code || o.Kind != cluster.KindStatus || o.Evicted != (tt.evicted > 0) || (o.EvictionSkipped != nil) != tt.skipped {
 						t.Errorf("%s: %v, evicted %t, skipped: %v", o.Server.ServerID, o.Err, o.Evicted, o.EvictionSkipped)
 					}
 				}
-				if asked := len(requests.matching("DELETE", n.Host, clustertest.RegistryHost)); len(res.Failures) != tt.failing || asked != tt.evicted || len(n.Servers()) != 1+tt.peers-tt.evicted {
-					t.Errorf("%d failures, %d deletes at the registry, %d servers in the view", len(res.Failures), asked, len(n.Servers()))
+				if deletes := len(requests.matching("DELETE", n.Host, clustertest.RegistryHost)); len(res.Failures) != tt.failing || deletes != tt.evicted || len(n.Servers()) != 1+tt.peers-tt.evicted {
+					t.Errorf("%d failures, %d deletes at the registry, %d servers in the view", len(res.Failures), deletes, len(n.Servers()))
 				}
 			})
 		})
@@ -616,8 +617,9 @@ func TestLeavingNodeEvictsNoPeer(t *testing.T) {
 	})
 }
 
-// If the registry has a newer entry of the suspect, the peer is called at the address of this entry. The npm
-// module does so, too, but keeps the old entry in its view, and drops a 5xx from its response.
+// If the registry has a newer entry of the suspect, the peer is called at the address of this
+// entry. The npm module does so, too, but keeps the old entry in its view, and drops a 5xx from its
+// response.
 func TestNewerEntryIsRetried(t *testing.T) {
 	for name, host := range map[string]string{"at its old address": "", "at a new address": "node-3-moved:9090"} {
 		t.Run(name, func(t *testing.T) {
@@ -644,14 +646,14 @@ func TestNewerEntryIsRetried(t *testing.T) {
 				if want := "http://" + peer.Host + "/mds/v1"; o.Server.ClusterBaseURL != want || n.Servers()[2].ClusterBaseURL != want {
 					t.Errorf("called at %s, in the view at %s, want %s", o.Server.ClusterBaseURL, n.Servers()[2].ClusterBaseURL, want)
 				}
-				if asked := len(requests.matching("DELETE", n.Host, clustertest.RegistryHost)); asked != 1 {
-					t.Errorf("the registry received %d deletes", asked)
+				if deletes := len(requests.matching("DELETE", n.Host, clustertest.RegistryHost)); deletes != 1 {
+					t.Errorf("the registry received %d deletes", deletes)
 				}
 				if len(w.Registered()) != 5 || counts.evicted.Load() != 0 {
 					t.Errorf("the registry lists %d servers, %d evicted", len(w.Registered()), counts.evicted.Load())
 				}
 				rpc(t, n, cluster.Request{Path: "/things"})
-				if asked := len(requests.matching("DELETE", n.Host, clustertest.RegistryHost)); asked != 1 {
+				if deletes := len(requests.matching("DELETE", n.Host, clustertest.RegistryHost)); deletes != 1 {
 					t.Error("the next call used the old entry")
 				}
 			})
@@ -659,8 +661,8 @@ func TestNewerEntryIsRetried(t *testing.T) {
 	}
 }
 
-// A peer that has a newer entry, but is silent, gets no second request in the same call, which ends with the
-// timeout. The next call uses the newer entry.
+// A peer that has a newer entry, but is silent, gets no second request in the same call, which ends
+// with the timeout. The next call uses the newer entry.
 func TestRenewedButSilentPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startVerified(t, 5)
@@ -697,15 +699,15 @@ func TestNewerEntryOfDeadPeer(t *testing.T) {
 		if !o.Evicted || o.Attempts != 4 || o.Kind != cluster.KindRefused {
 			t.Errorf("evicted %t after %d attempts: %v", o.Evicted, o.Attempts, o.Err)
 		}
-		asked := requests.matching("DELETE", n.Host, clustertest.RegistryHost)
-		if len(asked) != 2 || !strings.HasSuffix(asked[1].Path, "@"+newer) {
-			t.Errorf("the registry received %v", asked)
+		deletes := requests.matching("DELETE", n.Host, clustertest.RegistryHost)
+		if len(deletes) != 2 || !strings.HasSuffix(deletes[1].Path, "@"+newer) {
+			t.Errorf("the registry received %v", deletes)
 		}
 		wantView(t, n, "node-1", "node-2", "node-4", "node-5")
 	})
 }
 
-// A call tries a bounded number of newer entries. The npm module has no bound.
+// A call retries at a bounded number of newer entries. The npm module has no bound.
 func TestNewerEntriesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startVerified(t, 5)
@@ -743,8 +745,8 @@ func TestNewerEntryIsChecked(t *testing.T) {
 	})
 }
 
-// A suspect that announced itself during the call is called again before the registry. The npm module
-// compares fields that do not exist, and never does so.
+// A suspect that announced itself during the call is called again before the registry. The npm
+// module compares fields that do not exist, and never does so.
 func TestReturningPeerIsRetried(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startVerified(t, 5)
@@ -760,8 +762,8 @@ func TestReturningPeerIsRetried(t *testing.T) {
 		if len(res.Results) != 4 || res.Results[1].Attempts != 3 {
 			t.Errorf("failures: %v", failures(res))
 		}
-		if asked := requests.matching("DELETE", n.Host, clustertest.RegistryHost); len(asked) != 0 {
-			t.Errorf("the registry received %d deletes", len(asked))
+		if deletes := requests.matching("DELETE", n.Host, clustertest.RegistryHost); len(deletes) != 0 {
+			t.Errorf("the registry received %d deletes", len(deletes))
 		}
 	})
 }

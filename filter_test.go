@@ -56,8 +56,8 @@ func TestFilterSeesEachPeerOnce(t *testing.T) {
 	})
 }
 
-// A call that selects one or two of many peers evicts none of them. Otherwise an isolated node that calls
-// its peers one by one would evict them all.
+// A call that selects one or two of many peers evicts none of them. Otherwise an isolated node that
+// calls its peers one by one would evict them all.
 func TestFilteredCallNeedsEnoughPeersToEvict(t *testing.T) {
 	for name, tt := range map[string]struct {
 		nodes   int
@@ -126,7 +126,7 @@ func TestMinResults(t *testing.T) {
 	})
 }
 
-// Peers whose request has not begun by then are not called.
+// By then peers without a request in flight are not called any more.
 func TestMinResultsLimitsRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 20, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = 2 }))

@@ -40,21 +40,21 @@ func TestPeerEndpointsRejectInvalidTokens(t *testing.T) {
 	for name, tt := range map[string]struct {
 		authorizations func(*testing.T, *clustertest.World) []string
 		code           int
-		words          string
+		words          string // in the error
 	}{
-		"no token": {func(*testing.T, *clustertest.World) []string { return nil }, 401, "missing"},
+		"without a token": {func(*testing.T, *clustertest.World) []string { return nil }, 401, "missing"},
 		"two tokens": {func(_ *testing.T, w *clustertest.World) []string {
 			return []string{"Bearer " + w.Token("mds", true), "Bearer " + w.Token("mds", true)}
 		}, 401, "duplicated"},
 		"another scheme": {func(_ *testing.T, w *clustertest.World) []string { return []string{"Basic " + w.Token("mds", true)} }, 401, "not a bearer token"},
-		"an empty one":   {func(*testing.T, *clustertest.World) []string { return []string{"Bearer "} }, 401, "not a bearer token"},
-		"no JWT":         {func(*testing.T, *clustertest.World) []string { return []string{"Bearer abc"} }, 401, "malformed"},
+		"an empty token": {func(*testing.T, *clustertest.World) []string { return []string{"Bearer "} }, 401, "not a bearer token"},
+		"not a JWT":      {func(*testing.T, *clustertest.World) []string { return []string{"Bearer abc"} }, 401, "malformed"},
 		"expired": {func(_ *testing.T, w *clustertest.World) []string {
 			token := w.Token("mds", true)
 			time.Sleep(24 * time.Hour)
 			return []string{"Bearer " + token}
 		}, 401, "expired"},
-		"signed by nobody": {func(t *testing.T, w *clustertest.World) []string {
+		"unsigned": {func(t *testing.T, w *clustertest.World) []string {
 			t.Helper()
 			return []string{signToken(t, w.Nodes[0].Config(), jwt.SigningMethodNone, jwt.UnsafeAllowNoneSignatureType, nil)}
 		}, 401, "HS256"},
@@ -67,14 +67,14 @@ func TestPeerEndpointsRejectInvalidTokens(t *testing.T) {
 			t.Helper()
 			return []string{signToken(t, w.Nodes[0].Config(), jwt.SigningMethodHS256, []byte("another key"), nil)}
 		}, 401, "bad signature"},
-		"for another audience":   {hs256(func(c jwt.MapClaims) { c["aud"] = "https://others.test" }), 401, "audience"},
-		"of another issuer":      {hs256(func(c jwt.MapClaims) { c["iss"] = "http://others.test" }), 401, "issuer"},
-		"without expiry":         {hs256(func(c jwt.MapClaims) { delete(c, "exp") }), 401, "exp"},
-		"not valid yet":          {hs256(func(c jwt.MapClaims) { c["nbf"] = time.Now().Add(time.Minute).Unix() }), 401, "not valid yet"},
-		"no cluster token":       {func(_ *testing.T, w *clustertest.World) []string { return []string{"Bearer " + w.Token("mds", false)} }, 400, "must be a cluster token"},
-		"of another type":        {func(_ *testing.T, w *clustertest.World) []string { return []string{"Bearer " + w.Token("mfd", true)} }, 400, `its type is "mfd", not "mds"`},
-		"of no type":             {hs256(func(c jwt.MapClaims) { delete(c, "subType") }), 400, "its type is"},
-		"almost a cluster token": {hs256(func(c jwt.MapClaims) { c["type"] = "Cluster" }), 400, "must be a cluster token"},
+		"for another audience": {hs256(func(c jwt.MapClaims) { c["aud"] = "https://others.test" }), 401, "audience"},
+		"of another issuer":    {hs256(func(c jwt.MapClaims) { c["iss"] = "http://others.test" }), 401, "issuer"},
+		"without expiry":       {hs256(func(c jwt.MapClaims) { delete(c, "exp") }), 401, "exp"},
+		"not valid yet":        {hs256(func(c jwt.MapClaims) { c["nbf"] = time.Now().Add(time.Minute).Unix() }), 401, "not valid yet"},
+		"not a cluster token":  {func(_ *testing.T, w *clustertest.World) []string { return []string{"Bearer " + w.Token("mds", false)} }, 400, "must be a cluster token"},
+		"of another type":      {func(_ *testing.T, w *clustertest.World) []string { return []string{"Bearer " + w.Token("mfd", true)} }, 400, `its type is "mfd", not "mds"`},
+		"without a type":       {hs256(func(c jwt.MapClaims) { delete(c, "subType") }), 400, "its type is"},
+		"cluster in capitals":  {hs256(func(c jwt.MapClaims) { c["type"] = "Cluster" }), 400, "must be a cluster token"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			testEndpoints(t, func(v endpointTest) {
@@ -96,19 +96,19 @@ func TestMalformedBodies(t *testing.T) {
 		body string
 		code int
 	}{
-		"nothing":                {"", 400},
-		"no JSON":                {"<html>", 400},
-		"half":                   {announcement("node-9")[:40], 400},
-		"more than one":          {announcement("node-9") + announcement("node-9"), 400},
+		"empty":                  {"", 400},
+		"HTML":                   {"<html>", 400},
+		"truncated":              {announcement("node-9")[:40], 400},
+		"two values":             {announcement("node-9") + announcement("node-9"), 400},
 		"null":                   {"null", 400},
 		"a list":                 {"[]", 400},
-		"no id":                  {`{"servers":[]}`, 400},
-		"an id that is no text":  {`{"id":1,"servers":[]}`, 400},
-		"servers that are none":  {`{"id":"a","servers":{}}`, 400},
-		"a server that is none":  {`{"id":"a","servers":["node-9"]}`, 400},
+		"without id":             {`{"servers":[]}`, 400},
+		"a number as id":         {`{"id":1,"servers":[]}`, 400},
+		"an object as servers":   {`{"id":"a","servers":{}}`, 400},
+		"a string as server":     {`{"id":"a","servers":["node-9"]}`, 400},
 		"a server without an id": {`{"id":"a","servers":[{"clusterBaseUrl":"http://node-9"}]}`, 400},
 		"too large":              {`{"id":"` + strings.Repeat("a", 1000) + `"}`, 413},
-		"too large, and no JSON": {strings.Repeat("a", 1001), 413},
+		"too large, not JSON":    {strings.Repeat("a", 1001), 413},
 	} {
 		t.Run(name, func(t *testing.T) {
 			testEndpoints(t, func(v endpointTest) {
@@ -124,7 +124,8 @@ func TestMalformedBodies(t *testing.T) {
 	}
 }
 
-// A body that comes too slowly is cut off. A socket is needed: only there are read deadlines.
+// A body that arrives too slowly ends the request. The test needs a socket, which has read
+// deadlines.
 func TestSlowBodyTimesOut(t *testing.T) {
 	cfg := testConfig()
 	cfg.RequestTimeout = 50 * time.Millisecond
@@ -143,14 +144,14 @@ func TestSlowBodyTimesOut(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil { // without a cut, the test ends here
+	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil { // ends the test if the body does not time out
 		t.Fatal(err)
 	}
 	start := time.Now()
 	fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer t\r\nContent-Length: 100\r\n\r\n{\"id\":", itResources)
 	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
-		t.Fatalf("no answer after %v: %v", time.Since(start), err)
+		t.Fatalf("no response after %v: %v", time.Since(start), err)
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
@@ -159,7 +160,7 @@ func TestSlowBodyTimesOut(t *testing.T) {
 	}
 	reply{resp.StatusCode, resp.Header, string(body)}.wantError(t, 400, "not an itResource")
 	if took := time.Since(start); took < 50*time.Millisecond || took > 5*time.Second {
-		t.Errorf("cut off after %v", took)
+		t.Errorf("timed out after %v", took)
 	}
 }
 
@@ -172,7 +173,7 @@ func TestDeleteServer(t *testing.T) {
 	}{
 		"a peer":                  {"/" + ours + "/servers/node-2", `"node-2"`, []string{"node-1", "node-3"}},
 		"a peer, escaped":         {"/" + ours + "/servers/node%2D2", `"node-2"`, []string{"node-1", "node-3"}},
-		"whom we don't know":      {"/" + ours + "/servers/node-9", `"node-9"`, []string{"node-1", "node-2", "node-3"}},
+		"an unknown server":       {"/" + ours + "/servers/node-9", `"node-9"`, []string{"node-1", "node-2", "node-3"}},
 		"of another resource":     {"/other/servers/node-2", `null`, []string{"node-1", "node-2", "node-3"}},
 		"the node itself":         {"/" + ours + "/servers/node-1", `"node-1"`, []string{"node-1", "node-2", "node-3"}},
 		"the node, of another id": {"/other/servers/node-1", `null`, []string{"node-1", "node-2", "node-3"}},
@@ -181,7 +182,7 @@ func TestDeleteServer(t *testing.T) {
 			testEndpoints(t, func(v endpointTest) {
 				t, w, send := v.T, v.World, v.send
 				if data := send("DELETE", itResources+tt.path, "", "Bearer "+w.Token("mds", true)).data(t); data != tt.data {
-					t.Errorf("it answered %s", data)
+					t.Errorf("the reply is %s", data)
 				}
 				wantView(t, w.Nodes[0], tt.view...)
 			})
@@ -253,7 +254,7 @@ func FuzzDeleteServer(f *testing.F) {
 	})
 }
 
-// A router that does not fill in path values will do, too.
+// The endpoints do not need a router that sets path values.
 func TestEndpointsUnderAnyRouter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
@@ -269,13 +270,14 @@ func TestEndpointsUnderAnyRouter(t *testing.T) {
 		serve(n.CreateItResource, "POST", "/anywhere", announcement("node-9")).data(t)
 		wantView(t, n, "node-1", "node-2", "node-3", "node-9")
 		if data := serve(n.DeleteServer, "DELETE", "/below"+serverPath("node%2D2"), "").data(t); data != `"node-2"` {
-			t.Errorf("it answered %s", data)
+			t.Errorf("the reply is %s", data)
 		}
 		wantView(t, n, "node-1", "node-3", "node-9")
 	})
 }
 
-// Peers may know of a node before mIT has answered it. The npm module crashes.
+// Peers may call a node before the registry has answered its registration. The npm module crashes
+// then.
 func TestPeerRequestsBeforeRegistration(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 0)
@@ -283,12 +285,12 @@ func TestPeerRequestsBeforeRegistration(t *testing.T) {
 		sendToNode(t, w, n, "DELETE", serverPath("node-9"), "")
 		sendToNode(t, w, n, "DELETE", serverPath(n.ID), "")
 		wantView(t, n)
-		announce(t, w, n, announcement("node-8", "node-9")) // which is believed until mIT says otherwise
+		announce(t, w, n, announcement("node-8", "node-9")) // in the view until the registration
 		wantView(t, n, "node-8", "node-9")
 		sendToNode(t, w, n, "DELETE", serverPath("node-9"), "")
 		wantView(t, n, "node-8")
 		if n.Status().State != cluster.Orphan {
-			t.Errorf("it is %s", n.Status().State)
+			t.Errorf("the node is %s", n.Status().State)
 		}
 	})
 }
@@ -306,7 +308,7 @@ func TestAuthenticate(t *testing.T) {
 				w.WriteHeader(http.StatusNoContent)
 			}))
 			req := httptest.NewRequest("GET", "/anything", nil)
-			req.Header.Set("Authorization", "bearer "+token) // schemes are equal in any case
+			req.Header.Set("Authorization", "bearer "+token) // the scheme is not case-sensitive
 			rec := httptest.NewRecorder()
 			h.ServeHTTP(rec, req)
 			return reply{rec.Code, rec.Header(), rec.Body.String()}
@@ -324,18 +326,18 @@ func TestAuthenticate(t *testing.T) {
 		serve(n.AuthenticatePeer, "bad").wantError(t, 401, "malformed")
 		serve(n.Authenticate, "bad").wantError(t, 401, "malformed")
 		if got.SubType != "" {
-			t.Error("a refused request came through")
+			t.Error("a rejected request reached the handler")
 		}
 		if _, ok := cluster.ClaimsFrom(t.Context()); ok {
-			t.Error("claims out of nowhere")
+			t.Error("claims without a request")
 		}
 	})
 }
 
-// A verifier of one's own replaces the keys; its error is told, but never the token.
+// A verifier replaces the keys. Its error is in the reply, but not the token.
 func TestWithVerifier(t *testing.T) {
 	cfg := testConfig()
-	cfg.ClientAccessKey = "" // nothing to check with but the verifier
+	cfg.ClientAccessKey = "" // only the verifier can check tokens
 	c, err := cluster.New(cfg, cluster.WithoutEnv(), cluster.WithVerifier(fixedVerifier{"mds", "cluster"}),
 		cluster.WithTokens(func(cluster.TokenKey) oauth2.TokenSource { return nil }))
 	if err != nil {
@@ -350,16 +352,16 @@ func TestWithVerifier(t *testing.T) {
 		return reply{rec.Code, rec.Header(), rec.Body.String()}
 	}
 	if data := serve("anything").data(t); data != "null" {
-		t.Errorf("it answered %s", data)
+		t.Errorf("the reply is %s", data)
 	}
-	refusal := serve("bad")
-	refusal.wantError(t, 401, "I know")
-	if strings.Contains(refusal.Body, "I know bad") {
-		t.Errorf("it repeats the token: %s", refusal.Body)
+	rejection := serve("bad")
+	rejection.wantError(t, 401, "I know")
+	if strings.Contains(rejection.Body, "I know bad") {
+		t.Errorf("the reply has the token: %s", rejection.Body)
 	}
 }
 
-// A key is changed in a running cluster without anybody noticing: nodes take both for a while.
+// The key of a running cluster can be changed, because nodes accept two keys for a while.
 func TestKeyRotation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const next = "the next key"
@@ -367,10 +369,10 @@ func TestKeyRotation(t *testing.T) {
 			cfg.GenericKey, cfg.GenericPreviousKey, cfg.GenericAudience = next, cfg.ClientAccessKey, cfg.ClientAudience
 		}))
 		n := w.Nodes[0]
-		check := func(when string) {
+		check := func(phase string) {
 			for _, node := range w.Nodes {
 				if res := rpc(t, node, cluster.Request{Path: "/things"}); len(res.Results) != 2 {
-					t.Errorf("%s: %s: failures %v", when, node.ID, failures(res))
+					t.Errorf("%s: %s: failures %v", phase, node.ID, failures(res))
 				}
 			}
 		}
@@ -399,19 +401,19 @@ func TestReply(t *testing.T) {
 		code  int
 		body  string
 	}{
-		"a value":              {func(w http.ResponseWriter, r *http.Request) { c.Reply(w, r, []int{1}) }, 200, `{"data":[1],"server":{"serverId":"node-1"}}`},
-		"nothing":              {func(w http.ResponseWriter, r *http.Request) { c.Reply(w, r, nil) }, 200, `{"data":null,"server":{"serverId":"node-1"}}`},
-		"what cannot be told":  {func(w http.ResponseWriter, r *http.Request) { c.Reply(w, r, make(chan int)) }, 500, `{"statusCode":500,"title":"Internal Server Error","message":"encoding the response: json: unsupported type: chan int"}`},
-		"an error":             {func(w http.ResponseWriter, r *http.Request) { c.ReplyError(w, r, errors.New("broken")) }, 500, `{"statusCode":500,"title":"Internal Server Error","message":"broken"}`},
-		"a status":             {replyWith(c, &cluster.StatusError{Code: 404, Message: "no such thing"}), 404, `{"statusCode":404,"title":"Not Found","message":"no such thing"}`},
-		"a status, wrapped":    {replyWith(c, fmt.Errorf("looking: %w", &cluster.StatusError{Code: 404, Message: "no such thing"})), 404, `{"statusCode":404,"title":"Not Found","message":"no such thing"}`},
-		"with info":            {replyWith(c, &cluster.StatusError{Code: 409, Message: "taken", Info: []byte(`{"by":1}`)}), 409, `{"statusCode":409,"title":"Conflict","message":"taken","info":{"by":1}}`},
-		"with info like none":  {replyWith(c, &cluster.StatusError{Code: 409, Message: "taken", Info: []byte(`{`)}), 409, `{"statusCode":409,"title":"Conflict","message":"taken"}`},
-		"a status that is ok":  {replyWith(c, &cluster.StatusError{Code: 200, Message: "fine"}), 500, `{"statusCode":500,"title":"Internal Server Error","message":"200 OK: fine"}`},
-		"a status of a peer's": {replyWith(c, &cluster.StatusError{Remote: `peer "x"`, Method: "GET", URL: "http://x", Code: 404}), 500, `{"statusCode":500,"title":"Internal Server Error","message":"peer \"x\" answered 404 Not Found to GET http://x"}`},
-		"management is off":    {replyWith(c, cluster.ErrManagementOff), 409, `{"statusCode":409,"title":"Conflict","message":"cluster: management is off"}`},
-		"closed":               {replyWith(c, cluster.ErrClosed), 503, `{"statusCode":503,"title":"Service Unavailable","message":"cluster: closed"}`},
-		"an invalid request":   {replyWith(c, cluster.ErrInvalidRequest), 400, `{"statusCode":400,"title":"Bad Request","message":"cluster: invalid request"}`},
+		"a value":            {func(w http.ResponseWriter, r *http.Request) { c.Reply(w, r, []int{1}) }, 200, `{"data":[1],"server":{"serverId":"node-1"}}`},
+		"nil":                {func(w http.ResponseWriter, r *http.Request) { c.Reply(w, r, nil) }, 200, `{"data":null,"server":{"serverId":"node-1"}}`},
+		"not encodable":      {func(w http.ResponseWriter, r *http.Request) { c.Reply(w, r, make(chan int)) }, 500, `{"statusCode":500,"title":"Internal Server Error","message":"encoding the response: json: unsupported type: chan int"}`},
+		"an error":           {func(w http.ResponseWriter, r *http.Request) { c.ReplyError(w, r, errors.New("broken")) }, 500, `{"statusCode":500,"title":"Internal Server Error","message":"broken"}`},
+		"a status":           {replyWith(c, &cluster.StatusError{Code: 404, Message: "no such thing"}), 404, `{"statusCode":404,"title":"Not Found","message":"no such thing"}`},
+		"a status, wrapped":  {replyWith(c, fmt.Errorf("context: %w", &cluster.StatusError{Code: 404, Message: "no such thing"})), 404, `{"statusCode":404,"title":"Not Found","message":"no such thing"}`},
+		"with info":          {replyWith(c, &cluster.StatusError{Code: 409, Message: "taken", Info: []byte(`{"by":1}`)}), 409, `{"statusCode":409,"title":"Conflict","message":"taken","info":{"by":1}}`},
+		"with invalid info":  {replyWith(c, &cluster.StatusError{Code: 409, Message: "taken", Info: []byte(`{`)}), 409, `{"statusCode":409,"title":"Conflict","message":"taken"}`},
+		"status 200":         {replyWith(c, &cluster.StatusError{Code: 200, Message: "fine"}), 500, `{"statusCode":500,"title":"Internal Server Error","message":"200 OK: fine"}`},
+		"an error of a peer": {replyWith(c, &cluster.StatusError{Remote: `peer "x"`, Method: "GET", URL: "http://x", Code: 404}), 500, `{"statusCode":500,"title":"Internal Server Error","message":"peer \"x\" answered 404 Not Found to GET http://x"}`},
+		"management is off":  {replyWith(c, cluster.ErrManagementOff), 409, `{"statusCode":409,"title":"Conflict","message":"cluster: management is off"}`},
+		"closed":             {replyWith(c, cluster.ErrClosed), 503, `{"statusCode":503,"title":"Service Unavailable","message":"cluster: closed"}`},
+		"an invalid request": {replyWith(c, cluster.ErrInvalidRequest), 400, `{"statusCode":400,"title":"Bad Request","message":"cluster: invalid request"}`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			rec := httptest.NewRecorder()
@@ -433,13 +435,13 @@ func TestIncomingCorrelationID(t *testing.T) {
 		w := clustertest.Start(t, 2, clustertest.WithOptions(cluster.WithLogger(zap.New(core))),
 			clustertest.WithHandler(func(n *clustertest.Node) http.Handler {
 				return n.Authenticate(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-					if strings.HasSuffix(r.URL.Path, "/ask") { // on the caller's behalf
-						rpc2, err := n.RPCluster(r.Context(), cluster.Request{Path: "/id"})
+					if strings.HasSuffix(r.URL.Path, "/ask") { // calls a peer on behalf of the client
+						res, err := n.RPCluster(r.Context(), cluster.Request{Path: "/id"})
 						if err != nil {
 							n.ReplyError(w, r, err)
 							return
 						}
-						n.Reply(w, r, append([]json.RawMessage{[]byte(`"` + cluster.CorrelationID(r.Context()) + `"`)}, rpc2.Data...))
+						n.Reply(w, r, append([]json.RawMessage{[]byte(`"` + cluster.CorrelationID(r.Context()) + `"`)}, res.Data...))
 						return
 					}
 					n.Reply(w, r, r.Header.Get("X-Correlation-Id"))
@@ -461,16 +463,16 @@ func TestIncomingCorrelationID(t *testing.T) {
 			"of another id":   send("POST", itResources, good, `{"id":"another","servers":[]}`),
 			"a delete":        send("DELETE", serverPath("node-9"), good, ""),
 			"a bad token":     send("DELETE", serverPath("node-9"), "bad", ""),
-			"no cluster":      send("POST", itResources, w.Token("mds", false), ""),
+			"a plain token":   send("POST", itResources, w.Token("mds", false), ""),
 		} {
 			if id := got.Header.Values("X-Correlation-Id"); len(id) != 1 || id[0] != ours {
-				t.Errorf("%s: answered with correlation id %q", name, id)
+				t.Errorf("%s: the reply has the correlation id %q", name, id)
 			}
 		}
 		for _, message := range []string{"ignored message for another itResource", "request rejected"} {
 			lines := logged.FilterMessage(message).All()
 			if len(lines) == 0 {
-				t.Errorf("no line %q", message)
+				t.Errorf("no log line %q", message)
 			}
 			for _, line := range lines {
 				if got := line.ContextMap()["correlationId"]; got != ours {
@@ -479,14 +481,14 @@ func TestIncomingCorrelationID(t *testing.T) {
 			}
 		}
 
-		// In the context, and unchanged on what is done on its behalf.
+		// The id is in the context, and is sent unchanged to the peer.
 		if data := send("GET", "/mds/v1/ask", good, "").data(t); data != `["`+ours+`","`+ours+`"]` {
 			t.Errorf("in the context, and at a peer: %s", data)
 		}
 	})
 }
 
-// One correlation id is on all that a call does: at mST, at mIT, at the peers.
+// All requests of a call have one correlation id: to the token service, the registry and the peers.
 func TestOneCorrelationIDPerCall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
@@ -497,40 +499,40 @@ func TestOneCorrelationIDPerCall(t *testing.T) {
 			t.Fatal(err)
 		}
 		synctest.Wait()
-		parties := map[string]bool{}
+		hosts := map[string]bool{}
 		for _, x := range requests.sentBy(w.Nodes[0]) {
-			parties[x.To] = true
+			hosts[x.To] = true
 			if got := x.Header.Get("X-Correlation-Id"); got != id {
 				t.Errorf("%s %s%s has %q", x.Method, x.To, x.Path, got)
 			}
 		}
-		if len(parties) != 4 {
-			t.Errorf("asked %v, want mST, mIT and two peers", parties)
+		if len(hosts) != 4 {
+			t.Errorf("requests to %v, want the token service, the registry and two peers", hosts)
 		}
 		if _, err := w.Nodes[0].RPCluster(t.Context(), cluster.Request{Path: "/things"}); err != nil {
 			t.Fatal(err)
 		}
 		last := requests.matching("GET", w.Nodes[0].Host, w.Nodes[1].Host)
 		if got := last[len(last)-1].Header.Get("X-Correlation-Id"); !strings.HasSuffix(got, "@0/"+time.Now().UTC().Format("2006-01-02T15:04:05.000Z")) {
-			t.Errorf("without one in the context: %q, want a new one", got)
+			t.Errorf("without an id in the context: %q, want a new one", got)
 		}
 	})
 }
 
-// Requests with a correlation id that fits no header could not be sent at all, and the parties
-// would seem to be unreachable.
+// A correlation id that cannot be a header value is replaced. Otherwise no request with it could be
+// sent.
 func TestInvalidCorrelationID(t *testing.T) {
 	for name, tt := range map[string]struct {
 		id   string
 		kept bool
 	}{
-		"good":            {"abc@1/2020-01-02T03:04:05.678Z", true},
+		"valid":           {"abc@1/2020-01-02T03:04:05.678Z", true},
 		"of another form": {"request 17", true},
-		"as long as can":  {strings.Repeat("x", 256), true},
+		"maximum length":  {strings.Repeat("x", 256), true},
 		"too long":        {strings.Repeat("x", 257), false},
 		"line break":      {"abc\r\nX-Evil: 1", false},
 		"NUL":             {"abc\x00", false},
-		"beyond ASCII":    {"äbc", false},
+		"not ASCII":       {"äbc", false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			ctx := cluster.WithCorrelationID(context.Background(), tt.id)
@@ -546,7 +548,7 @@ func TestInvalidCorrelationID(t *testing.T) {
 				t.Fatal(err)
 			}
 			if diff := cmp.Diff([]string{cluster.CorrelationID(ctx)}, sent); diff != "" {
-				t.Errorf("what was sent (-want +got):\n%s", diff)
+				t.Errorf("the header sent (-want +got):\n%s", diff)
 			}
 		})
 	}

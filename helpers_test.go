@@ -29,8 +29,8 @@ import (
 
 // Nodes and their environment.
 
-// startVerified starts a world whose first node has the entries of all its peers from the registry. A
-// node that only knows announced entries does not evict by them.
+// startVerified starts a world, and renews its first node, which then has the entries of all its
+// peers from the registry. By announced entries a node does not evict.
 func startVerified(t *testing.T, nodes int, opts ...clustertest.Option) *clustertest.World {
 	t.Helper()
 	w := clustertest.Start(t, nodes, opts...)
@@ -44,7 +44,7 @@ func noEviction() clustertest.Option {
 	return clustertest.WithOptions(cluster.WithEviction(cluster.Eviction{Disabled: true}))
 }
 
-// testConfig is the configuration of a node whose remotes are fakes of the test.
+// testConfig is the configuration of a node that calls fakes of the test.
 func testConfig() cluster.Config {
 	return cluster.Config{
 		Type: "mds", ID: "node-1", Port: 8080, LocalIPv4: "10.0.0.7", Management: true,
@@ -95,8 +95,8 @@ func registerAsync(ctx context.Context, n *clustertest.Node) <-chan error {
 	return done
 }
 
-// renewUnnoticed lets a peer renew so that n does not learn of it. The entry in the registry is then
-// newer than the entry of n.
+// renewUnnoticed lets a peer renew so that n does not learn of it. The entry in the registry is
+// then newer than the entry of n.
 func renewUnnoticed(t *testing.T, w *clustertest.World, n, peer *clustertest.Node) {
 	t.Helper()
 	w.Network.Fault(peer.Host, n.Host, clustertest.Status(http.StatusServiceUnavailable)) // a response: n does not become suspect
@@ -204,8 +204,8 @@ func wantOneOutcomeEach(t *testing.T, res *cluster.Response, called []*clusterte
 	}
 }
 
-// outcomeProblems is wantOneOutcomeEach for the bubbles of a property test, which cannot fail the test
-// themselves.
+// outcomeProblems is wantOneOutcomeEach for the bubbles of a property test, which cannot fail the
+// test themselves.
 func outcomeProblems(res *cluster.Response, called []*clustertest.Node) (problems []string) {
 	count := map[string]int{}
 	for _, o := range res.Results {
@@ -284,7 +284,8 @@ func wantView(t *testing.T, n *clustertest.Node, want ...string) {
 	}
 }
 
-// checkView checks what holds for the view of node-1 whatever its remotes send, and returns the ids.
+// checkView checks what holds for the view of node-1 whatever its remotes send, and returns the
+// ids.
 func checkView(t *testing.T, c *cluster.Cluster) []string {
 	t.Helper()
 	ids := idsOf(c.Servers())
@@ -405,8 +406,8 @@ func responder(code int, body string) http.Handler {
 	})
 }
 
-// endlessBody answers with a body that does not end. If declared, the response declares a length just
-// above a MiB.
+// endlessBody answers with a body that does not end. If declared, the response declares a length
+// just above a MiB.
 func endlessBody(declared bool) clustertest.Fault {
 	return clustertest.Answer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		if declared {
@@ -472,8 +473,8 @@ func newHTTPResponse(r *http.Request, code int, body string) *http.Response {
 	}
 }
 
-// remotes is a transport that stands for all remotes of a node. They behave well, except for the ones
-// that the test replaces by a function.
+// remotes is a transport that stands for all remotes of a node. They behave well, except for the
+// ones that the test replaces by a function.
 type remotes struct {
 	t    *testing.T
 	view []string // the ids that the registry lists

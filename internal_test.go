@@ -16,9 +16,9 @@ import (
 // SlotsInFlight returns the number of slots of the scheduler that are taken.
 func SlotsInFlight(c *Cluster) int { return c.peers.scheduler.InFlight() }
 
-// Requests to peers do not use a proxy: it would see their tokens, and would dial addresses that the
-// policy forbids. The test inspects the transports, because net/http never takes a proxy from the
-// environment for the loopback addresses that a test can listen on.
+// Requests to peers do not use a proxy: it would see their tokens, and would dial addresses that
+// the policy forbids. The test inspects the transports, because net/http never takes a proxy from
+// the environment for the loopback addresses that a test can listen on.
 func TestNoProxyTowardsPeers(t *testing.T) {
 	r := newTransports(nil, PeerPolicy{}, 256)
 	if len(r.owned) != 3 || r.owned[0] != r.backend || r.owned[1] != r.peers || r.owned[2] != r.newConn {

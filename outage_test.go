@@ -14,8 +14,8 @@ import (
 	"github.com/mimiktech/cluster/clustertest"
 )
 
-// A renewal that fails is retried after RegistrationRetry. The npm module waits a whole lease, after which
-// the registry no longer lists the node.
+// A renewal that fails is retried after RegistrationRetry. The npm module waits a whole lease,
+// after which the registry no longer lists the node.
 func TestFailedRenewalIsRetriedWithinTheLease(t *testing.T) {
 	faults := map[string]clustertest.Fault{
 		"refused": clustertest.Refuse, "hanging": clustertest.Hang, "reset": clustertest.Reset,
@@ -53,7 +53,8 @@ func TestFailedRenewalIsRetriedWithinTheLease(t *testing.T) {
 	}
 }
 
-// In a long outage the pauses between attempts grow to half a minute, so that nodes register soon after it.
+// In a long outage the pauses between attempts grow to half a minute, so that nodes register soon
+// after it.
 func TestRetriesBackOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 1)
@@ -104,8 +105,8 @@ func TestRetriesWithinShortLease(t *testing.T) {
 	})
 }
 
-// A node whose lease expires is lost, and reports so. The npm module reports it neither to the application
-// nor in the environment.
+// When its lease expires a node is lost, and reports so. The npm module reports it neither to the
+// application nor in the environment.
 func TestExpiredLeaseIsReported(t *testing.T) {
 	faults := map[string]struct {
 		host  string
@@ -242,7 +243,8 @@ func TestViewChangesDuringOutage(t *testing.T) {
 	})
 }
 
-// A valid token is used while the token service fails. An expired one is replaced when it is needed.
+// A valid token is used while the token service fails. An expired one is replaced when it is
+// needed.
 func TestTokenExpiryDuringOutages(t *testing.T) {
 	tests := map[string]struct {
 		tokenLife time.Duration

@@ -27,8 +27,8 @@ import (
 	"github.com/mimiktech/cluster/mit"
 )
 
-// The policy checks the address that is dialed, not only the name. A peer at a forbidden address does not
-// become suspect. The npm module sends its token to any announced URL.
+// The policy checks the address that is dialed, not only the name. A peer at a forbidden address
+// does not become suspect. The npm module sends its token to any announced URL.
 func TestDialedAddressIsChecked(t *testing.T) {
 	for name, tt := range map[string]struct {
 		host     string
@@ -298,8 +298,8 @@ func (r *redactionTest) collect(format string, args ...any) {
 	r.texts = append(r.texts, fmt.Sprintf(format, args...))
 }
 
-// callAndLeave calls the peers with valid tokens, with tokens due for refresh, and with expired ones, and
-// collects the responses. Then the node leaves.
+// callAndLeave calls the peers with valid tokens, with tokens due for refresh, and with expired
+// ones, and collects the responses. Then the node leaves.
 func (r *redactionTest) callAndLeave(peersFail bool) {
 	r.t.Helper()
 	n := r.world.Nodes[0]
@@ -374,8 +374,8 @@ func startCountingServer(t *testing.T, h http.Handler) *countingServer {
 	return l
 }
 
-// newSocketNode returns a registered node with its own client, and the number of deletes at its registry. The
-// registry lists one peer, at the address, and confirms every delete.
+// newSocketNode returns a registered node with its own client, and the number of deletes at its
+// registry. The registry lists one peer, at the address, and confirms every delete.
 func newSocketNode(t *testing.T, peer string, cfg cluster.Config, opts ...cluster.Option) (c *cluster.Cluster, deleted *atomic.Int64) {
 	t.Helper()
 	deleted = &atomic.Int64{}

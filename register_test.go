@@ -19,8 +19,9 @@ import (
 	"github.com/mimiktech/cluster/clustertest"
 )
 
-// Register attempts at once, and then at jittered intervals until the registry accepts the node. The npm module
-// waits before its first attempt, and always for the same time, so that all nodes arrive together.
+// Register attempts at once, and then at jittered intervals until the registry accepts the node.
+// The npm module waits before its first attempt, and always for the same time, so that all nodes
+// arrive together.
 func TestRegisterRetriesUntilTheRegistryIsUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 0)
@@ -92,8 +93,8 @@ func TestRegistrationRetry(t *testing.T) {
 	})
 }
 
-// The next attempt begins when the last one has ended. The npm module begins one in every retry period, so that
-// about 17 are in flight while the registry hangs.
+// The next attempt begins when the last one has ended. The npm module begins one in every retry
+// period, so that about 17 are in flight while the registry hangs.
 func TestOneRegistrationRequestAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 0)
@@ -120,8 +121,8 @@ func TestOneRegistrationRequestAtATime(t *testing.T) {
 	})
 }
 
-// Register ends with its context, and its error has the cause and the last failure. The registration of the
-// npm module cannot be stopped.
+// Register ends with its context, and its error has the cause and the last failure. The
+// registration of the npm module cannot be stopped.
 func TestRegisterEndsWithItsContext(t *testing.T) {
 	errEnough := errors.New("enough")
 	tests := map[string]struct {
@@ -333,7 +334,8 @@ func TestRegisterAfterClose(t *testing.T) {
 	})
 }
 
-// Servers that are announced to a node before it gets the response to its registration stay in its view.
+// Servers that are announced to a node before it gets the response to its registration stay in its
+// view.
 func TestAnnouncementDuringRegistration(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 1)
@@ -402,8 +404,8 @@ func TestUnRegister(t *testing.T) {
 	})
 }
 
-// UnRegister and Close end a Register that is in progress. With the npm module the registration continues, and
-// the node comes back: its unRegister only stops the timer of the lease.
+// UnRegister and Close end a Register that is in progress. With the npm module the registration
+// continues, and the node comes back: its unRegister only stops the timer of the lease.
 func TestUnRegisterStopsRegister(t *testing.T) {
 	faults := map[string]clustertest.Fault{
 		"while the registry refuses": clustertest.Refuse,
@@ -489,7 +491,8 @@ func TestUnRegisterWhileAnnouncing(t *testing.T) {
 	})
 }
 
-// The registry must not receive a renewal after the delete. It would list the node until the lease expires.
+// The registry must not receive a renewal after the delete. It would list the node until the lease
+// expires.
 func TestNoRenewalAfterDeregistration(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
@@ -667,7 +670,8 @@ func TestUnRegisterAfterClose(t *testing.T) {
 	})
 }
 
-// Errors are encoded as their texts. The npm module returns Error values, which are encoded as empty objects.
+// Errors are encoded as their texts. The npm module returns Error values, which are encoded as
+// empty objects.
 func TestDepartureAsJSON(t *testing.T) {
 	tests := map[string]struct {
 		d    cluster.Departure

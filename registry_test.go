@@ -38,8 +38,8 @@ func TestStaysWithWorkingReplica(t *testing.T) {
 	})
 }
 
-// A node whose replica fails switches once to another. It probes the preferred replica, and switches back once
-// that works again.
+// When its replica fails a node switches once to another. It probes the preferred replica, and
+// switches back once that works again.
 func TestFailoverAndFailback(t *testing.T) {
 	for name, tt := range map[string]struct {
 		fault  clustertest.Fault
@@ -146,7 +146,7 @@ func TestFailoverPastTwoReplicas(t *testing.T) {
 
 // A client error does not fail over, because another replica would answer the same.
 func TestNoFailoverOnClientErrors(t *testing.T) {
-	for _, tt := range []struct{ status, tries int }{{400, 1}, {401, 2}, {403, 2}, {409, 1}, {422, 1}} {
+	for _, tt := range []struct{ status, attempts int }{{400, 1}, {401, 2}, {403, 2}, {409, 1}, {422, 1}} {
 		t.Run(fmt.Sprint(tt.status), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				failed := make(chan error, 1)
@@ -155,7 +155,7 @@ func TestNoFailoverOnClientErrors(t *testing.T) {
 				})))
 				n, home := joinReplica(w)
 				for _, host := range replicaHosts() {
-					w.Network.Fault(clustertest.Any, host, clustertest.FirstN(tt.tries, clustertest.Status(tt.status)))
+					w.Network.Fault(clustertest.Any, host, clustertest.FirstN(tt.attempts, clustertest.Status(tt.status)))
 				}
 				requests := recordRequests(w)
 				err := <-failed
@@ -164,7 +164,7 @@ func TestNoFailoverOnClientErrors(t *testing.T) {
 				}
 				time.Sleep(time.Minute)
 				synctest.Wait()
-				want := append(slices.Repeat([]attempt{{home, tt.status}}, tt.tries), attempt{home, 200})
+				want := append(slices.Repeat([]attempt{{home, tt.status}}, tt.attempts), attempt{home, 200})
 				if got, _ := requests.attempts(http.MethodPost, n); !slices.Equal(got, want) {
 					t.Errorf("requests to %v, want %v", got, want)
 				}
@@ -252,8 +252,8 @@ func TestAllReplicasFail(t *testing.T) {
 	})
 }
 
-// A renewal may take until the lease expires, and its replicas share this time. So two of three replicas may
-// hang even if the lease is a few seconds.
+// A renewal may take until the lease expires, and its replicas share this time. So two of three
+// replicas may hang even if the lease is a few seconds.
 func TestShortLeaseWithSilentReplicas(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startReplicas(t, 10, clustertest.WithLease(3*time.Second), clustertest.WithOptions(cluster.WithTrace(&cluster.Trace{
@@ -352,8 +352,8 @@ func TestEvictionFailsOver(t *testing.T) {
 	}
 }
 
-// A delete whose response was lost is repeated at another replica. If the server has registered again
-// meanwhile, the response has its new entry, and the server is not evicted.
+// If the response to a delete was lost, the delete is repeated at another replica. If the server
+// has registered again meanwhile, the response has its new entry, and the server is not evicted.
 func TestRepeatedDeleteOfReturnedPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startReplicas(t, 4)
@@ -460,7 +460,7 @@ func replicaURLs() string {
 	return "http://" + strings.Join(replicaHosts(), "/mIT/v1, http://") + "/mIT/v1"
 }
 
-// startReplicas starts a world whose registry is at three hosts.
+// startReplicas starts a world with a registry at three hosts.
 func startReplicas(t *testing.T, nodes int, opts ...clustertest.Option) *clustertest.World {
 	t.Helper()
 	w := clustertest.Start(t, 0, append([]clustertest.Option{
@@ -482,7 +482,8 @@ type attempt struct {
 	status int
 }
 
-// attempts returns the requests of one method from n to the replicas, and how long they took in all.
+// attempts returns the requests of one method from n to the replicas, and how long they took in
+// all.
 func (l *requestLog) attempts(method string, n *clustertest.Node) (attempts []attempt, took time.Duration) {
 	var began time.Time
 	for _, x := range l.matching(method, n.Host, clustertest.Any) {

@@ -60,8 +60,8 @@ func TestRenewalFraction(t *testing.T) {
 	}
 }
 
-// Nodes that register at the same moment spread their renewals. Nodes of the npm module renew at the same
-// moment for as long as they run.
+// Nodes that register at the same moment spread their renewals. Nodes of the npm module renew at
+// the same moment for as long as they run.
 func TestRenewalsAreJittered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const size = 200
@@ -113,8 +113,8 @@ func TestDefaultLeaseTime(t *testing.T) {
 	})
 }
 
-// Lease times that are missing or out of range are replaced. The npm module passes the value to setInterval,
-// which takes 1 ms for values above 2^31 and for those that are not numbers.
+// Lease times that are missing or out of range are replaced. The npm module passes the value to
+// setInterval, which takes 1 ms for values above 2^31 and for those that are not numbers.
 func TestLeaseTimeValues(t *testing.T) {
 	tests := map[string]struct {
 		leaseTime string // JSON; "" for none
@@ -197,7 +197,8 @@ func TestLeaseTimeFollowsTheRegistry(t *testing.T) {
 	})
 }
 
-// The lease starts when the request is sent, which is the earliest time at which the registry may start it.
+// The lease starts when the request is sent, which is the earliest time at which the registry may
+// start it.
 func TestLeaseStartsWhenTheRequestIsSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var hooks traceLog
@@ -248,8 +249,8 @@ func TestRenewalReplacesTheView(t *testing.T) {
 	})
 }
 
-// Departures and announcements that arrive during a renewal stay in effect, because the response is older.
-// The npm module loses them.
+// Departures and announcements that arrive during a renewal stay in effect, because the response is
+// older. The npm module loses them.
 func TestViewChangesDuringRenewal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
@@ -267,8 +268,8 @@ func TestViewChangesDuringRenewal(t *testing.T) {
 	})
 }
 
-// A response without a list, or with a list that lacks the node, does not change the view. The npm module
-// uses any response: an empty list leaves it without peers, a missing one crashes it.
+// A response without a list, or with a list that lacks the node, does not change the view. The npm
+// module uses any response: an empty list leaves it without peers, a missing one crashes it.
 func TestPartialListKeepsView(t *testing.T) {
 	withMe := announcement("node-1", "node-2")
 	tests := map[string]struct {
@@ -342,8 +343,8 @@ func TestPartialListKeepsView(t *testing.T) {
 	}
 }
 
-// An invalid entry does not invalidate the list. If it has an id it stays, so that each call reports it.
-// Without an id it is skipped with a warning.
+// An invalid entry does not invalidate the list. If it has an id it stays, so that each call
+// reports it. Without an id it is skipped with a warning.
 func TestInvalidEntriesAreSkipped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
@@ -453,7 +454,8 @@ func FuzzRegistryResponse(f *testing.F) {
 	})
 }
 
-// A request whose token the registry rejects is repeated once with a new token, as by the npm module.
+// If the registry rejects the token, the request is repeated once with a new one, as by the npm
+// module.
 func TestTokenRejectedByRegistryIsReplacedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 1)
@@ -482,8 +484,9 @@ func TestTokenRejectedByRegistryIsReplacedOnce(t *testing.T) {
 	})
 }
 
-// Nodes that register at the same moment may each find themselves alone in the list. One of them checks
-// again after a minute, and announces itself. The npm module checks again, too, but renews twice from then on.
+// Nodes that register at the same moment may each find themselves alone in the list. One of them
+// checks again after a minute, and announces itself. The npm module checks again, too, but renews
+// twice from then on.
 func TestRecheckOfTwoSimultaneousRegistrations(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 0)
@@ -523,8 +526,8 @@ func TestRecheckOfTwoSimultaneousRegistrations(t *testing.T) {
 	})
 }
 
-// The first node that checks again announces all nodes to all, because the others will not check again: they
-// are no longer alone.
+// The first node that checks again announces all nodes to all, because the others will not check
+// again: they are no longer alone.
 func TestRecheckOfManySimultaneousRegistrations(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 0)
@@ -603,8 +606,8 @@ func redirect(to string) clustertest.Fault {
 	}))
 }
 
-// hideOtherServers registers a node, and lists only this node, which can happen to nodes that register at the
-// same moment.
+// hideOtherServers registers a node, and lists only this node, which can happen to nodes that
+// register at the same moment.
 func hideOtherServers(next http.RoundTripper) http.RoundTripper {
 	onlyCaller := listOnlyCaller()(next)
 	return clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {

@@ -13,8 +13,8 @@ import (
 	"github.com/mimiktech/cluster/mit"
 )
 
-// A node that a peer reports as departed stays in its own view, and registers again at once. The npm module
-// removes itself from its view.
+// A node that a peer reports as departed stays in its own view, and registers again at once. The
+// npm module removes itself from its view.
 func TestReportedAsDepartedRegistersAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
@@ -129,7 +129,8 @@ func TestRegistryReset(t *testing.T) {
 	})
 }
 
-// After a reset no view lacks a running node: nodes that have renewed retain the others for a lease.
+// After a reset no view lacks a running node: nodes that have renewed retain the others for a
+// lease.
 func TestViewsStayCompleteAfterReset(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const lease = time.Hour
@@ -166,8 +167,8 @@ func TestViewsStayCompleteAfterReset(t *testing.T) {
 	})
 }
 
-// After a reset some nodes renew twice, and others only at the end of the lease, as nodes of the npm module
-// do. No view lacks a node meanwhile.
+// After a reset some nodes renew twice, and others only at the end of the lease, as nodes of the
+// npm module do. No view lacks a node meanwhile.
 func TestUnevenRenewalsAfterReset(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const nodes, lease = 5, time.Hour
@@ -190,8 +191,8 @@ func TestUnevenRenewalsAfterReset(t *testing.T) {
 	})
 }
 
-// After a reset a node may learn the new entry of a peer before it renews itself. That the registry has
-// this entry does not show that it kept its data.
+// After a reset a node may learn the new entry of a peer before it renews itself. That the registry
+// has this entry does not show that it kept its data.
 func TestPeerLearnedAfterReset(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startVerified(t, 5)
@@ -212,8 +213,8 @@ func TestPeerLearnedAfterReset(t *testing.T) {
 	})
 }
 
-// A node that retains a peer after a reset does not announce it to others. If the peer is dead, the first
-// call evicts it.
+// A node that retains a peer after a reset does not announce it to others. If the peer is dead, the
+// first call evicts it.
 func TestRetainedPeersAreNotAnnounced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
@@ -249,7 +250,8 @@ func TestRetainedPeersExpire(t *testing.T) {
 	})
 }
 
-// A registry that lost only the entry of this node was not reset, so other missing peers are not retained.
+// A registry that lost only the entry of this node was not reset, so other missing peers are not
+// retained.
 func TestOnlyOwnEntryLost(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := mit.NewMemory()

@@ -32,19 +32,19 @@ import (
 
 func TestJointData(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		answers := map[string]string{
+		bodies := map[string]string{
 			"node-2": `"data":["a",{"b":1}],`,
 			"node-3": `"data":"c",`,
 			"node-4": `"data":null,`,
-			"node-5": ``, // the npm module makes it undefined, which JSON turns into one more null
+			"node-5": ``, // the npm module adds undefined, which JSON encodes as null
 			"node-6": `"data":[],`,
 			"node-7": `"data": {"d":[1.50]},`,
 			"node-8": `"data":[["e"]],`,
 		}
 		w := clustertest.Start(t, 8, clustertest.WithHandler(func(n *clustertest.Node) http.Handler {
-			return responder(http.StatusOK, `{`+answers[n.ID]+`"server":{"serverId":"`+n.ID+`"}}`)
+			return responder(http.StatusOK, `{`+bodies[n.ID]+`"server":{"serverId":"`+n.ID+`"}}`)
 		}))
-		for i, n := range w.Nodes { // the later in the order of servers, the earlier in time
+		for i, n := range w.Nodes { // the responses arrive in reverse order
 			w.Network.Fault(clustertest.Any, n.Host, clustertest.Delay(time.Duration(8-i)*time.Second))
 		}
 		res := rpc(t, w.Nodes[0], cluster.Request{Path: "/things"})
@@ -60,7 +60,7 @@ func TestJointData(t *testing.T) {
 	})
 }
 
-// The shape that users of the npm module know; "kind" and what follows it is more than it says.
+// The JSON has the shape of the npm module. "kind" and the fields after it are additions.
 func TestResponseAsJSON(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 5, clustertest.WithHandler(func(n *clustertest.Node) http.Handler {
@@ -102,13 +102,13 @@ func TestDecode(t *testing.T) {
 			t.Errorf("%v (-want +got):\n%s", err, diff)
 		}
 	})
-	t.Run("names the place of what does not fit", func(t *testing.T) {
+	t.Run("an error names the index of the element", func(t *testing.T) {
 		got, err := cluster.Decode[thing](&cluster.Response{Data: []json.RawMessage{[]byte(`{}`), []byte(`{"name":1}`)}})
 		if _, ok := errors.AsType[*json.UnmarshalTypeError](err); !ok || got != nil || !strings.HasPrefix(err.Error(), "cluster: element 1 of the joint data: ") {
 			t.Errorf("got %v, %v", got, err)
 		}
 	})
-	t.Run("of no response", func(t *testing.T) { // what Register gives with management off
+	t.Run("nil, as Register returns with management off", func(t *testing.T) {
 		if got, err := cluster.Decode[thing](nil); len(got) != 0 || err != nil {
 			t.Errorf("got %v, %v", got, err)
 		}
@@ -118,7 +118,7 @@ func TestDecode(t *testing.T) {
 func TestBody(t *testing.T) {
 	for name, tt := range map[string]struct {
 		body any
-		want string // at each peer
+		want string // received by each peer
 		typ  string
 	}{
 		"encoded once for all peers and attempts": {encodeCounter{new(atomic.Int64)}, `{"encoded":1}`, "application/json"},
@@ -153,15 +153,15 @@ func TestBody(t *testing.T) {
 func TestQueryAndPath(t *testing.T) {
 	for name, tt := range map[string]struct {
 		req  cluster.Request
-		want string // what peers see
+		want string // the URI that peers receive
 	}{
-		"of Path":                   {cluster.Request{Path: "/things?a=1&b=x%20y"}, "/mds/v1/things?a=1&b=x%20y"},
-		"of Query":                  {cluster.Request{Path: "/things", Query: url.Values{"c": {"2", "3"}}}, "/mds/v1/things?c=2&c=3"},
-		"of both":                   {cluster.Request{Path: "/things?a=1", Query: url.Values{"a": {"&"}}}, "/mds/v1/things?a=1&a=%26"},
-		"an escaped slash stays so": {cluster.Request{Path: "/things/a%2Fb"}, "/mds/v1/things/a%2Fb"},
-		"more than ASCII":           {cluster.Request{Path: "/things/größe"}, "/mds/v1/things/gr%C3%B6%C3%9Fe"},
-		"dots in a name":            {cluster.Request{Path: "/things/..a"}, "/mds/v1/things/..a"},
-		"a URL in the query":        {cluster.Request{Path: "/things?u=http://host/../x"}, "/mds/v1/things?u=http://host/../x"},
+		"in Path":            {cluster.Request{Path: "/things?a=1&b=x%20y"}, "/mds/v1/things?a=1&b=x%20y"},
+		"in Query":           {cluster.Request{Path: "/things", Query: url.Values{"c": {"2", "3"}}}, "/mds/v1/things?c=2&c=3"},
+		"in both":            {cluster.Request{Path: "/things?a=1", Query: url.Values{"a": {"&"}}}, "/mds/v1/things?a=1&a=%26"},
+		"an escaped slash":   {cluster.Request{Path: "/things/a%2Fb"}, "/mds/v1/things/a%2Fb"},
+		"outside ASCII":      {cluster.Request{Path: "/things/größe"}, "/mds/v1/things/gr%C3%B6%C3%9Fe"},
+		"dots in a name":     {cluster.Request{Path: "/things/..a"}, "/mds/v1/things/..a"},
+		"a URL in the query": {cluster.Request{Path: "/things?u=http://host/../x"}, "/mds/v1/things?u=http://host/../x"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -185,11 +185,11 @@ func TestHeaders(t *testing.T) {
 		ctx := cluster.WithCorrelationID(t.Context(), "an-id@7/2000-01-01T00:00:00.000Z")
 		res, err := w.Nodes[0].RPCluster(ctx, cluster.Request{Path: "/things", Header: http.Header{
 			"X-Mine":           {"1", "2"},
-			"accept-language":  {"de"}, // as no http.Header.Set would write it
+			"accept-language":  {"de"}, // not canonical
 			"Content-Type":     {"text/plain"},
-			"Authorization":    {"Bearer not ours"},
-			"authorization":    {"Bearer not ours"},
-			"User-Agent":       {"somebody else"},
+			"Authorization":    {"Bearer other"},
+			"authorization":    {"Bearer other"},
+			"User-Agent":       {"other"},
 			"x-correlation-id": {"other@1/2000-01-01T00:00:00.000Z"},
 		}})
 		if err != nil {
@@ -213,15 +213,15 @@ func TestHeaders(t *testing.T) {
 		if diff := cmp.Diff(want, h); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
 		}
-		if len(bearer) != 1 || bearer[0] == "Bearer not ours" {
+		if len(bearer) != 1 || bearer[0] == "Bearer other" {
 			t.Errorf("authorization: %q", bearer)
 		}
 	})
 }
 
-// A service may pass on the header of a request that it serves. What was about that connection,
-// or about who called, must not be taken for ours: with an Accept-Encoding, for one, answers
-// would stay compressed, and with another's token the peers would refuse us.
+// A service may forward the header of a request that it serves. Fields of that connection and of
+// its client are not sent: Accept-Encoding would keep responses compressed, and peers would reject
+// the client's token.
 func TestForwardedHeader(t *testing.T) {
 	var got http.Header
 	o := &remotes{view: []string{"node-1", "node-2"}}
@@ -234,7 +234,7 @@ func TestForwardedHeader(t *testing.T) {
 		"X-Own": {"a", "b"}, "Accept-Language": {"fr"}, "x-lower-case": {"c"},
 		"Accept-Encoding": {"gzip"}, "Connection": {"close"}, "Keep-Alive": {"timeout=5"}, "Te": {"trailers"}, "Trailer": {"X-Sum"},
 		"Transfer-Encoding": {"chunked"}, "Upgrade": {"websocket"}, "Proxy-Connection": {"close"},
-		"Authorization": {"Bearer another's"}, "authorization": {"Bearer another's"}, "User-Agent": {"another"}, "X-Correlation-Id": {"another"},
+		"Authorization": {"Bearer client's"}, "authorization": {"Bearer client's"}, "User-Agent": {"another"}, "X-Correlation-Id": {"another"},
 	}
 	before := incoming.Clone()
 	ctx := cluster.WithCorrelationID(t.Context(), "ours@1/d")
@@ -251,7 +251,7 @@ func TestForwardedHeader(t *testing.T) {
 	}
 	got.Del("User-Agent")
 	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("what the peer got (-want +got):\n%s", diff)
+		t.Errorf("the received header (-want +got):\n%s", diff)
 	}
 	if diff := cmp.Diff(before, incoming); diff != "" {
 		t.Errorf("the caller's header was changed (-before +after):\n%s", diff)
@@ -261,20 +261,20 @@ func TestForwardedHeader(t *testing.T) {
 func TestInvalidRequests(t *testing.T) {
 	for name, req := range map[string]cluster.Request{
 		"no path":                        {},
-		"a path that starts elsewhere":   {Path: "things"},
+		"a relative path":                {Path: "things"},
 		"a full URL":                     {Path: "http://host/things"},
 		"another host":                   {Path: "//host/things"},
 		"another host, with backslashes": {Path: `\\host\things`},
 		"only a query":                   {Path: "?x=1"},
-		"climbing":                       {Path: "/../things"},
-		"climbing later":                 {Path: "/things/../../../other"},
-		"climbing at the end":            {Path: "/things/.."},
-		"standing still":                 {Path: "/./things"},
-		"climbing, escaped":              {Path: "/%2e%2e/things"},
-		"climbing, half escaped":         {Path: "/.%2E/things"},
-		"climbing, escaped slash":        {Path: "/things%2F..%2Fother"},
-		"climbing, with backslashes":     {Path: `/things\..\other`},
-		"climbing, escaped backslash":    {Path: "/things/..%5cother"},
+		"dot segment":                    {Path: "/../things"},
+		"dot segments later":             {Path: "/things/../../../other"},
+		"dot segment at the end":         {Path: "/things/.."},
+		"single dot":                     {Path: "/./things"},
+		"dot segment, escaped":           {Path: "/%2e%2e/things"},
+		"dot segment, half escaped":      {Path: "/.%2E/things"},
+		"dot segment, escaped slash":     {Path: "/things%2F..%2Fother"},
+		"dot segment, backslashes":       {Path: `/things\..\other`},
+		"dot segment, escaped backslash": {Path: "/things/..%5cother"},
 		"a bad escape":                   {Path: "/%zz"},
 		"a control character":            {Path: "/things\n"},
 		"a fragment":                     {Path: "/things#part"},
@@ -284,8 +284,8 @@ func TestInvalidRequests(t *testing.T) {
 		"a header with a NUL":            {Path: "/things", Header: http.Header{"X": {"\x00"}}},
 		"a header without a name":        {Path: "/things", Header: http.Header{"": {"a"}}},
 		"a header with a bad name":       {Path: "/things", Header: http.Header{"X Y": {"a"}}},
-		"a header named as two":          {Path: "/things", Header: http.Header{"X: a\r\nY": {"b"}}},
-		"a body that is no JSON":         {Path: "/things", Body: make(chan int)},
+		"a header name with a colon":     {Path: "/things", Header: http.Header{"X: a\r\nY": {"b"}}},
+		"a body without JSON form":       {Path: "/things", Body: make(chan int)},
 		"a body that fails to encode":    {Path: "/things", Body: unencodable{}},
 		"a negative timeout":             {Path: "/things", Timeout: -1},
 	} {
@@ -302,14 +302,14 @@ func TestInvalidRequests(t *testing.T) {
 					t.Errorf("took %v", took)
 				}
 				if all := requests.sentBy(w.Nodes[0]); len(all) != 0 {
-					t.Errorf("%d requests were made", len(all))
+					t.Errorf("%d requests", len(all))
 				}
 			})
 		})
 	}
 }
 
-// No peer may be blamed for a request that nobody could send.
+// An invalid request is an error of the call, not a failure of its peers.
 func TestInvalidRequestsAreNotSent(t *testing.T) {
 	o := &remotes{view: []string{"node-1", "node-2"}}
 	c := newRegisteredNode(t, o)
@@ -318,25 +318,25 @@ func TestInvalidRequestsAreNotSent(t *testing.T) {
 		return newHTTPResponse(r, http.StatusOK, ""), nil
 	}
 	for name, req := range map[string]cluster.Request{
-		"no path":                    {},
-		"relative path":              {Path: "things"},
-		"another's address":          {Path: "http://evil.test/"},
-		"another host":               {Path: "//evil.test/"},
-		"climbing":                   {Path: "/../x"},
-		"climbing in disguise":       {Path: "/a/%2e%2E/%2e%2e/x"},
-		"climbing with backslashes":  {Path: `/..\x`},
-		"fragment":                   {Path: "/x#y"},
-		"empty fragment":             {Path: "/x#"},
-		"bad escape":                 {Path: "/%zz"},
-		"line break in the path":     {Path: "/x\r\ny"},
-		"blank in the query":         {Path: "/x?a b"},
-		"method of two words":        {Path: "/x", Method: "GET /"},
-		"line break in a header":     {Path: "/x", Header: http.Header{"X-A": {"a\nb"}}},
-		"NUL in a header":            {Path: "/x", Header: http.Header{"X-A": {"a\x00b"}}},
-		"name that is none":          {Path: "/x", Header: http.Header{"X A": {"a"}}},
-		"empty name":                 {Path: "/x", Header: http.Header{"": {"a"}}},
-		"body that is no JSON value": {Path: "/x", Body: func() {}},
-		"negative timeout":           {Path: "/x", Timeout: -1},
+		"no path":                  {},
+		"relative path":            {Path: "things"},
+		"absolute URL":             {Path: "http://evil.test/"},
+		"another host":             {Path: "//evil.test/"},
+		"dot segment":              {Path: "/../x"},
+		"escaped dot segment":      {Path: "/a/%2e%2E/%2e%2e/x"},
+		"dot segment, backslashes": {Path: `/..\x`},
+		"fragment":                 {Path: "/x#y"},
+		"empty fragment":           {Path: "/x#"},
+		"bad escape":               {Path: "/%zz"},
+		"line break in the path":   {Path: "/x\r\ny"},
+		"space in the query":       {Path: "/x?a b"},
+		"space in the method":      {Path: "/x", Method: "GET /"},
+		"line break in a header":   {Path: "/x", Header: http.Header{"X-A": {"a\nb"}}},
+		"NUL in a header":          {Path: "/x", Header: http.Header{"X-A": {"a\x00b"}}},
+		"space in a header name":   {Path: "/x", Header: http.Header{"X A": {"a"}}},
+		"empty header name":        {Path: "/x", Header: http.Header{"": {"a"}}},
+		"body without JSON form":   {Path: "/x", Body: func() {}},
+		"negative timeout":         {Path: "/x", Timeout: -1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if res, err := c.RPCluster(t.Context(), req); err == nil {
@@ -349,7 +349,7 @@ func TestInvalidRequestsAreNotSent(t *testing.T) {
 				}
 			}
 			if outcomes != 1 {
-				t.Errorf("%d outcomes, want the one with the error", outcomes)
+				t.Errorf("%d outcomes, want only the error", outcomes)
 			}
 		})
 	}
@@ -374,25 +374,25 @@ func FuzzRequestPath(f *testing.F) {
 		res, err := c.RPCluster(t.Context(), cluster.Request{Path: p, Query: url.Values{"q": {"1"}}})
 		if err != nil {
 			if res != nil || len(sent) != 0 || !strings.HasPrefix(err.Error(), "cluster: ") {
-				t.Errorf("refused with %v, but %d requests were sent", err, len(sent))
+				t.Errorf("rejected with %v, but %d requests were sent", err, len(sent))
 			}
 			return
 		}
 		if len(sent) != 1 || len(res.Results) != 1 {
 			t.Fatalf("%d requests, %+v", len(sent), res)
 		}
-		// As the peer will read it.
+		// Encode and decode it, as the transport and the peer do.
 		var wire bytes.Buffer
 		if err := sent[0].Clone(t.Context()).Write(&wire); err != nil {
 			t.Fatalf("%q was accepted, but cannot be sent: %v", p, err)
 		}
 		r, err := http.ReadRequest(bufio.NewReader(&wire))
 		if err != nil {
-			t.Fatalf("%q was accepted, but nobody can read %q: %v", p, wire.String(), err)
+			t.Fatalf("%q was accepted, but %q cannot be decoded: %v", p, wire.String(), err)
 		}
 		for _, got := range []string{r.URL.Path, strings.ReplaceAll(r.URL.Path, `\`, "/")} {
 			if clean := path.Clean(got); clean != "/mds/v1" && !strings.HasPrefix(clean, "/mds/v1/") {
-				t.Errorf("%q left its place: %q", p, got)
+				t.Errorf("%q left the base path: %q", p, got)
 			}
 		}
 		if sent[0].URL.Host != "node-2.test:8080" || r.Host != "node-2.test:8080" || sent[0].URL.Scheme != "http" || sent[0].URL.User != nil {
@@ -413,11 +413,11 @@ func TestCallWithoutPeers(t *testing.T) {
 		node func(w *clustertest.World) *clustertest.Node
 		want error
 	}{
-		"no peers":            {func(w *clustertest.World) *clustertest.Node { return w.Join() }, nil},
-		"before Register":     {func(w *clustertest.World) *clustertest.Node { return w.Add() }, nil},
-		"management off":      {func(w *clustertest.World) *clustertest.Node { return w.Join() }, cluster.ErrManagementOff},
-		"after Close":         {func(w *clustertest.World) *clustertest.Node { n := w.Join(); n.Close(); return n }, cluster.ErrClosed},
-		"closed but not used": {func(w *clustertest.World) *clustertest.Node { n := w.Add(); n.Close(); return n }, cluster.ErrClosed},
+		"no peers":         {func(w *clustertest.World) *clustertest.Node { return w.Join() }, nil},
+		"before Register":  {func(w *clustertest.World) *clustertest.Node { return w.Add() }, nil},
+		"management off":   {func(w *clustertest.World) *clustertest.Node { return w.Join() }, cluster.ErrManagementOff},
+		"after Close":      {func(w *clustertest.World) *clustertest.Node { n := w.Join(); n.Close(); return n }, cluster.ErrClosed},
+		"never registered": {func(w *clustertest.World) *clustertest.Node { n := w.Add(); n.Close(); return n }, cluster.ErrClosed},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -438,18 +438,18 @@ func TestCallWithoutPeers(t *testing.T) {
 				case tt.want == nil && len(streamed) != 0:
 					t.Errorf("streamed %v", streamed)
 				case tt.want != nil && (len(streamed) != 1 || !errors.Is(streamed[0].Err, tt.want) || streamed[0].Server.ServerID != ""):
-					t.Errorf("streamed %v, want the error as the one outcome", streamed)
+					t.Errorf("streamed %v, want only the error", streamed)
 				}
 				if all := requests.sentBy(n); len(all) != 0 {
-					t.Errorf("%d requests were made", len(all))
+					t.Errorf("%d requests", len(all))
 				}
 			})
 		})
 	}
 }
 
-// Whatever goes wrong with one peer of four, the others answer at once, and it stands once in the
-// response, as what it is.
+// A fault of one peer neither delays nor fails the other three. The outcome of the peer has the
+// right kind.
 func TestFaultsOfOnePeer(t *testing.T) {
 	const timeout = 10 * time.Second
 	for name, tt := range map[string]struct {
@@ -460,47 +460,47 @@ func TestFaultsOfOnePeer(t *testing.T) {
 		took     time.Duration
 		evicted  bool
 	}{
-		"none":                        {nil, "GET", cluster.KindOK, 1, 0, false},
-		"refused":                     {clustertest.Refuse, "GET", cluster.KindRefused, 2, 10 * time.Millisecond, true},
-		"refused once":                {clustertest.FirstN(1, clustertest.Refuse), "POST", cluster.KindOK, 2, 10 * time.Millisecond, false},
-		"hanging":                     {clustertest.Hang, "GET", cluster.KindTimeout, 1, timeout, true},
-		"slow":                        {clustertest.Delay(9 * time.Second), "GET", cluster.KindOK, 1, 9 * time.Second, false},
-		"too slow":                    {clustertest.Delay(11 * time.Second), "GET", cluster.KindTimeout, 1, timeout, true},
-		"slow, then refused":          {clustertest.Chain(clustertest.Delay(time.Second), clustertest.Refuse), "GET", cluster.KindRefused, 2, 2*time.Second + 10*time.Millisecond, true},
-		"broken":                      {clustertest.Reset, "GET", cluster.KindConnectionLost, 2, 10 * time.Millisecond, true},
-		"broken once":                 {clustertest.FirstN(1, clustertest.Reset), "GET", cluster.KindOK, 2, 10 * time.Millisecond, false},
-		"broken, maybe executed":      {clustertest.Reset, "POST", cluster.KindConnectionLost, 1, 0, true},
-		"400":                         {clustertest.Status(400), "GET", cluster.KindStatus, 1, 0, false},
-		"401":                         {clustertest.Status(401), "GET", cluster.KindStatus, 2, 0, false},
-		"403":                         {clustertest.Status(403), "GET", cluster.KindStatus, 2, 0, false},
-		"404":                         {clustertest.Status(404), "GET", cluster.KindStatus, 1, 0, false},
-		"429":                         {clustertest.Status(429), "GET", cluster.KindStatus, 1, 0, false},
-		"500":                         {clustertest.Status(500), "GET", cluster.KindStatus, 1, 0, false}, // the npm module evicts it
-		"503":                         {clustertest.Status(503), "GET", cluster.KindStatus, 1, 0, false}, // the npm module evicts it
-		"a redirect":                  {clustertest.Answer(http.RedirectHandler("http://node-2:8080/mds/v1/things", http.StatusFound)), "GET", cluster.KindStatus, 1, 0, false},
-		"another server":              {clustertest.RouteTo("node-2:8080"), "GET", cluster.KindWrongServer, 1, 0, false}, // the npm module lets it disappear
-		"garbage":                     {respondOK("<html>"), "GET", cluster.KindMalformed, 1, 0, false},
-		"nothing":                     {respondOK(""), "GET", cluster.KindMalformed, 1, 0, false},
-		"not an object":               {respondOK("[1]"), "GET", cluster.KindMalformed, 1, 0, false},
-		"null":                        {respondOK("null"), "GET", cluster.KindMalformed, 1, 0, false},
-		"no server in it":             {respondOK(`{"data":1}`), "GET", cluster.KindMalformed, 1, 0, false}, // the npm module evicts it
-		"a server without id":         {respondOK(`{"data":1,"server":{}}`), "GET", cluster.KindMalformed, 1, 0, false},
-		"a server that is no object":  {respondOK(`{"data":1,"server":"node-3"}`), "GET", cluster.KindMalformed, 1, 0, false},
-		"endless":                     {endlessBody(false), "GET", cluster.KindTooLarge, 1, 0, false},
-		"large, as it says itself":    {endlessBody(true), "GET", cluster.KindTooLarge, 1, 0, false},
-		"truncated":                   {clustertest.Truncate(5), "GET", cluster.KindMalformed, 1, 0, false},
-		"stalled after the headers":   {clustertest.Stall(0), "GET", cluster.KindTimeout, 1, timeout, false},
-		"stalled half-way":            {clustertest.Stall(5), "GET", cluster.KindTimeout, 1, timeout, false},
-		"an address nobody knows":     {clustertest.RouteTo("nowhere:8080"), "GET", cluster.KindRefused, 2, 10 * time.Millisecond, true},
-		"a handler that panics":       {clustertest.Answer(abortHandler()), "POST", cluster.KindConnectionLost, 1, 0, true},
-		"an answer without a content": {respond(http.StatusNoContent, ""), "GET", cluster.KindMalformed, 1, 0, false},
+		"none":                      {nil, "GET", cluster.KindOK, 1, 0, false},
+		"refused":                   {clustertest.Refuse, "GET", cluster.KindRefused, 2, 10 * time.Millisecond, true},
+		"refused once":              {clustertest.FirstN(1, clustertest.Refuse), "POST", cluster.KindOK, 2, 10 * time.Millisecond, false},
+		"hanging":                   {clustertest.Hang, "GET", cluster.KindTimeout, 1, timeout, true},
+		"slow":                      {clustertest.Delay(9 * time.Second), "GET", cluster.KindOK, 1, 9 * time.Second, false},
+		"too slow":                  {clustertest.Delay(11 * time.Second), "GET", cluster.KindTimeout, 1, timeout, true},
+		"slow, then refused":        {clustertest.Chain(clustertest.Delay(time.Second), clustertest.Refuse), "GET", cluster.KindRefused, 2, 2*time.Second + 10*time.Millisecond, true},
+		"reset":                     {clustertest.Reset, "GET", cluster.KindConnectionLost, 2, 10 * time.Millisecond, true},
+		"reset once":                {clustertest.FirstN(1, clustertest.Reset), "GET", cluster.KindOK, 2, 10 * time.Millisecond, false},
+		"reset, POST":               {clustertest.Reset, "POST", cluster.KindConnectionLost, 1, 0, true},
+		"400":                       {clustertest.Status(400), "GET", cluster.KindStatus, 1, 0, false},
+		"401":                       {clustertest.Status(401), "GET", cluster.KindStatus, 2, 0, false},
+		"403":                       {clustertest.Status(403), "GET", cluster.KindStatus, 2, 0, false},
+		"404":                       {clustertest.Status(404), "GET", cluster.KindStatus, 1, 0, false},
+		"429":                       {clustertest.Status(429), "GET", cluster.KindStatus, 1, 0, false},
+		"500":                       {clustertest.Status(500), "GET", cluster.KindStatus, 1, 0, false}, // the npm module evicts it
+		"503":                       {clustertest.Status(503), "GET", cluster.KindStatus, 1, 0, false}, // the npm module evicts it
+		"a redirect":                {clustertest.Answer(http.RedirectHandler("http://node-2:8080/mds/v1/things", http.StatusFound)), "GET", cluster.KindStatus, 1, 0, false},
+		"another server":            {clustertest.RouteTo("node-2:8080"), "GET", cluster.KindWrongServer, 1, 0, false}, // the npm module drops it
+		"malformed":                 {respondOK("<html>"), "GET", cluster.KindMalformed, 1, 0, false},
+		"empty":                     {respondOK(""), "GET", cluster.KindMalformed, 1, 0, false},
+		"not an object":             {respondOK("[1]"), "GET", cluster.KindMalformed, 1, 0, false},
+		"null":                      {respondOK("null"), "GET", cluster.KindMalformed, 1, 0, false},
+		"no server":                 {respondOK(`{"data":1}`), "GET", cluster.KindMalformed, 1, 0, false}, // the npm module evicts it
+		"a server without id":       {respondOK(`{"data":1,"server":{}}`), "GET", cluster.KindMalformed, 1, 0, false},
+		"a string as server":        {respondOK(`{"data":1,"server":"node-3"}`), "GET", cluster.KindMalformed, 1, 0, false},
+		"endless":                   {endlessBody(false), "GET", cluster.KindTooLarge, 1, 0, false},
+		"too large, declared":       {endlessBody(true), "GET", cluster.KindTooLarge, 1, 0, false},
+		"truncated":                 {clustertest.Truncate(5), "GET", cluster.KindMalformed, 1, 0, false},
+		"stalled after the headers": {clustertest.Stall(0), "GET", cluster.KindTimeout, 1, timeout, false},
+		"stalled in the body":       {clustertest.Stall(5), "GET", cluster.KindTimeout, 1, timeout, false},
+		"an unknown host":           {clustertest.RouteTo("nowhere:8080"), "GET", cluster.KindRefused, 2, 10 * time.Millisecond, true},
+		"a handler that panics":     {clustertest.Answer(abortHandler()), "POST", cluster.KindConnectionLost, 1, 0, true},
+		"204":                       {respond(http.StatusNoContent, ""), "GET", cluster.KindMalformed, 1, 0, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := clustertest.Start(t, 5, clustertest.WithHandler(anyMethod),
 					clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxResponseBytes = 1 << 20 }))
 				from, to := w.Nodes[0], w.Nodes[2]
-				rpc(t, from, cluster.Request{Path: "/things"}) // so that there are tokens
+				rpc(t, from, cluster.Request{Path: "/things"}) // fetches the tokens
 				requests := recordRequests(w)
 				w.Network.Fault(from.Host, to.Host, tt.fault)
 				start := time.Now()
@@ -521,13 +521,13 @@ func TestFaultsOfOnePeer(t *testing.T) {
 					t.Errorf("got kind %q, %d attempts, %v, evicted %t, skipped: %v, want %+v", got.Kind, got.Attempts, got.Duration, got.Evicted, got.EvictionSkipped, tt)
 				}
 				if n := len(requests.matching(tt.method, from.Host, to.Host)); n != tt.attempts {
-					t.Errorf("%d requests to it, and %d attempts", n, tt.attempts)
+					t.Errorf("%d requests to the peer, and %d attempts", n, tt.attempts)
 				}
 				if (got.Err == nil) != (tt.kind == cluster.KindOK) || (got.Body == nil) != (got.Err != nil) || !isKind(got.Err, tt.kind) {
 					t.Errorf("error %#v", got.Err)
 				}
 				if known := len(from.Servers()); known != 5 && !tt.evicted || known != 4 && tt.evicted {
-					t.Errorf("%d servers are known afterwards", known)
+					t.Errorf("%d servers in the view", known)
 				}
 			})
 		})
@@ -576,78 +576,101 @@ func FuzzPeerResponse(f *testing.F) {
 		f.Add(seed.status, []byte(seed.body))
 	}
 	f.Fuzz(func(t *testing.T, status uint16, body []byte) {
-		o := &remotes{view: []string{"node-1", "node-2"}}
-		c := newRegisteredNode(t, o)
-		o.registry = func(r *http.Request) (int, string) {
-			t.Errorf("mIT was asked to %s %s, and the peer did answer", r.Method, r.URL)
+		code := validStatus(status)
+		r := &remotes{view: []string{"node-1", "node-2"}}
+		c := newRegisteredNode(t, r)
+		r.registry = func(req *http.Request) (int, string) {
+			t.Errorf("the peer did answer, but the registry received %s %s", req.Method, req.URL)
 			return http.StatusInternalServerError, ""
 		}
-		asked := 0
-		o.peer = func(r *http.Request) (*http.Response, error) {
-			asked++
-			return newHTTPResponse(r, validStatus(status), string(body)), nil
+		requests := 0
+		r.peer = func(req *http.Request) (*http.Response, error) {
+			requests++
+			return newHTTPResponse(req, code, string(body)), nil
 		}
 		res, err := c.RPCluster(t.Context(), cluster.Request{Path: "/things"})
 		if err != nil || len(res.Results)+len(res.Failures) != 1 {
-			t.Fatalf("one peer, but the outcome is %+v, %v", res, err)
+			t.Fatalf("one peer, but the response is %+v, %v", res, err)
 		}
 		if len(checkView(t, c)) != 2 {
 			t.Errorf("the view became %v", c.Servers())
 		}
-		var (
-			said, server map[string]json.RawMessage // exactly so named, and the last of two counts
-			id           string
-		)
-		good := validStatus(status)/100 == 2 && json.Unmarshal(body, &said) == nil && json.Unmarshal(said["server"], &server) == nil &&
-			json.Unmarshal(server["serverId"], &id) == nil && id == "node-2"
-		if good != (len(res.Results) == 1) {
-			t.Fatalf("%d %q gives %+v", validStatus(status), body, res)
+		want := 1
+		if code == http.StatusUnauthorized || code == http.StatusForbidden {
+			want = 2
 		}
-		again := validStatus(status) == http.StatusUnauthorized || validStatus(status) == http.StatusForbidden
-		if want := map[bool]int{false: 1, true: 2}[again]; asked != want {
-			t.Errorf("%d requests, want %d", asked, want)
+		if requests != want {
+			t.Errorf("%d requests, want %d", requests, want)
 		}
 		if !json.Valid([]byte(marshal(t, res))) {
-			t.Errorf("the response marshals to %s", marshal(t, res))
+			t.Errorf("the response is encoded as %s", marshal(t, res))
 		}
-		if !good {
-			got := res.Failures[0]
-			if got.Evicted || got.EvictionSkipped != nil || !strings.Contains(got.Err.Error(), "node-2") || len(res.Data) != 0 || got.Body != nil {
-				t.Errorf("it failed, with %+v", got)
-			}
-			want := []cluster.Kind{cluster.KindMalformed, cluster.KindWrongServer}
-			if validStatus(status)/100 != 2 {
-				want = []cluster.Kind{cluster.KindStatus}
-			}
-			if !slices.Contains(want, got.Kind) {
-				t.Errorf("it failed as %q: %v", got.Kind, got.Err)
-			}
-			checkNoSecrets(t, got.Err)
-			return
-		}
-		var elements []json.RawMessage
+		data, valid := decodePeerResponse(code, body)
 		switch {
-		case len(said["data"]) == 0:
-		case json.Unmarshal(said["data"], &elements) != nil:
-			elements = []json.RawMessage{said["data"]}
-		case elements == nil && string(said["data"]) == "null":
-			elements = []json.RawMessage{said["data"]}
-		}
-		values, err := cluster.Decode[json.RawMessage](res)
-		if err != nil || len(values) != len(elements) {
-			t.Errorf("%q gives the joint data %q, want %q: %v", body, values, elements, err)
+		case valid != (len(res.Results) == 1):
+			t.Fatalf("%d %q gives %+v", code, body, res)
+		case valid:
+			checkJointData(t, res, data)
+		default:
+			checkInvalidPeer(t, res, code)
 		}
 	})
 }
 
-// Of a call that is ended early, every peer that has not answered says so.
+// decodePeerResponse decodes a response of node-2 with encoding/json: names match exactly, and the
+// last of two equal names counts.
+func decodePeerResponse(code int, body []byte) (data json.RawMessage, valid bool) {
+	var (
+		envelope, server map[string]json.RawMessage
+		id               string
+	)
+	valid = code/100 == 2 && json.Unmarshal(body, &envelope) == nil && json.Unmarshal(envelope["server"], &server) == nil &&
+		json.Unmarshal(server["serverId"], &id) == nil && id == "node-2"
+	return envelope["data"], valid
+}
+
+// checkJointData checks that the joint data has the elements of the data of one peer.
+func checkJointData(t *testing.T, res *cluster.Response, data json.RawMessage) {
+	t.Helper()
+	var elements []json.RawMessage
+	switch {
+	case len(data) == 0:
+	case json.Unmarshal(data, &elements) != nil:
+		elements = []json.RawMessage{data}
+	case elements == nil && string(data) == "null":
+		elements = []json.RawMessage{data}
+	}
+	values, err := cluster.Decode[json.RawMessage](res)
+	if err != nil || len(values) != len(elements) {
+		t.Errorf("%q gives the joint data %q, want %q: %v", data, values, elements, err)
+	}
+}
+
+// checkInvalidPeer checks the failure of node-2 after an invalid response.
+func checkInvalidPeer(t *testing.T, res *cluster.Response, code int) {
+	t.Helper()
+	got := res.Failures[0]
+	if got.Evicted || got.EvictionSkipped != nil || !strings.Contains(got.Err.Error(), "node-2") || len(res.Data) != 0 || got.Body != nil {
+		t.Errorf("the failure is %+v", got)
+	}
+	want := []cluster.Kind{cluster.KindMalformed, cluster.KindWrongServer}
+	if code/100 != 2 {
+		want = []cluster.Kind{cluster.KindStatus}
+	}
+	if !slices.Contains(want, got.Kind) {
+		t.Errorf("the kind is %q: %v", got.Kind, got.Err)
+	}
+	checkNoSecrets(t, got.Err)
+}
+
+// When a call ends early, each peer that has not answered has the cause as its error.
 func TestCallEndsBeforeItsPeersAnswer(t *testing.T) {
 	errEnough := errors.New("enough")
 	for name, tt := range map[string]struct {
 		end  func(ctx context.Context, n *clustertest.Node) (context.Context, context.CancelFunc)
 		want error
 	}{
-		"cancelled": {func(ctx context.Context, _ *clustertest.Node) (context.Context, context.CancelFunc) {
+		"canceled": {func(ctx context.Context, _ *clustertest.Node) (context.Context, context.CancelFunc) {
 			ctx, cancel := context.WithCancelCause(ctx)
 			time.AfterFunc(time.Second, func() { cancel(errEnough) })
 			return ctx, func() { cancel(nil) }
@@ -686,7 +709,7 @@ func TestCallEndsBeforeItsPeersAnswer(t *testing.T) {
 			})
 		})
 	}
-	t.Run("before all have had their turn", func(t *testing.T) {
+	t.Run("before all requests have begun", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := clustertest.Start(t, 6, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = 3 }))
 			n := w.Nodes[0]
@@ -708,7 +731,7 @@ func TestCallEndsBeforeItsPeersAnswer(t *testing.T) {
 				}
 			}
 			if attempts != 3 {
-				t.Errorf("%d peers were asked, want 3", attempts)
+				t.Errorf("%d attempts, want 3", attempts)
 			}
 		})
 	})
@@ -731,14 +754,14 @@ func TestCallEndsBeforeItsPeersAnswer(t *testing.T) {
 	})
 }
 
-// Whatever happens to whichever peers, and whenever the call ends: results and failures are the
-// peers, each once. In the npm module an unreachable peer is in neither.
+// With any faults and any end of the call, each peer is once in the results or in the failures.
+// With the npm module an unreachable peer is in neither.
 func TestOneOutcomePerPeer(t *testing.T) {
 	faults := map[string]clustertest.Fault{
 		"none": nil, "refuse": clustertest.Refuse, "hang": clustertest.Hang, "reset": clustertest.Reset,
 		"slow": clustertest.Delay(3 * time.Second), "500": clustertest.Status(500), "403": clustertest.Status(403),
 		"once refused": clustertest.FirstN(1, clustertest.Refuse), "twice refused": clustertest.FirstN(2, clustertest.Refuse),
-		"other": clustertest.RouteTo("node-1:8080"), "garbage": respondOK("?"),
+		"wrong server": clustertest.RouteTo("node-1:8080"), "malformed": respondOK("?"),
 		"truncate": clustertest.Truncate(9), "stall": clustertest.Stall(9),
 	}
 	names := slices.Sorted(func(yield func(string) bool) {
@@ -750,18 +773,18 @@ func TestOneOutcomePerPeer(t *testing.T) {
 	})
 	rapid.Check(t, func(rt *rapid.T) {
 		broken := rapid.SliceOfN(rapid.SampledFrom(names), 0, 5).Draw(rt, "faults of the peers")
-		registry := rapid.SampledFrom(names).Draw(rt, "fault of mIT")
+		registry := rapid.SampledFrom(names).Draw(rt, "fault of the registry")
 		inFlight := rapid.IntRange(1, 7).Draw(rt, "in flight")
-		share := rapid.SampledFrom([]float64{0, 1}).Draw(rt, "max share")
+		fraction := rapid.SampledFrom([]float64{0, 1}).Draw(rt, "max suspect fraction")
 		method := rapid.SampledFrom([]string{"GET", "POST"}).Draw(rt, "method")
 		end := rapid.SampledFrom([]time.Duration{0, 5 * time.Millisecond, 2 * time.Second, time.Hour}).Draw(rt, "end of the call")
-		calls := rapid.IntRange(1, 2).Draw(rt, "calls at once")
+		calls := rapid.IntRange(1, 2).Draw(rt, "concurrent calls")
 
 		var problems []string
 		synctest.Test(t, func(t *testing.T) {
 			w := clustertest.Start(t, 1+len(broken), clustertest.WithHandler(anyMethod),
 				clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = inFlight }),
-				clustertest.WithOptions(cluster.WithEviction(cluster.Eviction{MaxSuspectFraction: share})))
+				clustertest.WithOptions(cluster.WithEviction(cluster.Eviction{MaxSuspectFraction: fraction})))
 			n := w.Nodes[0]
 			for i, name := range broken {
 				w.Network.Fault(n.Host, w.Nodes[1+i].Host, faults[name])
@@ -791,8 +814,8 @@ func TestOneOutcomePerPeer(t *testing.T) {
 	})
 }
 
-// Whatever a call asks for, and whatever happens meanwhile: each peer that it asks stands once, nobody
-// waits for longer than one timeout and mIT, and no more requests are under way than allowed.
+// With any options, faults and ends of concurrent calls, each selected peer has one outcome, the
+// number of requests in flight stays within its limit, and no slot is lost.
 func TestOneOutcomePerSelectedPeer(t *testing.T) {
 	faults := map[string]clustertest.Fault{
 		"none": nil, "refuse": clustertest.Refuse, "hang": clustertest.Hang, "reset": clustertest.Reset,
@@ -803,148 +826,181 @@ func TestOneOutcomePerSelectedPeer(t *testing.T) {
 	}
 	names := slices.Sorted(maps.Keys(faults))
 	rapid.Check(t, func(rt *rapid.T) {
-		broken := rapid.SliceOfN(rapid.SampledFrom(names), 1, 6).Draw(rt, "faults of the peers")
-		inFlight := rapid.IntRange(1, 9).Draw(rt, "in flight")
-		type asked struct {
-			req     cluster.Request
-			at, end time.Duration
-			breakAt int // outcomes of a stream to take; -1: no stream
-			picked  []bool
-		}
-		calls := make([]asked, rapid.IntRange(1, 5).Draw(rt, "calls"))
-		for i := range calls {
-			c := &calls[i]
-			c.picked = rapid.SliceOfN(rapid.SampledFrom([]bool{true, true, false}), len(broken), len(broken)).Draw(rt, "picked")
-			c.req = cluster.Request{
-				Path:       "/things",
-				MinResults: rapid.IntRange(0, 3).Draw(rt, "need"),
-				HedgeAfter: rapid.SampledFrom([]time.Duration{0, 5 * time.Millisecond, time.Second, 10 * time.Second}).Draw(rt, "hedge"),
-				Timeout:    rapid.SampledFrom([]time.Duration{0, 20 * time.Millisecond, 2 * time.Second, 12 * time.Second}).Draw(rt, "timeout"),
-			}
-			c.at = rapid.SampledFrom([]time.Duration{0, time.Second, 11 * time.Second}).Draw(rt, "begin")
-			c.end = rapid.SampledFrom([]time.Duration{0, 5 * time.Millisecond, 2 * time.Second, time.Hour, time.Hour}).Draw(rt, "end")
-			c.breakAt = rapid.IntRange(-3, 2).Draw(rt, "break off")
-		}
-		closes := rapid.SampledFrom([]time.Duration{0, 0, 0, 1500 * time.Millisecond}).Draw(rt, "close")
-		var (
-			mu       sync.Mutex
-			problems []string
-		)
-		problem := func(format string, args ...any) {
-			mu.Lock()
-			defer mu.Unlock()
-			problems = append(problems, fmt.Sprintf(format, args...))
-		}
+		drawn := rapid.SliceOfN(rapid.SampledFrom(names), 1, 6).Draw(rt, "faults of the peers")
+		s := &selectionTest{limit: rapid.IntRange(1, 9).Draw(rt, "limit in flight")}
+		calls := drawSelectedCalls(rt, len(drawn))
+		closeAfter := rapid.SampledFrom([]time.Duration{0, 0, 0, 1500 * time.Millisecond}).Draw(rt, "close")
 		synctest.Test(t, func(t *testing.T) {
-			w := clustertest.Start(t, 1+len(broken), noEviction(),
-				clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = inFlight }))
-			n := w.Nodes[0]
-			var now atomic.Int64
-			for i, name := range broken {
-				fault := faults[name]
-				w.Network.Fault(n.Host, w.Nodes[1+i].Host, func(next http.RoundTripper) http.RoundTripper {
-					if fault != nil {
-						next = fault(next)
-					}
-					return clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
-						if req.URL.Path == "/things" || strings.HasSuffix(req.URL.Path, "/things") {
-							defer now.Add(-1)
-							if at := now.Add(1); at > int64(inFlight) && req.Context().Err() == nil {
-								problem("%d requests at once", at)
-							}
-						}
-						return next.RoundTrip(req)
-					})
-				})
+			s.start(t, len(drawn))
+			for i, name := range drawn {
+				s.setFault(s.world.Nodes[1+i], faults[name])
 			}
-			if closes > 0 {
-				time.AfterFunc(closes, func() { n.Close() })
+			if closeAfter > 0 {
+				time.AfterFunc(closeAfter, func() { s.node.Close() })
 			}
 			var wg sync.WaitGroup
 			for _, c := range calls {
-				wg.Go(func() {
-					time.Sleep(c.at)
-					ctx, cancel := context.WithTimeout(t.Context(), c.end)
-					defer cancel()
-					var ids []string
-					var peers []*clustertest.Node
-					for i, picked := range c.picked {
-						if picked {
-							ids, peers = append(ids, w.Nodes[1+i].ID), append(peers, w.Nodes[1+i])
-						}
-					}
-					c.req.Filter = onlyIDs(ids...)
-					if c.breakAt >= 0 {
-						took := 0
-						for range n.Stream(ctx, c.req) {
-							if took++; took > c.breakAt {
-								break
-							}
-						}
-						return
-					}
-					res, err := n.RPCluster(ctx, c.req)
-					if err != nil {
-						if !errors.Is(err, cluster.ErrClosed) {
-							problem("%v", err)
-						}
-						return
-					}
-					for _, p := range outcomeProblems(res, peers) {
-						problem("%s", p)
-					}
-				})
+				wg.Go(func() { s.run(t, c) })
 			}
 			wg.Wait()
 			synctest.Wait()
-			if got := now.Load(); got != 0 {
-				problem("%d requests are left", got)
-			}
-			if got := cluster.SlotsInFlight(n.Cluster); got != 0 {
-				problem("%d places are lost", got)
-			}
-			if closes > 0 {
-				return
-			}
-			// No turn has been lost.
-			time.Sleep(time.Hour)
-			w.Network.Fault(n.Host, clustertest.Any, nil)
-			for _, peer := range w.Nodes[1:] {
-				w.Network.Fault(n.Host, peer.Host, nil)
-			}
-			for range 2 * inFlight {
-				wg.Go(func() {
-					if res := rpc(t, n, cluster.Request{Path: "/things"}); len(res.Results) != len(broken) {
-						for _, o := range res.Failures {
-							if o.Kind != cluster.KindCircuitOpen { // until the first has found it well
-								problem("in the end: %v", o.Err)
-							}
-						}
-					}
-				})
-			}
-			wg.Wait()
-			if res := rpc(t, n, cluster.Request{Path: "/things"}); len(res.Results) != len(broken) {
-				problem("at last: %v", failures(res))
+			s.checkIdle()
+			if closeAfter == 0 {
+				s.checkRecovered(t)
 			}
 		})
-		if problems != nil {
-			rt.Fatal(problems)
+		if s.problems != nil {
+			rt.Fatal(s.problems)
 		}
 	})
 }
 
-// One bound for all calls of a node together.
+// A selectedCall is a call of the property test.
+type selectedCall struct {
+	req        cluster.Request
+	begin, end time.Duration
+	breakAt    int    // the index of the outcome at which a stream breaks; negative: RPCluster
+	selected   []bool // by the filter, for each peer
+}
+
+func drawSelectedCalls(rt *rapid.T, peers int) []selectedCall {
+	calls := make([]selectedCall, rapid.IntRange(1, 5).Draw(rt, "calls"))
+	for i := range calls {
+		c := &calls[i]
+		c.selected = rapid.SliceOfN(rapid.SampledFrom([]bool{true, true, false}), peers, peers).Draw(rt, "selected")
+		c.req = cluster.Request{
+			Path:       "/things",
+			MinResults: rapid.IntRange(0, 3).Draw(rt, "min results"),
+			HedgeAfter: rapid.SampledFrom([]time.Duration{0, 5 * time.Millisecond, time.Second, 10 * time.Second}).Draw(rt, "hedge after"),
+			Timeout:    rapid.SampledFrom([]time.Duration{0, 20 * time.Millisecond, 2 * time.Second, 12 * time.Second}).Draw(rt, "timeout"),
+		}
+		c.begin = rapid.SampledFrom([]time.Duration{0, time.Second, 11 * time.Second}).Draw(rt, "begin")
+		c.end = rapid.SampledFrom([]time.Duration{0, 5 * time.Millisecond, 2 * time.Second, time.Hour, time.Hour}).Draw(rt, "end")
+		c.breakAt = rapid.IntRange(-3, 2).Draw(rt, "break at")
+	}
+	return calls
+}
+
+// A selectionTest is a world in which the first node makes the calls. It collects the problems.
+type selectionTest struct {
+	limit    int
+	world    *clustertest.World
+	node     *clustertest.Node
+	inFlight atomic.Int64
+
+	mu       sync.Mutex // guards the field below
+	problems []string
+}
+
+func (s *selectionTest) problem(format string, args ...any) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.problems = append(s.problems, fmt.Sprintf(format, args...))
+}
+
+func (s *selectionTest) start(t *testing.T, peers int) {
+	t.Helper()
+	s.world = clustertest.Start(t, 1+peers, noEviction(),
+		clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = s.limit }))
+	s.node = s.world.Nodes[0]
+}
+
+// setFault sets the fault of a peer, and counts the requests in flight.
+func (s *selectionTest) setFault(peer *clustertest.Node, fault clustertest.Fault) {
+	s.world.Network.Fault(s.node.Host, peer.Host, func(next http.RoundTripper) http.RoundTripper {
+		if fault != nil {
+			next = fault(next)
+		}
+		return clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
+			if strings.HasSuffix(req.URL.Path, "/things") {
+				defer s.inFlight.Add(-1)
+				if n := s.inFlight.Add(1); n > int64(s.limit) && req.Context().Err() == nil {
+					s.problem("%d requests in flight", n)
+				}
+			}
+			return next.RoundTrip(req)
+		})
+	})
+}
+
+func (s *selectionTest) run(t *testing.T, c selectedCall) {
+	t.Helper()
+	time.Sleep(c.begin)
+	ctx, cancel := context.WithTimeout(t.Context(), c.end)
+	defer cancel()
+	var ids []string
+	var peers []*clustertest.Node
+	for i, selected := range c.selected {
+		if peer := s.world.Nodes[1+i]; selected {
+			ids, peers = append(ids, peer.ID), append(peers, peer)
+		}
+	}
+	c.req.Filter = onlyIDs(ids...)
+	if c.breakAt >= 0 {
+		taken := 0
+		for range s.node.Stream(ctx, c.req) {
+			if taken++; taken > c.breakAt {
+				break
+			}
+		}
+		return
+	}
+	res, err := s.node.RPCluster(ctx, c.req)
+	switch {
+	case err == nil:
+		for _, p := range outcomeProblems(res, peers) {
+			s.problem("%s", p)
+		}
+	case !errors.Is(err, cluster.ErrClosed):
+		s.problem("%v", err)
+	}
+}
+
+// checkIdle checks that the calls leave neither requests nor slots behind.
+func (s *selectionTest) checkIdle() {
+	if got := s.inFlight.Load(); got != 0 {
+		s.problem("%d requests are left", got)
+	}
+	if got := cluster.SlotsInFlight(s.node.Cluster); got != 0 {
+		s.problem("%d slots are lost", got)
+	}
+}
+
+// checkRecovered checks that without faults the node reaches all peers again.
+func (s *selectionTest) checkRecovered(t *testing.T) {
+	t.Helper()
+	time.Sleep(time.Hour)
+	peers := s.world.Nodes[1:]
+	for _, peer := range peers {
+		s.world.Network.Fault(s.node.Host, peer.Host, nil)
+	}
+	var wg sync.WaitGroup
+	for range 2 * s.limit {
+		wg.Go(func() {
+			for _, o := range rpc(t, s.node, cluster.Request{Path: "/things"}).Failures {
+				if o.Kind != cluster.KindCircuitOpen { // until the first probe has succeeded
+					s.problem("after the faults: %v", o.Err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if res := rpc(t, s.node, cluster.Request{Path: "/things"}); len(res.Results) != len(peers) {
+		s.problem("at the end: %v", failures(res))
+	}
+}
+
+// MaxInFlight bounds all calls of a node together.
 func TestMaxInFlight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var now, most atomic.Int64
+		var inFlight, peak atomic.Int64
 		w := clustertest.Start(t, 7,
 			clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = 2 }),
 			clustertest.WithHandler(func(n *clustertest.Node) http.Handler {
 				return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-					defer now.Add(-1)
-					if at := now.Add(1); at > most.Load() {
-						most.Store(at)
+					defer inFlight.Add(-1)
+					if n := inFlight.Add(1); n > peak.Load() {
+						peak.Store(n)
 					}
 					time.Sleep(time.Second)
 					n.Reply(w, r, nil)
@@ -962,28 +1018,28 @@ func TestMaxInFlight(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		// A second more if in the end two calls wait for one peer, which is asked by one at a time.
-		if took := time.Since(start); most.Load() != 2 || took != 9*time.Second && took != 10*time.Second {
-			t.Errorf("18 requests of 1 s took %v, %d of them at once; want 9 s, 2", took, most.Load())
+		// It takes a second more if two calls remain that wait for the same peer.
+		if took := time.Since(start); peak.Load() != 2 || took != 9*time.Second && took != 10*time.Second {
+			t.Errorf("18 requests of 1 s took %v, at most %d in flight; want 9 s, 2", took, peak.Load())
 		}
 	})
 }
 
-// Calls that are under way together keep apart, so that no peer has to answer all at once, and there are
-// not as many connections to each as there are calls.
+// Concurrent calls start at different peers. So a peer does not receive all of them at once, and
+// needs fewer connections than there are calls.
 func TestConcurrentCallsStartAtDifferentPeers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const peers, calls = 64, 8
-		var most atomic.Int64
+		var peak atomic.Int64
 		w := fixedworld.Start(t, fixedworld.NewStore(fixedworld.Servers(0, peers)), 0, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = 2 * calls }))
 		n := w.Join()
 		for _, s := range n.Servers() {
-			var now atomic.Int64
+			var inFlight atomic.Int64
 			w.Network.Fault(n.Host, s.ServerID+":8080", func(next http.RoundTripper) http.RoundTripper {
 				return clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
-					defer now.Add(-1)
-					if at := now.Add(1); at > most.Load() {
-						most.Store(at)
+					defer inFlight.Add(-1)
+					if n := inFlight.Add(1); n > peak.Load() {
+						peak.Store(n)
 					}
 					time.Sleep(10 * time.Millisecond)
 					return next.RoundTrip(req)
@@ -1002,8 +1058,8 @@ func TestConcurrentCallsStartAtDifferentPeers(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		if got := most.Load(); got > 3 {
-			t.Errorf("a peer was asked by %d calls at once", got)
+		if got := peak.Load(); got > 3 {
+			t.Errorf("%d concurrent requests to one peer", got)
 		}
 	})
 }
@@ -1025,53 +1081,53 @@ func TestCustomer(t *testing.T) {
 			}
 		}
 		if fetched := len(requests.matching("POST", w.Nodes[0].Host, clustertest.TokenHost)); fetched != 3 {
-			t.Errorf("%d tokens were fetched for nobody and two customers", fetched)
+			t.Errorf("%d tokens were fetched for no customer and two customers", fetched)
 		}
 	})
 }
 
-// counting counts how often it is encoded.
+// An encodeCounter counts its encodings.
 type encodeCounter struct{ times *atomic.Int64 }
 
 func (c encodeCounter) MarshalJSON() ([]byte, error) {
 	return fmt.Appendf(nil, `{"encoded":%d}`, c.times.Add(1)), nil
 }
 
-// isKind tells whether err is of the type that the errors of a kind have.
+// isKind reports whether err has the type of the errors of a kind.
 func isKind(err error, kind cluster.Kind) bool {
 	_, unreachable := errors.AsType[*cluster.UnreachableError](err)
 	se, status := errors.AsType[*cluster.StatusError](err)
-	wrong, other := errors.AsType[*cluster.WrongServerError](err)
-	_, answer := errors.AsType[*cluster.InvalidResponseError](err)
+	mismatch, wrongServer := errors.AsType[*cluster.WrongServerError](err)
+	_, invalid := errors.AsType[*cluster.InvalidResponseError](err)
 	switch kind {
 	case cluster.KindRefused, cluster.KindConnectionLost:
 		return unreachable
 	case cluster.KindTimeout:
-		return (unreachable || answer) && errors.Is(err, context.DeadlineExceeded)
+		return (unreachable || invalid) && errors.Is(err, context.DeadlineExceeded)
 	case cluster.KindStatus:
 		return status && se.Remote == `peer "node-3"` && se.Code >= 300
 	case cluster.KindWrongServer:
-		return other && wrong.Want == "node-3" && wrong.Got == "node-2"
+		return wrongServer && mismatch.Want == "node-3" && mismatch.Got == "node-2"
 	case cluster.KindMalformed:
-		return answer
+		return invalid
 	case cluster.KindTooLarge:
-		return answer && errors.Is(err, cluster.ErrResponseTooLarge)
+		return invalid && errors.Is(err, cluster.ErrResponseTooLarge)
 	}
 	return err == nil
 }
 
-// stillThere are the nodes that the i-th of some calls had to ask. One that begins when another
-// has had a peer evicted need not ask that.
+// expectedPeers returns the nodes that the i-th of some calls must have called. A call that began
+// after another had evicted a peer need not have called that peer.
 func expectedPeers(nodes []*clustertest.Node, results []*cluster.Response, i int) []*clustertest.Node {
-	gone := map[string]bool{}
+	evicted := map[string]bool{}
 	for j, other := range results {
 		for _, o := range other.Failures {
-			gone[o.Server.ServerID] = gone[o.Server.ServerID] || j != i && o.Evicted
+			evicted[o.Server.ServerID] = evicted[o.Server.ServerID] || j != i && o.Evicted
 		}
 	}
-	asked := idsOfOutcomes(slices.Concat(results[i].Results, results[i].Failures))
+	called := idsOfOutcomes(slices.Concat(results[i].Results, results[i].Failures))
 	return slices.DeleteFunc(slices.Clone(nodes), func(n *clustertest.Node) bool {
-		return gone[n.ID] && !slices.Contains(asked, n.ID)
+		return evicted[n.ID] && !slices.Contains(called, n.ID)
 	})
 }
 

@@ -9,7 +9,7 @@ import (
 	"github.com/mimiktech/cluster/mit"
 )
 
-// forgeDeparture makes one node tell all others that a running node has left.
+// forgeDeparture makes one node report to all others that a running node has left.
 func (s *simulation) forgeDeparture() {
 	sender, victim := s.pick(), s.pick()
 	s.record("%s reports %s as departed", sender.ID, victim.ID)
@@ -51,8 +51,8 @@ func (s *simulation) partition() {
 	})
 }
 
-// splitRandomly splits the nodes into two or three groups that do not reach each other. The registry
-// and the token service each are in one of the groups, or in reach of all.
+// splitRandomly splits the nodes into two or three groups that do not reach each other. The
+// registry and the token service each are in one of the groups, or in reach of all.
 func (s *simulation) splitRandomly() [][]string {
 	groups := make([][]string, 2+s.rand.IntN(2))
 	weight := s.rand.Float64() // some partitions are even, others isolate a few nodes
@@ -76,8 +76,8 @@ func (s *simulation) splitRandomly() [][]string {
 	return groups
 }
 
-// splitOffThird cuts a third of the nodes off from the others, but not from the registry, so that the
-// others evict them.
+// splitOffThird cuts a third of the nodes off from the others, but not from the registry, so that
+// the others evict them.
 func (s *simulation) splitOffThird() {
 	s.partitioned = true
 	var groups [2][]string

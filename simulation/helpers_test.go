@@ -8,8 +8,8 @@ import (
 	"github.com/mimiktech/cluster/clustertest"
 )
 
-// full reports whether the environment variable SIMULATION asks for the full length of the tests. If
-// not, it logs what runs instead.
+// full reports whether the environment variable SIMULATION asks for the full length of the tests.
+// If not, it logs what runs instead.
 func full(t *testing.T, instead string) bool {
 	t.Helper()
 	if os.Getenv("SIMULATION") == "full" {

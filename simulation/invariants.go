@@ -86,8 +86,8 @@ func (s *simulation) checkListed(m *member, listed bool, now time.Time) {
 	}
 }
 
-// checkConverged ends all faults, and checks that the cluster recovers: after a lease each node knows
-// all running nodes, and after another grace period each node knows no others.
+// checkConverged ends all faults, and checks that the cluster recovers: after a lease each node
+// knows all running nodes, and after another grace period each node knows no others.
 func (s *simulation) checkConverged() {
 	s.endFaults()
 	running, expiry := s.expected()
@@ -134,9 +134,9 @@ func (s *simulation) expected() (running []string, expiry map[string]time.Time) 
 	return running, expiry
 }
 
-// checkRecovered checks a running node after a lease without faults: it is registered, and knows all
-// running nodes and all listed ones. It knows a stopped node only if the registry lists it or did
-// when the node last renewed.
+// checkRecovered checks a running node after a lease without faults: it is registered, and knows
+// all running nodes and all listed ones. It knows a stopped node only if the registry lists it or
+// did when the node last renewed.
 func (s *simulation) checkRecovered(m *member, running []string, expiry map[string]time.Time) {
 	status, servers, listed := m.Status(), serverIDs(m.Servers()), serverIDs(s.Registered())
 	if status.State != cluster.Registered {
@@ -154,7 +154,7 @@ func (s *simulation) checkRecovered(m *member, running []string, expiry map[stri
 	}
 	for _, id := range servers {
 		if until, stopped := expiry[id]; stopped && !slices.Contains(listed, id) && !status.RenewedAt.Before(until) {
-			s.t.Errorf("%s knows %s, whose entry expired at %v, and renewed at %v", m.ID, id, until.Sub(s.start), status.RenewedAt.Sub(s.start))
+			s.t.Errorf("%s renewed at %[4]v, but knows %[2]s, although that entry expired at %[3]v", m.ID, id, until.Sub(s.start), status.RenewedAt.Sub(s.start))
 		}
 	}
 }

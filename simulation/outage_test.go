@@ -13,9 +13,9 @@ import (
 	"github.com/mimiktech/cluster/mit"
 )
 
-// TestOutage takes the registry away from a thousand nodes for ten leases, and the token service for
-// four of these, so that all tokens expire. Soon after the registry works again each node must be
-// registered. Neither these registrations nor the next renewals may come at the same time.
+// TestOutage takes the registry away from a thousand nodes for ten leases, and the token service
+// for four of these, so that all tokens expire. Soon after the registry works again each node must
+// be registered. Neither these registrations nor the next renewals may come at the same time.
 //
 // The measure is a tenth of the time in which all nodes register again. Any interval of this length
 // may have at most twice the mean.
@@ -113,8 +113,8 @@ func checkSpread(t *testing.T, what string, arrivals []time.Time, length time.Du
 	}
 }
 
-// An arrivalStore records when servers register or renew. It lists each server only itself, because a
-// thousand lists of a thousand servers would slow the test down.
+// An arrivalStore records when servers register or renew. It lists each server only itself, because
+// a thousand lists of a thousand servers would slow the test down.
 type arrivalStore struct {
 	*mit.Memory
 

@@ -23,8 +23,9 @@ const (
 )
 
 // TestThousandNodesOverThreeReplicas lets one replica of the registry hang and recover, and then
-// restarts all replicas in turn. Each replica has its share of the nodes. While one fails, the others
-// take over its share, and it gets the share back gradually. At no time do the nodes arrive together.
+// restarts all replicas in turn. Each replica has its share of the nodes. While one fails, the
+// others take over its share, and it gets the share back gradually. At no time do the nodes arrive
+// together.
 func TestThousandNodesOverThreeReplicas(t *testing.T) {
 	inFull := full(t, "without the recovery of the replica and without the rolling restart")
 	synctest.Test(t, func(t *testing.T) {
@@ -107,8 +108,8 @@ func (r *replicaTest) restartInTurn() {
 	r.wantEach("answered at the end", answered, replicaNodes/4, replicaNodes*5/12)
 }
 
-// run lets time pass, and returns how many requests per period each replica received and answered. It
-// checks that no replica receives too many in one second.
+// run lets time pass, and returns how many requests per period each replica received and answered.
+// It checks that no replica receives too many in one second.
 func (r *replicaTest) run(phase string, d time.Duration) (received, answered []int) {
 	r.t.Helper()
 	time.Sleep(d)

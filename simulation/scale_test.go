@@ -14,8 +14,8 @@ import (
 	"github.com/mimiktech/cluster/internal/fixedworld"
 )
 
-// TestIdleFootprint checks that a Cluster that knows a thousand servers, and makes no calls, costs one
-// goroutine, less than a MiB, and its renewals.
+// TestIdleFootprint checks that a Cluster that knows a thousand servers, and makes no calls, costs
+// one goroutine, less than a MiB, and its renewals.
 func TestIdleFootprint(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const clusters, servers, lease = 10, 1000, time.Hour
@@ -47,8 +47,8 @@ func TestIdleFootprint(t *testing.T) {
 	})
 }
 
-// checkOnlyRenewals checks that for two leases nodes only renew, and fetch tokens. The earliest renewal is
-// after two thirds of the lease, less a tenth for jitter.
+// checkOnlyRenewals checks that for two leases nodes only renew, and fetch tokens. The earliest
+// renewal is after two thirds of the lease, less a tenth for jitter.
 func checkOnlyRenewals(t *testing.T, worlds []*clustertest.World, servers int, lease time.Duration) {
 	t.Helper()
 	var mu sync.Mutex

@@ -2,8 +2,8 @@
 // what must hold at any time and after recovery.
 //
 // A run is a list of events: nodes restart, crash, leave and join, the network is partitioned, and
-// the registry (mIT) and the token service (mST) fail, while nodes call each other. The kind, the time and the
-// nodes of each event are drawn from a seed. Run needs a bubble of testing/synctest.
+// the registry (mIT) and the token service (mST) fail, while nodes call each other. The kind, the
+// time and the nodes of each event are drawn from a seed. Run needs a bubble of testing/synctest.
 package simulation
 
 import (
