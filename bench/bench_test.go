@@ -246,7 +246,7 @@ func TestFailureScenarios(t *testing.T) {
 	}
 }
 
-// The go command, or a shell, is between the driver and the process that is killed.
+// The driver is the child of a shell, which is killed.
 func TestDriverEndsWithItsParent(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()

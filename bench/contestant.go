@@ -218,7 +218,7 @@ func usedCPU() time.Duration {
 	return time.Duration(ru.Utime.Nano() + ru.Stime.Nano())
 }
 
-// resetPeakMemory lets maxMemory count from now on.
+// resetPeakMemory resets the maximum memory to the current one.
 func resetPeakMemory() error { return os.WriteFile("/proc/self/clear_refs", []byte("5"), 0) }
 
 // maxMemory returns the maximum resident memory of this process in bytes.

@@ -18,11 +18,11 @@
 //   - join: the time until ten nodes know of a node that joins or leaves, compared with
 //     hashicorp/memberlist.
 //
-// A stub cluster simulates up to a thousand peers, each with its own loopback address, the registry
-// (mIT) and the token service (mST). It is a process of its own. So is each contestant, which
-// separates its CPU time, allocations and memory from the others'. Contestants run one at a time,
-// in a random order in each round, and each run opens new connections. A ratio is the median of the
-// ratios within rounds, because other load on the machine affects all contestants of a round.
+// A stub cluster simulates the registry (mIT), the token service (mST) and up to a thousand peers,
+// each with its own loopback address. It runs in its own process. Each contestant does, too, which
+// keeps its CPU time, allocations and memory separate. Contestants run one at a time, in a random
+// order in each round, and each run opens new connections. A ratio is the median of the ratios
+// within rounds, because other load on the machine affects all contestants of a round.
 //
 // The contestants:
 //

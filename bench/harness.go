@@ -99,7 +99,7 @@ func (h *harness) connect(ctx context.Context, name string, e endpoints) (*proce
 	return c, nil
 }
 
-// A config is what the contestants are compared in.
+// A config describes one comparison: the behavior of the peers and the kind of calls.
 type config struct {
 	conditions
 	Callers int

@@ -38,7 +38,7 @@ type joiner interface {
 	close()
 }
 
-// A notifier wakes up await when a node may have learned something. Its capacity is one.
+// A notifier wakes up await when the view of a node may have changed. Its capacity is one.
 type notifier chan struct{}
 
 func (n notifier) notify() {
@@ -120,8 +120,8 @@ func (h *harness) measureJoins(ctx context.Context, newGroup func(context.Contex
 	}, nil
 }
 
-// measureJoin lets one node join and leave. The timeout is long because a node that gossip misses
-// only learns of the other at the next full exchange or probe.
+// measureJoin lets one node join and leave. The timeout is long: a node that missed a gossip
+// message learns of the change only at the next full exchange or probe.
 func measureJoin(ctx context.Context, g group, n notifier, name string) (t joinTimes, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, 2*time.Minute, errors.New("not all nodes learned of it"))
 	defer cancel()

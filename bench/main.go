@@ -31,7 +31,7 @@ func main() {
 	}
 }
 
-// run is the driver, the stub cluster or a contestant, depending on the arguments.
+// run runs the driver, the stub cluster or a contestant, depending on the arguments.
 func run(args []string) error {
 	if len(args) == 1 && args[0] == stubRole {
 		return runStub()
@@ -50,7 +50,7 @@ func run(args []string) error {
 	return err
 }
 
-// An experiment measures something and returns the result as Markdown.
+// An experiment measures one aspect of the contestants and returns the result as Markdown.
 type experiment struct {
 	name, title string
 	run         func(*harness, context.Context) (string, error)

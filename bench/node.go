@@ -23,7 +23,7 @@ const (
 type node struct {
 	*cluster.Cluster
 	req  cluster.Request
-	done *atomic.Int64 // peers
+	done *atomic.Int64 // number of PeerDone events
 }
 
 // nodeConstructor returns a function that creates a node whose calls send req.

@@ -174,7 +174,7 @@ func failureLines(results []scenarioResult) []plotLine {
 	return lines
 }
 
-// formatDuration formats d with one or more significant digits: 1.5 ms, 2 s, 35 µs.
+// formatDuration formats d in the largest unit that fits: 1.5 ms, 2 s, 35 µs.
 func formatDuration(d time.Duration) string {
 	for _, unit := range []struct {
 		d    time.Duration

@@ -43,7 +43,7 @@ type conditions struct {
 
 func (c conditions) failing() int { return c.Dead + c.Hanging + c.Slow }
 
-// endpoints tell a contestant how to reach the stub cluster.
+// endpoints are what a contestant needs to know of the stub cluster.
 type endpoints struct {
 	Peers    []peer
 	Registry string        // URL of the registry

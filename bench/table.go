@@ -17,7 +17,7 @@ type summary struct {
 	CPU           float64 // µs per request
 	Allocs, Bytes float64 // per request
 	Peak          float64 // bytes
-	Missing       int     // results that should have arrived in all rounds
+	Missing       int     // results that did not arrive, in all rounds
 }
 
 func (r result) summary() summary {

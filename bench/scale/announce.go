@@ -18,7 +18,7 @@ type announcement int
 
 const (
 	announceSelf announcement = iota // the node's entry, for a minimal response
-	announceAll                      // all entries, for a response with all: like the npm module
+	announceAll                      // all entries, for a full response, like the npm module
 )
 
 func (a announcement) String() string {
@@ -37,8 +37,8 @@ func addNode(w *clustertest.World, a announcement) *clustertest.Node {
 	return node
 }
 
-// announceAllClient returns a client for the node at host. It turns the node's announcements into
-// ones with all servers. It encodes these once, as a node would.
+// announceAllClient returns a client for the node at host. It replaces the body of the node's
+// announcements with one that has all servers, and encodes this body once.
 func announceAllClient(n *clustertest.Network, host string, servers func() []cluster.Server) *http.Client {
 	var (
 		transport = n.Transport(host)

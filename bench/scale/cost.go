@@ -11,7 +11,7 @@ import (
 	"github.com/mimiktech/cluster/clustertest"
 )
 
-// A cost is the cost of an operation.
+// A cost has the requests, bytes and time of an operation.
 type cost struct {
 	Requests, Failed int64
 	Sent, Received   int64 // bytes of bodies

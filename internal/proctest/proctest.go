@@ -7,15 +7,14 @@ import (
 	"sync"
 )
 
-// tailSize is the number of bytes that a Tail keeps.
-const tailSize = 8 << 10
-
 // A Tail is an io.Writer that keeps the last 8 KiB written to it, such as the output of a process.
 // The zero value is empty. A Tail is safe for concurrent use.
 type Tail struct {
 	mu   sync.Mutex // guards the field below
 	text []byte
 }
+
+const tailSize = 8 << 10
 
 // Write appends b and drops what exceeds the limit at the front. It returns len(b) and nil.
 func (t *Tail) Write(b []byte) (int, error) {
