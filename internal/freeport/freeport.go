@@ -16,9 +16,9 @@ const lowest, count = 15_000, 15_000
 //nolint:gochecknoglobals // ports are a resource of the machine, not of a caller
 var calls atomic.Int64
 
-// Next returns a free port of 127.0.0.1 below the ephemeral ports, so that a server can listen at it
-// again after a restart. No two calls in a process return the same port, unless all were returned.
-// Concurrent processes start at different ports of the range.
+// Next returns a free port of 127.0.0.1 below the ephemeral ports, so that a server can listen at
+// it again after a restart. No two calls in a process return the same port, unless all were
+// returned. Concurrent processes start at different ports of the range.
 func Next(ctx context.Context) (int, error) {
 	var lastErr error
 	for range 1000 {
