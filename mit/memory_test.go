@@ -1,7 +1,6 @@
 package mit_test
 
 import (
-	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -36,39 +35,7 @@ func TestMemoryLogsExpiry(t *testing.T) {
 			}
 		}
 		if n := logs.FilterMessage("server expired").FilterField(zap.String("serverId", "a")).Len(); n != 1 {
-			t.Errorf("%d lines for one expiry: %v", n, logs.All())
+			t.Errorf("%d log lines for one expiry: %v", n, logs.All())
 		}
 	})
-}
-
-// The id is part of the contract: nodes that outlive the registry still match it.
-func TestResourceID(t *testing.T) {
-	const want = "09d8f1f0-7477-5c54-9770-74879a6d3b25"
-	if got := mit.ResourceID("mds"); got != want {
-		t.Errorf("ResourceID(mds) = %s, want %s", got, want)
-	}
-	if mit.ResourceID("mds") == mit.ResourceID("MDS") {
-		t.Error("types that differ in case share a resource")
-	}
-}
-
-func BenchmarkMemoryRenew(b *testing.B) {
-	for _, n := range []int{100, 10_000} {
-		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			m := mit.NewMemory()
-			put := func(i int) {
-				if _, err := m.Put(b.Context(), mit.Registration{Type: "mds", ServerID: fmt.Sprint(i)}, time.Hour); err != nil {
-					b.Fatal(err)
-				}
-			}
-			for i := range n {
-				put(i)
-			}
-			i := 0
-			for b.Loop() {
-				put(i % n)
-				i++
-			}
-		})
-	}
 }

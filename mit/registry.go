@@ -1,10 +1,10 @@
-// Package mit is the other side of a cluster: the registry that its servers register with
-// (mIT) and the token service that lets them in (mST), for those who have no mimik back end,
-// and for tests.
+// Package mit implements the services that a cluster needs besides its nodes: the registry (mIT),
+// which lists the servers of each cluster, and the token service (mST), which issues their tokens.
+// Use it without mimik's back end, and for tests.
 //
-// [Registry] and [TokenService] are [http.Handler] values, to be mounted wherever the nodes are
-// told to look; nodes of this module and npm nodes use them alike. A [Store] keeps the
-// servers: [Memory] in this process, or one that several registries share.
+// [Registry] and [TokenService] are [http.Handler] values, for nodes of this module and npm nodes
+// alike. A [Store] keeps the servers: [Memory] in this process, or a store that several
+// registries share, such as that of package etcd.
 //
 //	tokens, err := mit.NewTokenService(mit.TokenConfig{
 //		Issuer:  "http://127.0.0.1:4000/oauth/token",
@@ -20,7 +20,7 @@
 //	mux.Handle("/oauth/token", tokens)
 //	mux.Handle("/mIT/v1/", registry)
 //
-// Package command has both as a program.
+// Package command runs both as a program.
 package mit
 
 import (
@@ -30,7 +30,6 @@ import (
 	"fmt"
 	"math"
 	"net/http"
-	"net/url"
 	"path"
 	"slices"
 	"strings"
@@ -40,63 +39,58 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/mimiktech/cluster"
+	"github.com/mimiktech/cluster/internal/httpjson"
 	"github.com/mimiktech/cluster/internal/token"
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
-// NoLease, as a lease, makes a registry name none in its answers. Nodes then assume the
-// default, and so does the registry.
+// NoLease makes a registry send no lease. Nodes then assume the default, and so does the registry.
 const NoLease time.Duration = -1
 
 const (
 	defaultLease = 2 * time.Hour
 
-	// maxLease is the longest time that the timer of an npm node can wait for. A longer one
-	// rings at once, so the node would renew without a pause.
+	// maxLease is the longest delay of a JavaScript timer. A longer one fires at once, so that an
+	// npm node would renew continuously.
 	maxLease = math.MaxInt32 * time.Millisecond
-
-	maxBody     = 1 << 20
-	maxName     = 256 // of types and server ids
-	maxURL      = 2048
-	maxLocation = 4096
 )
 
-// RegistryConfig says how a [Registry] behaves. Issuer, Audience and Keys are mandatory,
-// unless Verify is set; the zero value of any other field is its default.
+// RegistryConfig configures a [Registry]. Issuer, Audience and Keys are mandatory unless Verify is
+// set. The zero value of any other field means its default.
 type RegistryConfig struct {
-	// Lease is the time that nodes are told to renew within; 2 hours by default, [NoLease]
-	// to tell them none, at most about 24 days.
+	// Lease is the time within which nodes must renew; 2 hours by default, at most about 24 days.
+	// [NoLease] sends none.
 	Lease time.Duration
-	// Grace is how long beyond its lease a silent server is kept; half the lease by default.
-	// The nodes take the lease as the time between two renewals, so some is needed.
+	// Grace is how long an entry is kept after its lease; half the lease by default. Nodes use the
+	// lease as their renewal interval, so some is needed.
 	Grace time.Duration
-	// MaxServers bounds the servers of one resource; 10,000 by default. One more is
-	// answered 409; those that are in may renew.
+	// MaxServers bounds the servers of one resource; 10,000 by default. Further servers get a 409;
+	// registered servers may renew.
 	MaxServers int
 
-	// BasePath is the path that the endpoints are under, such as /mIT/v1; none by default.
+	// BasePath is the path prefix of the endpoints, such as /mIT/v1; none by default.
 	BasePath string
 
-	// Issuer and Audience are what a token must name as its iss and aud, Keys are those it
-	// may be signed with (HS256).
+	// Issuer and Audience are the required iss and aud of tokens. Keys are the keys they may be
+	// signed with (HS256).
 	Issuer, Audience string
 	Keys             []string
-	// Verify, if set, checks tokens instead, and returns the type that a good one was given
-	// to. It may be called from any goroutine. Its error goes to the log, not to the caller,
-	// and must not quote the token.
+	// Verify, if set, replaces the check of tokens by keys. It returns the type of service that a
+	// valid token was issued to. It must be safe for concurrent use. Its error is logged, not sent
+	// to the caller, and must not contain the token.
 	Verify func(token string) (typ string, err error)
-	// InvalidTokenStatus answers a token that is not, or no longer, good; 401 by default. npm
-	// nodes keep a token until it nears its end unless they are answered 403: choose that
-	// for a registry whose keys change while they run. A request without any token is
-	// answered 401 whatever this says.
+	// InvalidTokenStatus is the status for invalid or expired tokens, 401 or 403; 401 by default.
+	// npm nodes replace a token before its expiry only after a 403: use 403 for a registry whose
+	// keys change while nodes run. A request without a token always gets a 401.
 	InvalidTokenStatus int
 
-	// Logger gets a line for every registration and delete; nothing is logged by default.
+	// Logger logs every registration and delete; nil: no log.
 	Logger *zap.Logger
 }
 
 func (c RegistryConfig) maxServers() int { return cmp.Or(c.MaxServers, 10_000) }
-func (c RegistryConfig) badTokenStatus() int {
+
+func (c RegistryConfig) invalidTokenStatus() int {
 	return cmp.Or(c.InvalidTokenStatus, http.StatusUnauthorized)
 }
 
@@ -104,69 +98,70 @@ func (c RegistryConfig) grace(lease time.Duration) time.Duration {
 	return cmp.Or(c.Grace, lease/2)
 }
 
-// A Registry is an mIT: it serves
+func (c RegistryConfig) validate() error {
+	var errs []error
+	if c.Verify == nil {
+		errs = append(errs, require("Issuer", c.Issuer), require("Audience", c.Audience), checkKeys(c.Keys))
+	}
+	if c.Lease < 0 && c.Lease != NoLease || c.Lease > maxLease {
+		errs = append(errs, fmt.Errorf("invalid Lease %v: not between 0 and %v", c.Lease, maxLease))
+	}
+	if c.Grace < 0 || c.Grace > maxLease {
+		errs = append(errs, fmt.Errorf("invalid Grace %v: not between 0 and %v", c.Grace, maxLease))
+	}
+	if c.MaxServers < 0 {
+		errs = append(errs, fmt.Errorf("invalid MaxServers %d: negative", c.MaxServers))
+	}
+	if s := c.invalidTokenStatus(); s != http.StatusUnauthorized && s != http.StatusForbidden {
+		errs = append(errs, fmt.Errorf("invalid InvalidTokenStatus %d: neither 401 nor 403", s))
+	}
+	if p := c.BasePath; p != "" && (p != path.Clean(p) || p[0] != '/' || strings.ContainsAny(p, "{} ")) {
+		errs = append(errs, fmt.Errorf("invalid BasePath %q: not a clean absolute path", p))
+	}
+	return errors.Join(errs...)
+}
+
+// A Registry is a registry of servers (mIT). It serves
 //
 //	POST   {BasePath}/itResources
 //	GET    {BasePath}/itResources/{id}
 //	DELETE {BasePath}/itResources/{id}/servers/{serverId}
 //	DELETE {BasePath}/itResources/{id}/servers/{serverId}@{date}
 //
-// to callers with a bearer token of the type they speak for, and
+// to callers with a bearer token of the resource's type, and
 //
 //	GET    {BasePath}/health
 //
-// to everybody: 200 while it can do all of that, 503 with the reason while its [Store] says that
-// it cannot, for a load balancer to choose another. Its methods may be called from any goroutine.
-// It starts none, and needs no closing.
+// without a token: 200, or 503 with the reason while the [Store] reports that its data may be
+// stale, so that a load balancer can choose another registry.
+//
+// Its methods are safe for concurrent use. It starts no goroutine and needs no Close.
 type Registry struct {
 	cfg   RegistryConfig
 	store Store
 	log   *zap.Logger
 	mux   *http.ServeMux
 
-	answers answers
-
 	mu     sync.Mutex // guards the fields below
 	lease  time.Duration
 	verify func(token string) (typ string, err error)
 }
 
-// NewRegistry returns a registry over store, or one error that names all that is wrong with
-// cfg.
+// NewRegistry returns a registry over store, or one error that names every problem of cfg.
 func NewRegistry(store Store, cfg RegistryConfig) (*Registry, error) {
-	var errs []error
+	err := cfg.validate()
 	if store == nil {
-		errs = append(errs, errors.New("missing store"))
+		err = errors.Join(errors.New("missing store"), err)
 	}
-	if cfg.Verify == nil {
-		errs = append(errs, missing("Issuer", cfg.Issuer), missing("Audience", cfg.Audience), checkKeys(cfg.Keys))
-	}
-	if cfg.Lease < 0 && cfg.Lease != NoLease || cfg.Lease > maxLease {
-		errs = append(errs, fmt.Errorf("invalid Lease %v: not between 0 and %v", cfg.Lease, maxLease))
-	}
-	if cfg.Grace < 0 || cfg.Grace > maxLease {
-		errs = append(errs, fmt.Errorf("invalid Grace %v: not between 0 and %v", cfg.Grace, maxLease))
-	}
-	if cfg.MaxServers < 0 {
-		errs = append(errs, fmt.Errorf("invalid MaxServers %d: negative", cfg.MaxServers))
-	}
-	if s := cfg.badTokenStatus(); s != http.StatusUnauthorized && s != http.StatusForbidden {
-		errs = append(errs, fmt.Errorf("invalid InvalidTokenStatus %d: neither 401 nor 403", s))
-	}
-	base := cfg.BasePath
-	if base != "" && (base != path.Clean(base) || base[0] != '/' || strings.ContainsAny(base, "{} ")) {
-		errs = append(errs, fmt.Errorf("invalid BasePath %q: not a clean absolute path", base))
-	}
-	if err := errors.Join(errs...); err != nil {
+	if err != nil {
 		return nil, fmt.Errorf("mit: registry: %w", err)
 	}
-
 	g := &Registry{cfg: cfg, store: store, log: orNop(cfg.Logger), mux: http.NewServeMux(), verify: cfg.Verify}
 	g.SetLease(cfg.Lease)
 	if g.verify == nil {
 		g.SetKeys(cfg.Keys...)
 	}
-	base = strings.TrimSuffix(base, "/")
+	base := strings.TrimSuffix(cfg.BasePath, "/")
 	g.handle(base+"/itResources", http.MethodPost, g.register)
 	g.handle(base+"/itResources/{id}", http.MethodGet, g.get)
 	g.handle(base+"/itResources/{id}/servers/{server}", http.MethodDelete, g.delete)
@@ -176,17 +171,17 @@ func NewRegistry(store Store, cfg RegistryConfig) (*Registry, error) {
 	return g, nil
 }
 
-// SetLease changes the lease, as [RegistryConfig] has it: 0 is the default, [NoLease] names
-// none, and what is too long for a node is cut. A node hears of it when it next renews, and
-// keeps until then the time it was given.
+// SetLease changes the lease. As in [RegistryConfig], 0 is the default and [NoLease] sends none. A
+// lease that is too long is cut to the maximum. Each node receives the new lease with its next
+// renewal and keeps the old one until then.
 func (g *Registry) SetLease(lease time.Duration) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.lease = min(lease, maxLease)
 }
 
-// SetKeys replaces the keys that tokens may be signed with, and [RegistryConfig.Verify] with
-// the check by keys. After a change of keys, give the new one and the one before it.
+// SetKeys replaces the keys that tokens may be signed with, and [RegistryConfig.Verify] by the
+// check with keys. To rotate keys, pass the new one and the previous one.
 func (g *Registry) SetKeys(keys ...string) {
 	v := token.NewVerifier(g.cfg.Issuer, g.cfg.Audience, keys...)
 	g.mu.Lock()
@@ -199,8 +194,8 @@ func (g *Registry) SetKeys(keys ...string) {
 
 // ServeHTTP implements [http.Handler].
 func (g *Registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	r = correlate(w, r)
-	// The mux would redirect what is not clean, and not in JSON.
+	r = httpjson.Correlate(w, r)
+	// The mux would redirect a path that is not clean, with an HTML body.
 	if p := r.URL.Path; p != path.Clean(p) || p[0] != '/' {
 		notFound(w)
 		return
@@ -209,22 +204,22 @@ func (g *Registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func notFound(w http.ResponseWriter) {
-	answer(w, http.StatusNotFound, envelope(http.StatusNotFound, "there is nothing at this path"))
+	httpjson.WriteError(w, http.StatusNotFound, "there is nothing at this path")
 }
 
-// handle serves the pattern to callers with a good token, whose type it hands to the handler.
+// handle serves a pattern to callers with a valid token and passes the token's type to serve.
 func (g *Registry) handle(pattern, method string, serve func(w http.ResponseWriter, r *http.Request, typ string) (any, error)) {
 	g.mux.HandleFunc(method+" "+pattern, func(w http.ResponseWriter, r *http.Request) {
-		typ, err := g.caller(r)
+		typ, err := g.authenticate(r)
 		var body any
 		if err == nil {
 			body, err = serve(w, r, typ)
 		}
 		if err != nil {
-			g.fail(w, r, err)
+			g.writeError(w, r, err)
 			return
 		}
-		answer(w, http.StatusOK, body)
+		writeJSON(w, http.StatusOK, body)
 	})
 	g.methodNotAllowed(pattern, method)
 }
@@ -232,73 +227,61 @@ func (g *Registry) handle(pattern, method string, serve func(w http.ResponseWrit
 func (g *Registry) methodNotAllowed(pattern, method string) {
 	g.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Allow", method)
-		g.fail(w, r, refuse(http.StatusMethodNotAllowed, "only %s is served here", method))
+		g.writeError(w, r, newAPIError(http.StatusMethodNotAllowed, "only %s is served here", method))
 	})
 }
 
-// health is for those who choose where to send requests. They ask often: nothing is logged.
+// health logs nothing: load balancers call it every few seconds.
 func (g *Registry) health(w http.ResponseWriter) {
 	w.Header().Set("Cache-Control", "no-store")
 	if s, ok := g.store.(interface{ Stale() error }); ok {
 		if err := s.Stale(); err != nil {
-			answer(w, http.StatusServiceUnavailable, envelope(http.StatusServiceUnavailable, err.Error()))
+			httpjson.WriteError(w, http.StatusServiceUnavailable, err.Error())
 			return
 		}
 	}
-	answer(w, http.StatusOK, map[string]string{"data": "ok"})
+	writeJSON(w, http.StatusOK, map[string]string{"data": "ok"})
 }
 
-func (g *Registry) fail(w http.ResponseWriter, r *http.Request, err error) {
+func (g *Registry) writeError(w http.ResponseWriter, r *http.Request, err error) {
 	status, message := http.StatusServiceUnavailable, "the registry cannot reach its store"
-	if no, ok := errors.AsType[*refusal](err); ok {
-		status, message = no.status, no.message
-		g.log.Debug("request refused", zap.String("method", r.Method), zap.Int("statusCode", status),
-			zap.String("reason", message), correlation(r.Context()))
+	if apiErr, ok := errors.AsType[*apiError](err); ok {
+		status, message = apiErr.status, apiErr.message
+		g.log.Debug("request rejected", zap.String("method", r.Method), zap.Int("statusCode", status),
+			zap.String("reason", message), httpjson.CorrelationField(r.Context()))
 	} else {
-		g.log.Error("store failed", zap.String("method", r.Method), zap.Error(err), correlation(r.Context()))
-		// Where there are several registries, the next try may come to one that reaches the store.
+		g.log.Error("store failed", zap.String("method", r.Method), zap.Error(err), httpjson.CorrelationField(r.Context()))
+		// The next request may reach another registry of a load balancer, over a new connection.
 		w.Header().Set("Connection", "close")
 	}
 	if status == http.StatusUnauthorized {
 		w.Header().Set("WWW-Authenticate", "Bearer")
 	}
-	answer(w, status, envelope(status, message))
+	httpjson.WriteError(w, status, message)
 }
 
-// caller is the type that the request's token was given to.
-func (g *Registry) caller(r *http.Request) (string, error) {
-	raw, err := bearer(r.Header)
+// authenticate returns the type that the request's token was issued to.
+func (g *Registry) authenticate(r *http.Request) (string, error) {
+	raw, err := httpjson.BearerToken(r.Header)
 	if err != nil {
-		return "", err
+		return "", newAPIError(http.StatusUnauthorized, "%s", err)
 	}
 	g.mu.Lock()
 	verify := g.verify
 	g.mu.Unlock()
 	typ, err := verify(raw)
 	if err == nil && typ == "" {
-		err = errors.New("it has no subType")
+		err = errors.New("the token has no subType")
 	}
 	if err != nil {
-		g.log.Warn("token refused", zap.Error(err), correlation(r.Context()))
-		return "", refuse(g.cfg.badTokenStatus(), "the token is not valid here")
+		g.log.Warn("token rejected", zap.Error(err), httpjson.CorrelationField(r.Context()))
+		return "", newAPIError(g.cfg.invalidTokenStatus(), "the token is not valid here")
 	}
 	return typ, nil
 }
 
-func bearer(h http.Header) (string, error) {
-	values := h.Values("Authorization")
-	if len(values) != 1 {
-		return "", refuse(http.StatusUnauthorized, "one authorization header is needed, not %d", len(values))
-	}
-	scheme, raw, _ := strings.Cut(values[0], " ")
-	if !strings.EqualFold(scheme, "bearer") || raw == "" {
-		return "", refuse(http.StatusUnauthorized, "the authorization header holds no bearer token")
-	}
-	return raw, nil
-}
-
-// terms is the lease as the next answer names it, nil for none, and how long an entry lives.
-func (g *Registry) terms() (leaseTime *float64, life time.Duration) {
+// leaseTerms returns the lease to send, in milliseconds, nil for none, and the TTL of an entry.
+func (g *Registry) leaseTerms() (leaseTime *float64, ttl time.Duration) {
 	g.mu.Lock()
 	lease := g.lease
 	g.mu.Unlock()
@@ -310,7 +293,7 @@ func (g *Registry) terms() (leaseTime *float64, life time.Duration) {
 }
 
 func (g *Registry) register(w http.ResponseWriter, r *http.Request, typ string) (any, error) {
-	body, err := readBody(w, r, maxBody)
+	body, err := readBody(w, r, maxRegistrationBytes)
 	if err != nil {
 		return nil, err
 	}
@@ -319,37 +302,37 @@ func (g *Registry) register(w http.ResponseWriter, r *http.Request, typ string) 
 		return nil, err
 	}
 	if reg.Type != typ {
-		return nil, refuse(http.StatusForbidden, "a token of type %q cannot register type %q", typ, reg.Type)
+		return nil, newAPIError(http.StatusForbidden, "a token of type %q cannot register type %q", typ, reg.Type)
 	}
 	reg.Unmanaged = r.URL.Query().Get("managedCluster") == "off"
 
-	leaseTime, life := g.terms()
-	res, err := g.store.Put(r.Context(), reg, life)
+	leaseTime, ttl := g.leaseTerms()
+	res, err := g.store.Put(r.Context(), reg, ttl)
 	if err != nil {
 		return nil, err
 	}
-	isNew := isNewcomer(res.Servers, reg.ServerID)
-	if most := g.cfg.maxServers(); isNew && len(res.Servers) > most {
+	added := isNew(res.Servers, reg.ServerID)
+	if limit := g.cfg.maxServers(); added && len(res.Servers) > limit {
 		if err := g.store.Delete(r.Context(), res.ID, reg.ServerID); err != nil {
 			return nil, err
 		}
 		g.log.Warn("cluster full", zap.String("type", reg.Type), zap.String("serverId", reg.ServerID),
-			zap.Int("maxServers", most), correlation(r.Context()))
-		return nil, refuse(http.StatusConflict, "the cluster is full: it has %d servers", most)
+			zap.Int("maxServers", limit), httpjson.CorrelationField(r.Context()))
+		return nil, newAPIError(http.StatusConflict, "the cluster is full: it has %d servers", limit)
 	}
 
 	log, message := g.log.Debug, "server renewed"
-	if isNew {
+	if added {
 		log, message = g.log.Info, "server registered"
 	}
 	log(message, zap.String("type", reg.Type), zap.String("serverId", reg.ServerID),
 		zap.String("clusterBaseUrl", reg.ClusterBaseURL), zap.Bool("managed", !reg.Unmanaged),
-		zap.Int("nbServers", len(res.Servers)), correlation(r.Context()))
-	return g.answers.registered(res, leaseTime)
+		zap.Int("nbServers", len(res.Servers)), httpjson.CorrelationField(r.Context()))
+	return registered{res, leaseTime}, nil
 }
 
-// isNewcomer says whether the server has only just come in.
-func isNewcomer(servers []cluster.Server, serverID string) bool {
+// isNew reports whether the last Put created the entry of the server.
+func isNew(servers []cluster.Server, serverID string) bool {
 	i, ok := slices.BinarySearchFunc(servers, serverID, func(s cluster.Server, id string) int {
 		return cmp.Compare(s.ServerID, id)
 	})
@@ -358,136 +341,57 @@ func isNewcomer(servers []cluster.Server, serverID string) bool {
 
 func (g *Registry) get(_ http.ResponseWriter, r *http.Request, typ string) (any, error) {
 	id := r.PathValue("id")
-	if err := ownResource(id, typ); err != nil {
+	if err := checkOwner(id, typ); err != nil {
 		return nil, err
 	}
 	res, err := g.store.Get(r.Context(), id)
 	if errors.Is(err, ErrNotFound) {
-		return nil, refuse(http.StatusNotFound, "no server of type %q has registered", typ)
+		return nil, newAPIError(http.StatusNotFound, "no server of type %q has registered", typ)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return g.answers.registered(res, nil)
+	return registered{res, nil}, nil
 }
 
 func (g *Registry) delete(_ http.ResponseWriter, r *http.Request, typ string) (any, error) {
 	id := r.PathValue("id")
-	if err := ownResource(id, typ); err != nil {
+	if err := checkOwner(id, typ); err != nil {
 		return nil, err
 	}
-	serverID := r.PathValue("server")
-	fields := []zap.Field{zap.String("type", typ), correlation(r.Context())}
-	if at := strings.LastIndexByte(serverID, '@'); at >= 0 {
-		spelled := serverID[at+1:]
-		serverID = serverID[:at]
-		date, err := time.Parse(time.RFC3339, spelled)
-		if err != nil {
-			return nil, refuse(http.StatusBadRequest, "the date %q is not as RFC 3339 has it", spelled)
-		}
-		if serverID == "" {
-			return nil, refuse(http.StatusBadRequest, "the date stands without a serverId")
-		}
-		newer, err := g.store.DeleteIfUnmodifiedSince(r.Context(), id, serverID, date)
-		if err != nil {
-			return nil, err
-		}
-		fields = append(fields, zap.String("serverId", serverID), zap.Time("date", date))
-		if newer != nil {
+	serverID, unmodifiedSince, err := parseServerRef(r.PathValue("server"))
+	if err != nil {
+		return nil, err
+	}
+	fields := []zap.Field{zap.String("type", typ), zap.String("serverId", serverID), httpjson.CorrelationField(r.Context())}
+	if unmodifiedSince == nil {
+		err = g.store.Delete(r.Context(), id, serverID)
+	} else {
+		var newer *cluster.Server
+		newer, err = g.store.DeleteIfUnmodifiedSince(r.Context(), id, serverID, *unmodifiedSince)
+		fields = append(fields, zap.Time("date", *unmodifiedSince))
+		if err == nil && newer != nil {
 			g.log.Info("server not deleted: it has renewed since", append(fields, zap.Time("updatedAt", newer.UpdatedAt))...)
 			return wire.DeleteResponse{Server: (*wire.Server)(newer)}, nil
 		}
-	} else {
-		if err := g.store.Delete(r.Context(), id, serverID); err != nil {
-			return nil, err
-		}
-		fields = append(fields, zap.String("serverId", serverID))
+	}
+	if err != nil {
+		return nil, err
 	}
 	g.log.Info("server deleted", fields...)
 	data, err := json.Marshal(wire.ServerRef{ServerID: serverID})
 	return wire.DeleteResponse{Data: data}, err
 }
 
-func ownResource(id, typ string) error {
+// checkOwner rejects a token for the resource of another type.
+func checkOwner(id, typ string) error {
 	if id == ResourceID(typ) {
 		return nil
 	}
-	return refuse(http.StatusForbidden, "a token of type %q is not for this itResource", typ)
+	return newAPIError(http.StatusForbidden, "a token of type %q is not for this itResource", typ)
 }
 
-// parseRegistration reads a registration, or names all that is wrong with it.
-func parseRegistration(body []byte) (Registration, error) {
-	var in wire.Registration
-	if err := json.Unmarshal(body, &in); err != nil {
-		return Registration{}, refuse(http.StatusBadRequest, "the body is not a registration in JSON")
-	}
-	if string(in.Location) == "null" {
-		in.Location = nil
-	}
-	var wrong []string
-	check := func(name, value string, most int, problem func(string) string) {
-		p := ""
-		switch {
-		case value == "":
-			p = "is missing"
-		case len(value) > most:
-			p = fmt.Sprintf("is longer than %d bytes", most)
-		default:
-			p = problem(value)
-		}
-		if p != "" {
-			wrong = append(wrong, name+" "+p)
-		}
-	}
-	check("type", in.Type, maxName, func(string) string { return "" })
-	check("serverId", in.ServerID, maxName, serverIDProblem)
-	check("clusterBaseUrl", in.ClusterBaseURL, maxURL, baseURLProblem)
-	if len(in.PublicBaseURL) > maxURL {
-		wrong = append(wrong, fmt.Sprintf("publicBaseUrl is longer than %d bytes", maxURL))
-	}
-	if len(in.Location) > maxLocation {
-		wrong = append(wrong, fmt.Sprintf("location is longer than %d bytes", maxLocation))
-	}
-	if wrong != nil {
-		return Registration{}, refuse(http.StatusBadRequest, "%s", strings.Join(wrong, "; "))
-	}
-	return Registration{
-		Type:           in.Type,
-		ServerID:       in.ServerID,
-		Location:       in.Location,
-		PublicBaseURL:  in.PublicBaseURL,
-		ClusterBaseURL: in.ClusterBaseURL,
-	}, nil
-}
-
-// serverIDProblem says why an id could not be named in the path of a delete, which the npm
-// nodes write without escaping.
-func serverIDProblem(id string) string {
-	if id == "." || id == ".." {
-		return "is a step in a path"
-	}
-	if i := strings.IndexFunc(id, func(r rune) bool { return r < ' ' || r == 0x7f || strings.ContainsRune(`@/?#%\`, r) }); i >= 0 {
-		return fmt.Sprintf("must not contain %q", id[i:i+1])
-	}
-	return ""
-}
-
-// baseURLProblem says why paths cannot be put under a URL. It does not repeat the URL, which
-// may hold a password.
-func baseURLProblem(raw string) string {
-	u, err := url.Parse(raw)
-	switch {
-	case err != nil, u.Scheme != "http" && u.Scheme != "https", u.Hostname() == "":
-		return "is not an absolute http or https URL"
-	case u.User != nil:
-		return "must not contain credentials"
-	case u.RawQuery != "", u.ForceQuery, u.Fragment != "":
-		return "must not have a query or a fragment"
-	}
-	return ""
-}
-
-func missing(name, value string) error {
+func require(name, value string) error {
 	if value != "" {
 		return nil
 	}

@@ -636,8 +636,8 @@ func TestRegistryLog(t *testing.T) {
 		"debug server renewed",
 		"info server not deleted: it has renewed since",
 		"info server deleted",
-		"warn token refused",
-		"debug request refused",
+		"warn token rejected",
+		"debug request rejected",
 	}
 	if !slices.Equal(messages, want) {
 		t.Errorf("logged %q, want %q", messages, want)

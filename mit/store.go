@@ -1,9 +1,13 @@
 package mit
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -11,81 +15,117 @@ import (
 	"github.com/mimiktech/cluster"
 )
 
-// ErrNotFound says that a [Store] holds no such resource.
+// ErrNotFound is returned by [Store.Get] for an unknown resource.
 var ErrNotFound = errors.New("mit: not found")
 
-// A Store keeps the resources of a registry, and lets their servers go when they stay silent.
+// A Store keeps the resources of a registry and removes servers that do not renew in time.
 //
-// Each call is atomic: whoever calls at the same moment, from this process or, if the store
-// is shared, from another, sees it wholly done or not at all. A call that returns an error
-// may have been done or not; each may be repeated.
+// Each call is atomic. Concurrent calls, from this process or from another that shares the store,
+// see all of its effect or none. A call that returns an error may have taken effect. Every call
+// may be repeated.
 //
-// All methods may be called from any goroutine. What they return is the caller's to keep
-// and to change. An error means that the store could not be asked; package storetest says
-// the rest in code.
+// All methods are safe for concurrent use. The caller owns the lists they return. The bytes of
+// Location and Raw may be shared and must not be modified, neither by the caller nor by the store.
+// An error means that the store could not be reached. Package storetest tests these guarantees.
 //
-// A store that can be cut off from what it keeps may also have a method Stale() error, which
-// does not block: while it returns an error, the health endpoint of a [Registry] answers 503
-// with it, to anybody, so it must hold no secret.
+// A store that can lose its connection may also have a method Stale() error, which must not block.
+// While it returns an error, the health endpoint of a [Registry] responds with 503 and the error's
+// text. Callers of that endpoint need no token, so the text must not contain a secret.
 type Store interface {
-	// Put registers a server, or renews it: the entry then lives for life, which is
-	// positive, and disappears by the store's own clock if no other Put comes before.
+	// Put registers or renews a server. The entry expires ttl later, by the store's own clock,
+	// unless another Put renews it. ttl is positive.
 	//
-	// The resource of the type is made by the first Put for it, once, however many come at
-	// that moment; its id is [ResourceID] of the type. The last Put that names a
-	// PublicBaseURL sets it for the resource.
+	// The first Put for a type creates its resource, with the id [ResourceID]. Concurrent first
+	// Puts create one resource. The last Put that has a PublicBaseURL sets it for the resource.
 	//
-	// CreatedAt stays for as long as the entry lives: an entry that went, by a delete or by
-	// silence, starts anew. A new entry has UpdatedAt equal to CreatedAt, and every renewal
-	// has a later one, by a millisecond at least, even if the clock stood still or went
-	// back: two states of an entry never share a date, so that a dated delete can tell
-	// them apart. Dates have the precision of the wire, milliseconds.
+	// CreatedAt is kept for the lifetime of the entry. A server that registers after its entry was
+	// deleted or has expired gets a new CreatedAt. A new entry has UpdatedAt equal to CreatedAt.
+	// Every renewal increases UpdatedAt by at least a millisecond, even if the clock stood still or
+	// went back, so that UpdatedAt identifies one state of the entry. Times have the precision of
+	// the wire, milliseconds.
 	//
-	// Put returns the resource with all its live servers, this one included.
-	Put(ctx context.Context, reg Registration, life time.Duration) (Resource, error)
+	// Put returns the resource with all its live servers, including this one.
+	Put(ctx context.Context, reg Registration, ttl time.Duration) (Resource, error)
 
-	// Get returns a resource with its live servers; [ErrNotFound] if no server has ever
-	// registered for it. A store may forget a resource that has no servers left.
+	// Get returns a resource with its live servers, or [ErrNotFound] if no server has ever
+	// registered for it. It may also return ErrNotFound for a resource without servers.
 	Get(ctx context.Context, id string) (Resource, error)
 
-	// Delete removes a server. It is no error if the server or the resource is not there.
+	// Delete removes a server. A missing server or resource is not an error.
 	Delete(ctx context.Context, id, serverID string) error
 
-	// DeleteIfUnmodifiedSince removes a server, as Delete does, unless its entry was updated after
-	// date: then it changes nothing and returns that newer entry. The look and the removal
-	// are one step; no renewal comes between them. It returns nil if the server is gone,
-	// or was not there.
+	// DeleteIfUnmodifiedSince removes a server unless its entry was updated after date. In that
+	// case it changes nothing and returns the entry. Comparison and removal are one step, without
+	// a renewal in between. It returns nil if the server was removed or did not exist.
 	DeleteIfUnmodifiedSince(ctx context.Context, id, serverID string, date time.Time) (*cluster.Server, error)
 }
 
-// A Registration is what a server tells the registry about itself, at first and at every
-// renewal.
+// A Registration is what a server sends to register and to renew.
 type Registration struct {
 	Type     string
 	ServerID string
-	// Location is where the server stands, GeoJSON; nil when it did not say.
+	// Location is the position of the server as GeoJSON; nil if unknown.
 	Location json.RawMessage
-	// PublicBaseURL is where the public reaches the service, ClusterBaseURL where this
-	// server's peers reach it.
+	// PublicBaseURL is the address of the service for clients, ClusterBaseURL the address of this
+	// server for its peers.
 	PublicBaseURL, ClusterBaseURL string
-	// Unmanaged is set for a server that leaves its cluster to others. It is listed like
-	// any other, since the others still have to reach it; a store may ignore it.
+	// Unmanaged reports that the server leaves management of the cluster to the other servers. It
+	// is listed like any other; a store may ignore the field.
 	Unmanaged bool
 }
 
+// Entry returns the entry of the server after registering at now, with Raw set. previous is its
+// entry before, nil if there is none. It is a helper for stores: it keeps the promises that
+// [Store.Put] makes about times, and shares no memory with the registration.
+func (reg Registration) Entry(previous *cluster.Server, now time.Time) (cluster.Server, error) {
+	updatedAt := now.UTC().Truncate(time.Millisecond)
+	createdAt := updatedAt
+	if previous != nil {
+		createdAt = previous.CreatedAt
+		if !updatedAt.After(previous.UpdatedAt) {
+			updatedAt = previous.UpdatedAt.Add(time.Millisecond)
+		}
+	}
+	s := cluster.Server{
+		ServerID:       strings.Clone(reg.ServerID),
+		ClusterBaseURL: strings.Clone(reg.ClusterBaseURL),
+		Location:       slices.Clip(bytes.Clone(reg.Location)),
+		CreatedAt:      createdAt,
+		UpdatedAt:      updatedAt,
+	}
+	raw, err := s.MarshalJSON()
+	if err != nil {
+		return cluster.Server{}, fmt.Errorf("mit: location of server %q is not JSON: %w", reg.ServerID, err)
+	}
+	s.Raw = slices.Clip(raw)
+	return s, nil
+}
+
 // A Resource is one cluster: the servers of one type, sorted by id.
+//
+// Raw of a server is nil, or its JSON as [cluster.Server.MarshalJSON] encodes it. A store that
+// keeps the JSON of its entries saves the registry from encoding all of them for each response.
 type Resource struct {
 	ID, Type, PublicBaseURL string
 	Servers                 []cluster.Server
 }
 
-// ResourceID is the id of the resource of a type.
+// NewResource returns the resource of a type with n servers, sorted by id. It is a helper for
+// stores.
+func NewResource(typ, publicBaseURL string, n int, server func(i int) cluster.Server) Resource {
+	servers := make([]cluster.Server, n)
+	for i := range servers {
+		servers[i] = server(i)
+	}
+	return Resource{ID: ResourceID(typ), Type: typ, PublicBaseURL: publicBaseURL, Servers: servers}
+}
+
+// ResourceID returns the id of the resource of a type.
 //
-// It is computed, not drawn. A node takes no announcement, and no departure, of a resource
-// whose id is not the one that it knows. If a registry that lost its memory drew a new id, the
-// nodes that have renewed since and those that have not would be two clusters for a whole
-// lease, each deaf to the other; so it must come to the same id again. It also makes a race
-// between the first servers of a type harmless.
+// The id is derived from the type, not random, so that a registry which lost its data assigns the
+// same id again. Nodes ignore announcements and departures of a resource with another id: with a
+// random id, the nodes that have renewed since the loss and the others would be two clusters for
+// a whole lease. A derived id also makes concurrent first registrations of a type harmless.
 func ResourceID(typ string) string {
 	return uuid.NewSHA1(uuid.NameSpaceURL, []byte("https://github.com/mimiktech/cluster/itResources/"+typ)).String()
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/google/uuid"
 	"go.uber.org/zap"
 
+	"github.com/mimiktech/cluster/internal/httpjson"
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
@@ -28,113 +29,111 @@ const (
 	grantRefresh = "refresh_token"
 
 	typeCluster = "cluster"
-	subClients  = "@clients" // what follows the client id in sub
+	subClients  = "@clients" // suffix of the client id in sub
 
-	maxTokenBody = 64 << 10
+	maxTokenRequestBytes = 64 << 10
 )
 
-// DefaultScope is the scope of the tokens of a [Client] that names none: what a node needs to
-// tell its peers who is in the cluster and who has left. npm nodes refuse tokens without any.
+// DefaultScope is the scope of the tokens of a [Client] without one. It allows a node to announce
+// servers and to report departures to its peers. npm nodes reject tokens without a scope.
 const DefaultScope = "create:itResource delete:server"
 
-// A Client is somebody the token service knows.
+// A Client may request tokens from a [TokenService].
 type Client struct {
 	ID     string `json:"id"`
 	Secret string `json:"secret"`
-	// Type is the type of service that the client is; it becomes subType in its tokens.
+	// Type is the client's type of service, the subType of its tokens.
 	Type string `json:"type"`
-	// Scope is that of its tokens, words separated by blanks; [DefaultScope] by default.
+	// Scope is the scope of its tokens, words separated by spaces; [DefaultScope] by default.
 	Scope string `json:"scope,omitempty"`
 }
 
-func (c Client) check() error {
-	return errors.Join(missing("client ID", c.ID), missing("client Secret", c.Secret), missing("client Type", c.Type))
+func (c Client) validate() error {
+	return errors.Join(require("client ID", c.ID), require("client Secret", c.Secret), require("client Type", c.Type))
 }
 
-// TokenConfig says how a [TokenService] behaves. Issuer and Key are mandatory; the zero value
-// of any other field is its default.
+// TokenConfig configures a [TokenService]. Issuer and Key are mandatory. The zero value of any
+// other field means its default.
 type TokenConfig struct {
-	// Issuer is the iss of every token, and by mimik's convention the URL at which the
-	// service answers.
+	// Issuer is the iss of every token. By mimik's convention it is the URL of the service.
 	Issuer string
-	// Key signs the tokens (HS256); whoever checks them has it too.
+	// Key signs the tokens (HS256). Every node and registry that verifies tokens needs it.
 	Key string
-	// Clients are those who may ask. More can come later, see [TokenService.SetClient].
+	// Clients may request tokens. [TokenService.SetClient] adds further ones.
 	Clients []Client
 
-	// AccessTokenTTL and RefreshTokenTTL are how long tokens are good for: by default a day, and a
-	// month of 30. They count in whole seconds.
+	// AccessTokenTTL and RefreshTokenTTL are the lifetimes of tokens, in whole seconds; a day and
+	// 30 days by default.
 	AccessTokenTTL, RefreshTokenTTL time.Duration
 
-	// Logger gets a line for every token given or refused; nothing is logged by default.
+	// Logger logs every token request; nil: no log.
 	Logger *zap.Logger
 }
 
-func (c TokenConfig) accessLife() time.Duration  { return cmp.Or(c.AccessTokenTTL, 24*time.Hour) }
-func (c TokenConfig) refreshLife() time.Duration { return cmp.Or(c.RefreshTokenTTL, 30*24*time.Hour) }
+func (c TokenConfig) accessTokenTTL() time.Duration  { return cmp.Or(c.AccessTokenTTL, 24*time.Hour) }
+func (c TokenConfig) refreshTokenTTL() time.Duration { return cmp.Or(c.RefreshTokenTTL, 30*24*time.Hour) }
 
-// A TokenService is an mST: an [http.Handler] that answers a POST, at whatever path it is
-// mounted, with an access token and a refresh token.
+// A TokenService issues tokens (mST). It is an [http.Handler] that responds to a POST, at any path,
+// with an access token and a refresh token.
 //
-// Asked in JSON it answers as mimik's does, with the tokens inside data. Asked with a form,
-// it is a plain OAuth2 token endpoint (RFC 6749, with the client's name and secret in the
-// form or in Basic authorization), so that a standard client, given the audience as an
-// additional parameter, can be used.
+// A request in JSON gets mimik's response, with the tokens inside data. A request with a form gets
+// that of a plain OAuth2 token endpoint (RFC 6749), with the client's credentials in the form or in
+// Basic authorization. A standard OAuth2 client works if it sends the audience as an additional
+// parameter.
 //
-// Its methods may be called from any goroutine. It keeps no record of the tokens it gave:
-// they are good until they expire or the keys change.
+// Its methods are safe for concurrent use. It keeps no record of issued tokens: they are valid
+// until they expire or the keys change.
 type TokenService struct {
-	cfg TokenConfig // read-only, and without its secrets
+	cfg TokenConfig // read-only, without Key and Clients
 	log *zap.Logger
 
-	mu      sync.Mutex // guards the fields below
-	keys    []signer   // the present one, then the one before
+	mu      sync.Mutex    // guards the fields below
+	keys    []signingKeys // current, previous
 	clients map[string]knownClient
 }
 
 type knownClient struct {
-	Client          // without its secret
-	secret [32]byte // the hash of it
+	Client              // without Secret
+	secretHash [32]byte // SHA-256
 }
 
-func known(c Client) knownClient {
-	k := knownClient{Client: c, secret: sha256.Sum256([]byte(c.Secret))}
+func newKnownClient(c Client) knownClient {
+	k := knownClient{Client: c, secretHash: sha256.Sum256([]byte(c.Secret))}
 	k.Secret = ""
 	k.Scope = cmp.Or(c.Scope, DefaultScope)
 	return k
 }
 
-// A signer has a key for each kind of token. Whoever checks access tokens knows their key but
-// not what kinds there are, so a refresh token is signed with another: it cannot be taken for
-// an access token anywhere, whatever audiences a deployment gives its parties.
-type signer struct{ access, refresh []byte }
+// signingKeys holds one key for each kind of token. A verifier of access tokens checks the
+// signature, not the kind: with a key of its own, a refresh token is never valid as an access
+// token, whatever audience a deployment uses.
+type signingKeys struct{ access, refresh []byte }
 
-func newSigner(key string) signer {
+func newSigningKeys(key string) signingKeys {
 	mac := hmac.New(sha256.New, []byte(key))
 	mac.Write([]byte("mST refresh token"))
-	return signer{access: []byte(key), refresh: mac.Sum(nil)}
+	return signingKeys{access: []byte(key), refresh: mac.Sum(nil)}
 }
 
-// NewTokenService returns a token service, or one error that names all that is wrong with
-// cfg.
+// NewTokenService returns a token service, or one error that names every problem of cfg.
 func NewTokenService(cfg TokenConfig) (*TokenService, error) {
 	errs := []error{
-		missing("Issuer", cfg.Issuer),
-		missing("Key", cfg.Key),
-		checkLife("AccessTokenTTL", cfg.accessLife()),
-		checkLife("RefreshTokenTTL", cfg.refreshLife()),
+		require("Issuer", cfg.Issuer),
+		require("Key", cfg.Key),
+		checkTTL("AccessTokenTTL", cfg.accessTokenTTL()),
+		checkTTL("RefreshTokenTTL", cfg.refreshTokenTTL()),
 	}
 	s := &TokenService{
 		log:     orNop(cfg.Logger),
-		keys:    []signer{newSigner(cfg.Key)},
+		keys:    []signingKeys{newSigningKeys(cfg.Key)},
 		clients: make(map[string]knownClient, len(cfg.Clients)),
 	}
 	for _, c := range cfg.Clients {
-		if _, twice := s.clients[c.ID]; twice {
-			errs = append(errs, fmt.Errorf("client ID %q is there twice", c.ID))
+		if _, duplicate := s.clients[c.ID]; duplicate {
+			errs = append(errs, fmt.Errorf("duplicate client ID %q", c.ID))
 		}
-		errs = append(errs, c.check())
-		s.clients[c.ID] = known(c)
+		errs = append(errs, c.validate())
+		s.clients[c.ID] = newKnownClient(c)
 	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, fmt.Errorf("mit: token service: %w", err)
@@ -144,45 +143,45 @@ func NewTokenService(cfg TokenConfig) (*TokenService, error) {
 	return s, nil
 }
 
-func checkLife(name string, life time.Duration) error {
-	if life < time.Second {
-		return fmt.Errorf("invalid %s %v: below one second", name, life)
+func checkTTL(name string, ttl time.Duration) error {
+	if ttl < time.Second {
+		return fmt.Errorf("invalid %s %v: below one second", name, ttl)
 	}
 	return nil
 }
 
-// SetClient adds a client, or replaces the one that has its ID.
+// SetClient adds a client or replaces the one with the same ID.
 func (s *TokenService) SetClient(c Client) error {
-	if err := c.check(); err != nil {
+	if err := c.validate(); err != nil {
 		return fmt.Errorf("mit: %w", err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.clients[c.ID] = known(c)
+	s.clients[c.ID] = newKnownClient(c)
 	return nil
 }
 
-// RemoveClient makes a client a stranger. The access tokens it has stay good until they
-// expire.
+// RemoveClient removes a client. Its access tokens stay valid until they expire; its refresh tokens
+// become invalid.
 func (s *TokenService) RemoveClient(id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.clients, id)
 }
 
-// SetKey changes the key that tokens are signed with. Refresh tokens signed with the one
-// before are still taken, those of earlier ones are not. It is an error if key is empty.
+// SetKey changes the signing key. Refresh tokens signed with the previous key are still accepted,
+// those of earlier keys are not. An empty key is an error.
 func (s *TokenService) SetKey(key string) error {
-	if err := missing("key", key); err != nil {
+	if err := require("key", key); err != nil {
 		return fmt.Errorf("mit: %w", err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.keys = []signer{newSigner(key), s.keys[0]}
+	s.keys = []signingKeys{newSigningKeys(key), s.keys[0]}
 	return nil
 }
 
-// A tokenRequest is what the body asks for, in JSON or as a form.
+// A tokenRequest is the body of a request, in JSON or as a form.
 type tokenRequest struct {
 	GrantType    string `json:"grant_type"`
 	ClientID     string `json:"client_id"`
@@ -193,14 +192,14 @@ type tokenRequest struct {
 	RefreshToken string `json:"refresh_token"`
 }
 
-// A grant is what a pair of tokens is good for. The refresh token carries it.
+// A grant describes what a pair of tokens was issued for. The refresh token contains it.
 type grant struct {
 	Audience string `json:"audience"`
 	Type     string `json:"type,omitempty"`
 	Customer string `json:"customer,omitempty"`
 }
 
-type tokenAnswer struct {
+type tokenResponse struct {
 	AccessToken  string `json:"access_token"`
 	RefreshToken string `json:"refresh_token"`
 	TokenType    string `json:"token_type"`
@@ -209,90 +208,98 @@ type tokenAnswer struct {
 
 // ServeHTTP implements [http.Handler].
 func (s *TokenService) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	r = correlate(w, r)
+	r = httpjson.Correlate(w, r)
 	w.Header().Set("Cache-Control", "no-store")
-	plain := isForm(r)
-	tokens, err := s.serve(w, r, plain)
-	switch {
-	case err != nil:
-		s.fail(w, r, err, plain)
-	case plain:
-		answer(w, http.StatusOK, tokens)
-	default:
-		answer(w, http.StatusOK, struct {
-			Data tokenAnswer `json:"data"`
-		}{tokens})
+	if isForm(r) {
+		tokens, err := s.serve(w, r, formParser(r))
+		if err != nil {
+			s.writeFormError(w, r, err)
+			return
+		}
+		writeJSON(w, http.StatusOK, tokens)
+		return
 	}
+	tokens, err := s.serve(w, r, parseJSON)
+	if err != nil {
+		apiErr := s.rejected(r, err)
+		httpjson.WriteError(w, apiErr.status, apiErr.message)
+		return
+	}
+	writeJSON(w, http.StatusOK, struct {
+		Data tokenResponse `json:"data"`
+	}{tokens})
 }
 
 func isForm(r *http.Request) bool {
-	kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
-	return err == nil && kind == "application/x-www-form-urlencoded"
+	mediaType, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	return err == nil && mediaType == "application/x-www-form-urlencoded"
 }
 
-func (s *TokenService) fail(w http.ResponseWriter, r *http.Request, err error, plain bool) {
-	no, ok := errors.AsType[*refusal](err)
-	if !ok { // signing failed: nothing that a caller could have caused
-		s.log.Error("token not signed", zap.Error(err), correlation(r.Context()))
-		no = &refusal{status: http.StatusInternalServerError, message: "the token could not be signed"}
+// rejected logs the error of a request and returns the one to respond with.
+func (s *TokenService) rejected(r *http.Request, err error) *apiError {
+	apiErr, ok := errors.AsType[*apiError](err)
+	if !ok { // no fault of the caller
+		s.log.Error("signing failed", zap.Error(err), httpjson.CorrelationField(r.Context()))
+		apiErr = &apiError{status: http.StatusInternalServerError, message: "the token could not be signed"}
 	}
-	s.log.Warn("token refused", zap.Int("statusCode", no.status), zap.String("reason", no.message), correlation(r.Context()))
-	if !plain {
-		answer(w, no.status, envelope(no.status, no.message))
-		return
-	}
-	if no.status == http.StatusUnauthorized {
+	s.log.Warn("token request rejected", zap.Int("statusCode", apiErr.status),
+		zap.String("reason", apiErr.message), httpjson.CorrelationField(r.Context()))
+	return apiErr
+}
+
+// writeFormError adds the error code of RFC 6749 to the envelope.
+func (s *TokenService) writeFormError(w http.ResponseWriter, r *http.Request, err error) {
+	apiErr := s.rejected(r, err)
+	if apiErr.status == http.StatusUnauthorized {
 		w.Header().Set("WWW-Authenticate", `Basic realm="mST"`)
 	}
-	answer(w, no.status, struct {
+	writeJSON(w, apiErr.status, struct {
 		wire.Error
-		OAuth string `json:"error"`
-	}{envelope(no.status, no.message), cmp.Or(no.oauth, "invalid_request")})
+		OAuthCode string `json:"error"`
+	}{httpjson.NewError(apiErr.status, apiErr.message), cmp.Or(apiErr.oauthCode, "invalid_request")})
 }
 
-func (s *TokenService) serve(w http.ResponseWriter, r *http.Request, plain bool) (tokenAnswer, error) {
+type parseFunc func(body []byte) (tokenRequest, error)
+
+func (s *TokenService) serve(w http.ResponseWriter, r *http.Request, parse parseFunc) (tokenResponse, error) {
 	if r.Method != http.MethodPost {
 		w.Header().Set("Allow", http.MethodPost)
-		return tokenAnswer{}, refuse(http.StatusMethodNotAllowed, "only POST is served here")
+		return tokenResponse{}, newAPIError(http.StatusMethodNotAllowed, "only POST is served here")
 	}
-	body, err := readBody(w, r, maxTokenBody)
+	body, err := readBody(w, r, maxTokenRequestBytes)
 	if err != nil {
-		return tokenAnswer{}, err
+		return tokenResponse{}, err
 	}
-	read := fromJSON
-	if plain {
-		read = fromForm(r)
-	}
-	req, err := read(body)
+	req, err := parse(body)
 	if err != nil {
-		return tokenAnswer{}, err
+		return tokenResponse{}, err
 	}
-	client, grant, err := s.judge(req)
+	client, grant, err := s.authorizeGrant(req)
 	if err != nil {
-		return tokenAnswer{}, err
+		return tokenResponse{}, err
 	}
 	tokens, err := s.issue(client, grant)
 	if err != nil {
-		return tokenAnswer{}, err
+		return tokenResponse{}, err
 	}
-	s.log.Info("token given", zap.String("clientId", client.ID), zap.String("type", client.Type),
+	s.log.Info("token issued", zap.String("clientId", client.ID), zap.String("type", client.Type),
 		zap.String("audience", grant.Audience), zap.Bool("cluster", grant.Type == typeCluster),
-		zap.String("grant", req.GrantType), correlation(r.Context()))
+		zap.String("grant", req.GrantType), httpjson.CorrelationField(r.Context()))
 	return tokens, nil
 }
 
-func fromJSON(body []byte) (req tokenRequest, err error) {
-	if json.Unmarshal(body, &req) != nil { // its error could quote a secret
-		return req, refuse(http.StatusBadRequest, "the body is not a token request in JSON")
+func parseJSON(body []byte) (req tokenRequest, err error) {
+	if json.Unmarshal(body, &req) != nil { // the error could quote a secret
+		return req, newAPIError(http.StatusBadRequest, "the body is not a token request in JSON")
 	}
 	return req, nil
 }
 
-func fromForm(r *http.Request) func(body []byte) (tokenRequest, error) {
+func formParser(r *http.Request) parseFunc {
 	return func(body []byte) (tokenRequest, error) {
 		form, err := url.ParseQuery(string(body))
 		if err != nil {
-			return tokenRequest{}, refuse(http.StatusBadRequest, "the body is not a form")
+			return tokenRequest{}, newAPIError(http.StatusBadRequest, "the body is not a form")
 		}
 		req := tokenRequest{
 			GrantType:    form.Get("grant_type"),
@@ -303,11 +310,11 @@ func fromForm(r *http.Request) func(body []byte) (tokenRequest, error) {
 			Customer:     form.Get("customer_name"),
 			RefreshToken: form.Get("refresh_token"),
 		}
-		if id, secret, ok := r.BasicAuth(); ok { // form-encoded before they were joined
+		if id, secret, ok := r.BasicAuth(); ok { // both form-encoded, RFC 6749 section 2.3.1
 			id, errID := url.QueryUnescape(id)
 			secret, errSecret := url.QueryUnescape(secret)
 			if errID != nil || errSecret != nil {
-				return tokenRequest{}, errClient
+				return tokenRequest{}, errInvalidClient
 			}
 			req.ClientID, req.ClientSecret = id, secret
 		}
@@ -316,14 +323,14 @@ func fromForm(r *http.Request) func(body []byte) (tokenRequest, error) {
 }
 
 var (
-	errClient  = &refusal{http.StatusUnauthorized, "the client is unknown, or its secret is another", "invalid_client"}
-	errRefresh = &refusal{http.StatusBadRequest, "the refresh token is not valid", "invalid_grant"}
-	errGrant   = &refusal{http.StatusBadRequest, "grant_type is neither client_credentials nor refresh_token", "unsupported_grant_type"}
-	errType    = &refusal{http.StatusBadRequest, "type is not cluster", "invalid_request"}
+	errInvalidClient  = &apiError{http.StatusUnauthorized, "unknown client or wrong secret", "invalid_client"}
+	errInvalidRefreshToken = &apiError{http.StatusBadRequest, "the refresh token is not valid", "invalid_grant"}
+	errUnsupportedGrant   = &apiError{http.StatusBadRequest, "grant_type is neither client_credentials nor refresh_token", "unsupported_grant_type"}
+	errInvalidType    = &apiError{http.StatusBadRequest, "type is not cluster", "invalid_request"}
 )
 
-// judge decides who gets what.
-func (s *TokenService) judge(req tokenRequest) (knownClient, grant, error) {
+// authorizeGrant returns the client of a request and what its tokens are for.
+func (s *TokenService) authorizeGrant(req tokenRequest) (knownClient, grant, error) {
 	switch req.GrantType {
 	case grantClient:
 		client, err := s.authenticate(req.ClientID, req.ClientSecret)
@@ -331,26 +338,26 @@ func (s *TokenService) judge(req tokenRequest) (knownClient, grant, error) {
 		case err != nil:
 			return knownClient{}, grant{}, err
 		case req.Audience == "":
-			return knownClient{}, grant{}, refuse(http.StatusBadRequest, "audience is missing")
+			return knownClient{}, grant{}, newAPIError(http.StatusBadRequest, "audience is missing")
 		case req.Type != "" && req.Type != typeCluster:
-			return knownClient{}, grant{}, errType
+			return knownClient{}, grant{}, errInvalidType
 		}
 		return client, grant{req.Audience, req.Type, req.Customer}, nil
 	case grantRefresh:
 		return s.refresh(req.RefreshToken)
 	default:
-		return knownClient{}, grant{}, errGrant
+		return knownClient{}, grant{}, errUnsupportedGrant
 	}
 }
 
-// authenticate takes as long for a stranger as for a client with a wrong secret.
+// authenticate takes as long for an unknown client as for a wrong secret.
 func (s *TokenService) authenticate(id, secret string) (knownClient, error) {
 	s.mu.Lock()
 	client, ok := s.clients[id]
 	s.mu.Unlock()
 	hash := sha256.Sum256([]byte(secret))
-	if subtle.ConstantTimeCompare(hash[:], client.secret[:]) != 1 || !ok {
-		return knownClient{}, errClient
+	if subtle.ConstantTimeCompare(hash[:], client.secretHash[:]) != 1 || !ok {
+		return knownClient{}, errInvalidClient
 	}
 	return client, nil
 }
@@ -374,19 +381,19 @@ func (s *TokenService) refresh(raw string) (knownClient, grant, error) {
 		jwt.WithIssuer(s.cfg.Issuer),
 		jwt.WithAudience(s.cfg.Issuer))
 	if err != nil {
-		return knownClient{}, grant{}, errRefresh
+		return knownClient{}, grant{}, errInvalidRefreshToken
 	}
 	id, _ := strings.CutSuffix(claims.Subject, subClients)
 	s.mu.Lock()
 	client, ok := s.clients[id]
 	s.mu.Unlock()
 	if !ok {
-		return knownClient{}, grant{}, errRefresh
+		return knownClient{}, grant{}, errInvalidRefreshToken
 	}
 	return client, claims.Grant, nil
 }
 
-func (s *TokenService) issue(client knownClient, g grant) (tokenAnswer, error) {
+func (s *TokenService) issue(client knownClient, g grant) (tokenResponse, error) {
 	s.mu.Lock()
 	key := s.keys[0]
 	s.mu.Unlock()
@@ -410,19 +417,19 @@ func (s *TokenService) issue(client knownClient, g grant) (tokenAnswer, error) {
 	refresh["aud"] = s.cfg.Issuer
 	refresh["grant"] = g
 
-	a, err := sign(access, now.Add(s.cfg.accessLife()), key.access)
+	accessToken, err := sign(access, now.Add(s.cfg.accessTokenTTL()), key.access)
 	if err != nil {
-		return tokenAnswer{}, err
+		return tokenResponse{}, err
 	}
-	r, err := sign(refresh, now.Add(s.cfg.refreshLife()), key.refresh)
+	refreshToken, err := sign(refresh, now.Add(s.cfg.refreshTokenTTL()), key.refresh)
 	if err != nil {
-		return tokenAnswer{}, err
+		return tokenResponse{}, err
 	}
-	return tokenAnswer{
-		AccessToken:  a,
-		RefreshToken: r,
+	return tokenResponse{
+		AccessToken:  accessToken,
+		RefreshToken: refreshToken,
 		TokenType:    "Bearer",
-		ExpiresIn:    int64(s.cfg.accessLife() / time.Second),
+		ExpiresIn:    int64(s.cfg.accessTokenTTL() / time.Second),
 	}, nil
 }
 

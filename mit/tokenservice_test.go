@@ -348,7 +348,7 @@ func TestTokenLog(t *testing.T) {
 	askJSON(t, s, credentials("client_id", secret))
 	askJSON(t, s, map[string]string{"grant_type": "refresh_token", "refresh_token": pair.AccessToken})
 	askJSON(t, s, map[string]any{"client_secret": []string{secret}})
-	if logs.FilterMessage("token given").Len() != 2 || logs.FilterMessage("token refused").Len() != 3 {
+	if logs.FilterMessage("token issued").Len() != 2 || logs.FilterMessage("token request rejected").Len() != 3 {
 		t.Errorf("logged %v", logs.All())
 	}
 	for _, e := range logs.All() {

@@ -35,7 +35,7 @@ type Fetch func(ctx context.Context, key Key, refresh string) (*oauth2.Token, er
 
 // Cache keeps one token per [Key] and renews it in time. It may be used from any goroutine.
 type Cache struct {
-	life    context.Context
+	ctx    context.Context
 	fetch   Fetch
 	flights singleflight.Group
 
@@ -52,7 +52,7 @@ type entry struct {
 // NewCache makes a Cache which gets its tokens from fetch. life bounds every fetch; once it
 // ended, only the tokens that are there already are given out: a node that leaves needs one.
 func NewCache(life context.Context, fetch Fetch) *Cache {
-	return &Cache{life: life, fetch: fetch, entries: make(map[Key]entry)}
+	return &Cache{ctx: life, fetch: fetch, entries: make(map[Key]entry)}
 }
 
 // Token returns the access token for key. It does not block while there is one that need not
@@ -118,7 +118,7 @@ func (c *Cache) renew(first context.Context, key Key) (string, error) {
 		return old.access, nil
 	}
 	refresh := old.refresh
-	if expiry, ok, err := expiryOf(refresh); err == nil && ok && !now.Before(expiry) {
+	if expiry, ok, err := expClaim(refresh); err == nil && ok && !now.Before(expiry) {
 		refresh = ""
 	}
 	e, err := c.fetchEntry(first, key, refresh)
@@ -138,12 +138,12 @@ func (c *Cache) renew(first context.Context, key Key) (string, error) {
 
 // get does one fetch, within the life of the cache.
 func (c *Cache) fetchEntry(first context.Context, key Key, refresh string) (entry, error) {
-	if err := context.Cause(c.life); err != nil {
+	if err := context.Cause(c.ctx); err != nil {
 		return entry{}, err
 	}
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(first))
 	defer cancel(nil)
-	defer context.AfterFunc(c.life, func() { cancel(context.Cause(c.life)) })()
+	defer context.AfterFunc(c.ctx, func() { cancel(context.Cause(c.ctx)) })()
 	ctx, stop := context.WithTimeoutCause(ctx, fetchTimeout, fmt.Errorf("no token within %v", fetchTimeout))
 	defer stop()
 
@@ -211,7 +211,7 @@ func newEntry(tok *oauth2.Token, now time.Time) (entry, error) {
 	if tok == nil {
 		return entry{}, errors.New("no token")
 	}
-	if err := checkAccess(tok.AccessToken); err != nil {
+	if err := checkAccessToken(tok.AccessToken); err != nil {
 		return entry{}, err
 	}
 	e := entry{access: tok.AccessToken, refresh: tok.RefreshToken}

@@ -15,7 +15,7 @@ import (
 const (
 	// assumedLife is that of a token of which nobody says how long it lives: short enough to
 	// notice a change of rights, long enough to spare the issuer.
-	assumedLife = 5 * time.Minute
+	assumedTTL = 5 * time.Minute
 
 	maxUnix = 253402300799 // the last second of the year 9999: beyond it, an exp is no date
 )
@@ -35,7 +35,7 @@ type Client struct {
 	Refused func(error) bool
 }
 
-type credentials struct {
+type credentialsRequest struct {
 	ClientID     string `json:"client_id"`
 	ClientSecret string `json:"client_secret"`
 	Audience     string `json:"audience"`
@@ -44,7 +44,7 @@ type credentials struct {
 	CustomerName string `json:"customer_name,omitempty"`
 }
 
-type renewal struct {
+type refreshRequest struct {
 	RefreshToken string `json:"refresh_token"`
 	GrantType    string `json:"grant_type"`
 }
@@ -53,7 +53,7 @@ type renewal struct {
 // credentials. No error says what the secret or a token is; one from Post, unwrapped, may.
 func (c Client) Fetch(ctx context.Context, key Key, refresh string) (*oauth2.Token, error) {
 	if refresh != "" {
-		tok, err := c.post(ctx, renewal{refresh, "refresh_token"})
+		tok, err := c.post(ctx, refreshRequest{refresh, "refresh_token"})
 		if err == nil {
 			if tok.RefreshToken == "" { // none in return: the old one goes on
 				tok.RefreshToken = refresh
@@ -64,7 +64,7 @@ func (c Client) Fetch(ctx context.Context, key Key, refresh string) (*oauth2.Tok
 			return nil, redact(err, c.Secret, refresh)
 		}
 	}
-	body := credentials{
+	body := credentialsRequest{
 		ClientID:     c.ID,
 		ClientSecret: c.Secret,
 		Audience:     key.Audience,
@@ -86,10 +86,10 @@ func (c Client) post(ctx context.Context, body any) (*oauth2.Token, error) {
 	if err != nil {
 		return nil, err
 	}
-	return parse(b, time.Now())
+	return parseResponse(b, time.Now())
 }
 
-type answer struct {
+type tokenResponse struct {
 	AccessToken  json.RawMessage `json:"access_token"`
 	RefreshToken json.RawMessage `json:"refresh_token"`
 	ExpiresIn    json.RawMessage `json:"expires_in"`
@@ -97,9 +97,9 @@ type answer struct {
 
 // parse reads an answer: in data, as mST has it, or bare, as the standard has it. The errors
 // are our own, since those of encoding/json quote what they trip over.
-func parse(b []byte, now time.Time) (*oauth2.Token, error) {
+func parseResponse(b []byte, now time.Time) (*oauth2.Token, error) {
 	var bare struct {
-		answer
+		tokenResponse
 		Data json.RawMessage `json:"data"`
 	}
 	if !json.Valid(b) {
@@ -108,8 +108,8 @@ func parse(b []byte, now time.Time) (*oauth2.Token, error) {
 	if json.Unmarshal(b, &bare) != nil {
 		return nil, errors.New("the answer is not a JSON object")
 	}
-	a := bare.answer
-	var wrapped answer
+	a := bare.tokenResponse
+	var wrapped tokenResponse
 	if json.Unmarshal(bare.Data, &wrapped) == nil && wrapped.AccessToken != nil {
 		a = wrapped
 	}
@@ -118,15 +118,15 @@ func parse(b []byte, now time.Time) (*oauth2.Token, error) {
 	if a.AccessToken != nil && json.Unmarshal(a.AccessToken, &access) != nil {
 		return nil, errors.New("access_token is not a string")
 	}
-	if err := checkAccess(access); err != nil {
+	if err := checkAccessToken(access); err != nil {
 		return nil, err
 	}
 	if a.RefreshToken != nil && json.Unmarshal(a.RefreshToken, &refresh) != nil {
 		return nil, errors.New("refresh_token is not a string")
 	}
-	expiry, ok, err := expiryOf(access)
+	expiry, ok, err := expClaim(access)
 	if err == nil && !ok {
-		expiry, err = expiryIn(a.ExpiresIn, now)
+		expiry, err = decodeExpiresIn(a.ExpiresIn, now)
 	}
 	if err != nil {
 		return nil, err
@@ -138,7 +138,7 @@ func parse(b []byte, now time.Time) (*oauth2.Token, error) {
 }
 
 // checkAccess refuses what can't stand in a header after Bearer.
-func checkAccess(access string) error {
+func checkAccessToken(access string) error {
 	if access == "" {
 		return errors.New("no access_token")
 	}
@@ -150,7 +150,7 @@ func checkAccess(access string) error {
 
 // expiryOf returns the exp of a JWT, unverified: it is the issuer's word to us about its own
 // token. It reports false for a token that has none, or is no JWT.
-func expiryOf(token string) (time.Time, bool, error) {
+func expClaim(token string) (time.Time, bool, error) {
 	claims := jwt.MapClaims{}
 	_, _, err := jwt.NewParser().ParseUnverified(token, claims)
 	if err != nil && !errors.Is(err, jwt.ErrTokenUnverifiable) { // an unknown algorithm doesn't matter here
@@ -171,13 +171,13 @@ func expiryOf(token string) (time.Time, bool, error) {
 }
 
 // expiryIn counts expires_in, a number or the text of one, from now.
-func expiryIn(raw json.RawMessage, now time.Time) (time.Time, error) {
+func decodeExpiresIn(raw json.RawMessage, now time.Time) (time.Time, error) {
 	var n json.Number
 	if raw != nil && json.Unmarshal(raw, &n) != nil {
 		return time.Time{}, errors.New("expires_in is not a number")
 	}
 	if n == "" {
-		return now.Add(assumedLife), nil
+		return now.Add(assumedTTL), nil
 	}
 	seconds, err := n.Float64()
 	if err != nil || seconds < 0 || seconds >= math.MaxInt64/float64(time.Second) {

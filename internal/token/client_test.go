@@ -160,8 +160,8 @@ func TestAnswers(t *testing.T) {
 		"opaque":                   {data("opaque", `,"expires_in":60`), time.Minute, ""},
 		"expires_in as text":       {data("opaque", `,"expires_in":"60"`), time.Minute, ""},
 		"expires_in with fraction": {data("opaque", `,"expires_in":0.5`), time.Second / 2, ""},
-		"expires_in null":          {data("opaque", `,"expires_in":null,"refresh_token":null`), assumedLife, ""},
-		"no word of its life":      {data("opaque", ""), assumedLife, ""},
+		"expires_in null":          {data("opaque", `,"expires_in":null,"refresh_token":null`), assumedTTL, ""},
+		"no word of its life":      {data("opaque", ""), assumedTTL, ""},
 
 		"empty":                {"", 0, "the answer is not JSON"},
 		"HTML":                 {"<html>", 0, "the answer is not JSON"},
@@ -191,7 +191,7 @@ func TestAnswers(t *testing.T) {
 		"expires_in an object": {data("t0ken", `,"expires_in":{}`), 0, "expires_in is not a number"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			tok, err := parse([]byte(tt.answer), now)
+			tok, err := parseResponse([]byte(tt.answer), now)
 			if tt.err != "" {
 				if err == nil || err.Error() != tt.err {
 					t.Errorf("error %v, want %s", err, tt.err)
@@ -244,7 +244,7 @@ func FuzzAnswer(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		tok, err := parse(b, now)
+		tok, err := parseResponse(b, now)
 		if err != nil {
 			if tok != nil {
 				t.Error("a token and an error")
@@ -254,7 +254,7 @@ func FuzzAnswer(f *testing.F) {
 		if tok.Expiry.IsZero() || !tok.Expiry.After(now) {
 			t.Errorf("expires %v", tok.Expiry)
 		}
-		if err := checkAccess(tok.AccessToken); err != nil {
+		if err := checkAccessToken(tok.AccessToken); err != nil {
 			t.Error(err)
 		}
 		e, err := newEntry(tok, now)

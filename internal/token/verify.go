@@ -155,10 +155,10 @@ func (p *payload) UnmarshalJSON(b []byte) error {
 }
 
 // GetExpirationTime and the others below make payload a [jwt.Claims].
-func (p *payload) GetExpirationTime() (*jwt.NumericDate, error) { return date(p.expires), nil }
+func (p *payload) GetExpirationTime() (*jwt.NumericDate, error) { return numericDate(p.expires), nil }
 
 // GetNotBefore returns nbf.
-func (p *payload) GetNotBefore() (*jwt.NumericDate, error) { return date(p.notBefore), nil }
+func (p *payload) GetNotBefore() (*jwt.NumericDate, error) { return numericDate(p.notBefore), nil }
 
 // GetIssuedAt returns nothing: when a token was issued doesn't matter here.
 func (p *payload) GetIssuedAt() (*jwt.NumericDate, error) { return nil, nil }
@@ -172,7 +172,7 @@ func (p *payload) GetIssuer() (string, error) { return p.issuer, nil }
 // GetSubject returns sub.
 func (p *payload) GetSubject() (string, error) { return p.claims.Subject, nil }
 
-func date(seconds *float64) *jwt.NumericDate {
+func numericDate(seconds *float64) *jwt.NumericDate {
 	if seconds == nil {
 		return nil
 	}

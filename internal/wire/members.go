@@ -18,11 +18,11 @@ func Each(b []byte) iter.Seq2[[]byte, []byte] {
 			return
 		}
 		object := b[0] == '{'
-		for i := skip(b, 1); i < len(b) && b[i] != '}' && b[i] != ']'; i = skip(b, i) {
+		for i := skipSeparators(b, 1); i < len(b) && b[i] != '}' && b[i] != ']'; i = skipSeparators(b, i) {
 			var name []byte
 			if object {
 				end := valueEnd(b, i)
-				name, i = b[i:end], skip(b, end)
+				name, i = b[i:end], skipSeparators(b, end)
 				if i == len(b) {
 					return
 				}
@@ -37,7 +37,7 @@ func Each(b []byte) iter.Seq2[[]byte, []byte] {
 }
 
 // skip is the place from i on where a name, a value or the end begins.
-func skip(b []byte, i int) int {
+func skipSeparators(b []byte, i int) int {
 	for i < len(b) && (b[i] <= ' ' || b[i] == ',' || b[i] == ':') {
 		i++
 	}
@@ -48,12 +48,12 @@ func skip(b []byte, i int) int {
 func valueEnd(b []byte, i int) int {
 	switch b[i] {
 	case '"':
-		return textEnd(b, i)
+		return stringEnd(b, i)
 	case '{', '[':
 		for depth := 0; i < len(b); i++ {
 			switch b[i] {
 			case '"':
-				i = textEnd(b, i) - 1
+				i = stringEnd(b, i) - 1
 			case '{', '[':
 				depth++
 			case '}', ']':
@@ -69,7 +69,7 @@ func valueEnd(b []byte, i int) int {
 	return i
 }
 
-func textEnd(b []byte, i int) int {
+func stringEnd(b []byte, i int) int {
 	for i++; i < len(b); {
 		end := bytes.IndexByte(b[i:], '"')
 		if end < 0 {
@@ -87,7 +87,7 @@ func textEnd(b []byte, i int) int {
 // Text reads a text; ok tells whether it is one. Null is none either, but leaves what was there,
 // as encoding/json has it.
 func DecodeString(value []byte, before string) (t string, ok bool) {
-	if plain, ok := plainText(value); ok {
+	if plain, ok := plainString(value); ok {
 		return string(plain), true
 	}
 	if string(value) == "null" {
@@ -99,7 +99,7 @@ func DecodeString(value []byte, before string) (t string, ok bool) {
 
 // Same tells whether a value is that text.
 func EqualString(value []byte, text string) bool {
-	if plain, ok := plainText(value); ok {
+	if plain, ok := plainString(value); ok {
 		return string(plain) == text
 	}
 	t, ok := DecodeString(value, "")
@@ -108,7 +108,7 @@ func EqualString(value []byte, text string) bool {
 
 // plainText is what is between the quotes, if that means what it looks like: nothing in it is
 // escaped, or not ASCII.
-func plainText(value []byte) ([]byte, bool) {
+func plainString(value []byte) ([]byte, bool) {
 	if len(value) < 2 || value[0] != '"' {
 		return nil, false
 	}
@@ -124,7 +124,7 @@ func plainText(value []byte) ([]byte, bool) {
 // Field is which of these fields a name stands for, "" if none: encoding/json does not mind the
 // case of a name. It tells also how it is spelled.
 func MatchField(name []byte, fields ...string) (known, spelled string) {
-	if plain, ok := plainText(name); ok {
+	if plain, ok := plainString(name); ok {
 		for _, f := range fields {
 			if string(plain) == f {
 				return f, f

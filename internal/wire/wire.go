@@ -1,6 +1,6 @@
-// Package wire holds what the parties of a cluster say to each other: the JSON of
-// servers, resources, registrations and envelopes, the correlation id, and the user
-// agent. It knows no policy and does no I/O.
+// Package wire defines what nodes, the registry (mIT) and the token service (mST) exchange: the
+// JSON of servers, resources, registrations and envelopes, the correlation id and the user agent.
+// It contains no policy and does no I/O.
 package wire
 
 import (
@@ -9,16 +9,17 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
-// CorrelationHeader carries the correlation id on every request and answer.
+// CorrelationHeader is the header with the correlation id of every request and response.
 const CorrelationHeader = "X-Correlation-Id"
 
-// TimeLayout is how dates look on the wire: ISO 8601, UTC, milliseconds.
+// TimeLayout is the format of times on the wire: ISO 8601, UTC, milliseconds.
 const TimeLayout = "2006-01-02T15:04:05.000Z07:00"
 
-// FormatTime writes t as the wire has it.
+// FormatTime formats t for the wire.
 func FormatTime(t time.Time) string { return t.UTC().Format(TimeLayout) }
 
 // Server is one server of an itResource.
@@ -29,8 +30,8 @@ type Server struct {
 	CreatedAt      time.Time
 	UpdatedAt      time.Time
 
-	// Raw is the entry as it was received. When it is set, it is what is sent on, so
-	// that fields and spellings nobody here knows survive the journey.
+	// Raw is the entry as it was received. If set, it is sent on unchanged, which preserves
+	// unknown fields and the spelling of times.
 	Raw json.RawMessage
 }
 
@@ -42,7 +43,7 @@ type serverJSON struct {
 	UpdatedAt      string          `json:"updatedAt,omitempty"`
 }
 
-// MarshalJSON gives Raw, or else the known fields.
+// MarshalJSON returns Raw if it is set, and the known fields otherwise.
 func (s Server) MarshalJSON() ([]byte, error) {
 	if s.Raw != nil {
 		return s.Raw, nil
@@ -57,11 +58,11 @@ func (s Server) MarshalJSON() ([]byte, error) {
 	return json.Marshal(out)
 }
 
-// UnmarshalJSON keeps the whole entry in Raw. It refuses one without a serverId. Whatever else is
-// not what it should be, such as a date that is no ISO 8601, is kept there and reads as missing: it
-// must not cost a node its view.
+// UnmarshalJSON keeps the whole entry in Raw. An entry without a serverId is an error. Any other
+// invalid field, such as a time that is not ISO 8601, is treated as missing: it must not make the
+// whole list unusable.
 func (s *Server) UnmarshalJSON(b []byte) error {
-	in, err := readEntry(bytes.Clone(b))
+	in, err := decodeEntry(bytes.Clone(b))
 	if err != nil {
 		return err
 	}
@@ -71,14 +72,14 @@ func (s *Server) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// An entry is a server with its dates as they are spelled.
+// An entry is a server with its times as they are spelled.
 type entry struct {
 	Server
 	createdAtText, updatedAtText string
 }
 
-// readEntry reads the entry of a server, which is kept.
-func readEntry(raw json.RawMessage) (entry, error) {
+// decodeEntry decodes a server. The result refers to raw.
+func decodeEntry(raw json.RawMessage) (entry, error) {
 	in := entry{Server: Server{Raw: raw}}
 	for name, value := range Each(raw) {
 		var ok bool
@@ -86,7 +87,7 @@ func readEntry(raw json.RawMessage) (entry, error) {
 		switch known {
 		case "serverId":
 			if in.ServerID, ok = DecodeString(value, in.ServerID); !ok {
-				return entry{}, errors.New("server whose serverId is no text")
+				return entry{}, errors.New("server whose serverId is not a string")
 			}
 		case "clusterBaseUrl":
 			in.ClusterBaseURL, _ = DecodeString(value, in.ClusterBaseURL)
@@ -104,7 +105,7 @@ func readEntry(raw json.RawMessage) (entry, error) {
 	return in, nil
 }
 
-// Seen is when the entry last changed as far as anybody told: UpdatedAt, else CreatedAt.
+// LastUpdate returns UpdatedAt, or CreatedAt if the entry has no UpdatedAt.
 func (s Server) LastUpdate() time.Time {
 	if !s.UpdatedAt.IsZero() {
 		return s.UpdatedAt
@@ -112,21 +113,21 @@ func (s Server) LastUpdate() time.Time {
 	return s.CreatedAt
 }
 
-// Date is Seen in the spelling of whoever wrote the entry: what a dated delete must quote.
-// It is empty when the entry has no date.
+// UpdatedAtText returns LastUpdate as the entry spells it. A conditional delete must quote this
+// spelling. It is empty if the entry has no time.
 func (s Server) UpdatedAtText() string {
 	if s.Raw != nil {
-		in, _ := readEntry(s.Raw) // it was read before
+		in, _ := decodeEntry(s.Raw) // valid: it was decoded before
 		return cmp.Or(in.updatedAtText, in.createdAtText)
 	}
-	if seen := s.LastUpdate(); !seen.IsZero() {
-		return FormatTime(seen)
+	if last := s.LastUpdate(); !last.IsZero() {
+		return FormatTime(last)
 	}
 	return ""
 }
 
-// ItResource is what the registry holds for one type: where the public reaches it, and the
-// servers that make up the cluster. Fields unknown here are kept in Extra.
+// ItResource is the registry's resource of one type: its public address and the servers of the
+// cluster. Unknown fields are kept in Extra.
 type ItResource struct {
 	ID            string
 	Type          string
@@ -134,12 +135,17 @@ type ItResource struct {
 	Servers       []Server
 	Extra         map[string]json.RawMessage
 
-	// LeftOut is why entries in a list of servers that was read are not in Servers; nil if all are.
+	// Skipped names the entries of a decoded list that are invalid and not in Servers; nil if none.
 	Skipped error
 }
 
-// MarshalJSON writes servers as an array even when there are none: npm nodes iterate it.
+// MarshalJSON writes servers as an array even if there are none: npm nodes iterate over it.
 func (r ItResource) MarshalJSON() ([]byte, error) {
+	return r.appendJSON(nil, len(r.Servers), func(i int) *Server { return &r.Servers[i] })
+}
+
+// appendJSON encodes the resource with n servers in place of Servers.
+func (r ItResource) appendJSON(b []byte, n int, server func(i int) *Server) ([]byte, error) {
 	head, err := json.Marshal(struct {
 		ID            string `json:"id"`
 		Type          string `json:"type,omitempty"`
@@ -150,33 +156,34 @@ func (r ItResource) MarshalJSON() ([]byte, error) {
 	}
 	tail := []byte("]}")
 	if len(r.Extra) > 0 {
-		extra, err := json.Marshal(r.Extra)
+		fields, err := json.Marshal(r.Extra)
 		if err != nil {
 			return nil, err
 		}
-		tail = append([]byte("],"), extra[1:]...)
+		tail = append([]byte("],"), fields[1:]...)
 	}
-	size := len(head) + len(`,"servers":[`) + len(tail)
-	for i := range r.Servers {
-		size += len(r.Servers[i].Raw) + 1
+	const spare = 64 // for what the caller appends
+	size := len(head) + len(`,"servers":[`) + len(tail) + spare
+	for i := range n {
+		size += len(server(i).Raw) + 1
 	}
-	b := append(make([]byte, 0, size), head[:len(head)-1]...)
+	b = append(slices.Grow(b, size), head[:len(head)-1]...)
 	b = append(b, `,"servers":[`...)
-	for i, s := range r.Servers {
+	for i := range n {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		entry, err := s.MarshalJSON()
+		encoded, err := server(i).MarshalJSON()
 		if err != nil {
 			return nil, err
 		}
-		b = append(b, entry...)
+		b = append(b, encoded...)
 	}
 	return append(b, tail...), nil
 }
 
-// UnmarshalJSON refuses a resource without an id. A server that it cannot read it leaves out; see
-// LeftOut.
+// UnmarshalJSON skips servers that cannot be decoded; see Skipped. A resource without an id is an
+// error.
 func (r *ItResource) UnmarshalJSON(b []byte) error {
 	in := ItResource{Extra: map[string]json.RawMessage{}}
 	for name, value := range Each(b) {
@@ -190,7 +197,7 @@ func (r *ItResource) UnmarshalJSON(b []byte) error {
 		case "publicBaseUrl":
 			in.PublicBaseURL, ok = DecodeString(value, in.PublicBaseURL)
 		case "servers":
-			ok = in.readServers(value)
+			ok = in.decodeServers(value)
 		}
 		if !ok {
 			return fmt.Errorf("itResource: its %s cannot be read", known)
@@ -206,8 +213,8 @@ func (r *ItResource) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// readServers tells whether the value can be servers at all.
-func (r *ItResource) readServers(value []byte) bool {
+// decodeServers reports whether value is a list of servers or null.
+func (r *ItResource) decodeServers(value []byte) bool {
 	r.Servers, r.Skipped = nil, nil
 	if string(value) == "null" {
 		return true
@@ -215,24 +222,24 @@ func (r *ItResource) readServers(value []byte) bool {
 	if value[0] != '[' {
 		return false
 	}
-	var first error
-	leftOut := 0
-	for _, one := range Each(value) {
+	var firstErr error
+	skipped := 0
+	for _, element := range Each(value) {
 		var s Server
-		if err := s.UnmarshalJSON(one); err != nil {
-			first = cmp.Or(first, err)
-			leftOut++
+		if err := s.UnmarshalJSON(element); err != nil {
+			firstErr = cmp.Or(firstErr, err)
+			skipped++
 			continue
 		}
 		r.Servers = append(r.Servers, s)
 	}
-	if leftOut > 0 {
-		r.Skipped = fmt.Errorf("%d of %d entries left out: %w", leftOut, leftOut+len(r.Servers), first)
+	if skipped > 0 {
+		r.Skipped = fmt.Errorf("%d of %d entries left out: %w", skipped, skipped+len(r.Servers), firstErr)
 	}
 	return true
 }
 
-// Registration is the body of POST /itResources at mIT: registering and renewing alike.
+// Registration is the body of POST /itResources at the registry, which registers and renews.
 type Registration struct {
 	Type           string          `json:"type"`
 	ServerID       string          `json:"serverId"`
@@ -241,14 +248,32 @@ type Registration struct {
 	ClusterBaseURL string          `json:"clusterBaseUrl"`
 }
 
-// Registered is mIT's answer to a Registration. LeaseTime is in milliseconds; nil when the
-// registry names none.
+// Registered is the registry's response to a Registration. LeaseTime is in milliseconds; nil if
+// the response has none.
 type Registered struct {
 	ItResource *ItResource `json:"itResource"`
 	LeaseTime  *float64    `json:"leaseTime,omitempty"`
 }
 
-// UnmarshalJSON takes a text with a number in it for a lease time as well, as npm nodes do.
+// EncodeRegistered returns the JSON of a [Registered] whose resource has n servers in place of
+// Servers. json.Marshal would scan and copy the encoded list twice, which takes longer than
+// concatenating it.
+func EncodeRegistered(r Registered, n int, server func(i int) *Server) ([]byte, error) {
+	b, err := r.ItResource.appendJSON([]byte(`{"itResource":`), n, server)
+	if err != nil {
+		return nil, err
+	}
+	if r.LeaseTime != nil {
+		leaseTime, err := json.Marshal(*r.LeaseTime)
+		if err != nil {
+			return nil, err
+		}
+		b = append(append(b, `,"leaseTime":`...), leaseTime...)
+	}
+	return append(b, '}'), nil
+}
+
+// UnmarshalJSON accepts a string that contains a number as lease time, as npm nodes do.
 func (r *Registered) UnmarshalJSON(b []byte) error {
 	if !bytes.HasPrefix(b, []byte("{")) && string(b) != "null" {
 		return errors.New("not an object")
@@ -263,7 +288,7 @@ func (r *Registered) UnmarshalJSON(b []byte) error {
 			in.ItResource = new(ItResource)
 			err = in.ItResource.UnmarshalJSON(value)
 		default:
-			in.LeaseTime, err = readMilliseconds(value)
+			in.LeaseTime, err = decodeMilliseconds(value)
 		}
 		if err != nil {
 			return err
@@ -273,31 +298,31 @@ func (r *Registered) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-func readMilliseconds(value []byte) (*float64, error) {
-	var number json.Number // takes a text, too
+func decodeMilliseconds(value []byte) (*float64, error) {
+	var number json.Number // accepts a string, too
 	if err := json.Unmarshal(value, &number); err != nil {
-		return nil, errors.New("leaseTime is no number")
+		return nil, errors.New("leaseTime is not a number")
 	}
 	ms, err := number.Float64()
 	if err != nil {
-		return nil, errors.New("leaseTime is beyond all numbers")
+		return nil, errors.New("leaseTime is out of range")
 	}
 	return &ms, nil
 }
 
-// Ref names the server that answers.
+// ServerRef names the server that responds.
 type ServerRef struct {
 	ServerID string `json:"serverId"`
 }
 
-// Removed is mIT's answer to a delete: Data when the entry is gone, Server, the newer entry,
-// when a dated delete came too late.
+// DeleteResponse is the registry's response to a delete: Data if the entry was removed, Server if
+// a conditional delete found a newer entry.
 type DeleteResponse struct {
 	Data   json.RawMessage `json:"data,omitempty"`
 	Server *Server         `json:"server,omitempty"`
 }
 
-// Error is the envelope of every answer that is not a result.
+// Error is the envelope of an error response.
 type Error struct {
 	StatusCode int             `json:"statusCode"`
 	Title      string          `json:"title"`

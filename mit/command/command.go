@@ -37,7 +37,7 @@ const (
 	keyVariable    = "MIT_SIGNING_KEY"
 	secretVariable = "MIT_CLIENT_SECRET"
 
-	drain = 10 * time.Second // for the requests in flight when the program is told to end
+	shutdownTimeout = 10 * time.Second // for the requests in flight when the program is told to end
 )
 
 // A Command is one such program. Its zero value is the one that keeps everything in memory.
@@ -81,10 +81,10 @@ func (c Command) Run(ctx context.Context, args []string, stdout, stderr io.Write
 	if fs.NArg() > 0 {
 		return fmt.Errorf("unexpected argument %q (%s --help lists the flags)", fs.Arg(0), c.name())
 	}
-	if err := s.complete(); err != nil {
+	if err := s.resolve(); err != nil {
 		return err
 	}
-	log := logger(s.level, stderr)
+	log := newLogger(s.level, stderr)
 
 	store, closeStore, err := c.open(ctx, log)
 	if err != nil {
@@ -98,12 +98,12 @@ func (c Command) Run(ctx context.Context, args []string, stdout, stderr io.Write
 		return err
 	}
 	defer ln.Close() // again, after the server: for the errors in between
-	base := cmp.Or(strings.TrimSuffix(s.url, "/"), reachable(ln.Addr()))
+	base := cmp.Or(strings.TrimSuffix(s.url, "/"), localURL(ln.Addr()))
 	handler, err := s.handler(base, store, log)
 	if err != nil {
 		return err
 	}
-	s.announce(stdout, base, ln.Addr())
+	s.printEnv(stdout, base, ln.Addr())
 	return serve(ctx, ln, handler, log)
 }
 
@@ -171,7 +171,7 @@ are no secret.
 var envType = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
 // complete fills in what was not given, or says all that is wrong.
-func (s *settings) complete() error {
+func (s *settings) resolve() error {
 	var errs []error
 	s.key = cmp.Or(s.key, os.Getenv(keyVariable), rand.Text()+rand.Text())
 	if s.clientsFile == "" {
@@ -203,7 +203,7 @@ func (s *settings) complete() error {
 	return errors.Join(errs...)
 }
 
-func logger(level string, w io.Writer) *zap.Logger {
+func newLogger(level string, w io.Writer) *zap.Logger {
 	parsed, err := zapcore.ParseLevel(level)
 	if err != nil { // off
 		return zap.NewNop()
@@ -214,7 +214,7 @@ func logger(level string, w io.Writer) *zap.Logger {
 }
 
 // reachable is the base URL of an address we listen on, as this machine sees it.
-func reachable(addr net.Addr) string {
+func localURL(addr net.Addr) string {
 	host, port, err := net.SplitHostPort(addr.String())
 	if err != nil {
 		return "http://" + addr.String()
@@ -266,7 +266,7 @@ func (s *settings) handler(base string, store mit.Store, log *zap.Logger) (http.
 
 // announce tells where the program is and, with a development client, what a node must have
 // in its environment to join.
-func (s *settings) announce(w io.Writer, base string, addr net.Addr) {
+func (s *settings) printEnv(w io.Writer, base string, addr net.Addr) {
 	fmt.Fprintf(w, "# mIT on %s\n", base)
 	if s.development == nil {
 		return
@@ -290,12 +290,12 @@ func (s *settings) announce(w io.Writer, base string, addr net.Addr) {
 	vars = append(vars, [2]string{"SERVER_PORT", "8080"})
 	fmt.Fprintf(w, "# the environment of a node of type %s; each further one on a machine needs a SERVER_PORT of its own\n", s.typ)
 	for _, v := range vars {
-		fmt.Fprintf(w, "export %s=%s\n", v[0], quote(v[1]))
+		fmt.Fprintf(w, "export %s=%s\n", v[0], shellQuote(v[1]))
 	}
 }
 
 // quote writes a value so that a shell takes it to the letter.
-func quote(value string) string {
+func shellQuote(value string) string {
 	return "'" + strings.ReplaceAll(value, "'", `'\''`) + "'"
 }
 
@@ -323,7 +323,7 @@ func serve(ctx context.Context, ln net.Listener, handler http.Handler, log *zap.
 	case <-ctx.Done():
 	}
 	log.Info("ending")
-	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain)
+	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 	defer cancel()
 	if err := srv.Shutdown(ending); err != nil {
 		log.Warn("requests cut off", zap.Error(err))

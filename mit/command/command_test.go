@@ -293,7 +293,7 @@ func TestReachable(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := reachable(tcp); got != want {
+		if got := localURL(tcp); got != want {
 			t.Errorf("reachable(%s) = %s, want %s", addr, got, want)
 		}
 	}

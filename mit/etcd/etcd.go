@@ -1,10 +1,11 @@
-// Package etcd is a [mit.Store] on etcd: several registries share it, and it outlives them all.
+// Package etcd is a [mit.Store] on etcd. Several registries (mIT) share it, and it keeps its servers
+// when they restart.
 //
 //	store, err := etcd.Open(ctx, etcd.Config{Endpoints: []string{"etcd-0:2379", "etcd-1:2379", "etcd-2:2379"}})
 //	defer store.Close()
 //	registry, err := mit.NewRegistry(store, cfg)
 //
-// What it keeps is there to be read, and named as in the rest of the system:
+// The keys and values are readable, and named as on the wire:
 //
 //	$ etcdctl get --prefix /mit/
 //	/mit/itResources/09d8f1f0-7477-5c54-9770-74879a6d3b25
@@ -12,11 +13,12 @@
 //	/mit/servers/mds/a
 //	{"clusterBaseUrl":"http://10.0.0.1:8080/mds/v1","createdAt":"2026-01-02T03:04:05.678Z","updatedAt":"2026-01-02T04:24:05.678Z"}
 //
-// Names in keys are escaped as in the path of a URL. Whatever else stands under the prefix, or cannot
-// be read, is left alone: [Store.Health] and the log name it.
+// Names in keys are escaped as in the path of a URL. Other keys under the prefix, and values that
+// cannot be decoded, are ignored and left unchanged; [Store.Health] and the log name them.
 //
-// Writes are transactions of etcd. Reads come from a copy in memory that follows etcd within
-// milliseconds, goes on answering when etcd does not, and says so.
+// Writes are transactions of etcd. Reads come from a cache in memory that follows etcd within
+// milliseconds. While etcd is unreachable, reads are served from the stale cache; [Store.Stale]
+// reports it.
 package etcd
 
 import (
@@ -44,42 +46,42 @@ import (
 	"github.com/mimiktech/cluster/mit"
 )
 
-// A Config says which etcd, and where in it. Endpoints is mandatory; the zero value of any other
-// field is its default.
+// A Config configures a [Store]. Endpoints is mandatory. The zero value of any other field means its
+// default.
 type Config struct {
-	// Endpoints are members of the etcd cluster, best all of them, as host:port or as a URL.
+	// Endpoints are members of the etcd cluster, preferably all, as host:port or as URLs.
 	Endpoints []string
-	// Prefix is what all keys are under; /mit by default. Registries that share a prefix are
-	// one registry.
+	// Prefix is the prefix of all keys; /mit by default. Registries with the same prefix are
+	// replicas of one registry.
 	Prefix string
-	// TLS is for https endpoints, and for those without a scheme; nil: the system's
-	// authorities for https, no TLS without a scheme.
+	// TLS is used for https endpoints and for endpoints without a scheme. If nil, https endpoints
+	// are verified with the system's authorities, and endpoints without a scheme use no TLS.
 	TLS *tls.Config
-	// Username and Password are for an etcd that asks for them; both or none.
+	// Username and Password authenticate to etcd; both or none.
 	Username string
 	Password cluster.Secret
-	// Timeout bounds every call, and the first connection; 5 seconds by default. A store
-	// that has not heard from etcd for so long calls its copy stale.
+	// Timeout bounds every call and the first connection; 5 seconds by default. The cache is
+	// stale after that time without contact with etcd.
 	Timeout time.Duration
-	// Logger gets a line when a server goes, when the copy is stale and when it is not any
-	// more, and for what does not belong under the prefix; nothing is logged by default.
+	// Logger logs removed servers, the beginning and end of stale reads, and unrecognized keys;
+	// nil: no log.
 	Logger *zap.Logger
 }
 
 func (c Config) prefix() keys           { return keys(strings.TrimSuffix(cmp.Or(c.Prefix, "/mit"), "/") + "/") }
 func (c Config) timeout() time.Duration { return cmp.Or(c.Timeout, 5*time.Second) }
 
-// beat is how often etcd is asked for a sign of life, and how long one try of several may take: a
-// member that has lost its leader may keep a request for longer than it is worth.
-func (c Config) beat() time.Duration { return min(c.timeout()/4, 2*time.Second) }
+// probeInterval is the interval of progress requests and the timeout of one attempt of a call. A
+// member without a leader may hold a request until it times out.
+func (c Config) probeInterval() time.Duration { return min(c.timeout()/4, 2*time.Second) }
 
-func (c Config) check() error {
+func (c Config) validate() error {
 	var errs []error
 	if len(c.Endpoints) == 0 || slices.Contains(c.Endpoints, "") {
 		errs = append(errs, errors.New("missing Endpoints, or an empty one among them"))
 	}
 	if (c.Username == "") != (c.Password == "") {
-		errs = append(errs, errors.New("one of Username and Password without the other"))
+		errs = append(errs, errors.New("only one of Username and Password is set"))
 	}
 	if c.Timeout < 0 {
 		errs = append(errs, fmt.Errorf("invalid Timeout %v: negative", c.Timeout))
@@ -87,15 +89,15 @@ func (c Config) check() error {
 	return errors.Join(errs...)
 }
 
-// A Store keeps servers in etcd. [Open] makes one.
+// A Store keeps servers in etcd. [Open] creates one.
 //
-// The entry of a server lives on an etcd lease, so that it goes by etcd's clock: after its life,
-// rounded up to whole seconds, and up to a twentieth of it later, at most a minute; see the
-// promises of etcd for what a change of its leader adds. Dates are the clock's of the machine,
-// and never go back for an entry.
+// Each entry is attached to an etcd lease and expires by etcd's clock: after its TTL, rounded up to
+// whole seconds, and up to a twentieth of it later, at most a minute. A new leader of etcd renews
+// all leases, which extends them further. CreatedAt and UpdatedAt are times of this machine's clock
+// and never decrease for an entry.
 //
-// What [Store.Put] returns is no older than its own transaction, whatever other stores do at that
-// moment. [Store.Get] may be behind etcd by the time that word takes to come.
+// [Store.Put] returns the resource as of its own transaction or later. [Store.Get] may lag behind
+// etcd by the delay of the watch.
 type Store struct {
 	cfg    Config
 	keys   keys
@@ -103,33 +105,33 @@ type Store struct {
 	client *clientv3.Client
 	leases *leases
 
-	life context.Context
-	stop context.CancelFunc
-	wg   sync.WaitGroup
+	ctx    context.Context
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
 
-	mu      sync.Mutex // guards the fields below, and all they lead to
-	view    *view
-	heard   time.Time               // when etcd last said something
-	waiting map[chan struct{}]int64 // closed when the view has come to the revision
+	mu          sync.Mutex // guards the fields below, and all they lead to
+	cache       *cache
+	lastContact time.Time               // with etcd
+	waiters     map[chan struct{}]int64 // closed when the cache has reached the revision
 }
 
 var _ mit.Store = (*Store)(nil)
 
-// Open connects to etcd and reads what is there. If that fails for the [Config]'s Timeout, the
-// error says which endpoints were tried, and why it failed.
+// Open connects to etcd and loads the cache. It retries until [Config].Timeout; the error then names
+// the endpoints and the cause.
 //
-// ctx bounds this call only; the store lasts until [Store.Close].
+// ctx bounds this call only; the store works until [Store.Close].
 func Open(ctx context.Context, cfg Config) (*Store, error) {
-	if err := cfg.check(); err != nil {
+	if err := cfg.validate(); err != nil {
 		return nil, fmt.Errorf("mit/etcd: %w", err)
 	}
-	s := &Store{cfg: cfg, keys: cfg.prefix(), log: cfg.Logger, waiting: map[chan struct{}]int64{}}
+	s := &Store{cfg: cfg, keys: cfg.prefix(), log: cfg.Logger, waiters: map[chan struct{}]int64{}}
 	if s.log == nil {
 		s.log = zap.NewNop()
 	}
-	s.life, s.stop = context.WithCancel(context.Background())
+	s.ctx, s.cancel = context.WithCancel(context.Background())
 	s.leases = newLeases(s.grant)
-	view, err := try(ctx, s, func(ctx context.Context) (*view, error) {
+	loaded, err := retry(ctx, s, func(ctx context.Context) (*cache, error) {
 		if s.client == nil {
 			client, err := s.dial()
 			if err != nil {
@@ -140,68 +142,68 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		return s.load(ctx)
 	})
 	if err != nil {
-		s.stop()
+		s.cancel()
 		if s.client != nil {
 			_ = s.client.Close()
 		}
 		return nil, fmt.Errorf("mit/etcd: cannot use etcd at %s: %w", strings.Join(cfg.Endpoints, ", "), err)
 	}
-	s.replace(view)
-	s.wg.Go(func() { s.follow(s.life) })
+	s.setCache(loaded)
+	s.wg.Go(func() { s.follow(s.ctx) })
 	return s, nil
 }
 
-// dial makes a client. It speaks to etcd only if there is a password to check.
+// dial creates a client. It contacts etcd only to authenticate.
 func (s *Store) dial() (*clientv3.Client, error) {
 	return clientv3.New(clientv3.Config{
-		Context:     s.life,
+		Context:     s.ctx,
 		Endpoints:   s.cfg.Endpoints,
 		TLS:         s.cfg.TLS,
 		Username:    s.cfg.Username,
 		Password:    string(s.cfg.Password),
 		DialTimeout: s.cfg.timeout(),
-		// A member that went without a word is found out about, and left.
+		// Keepalives detect a member that vanished without closing its connections.
 		DialKeepAliveTime:    10 * time.Second,
 		DialKeepAliveTimeout: s.cfg.timeout(),
-		// We try again ourselves, and know the reason then; the second is for a token that
-		// has run out.
+		// retry repeats calls and knows the cause. The client's second attempt replaces an
+		// expired token.
 		MaxUnaryRetries: 2,
 		DialOptions: []grpc.DialOption{
 			grpc.WithChainUnaryInterceptor(failFast),
-			// By default a member that was away for long is looked for every two minutes.
+			// By default, the client would try an unreachable member every two minutes only.
 			grpc.WithConnectParams(grpc.ConnectParams{
 				Backoff:           grpcbackoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},
 				MinConnectTimeout: s.cfg.timeout(),
 			}),
 		},
-		Logger: zap.NewNop(), // it would repeat what our errors say
+		Logger: zap.NewNop(), // it would repeat the errors that calls return
 	})
 }
 
-// Close ends the store. It returns when its goroutine has ended, and may be called again.
+// Close closes the store and waits for its goroutine. It may be called again.
 func (s *Store) Close() error {
-	s.stop()
+	s.cancel()
 	s.wg.Wait()
-	if err := s.client.Close(); !errors.Is(err, context.Canceled) { // that is our own doing
+	if err := s.client.Close(); !errors.Is(err, context.Canceled) { // canceled by s.cancel
 		return err
 	}
 	return nil
 }
 
-// Health is nil if all is well. Else it says what [Store.Stale] does, or what stands
-// under the prefix and does not belong there, or both. Neither keeps the store from answering.
+// Health returns nil if the cache is current and all keys under the prefix are recognized. The store
+// works in both cases.
 func (s *Store) Health() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	errs := []error{s.staleErrorLocked()}
-	if n := len(s.view.foreign); n > 0 {
-		errs = append(errs, fmt.Errorf("mit/etcd: %d keys under %s that cannot be used, such as %q", n, s.keys, s.view.foreignKeys(5)))
+	if n := len(s.cache.unrecognized); n > 0 {
+		errs = append(errs, fmt.Errorf("mit/etcd: %d unrecognized keys under %s, such as %q", n, s.keys, s.cache.unrecognizedKeys(5)))
 	}
 	return errors.Join(errs...)
 }
 
-// Stale is nil while etcd is heard from. Else it says since when it has been silent: what is read may
-// be out of date then, and what writes is likely to fail. It does not block.
+// Stale returns nil while the store is in contact with etcd, and otherwise an error with the time of
+// the last contact. Reads may then be stale, and writes are likely to fail. It does not block.
 func (s *Store) Stale() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -212,134 +214,128 @@ func (s *Store) staleErrorLocked() error {
 	if !s.staleLocked() {
 		return nil
 	}
-	return fmt.Errorf("mit/etcd: no word from etcd since %s: what is read may be out of date", s.heard.Format(time.RFC3339))
+	return fmt.Errorf("mit/etcd: no contact with etcd since %s: reads may be stale", s.lastContact.Format(time.RFC3339))
 }
 
-func (s *Store) staleLocked() bool { return time.Since(s.heard) > s.cfg.timeout() }
+func (s *Store) staleLocked() bool { return time.Since(s.lastContact) > s.cfg.timeout() }
 
 // Put implements [mit.Store].
-func (s *Store) Put(ctx context.Context, reg mit.Registration, life time.Duration) (mit.Resource, error) {
-	w := writing{reg: reg, life: life, last: s.seen(reg.Type, reg.ServerID)}
-	written, err := try(ctx, s, func(ctx context.Context) (*entry, error) { return s.write(ctx, &w) })
+func (s *Store) Put(ctx context.Context, reg mit.Registration, ttl time.Duration) (mit.Resource, error) {
+	p := pendingPut{reg: reg, ttl: ttl, previous: s.cachedEntry(reg.Type, reg.ServerID)}
+	written, err := retry(ctx, s, func(ctx context.Context) (*entry, error) { return s.write(ctx, &p) })
 	var res mit.Resource
 	if err == nil {
-		res, err = s.at(ctx, reg.Type, written.revision)
+		res, err = s.resourceAt(ctx, reg.Type, written.revision)
 	}
 	if err != nil {
 		return mit.Resource{}, fmt.Errorf("mit/etcd: put %s: %w", s.keys.server(reg.Type, reg.ServerID), err)
 	}
-	return with(res, written.Server), nil
+	return withServer(res, written.Server), nil
 }
 
-// A writing is a Put under way.
-type writing struct {
-	reg  mit.Registration
-	life time.Duration
-	last *entry // the entry as far as we know, nil if there is none
+// A pendingPut is a Put in progress.
+type pendingPut struct {
+	reg      mit.Registration
+	ttl      time.Duration
+	previous *entry // the last known entry, nil if there is none
 
-	// What was sent last without hearing what became of it.
+	// The last attempt whose result is unknown.
 	sent  string
 	lease clientv3.LeaseID
 }
 
-// write writes the entry of a server, on top of what is there.
-func (s *Store) write(ctx context.Context, w *writing) (*entry, error) {
-	key := s.keys.server(w.reg.Type, w.reg.ServerID)
-	resource, err := s.makeResource(w.reg)
+// write replaces the entry of a server.
+func (s *Store) write(ctx context.Context, p *pendingPut) (*entry, error) {
+	key := s.keys.server(p.reg.Type, p.reg.ServerID)
+	resource, err := s.resourceOps(p.reg)
 	if err != nil {
 		return nil, err
 	}
-	for { // each turn but the last says that somebody else was faster; ctx bounds them all
-		lease, err := s.leases.lend(ctx, w.life)
+	for { // again after a conflicting write; ctx bounds the loop
+		lease, err := s.leases.acquire(ctx, p.ttl)
 		if err != nil {
 			return nil, err
 		}
-		server := renewed(w.last, w.reg, time.Now())
-		value, err := encodeServer(server)
+		server, value, err := p.encode()
 		if err != nil {
 			return nil, err
 		}
-		then := append([]clientv3.Op{clientv3.OpPut(key, value, clientv3.WithLease(lease))}, resource...)
-		resp, err := s.client.Txn(ctx).If(unchanged(key, w.last)).Then(then...).Else(clientv3.OpGet(key)).Commit()
+		ops := append([]clientv3.Op{clientv3.OpPut(key, value, clientv3.WithLease(lease))}, resource...)
+		resp, err := s.client.Txn(ctx).If(unchanged(key, p.previous)).Then(ops...).Else(clientv3.OpGet(key)).Commit()
 		switch {
 		case errors.Is(err, rpctypes.ErrLeaseNotFound):
 			s.leases.forget(lease)
 			continue
 		case err != nil:
-			w.sent, w.lease = value, lease
+			p.sent, p.lease = value, lease
 			return nil, err
 		case resp.Succeeded:
 			return &entry{server, resp.Header.Revision}, nil
 		}
-		kv, last, err := s.found(w.reg.ServerID, resp)
+		kv, current, err := s.decodeConflict(p.reg.ServerID, resp)
 		if err != nil {
 			return nil, err
 		}
-		if kv != nil && string(kv.Value) == w.sent && clientv3.LeaseID(kv.Lease) == w.lease {
-			return last, nil // it had been done
+		if kv != nil && string(kv.Value) == p.sent && clientv3.LeaseID(kv.Lease) == p.lease {
+			return current, nil // the earlier attempt had succeeded
 		}
-		w.last = last
+		p.previous = current
 	}
 }
 
-// renewed is the entry after a registration at that time.
-func renewed(last *entry, reg mit.Registration, now time.Time) cluster.Server {
-	date := now.UTC().Truncate(time.Millisecond)
-	created := date
-	if last != nil {
-		created = last.CreatedAt
-		if !date.After(last.UpdatedAt) {
-			date = last.UpdatedAt.Add(time.Millisecond)
-		}
+// encode returns the new entry and its value in etcd.
+func (p *pendingPut) encode() (cluster.Server, string, error) {
+	var previous *cluster.Server
+	if p.previous != nil {
+		previous = &p.previous.Server
 	}
-	return cluster.Server{
-		ServerID:       reg.ServerID,
-		ClusterBaseURL: reg.ClusterBaseURL,
-		Location:       reg.Location,
-		CreatedAt:      created,
-		UpdatedAt:      date,
+	server, err := p.reg.Entry(previous, time.Now())
+	if err != nil {
+		return cluster.Server{}, "", err
 	}
+	value, err := encodeServer(server)
+	return server, value, err
 }
 
-// makeResource is the part of a transaction that makes the resource, or changes its PublicBaseURL.
-// It does not write what is there already.
-func (s *Store) makeResource(reg mit.Registration) ([]clientv3.Op, error) {
+// resourceOps returns the operations of a transaction that create the resource or change its
+// PublicBaseURL, if necessary.
+func (s *Store) resourceOps(reg mit.Registration) ([]clientv3.Op, error) {
 	key := s.keys.resource(mit.ResourceID(reg.Type))
 	s.mu.Lock()
-	_, foreign := s.view.foreign[key]
+	_, unrecognized := s.cache.unrecognized[key]
 	s.mu.Unlock()
-	if foreign {
+	if unrecognized {
 		return nil, nil
 	}
 	value, err := encode(resourceValue{reg.Type, reg.PublicBaseURL})
 	if err != nil {
 		return nil, err
 	}
-	there := clientv3.Compare(clientv3.Value(key), "=", value)
+	exists := clientv3.Compare(clientv3.Value(key), "=", value)
 	if reg.PublicBaseURL == "" {
-		there = clientv3.Compare(clientv3.CreateRevision(key), ">", 0)
+		exists = clientv3.Compare(clientv3.CreateRevision(key), ">", 0)
 	}
-	return []clientv3.Op{clientv3.OpTxn([]clientv3.Cmp{there}, nil, []clientv3.Op{clientv3.OpPut(key, value)})}, nil
+	return []clientv3.Op{clientv3.OpTxn([]clientv3.Cmp{exists}, nil, []clientv3.Op{clientv3.OpPut(key, value)})}, nil
 }
 
-// unchanged is true as long as the key has the entry that it had last.
-func unchanged(key string, last *entry) clientv3.Cmp {
+// unchanged is true if the key still has the previous entry.
+func unchanged(key string, previous *entry) clientv3.Cmp {
 	revision := int64(0)
-	if last != nil {
-		revision = last.revision
+	if previous != nil {
+		revision = previous.revision
 	}
 	return clientv3.Compare(clientv3.ModRevision(key), "=", revision)
 }
 
-// found reads what a transaction found instead of what it expected: nil for nothing.
-func (s *Store) found(serverID string, resp *clientv3.TxnResponse) (*mvccpb.KeyValue, *entry, error) {
+// decodeConflict decodes the current entry from a failed transaction, nil if there is none.
+func (s *Store) decodeConflict(serverID string, resp *clientv3.TxnResponse) (*mvccpb.KeyValue, *entry, error) {
 	kvs := resp.Responses[0].GetResponseRange().Kvs
 	if len(kvs) == 0 {
 		return nil, nil, nil
 	}
 	server, err := decodeServer(serverID, kvs[0].Value)
 	if err != nil {
-		return nil, nil, fmt.Errorf("left as it is: %w", err)
+		return nil, nil, fmt.Errorf("ignored: %w", err)
 	}
 	return kvs[0], &entry{server, kvs[0].ModRevision}, nil
 }
@@ -347,11 +343,11 @@ func (s *Store) found(serverID string, resp *clientv3.TxnResponse) (*mvccpb.KeyV
 // Get implements [mit.Store].
 func (s *Store) Get(ctx context.Context, id string) (mit.Resource, error) {
 	s.mu.Lock()
-	r := s.view.resources[id]
+	r := s.cache.resources[id]
 	if r != nil {
 		defer s.mu.Unlock()
 		if s.staleLocked() {
-			s.log.Debug("read what may be out of date", zap.String("type", r.typ), zap.Time("heard", s.heard))
+			s.log.Debug("served stale read", zap.String("type", r.typ), zap.Time("lastContact", s.lastContact))
 		}
 		return r.snapshot(), nil
 	}
@@ -359,7 +355,7 @@ func (s *Store) Get(ctx context.Context, id string) (mit.Resource, error) {
 	typ, err := s.typeOf(ctx, id)
 	var res mit.Resource
 	if err == nil {
-		res, err = s.read(ctx, typ)
+		res, err = s.fetchResource(ctx, typ)
 	}
 	if err != nil {
 		return mit.Resource{}, fmt.Errorf("mit/etcd: get %s: %w", s.keys.resource(id), err)
@@ -369,16 +365,17 @@ func (s *Store) Get(ctx context.Context, id string) (mit.Resource, error) {
 
 // Delete implements [mit.Store].
 func (s *Store) Delete(ctx context.Context, id, serverID string) error {
-	_, err := s.remove(ctx, id, serverID, func(cluster.Server) bool { return true })
+	_, err := s.deleteIf(ctx, id, serverID, func(cluster.Server) bool { return true })
 	return err
 }
 
 // DeleteIfUnmodifiedSince implements [mit.Store].
 func (s *Store) DeleteIfUnmodifiedSince(ctx context.Context, id, serverID string, date time.Time) (*cluster.Server, error) {
-	return s.remove(ctx, id, serverID, func(e cluster.Server) bool { return !e.UpdatedAt.After(date) })
+	return s.deleteIf(ctx, id, serverID, func(e cluster.Server) bool { return !e.UpdatedAt.After(date) })
 }
 
-func (s *Store) remove(ctx context.Context, id, serverID string, may func(cluster.Server) bool) (*cluster.Server, error) {
+// deleteIf removes a server if cond holds for its entry, and returns the entry otherwise.
+func (s *Store) deleteIf(ctx context.Context, id, serverID string, cond func(cluster.Server) bool) (*cluster.Server, error) {
 	typ, err := s.typeOf(ctx, id)
 	if errors.Is(err, mit.ErrNotFound) {
 		return nil, nil
@@ -386,50 +383,58 @@ func (s *Store) remove(ctx context.Context, id, serverID string, may func(cluste
 	if err != nil {
 		return nil, fmt.Errorf("mit/etcd: delete server %q of %s: %w", serverID, s.keys.resource(id), err)
 	}
-	key := s.keys.server(typ, serverID)
-	last := s.seen(typ, serverID)
-	revision := int64(0) // that the server went at
-	newer, err := try(ctx, s, func(ctx context.Context) (*cluster.Server, error) {
-		for { // as in write
-			gone := last != nil && may(last.Server)
-			var then []clientv3.Op
-			if gone {
-				then = []clientv3.Op{clientv3.OpDelete(key)}
-			}
-			resp, err := s.client.Txn(ctx).If(unchanged(key, last)).Then(then...).Else(clientv3.OpGet(key)).Commit()
-			switch {
-			case err != nil:
-				return nil, err
-			case resp.Succeeded && gone:
-				revision = resp.Header.Revision
-				return nil, nil
-			case resp.Succeeded && last == nil:
-				return nil, nil
-			case resp.Succeeded:
-				return new(with(mit.Resource{}, last.Server).Servers[0]), nil
-			}
-			if _, last, err = s.found(serverID, resp); err != nil {
-				return nil, err
-			}
-		}
-	})
+	d := pendingDelete{key: s.keys.server(typ, serverID), serverID: serverID, current: s.cachedEntry(typ, serverID), cond: cond}
+	newer, err := retry(ctx, s, func(ctx context.Context) (*cluster.Server, error) { return s.tryDelete(ctx, &d) })
 	if err != nil {
-		return nil, fmt.Errorf("mit/etcd: delete %s: %w", key, err)
+		return nil, fmt.Errorf("mit/etcd: delete %s: %w", d.key, err)
 	}
-	s.await(ctx, revision) // so that whoever deletes here does not read it here
+	s.waitForRevision(ctx, d.revision) // a later Get from this store must not return the server
 	return newer, nil
 }
 
-// typeOf is the type of a resource; [mit.ErrNotFound] if there is no such resource.
+// A pendingDelete is a delete in progress.
+type pendingDelete struct {
+	key, serverID string
+	current       *entry // the last known entry, nil if there is none
+	cond          func(cluster.Server) bool
+	revision      int64 // of the delete
+}
+
+func (s *Store) tryDelete(ctx context.Context, d *pendingDelete) (*cluster.Server, error) {
+	for { // as in write
+		remove := d.current != nil && d.cond(d.current.Server)
+		var ops []clientv3.Op
+		if remove {
+			ops = []clientv3.Op{clientv3.OpDelete(d.key)}
+		}
+		resp, err := s.client.Txn(ctx).If(unchanged(d.key, d.current)).Then(ops...).Else(clientv3.OpGet(d.key)).Commit()
+		switch {
+		case err != nil:
+			return nil, err
+		case resp.Succeeded && remove:
+			d.revision = resp.Header.Revision
+			return nil, nil
+		case resp.Succeeded && d.current == nil:
+			return nil, nil
+		case resp.Succeeded:
+			return new(d.current.Server), nil
+		}
+		if _, d.current, err = s.decodeConflict(d.serverID, resp); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// typeOf returns the type of a resource, or [mit.ErrNotFound].
 func (s *Store) typeOf(ctx context.Context, id string) (string, error) {
 	s.mu.Lock()
-	r := s.view.resources[id]
+	r := s.cache.resources[id]
 	s.mu.Unlock()
 	if r != nil {
 		return r.typ, nil
 	}
-	// Another store may have made it a moment ago.
-	return try(ctx, s, func(ctx context.Context) (string, error) {
+	// Another store may have created it since the last event.
+	return retry(ctx, s, func(ctx context.Context) (string, error) {
 		resp, err := s.client.Get(ctx, s.keys.resource(id))
 		if err != nil {
 			return "", err
@@ -442,31 +447,30 @@ func (s *Store) typeOf(ctx context.Context, id string) (string, error) {
 	})
 }
 
-// seen is the entry of a server as the copy has it.
-func (s *Store) seen(typ, serverID string) *entry {
+func (s *Store) cachedEntry(typ, serverID string) *entry {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.view.entry(typ, serverID)
+	return s.cache.entry(typ, serverID)
 }
 
-// at is the resource at the revision or later: from the copy, once that has come so far, or, if it
-// does not in time, from etcd.
-func (s *Store) at(ctx context.Context, typ string, revision int64) (mit.Resource, error) {
-	if s.await(ctx, revision) {
+// resourceAt returns a resource at the revision or later: from the cache if it reaches the revision
+// in time, otherwise from etcd.
+func (s *Store) resourceAt(ctx context.Context, typ string, revision int64) (mit.Resource, error) {
+	if s.waitForRevision(ctx, revision) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		if r := s.view.resources[mit.ResourceID(typ)]; r != nil {
+		if r := s.cache.resources[mit.ResourceID(typ)]; r != nil {
 			return r.snapshot(), nil
 		}
-		return mit.Resource{ID: mit.ResourceID(typ), Type: typ}, nil
+		return mit.NewResource(typ, "", 0, nil), nil
 	}
-	return s.read(ctx, typ)
+	return s.fetchResource(ctx, typ)
 }
 
-// read asks etcd for a resource.
-func (s *Store) read(ctx context.Context, typ string) (mit.Resource, error) {
+// fetchResource reads a resource from etcd.
+func (s *Store) fetchResource(ctx context.Context, typ string) (mit.Resource, error) {
 	id := mit.ResourceID(typ)
-	return try(ctx, s, func(ctx context.Context) (mit.Resource, error) {
+	return retry(ctx, s, func(ctx context.Context) (mit.Resource, error) {
 		resp, err := s.client.Txn(ctx).Then(
 			clientv3.OpGet(s.keys.resource(id)),
 			clientv3.OpGet(s.keys.servers(typ), clientv3.WithPrefix()),
@@ -475,10 +479,10 @@ func (s *Store) read(ctx context.Context, typ string) (mit.Resource, error) {
 			return mit.Resource{}, err
 		}
 		kvs := slices.Concat(resp.Responses[0].GetResponseRange().Kvs, resp.Responses[1].GetResponseRange().Kvs)
-		if r := newView(s.keys, resp.Header.Revision, kvs).resources[id]; r != nil {
+		if r := newCache(s.keys, resp.Header.Revision, kvs).resources[id]; r != nil {
 			return r.snapshot(), nil
 		}
-		return mit.Resource{ID: id, Type: typ}, nil
+		return mit.NewResource(typ, "", 0, nil), nil
 	})
 }
 
@@ -490,22 +494,21 @@ func (s *Store) grant(ctx context.Context, seconds int64) (clientv3.LeaseID, err
 	return resp.ID, nil
 }
 
-// try does op until it succeeds, while etcd has no leader or a member of it cannot be reached, and
-// the time for a call lasts.
-func try[T any](ctx context.Context, s *Store, op func(context.Context) (T, error)) (T, error) {
-	within, cancel := context.WithTimeout(ctx, s.cfg.timeout())
+// retry repeats op until it succeeds, fails with a permanent error or [Config].Timeout is over.
+func retry[T any](ctx context.Context, s *Store, op func(context.Context) (T, error)) (T, error) {
+	callCtx, cancel := context.WithTimeout(ctx, s.cfg.timeout())
 	defer cancel()
-	defer context.AfterFunc(s.life, cancel)()
-	var reason error // the last that is more than the time being over
+	defer context.AfterFunc(s.ctx, cancel)()
+	var cause error // the last error other than a timeout
 	v, err := backoff.RetryWithData(func() (T, error) {
-		one, cancel := context.WithTimeout(within, s.cfg.beat()) // the next member may answer
+		attemptCtx, cancel := context.WithTimeout(callCtx, s.cfg.probeInterval()) // another member may respond
 		defer cancel()
-		v, err := op(one)
-		late := err != nil && one.Err() != nil
-		if err != nil && !late && status.Code(err) != codes.DeadlineExceeded {
-			reason = err
+		v, err := op(attemptCtx)
+		timedOut := err != nil && attemptCtx.Err() != nil
+		if err != nil && !timedOut && status.Code(err) != codes.DeadlineExceeded {
+			cause = err
 		}
-		if err != nil && !late && !isTransient(err) {
+		if err != nil && !timedOut && !isTransient(err) {
 			err = backoff.Permanent(err)
 		}
 		return v, err
@@ -513,28 +516,28 @@ func try[T any](ctx context.Context, s *Store, op func(context.Context) (T, erro
 		backoff.WithInitialInterval(20*time.Millisecond),
 		backoff.WithMaxInterval(500*time.Millisecond),
 		backoff.WithMaxElapsedTime(0),
-	), within))
+	), callCtx))
 	switch {
-	case err == nil || within.Err() == nil || ctx.Err() != nil: // not for lack of time
+	case err == nil || callCtx.Err() == nil || ctx.Err() != nil: // the timeout is not over
 		return v, err
-	case s.life.Err() != nil:
+	case s.ctx.Err() != nil:
 		return v, errClosed
-	case reason == nil:
+	case cause == nil:
 		return v, fmt.Errorf("no answer within %v: %w", s.cfg.timeout(), context.DeadlineExceeded)
 	default:
-		return v, fmt.Errorf("%w (tried for %v)", reason, s.cfg.timeout())
+		return v, fmt.Errorf("%w (tried for %v)", cause, s.cfg.timeout())
 	}
 }
 
 var errClosed = errors.New("the store is closed")
 
-// failFast has a call fail with the reason where there is no connection, instead of wait for one
-// until its time is over: [try] tries again.
+// failFast makes calls without a connection fail with the cause at once, instead of waiting for a
+// connection until they time out. [retry] repeats them.
 func failFast(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 	return invoke(ctx, method, req, reply, cc, append(opts, grpc.WaitForReady(false))...)
 }
 
-// isTransient says whether an error is one of those that pass.
+// isTransient reports whether a later attempt may succeed.
 func isTransient(err error) bool {
 	if errors.Is(err, rpctypes.ErrTooManyRequests) {
 		return true
@@ -542,7 +545,7 @@ func isTransient(err error) bool {
 	if e, ok := errors.AsType[rpctypes.EtcdError](err); ok {
 		return e.Code() == codes.Unavailable
 	}
-	answer, ok := status.FromError(err)
-	// A member that is being stopped calls its errors unknown, and its clock may be faster.
-	return ok && slices.Contains([]codes.Code{codes.Unavailable, codes.DeadlineExceeded, codes.Unknown}, answer.Code())
+	st, ok := status.FromError(err)
+	// A stopping member returns Unknown. A member with a faster clock times out before this side.
+	return ok && slices.Contains([]codes.Code{codes.Unavailable, codes.DeadlineExceeded, codes.Unknown}, st.Code())
 }

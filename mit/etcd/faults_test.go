@@ -122,7 +122,7 @@ func TestResumesAfterCompaction(t *testing.T) {
 	}
 	p.Heal()
 	eventually(t, "the replica has read everything anew", func() bool { return reads(t, asleep, "b", "c") })
-	if logs.FilterMessage("reading everything from etcd again").Len() != 1 {
+	if logs.FilterMessage("reloading from etcd").Len() != 1 {
 		t.Errorf("the log does not say so once: %v", logs.All())
 	}
 	put(t, awake, "d")
@@ -406,17 +406,17 @@ func TestForeignData(t *testing.T) {
 	write(after)
 	eventually(t, "all of it is named", func() bool {
 		err := s.Health()
-		return err != nil && strings.Contains(err.Error(), fmt.Sprintf("%d keys under /mit/", len(before)+len(after)))
+		return err != nil && strings.Contains(err.Error(), fmt.Sprintf("%d unrecognized keys under /mit/", len(before)+len(after)))
 	})
 	if err := s.Stale(); err != nil { // it would be left out by load balancers
 		t.Errorf("with foreign data the store is stale: %v", err)
 	}
 	for key := range after {
-		if logs.FilterMessage("left as it is: a key that cannot be used").FilterField(zap.String("key", key)).Len() != 1 {
+		if logs.FilterMessage("ignored unrecognized key").FilterField(zap.String("key", key)).Len() != 1 {
 			t.Errorf("the log does not name %s once: %v", key, logs.All())
 		}
 	}
-	if lines := logs.FilterMessage("left as they are: keys that cannot be used"); lines.Len() != 1 {
+	if lines := logs.FilterMessage("ignored unrecognized keys"); lines.Len() != 1 {
 		t.Errorf("the log does not say once what was there at first: %v", logs.All())
 	}
 
@@ -527,7 +527,7 @@ func TestNoQuorum(t *testing.T) {
 		t.Error("its health is good all the same")
 	}
 	eventually(t, "the log says so", func() bool {
-		return logs.FilterMessage("etcd cannot be followed: what is read may be out of date").Len() > 0
+		return logs.FilterMessage("etcd watch failed; reads may be stale").Len() > 0
 	})
 	if !reads(t, s, "a", "short") || ask(http.MethodGet, "/itResources/"+mds) != http.StatusOK {
 		t.Error("without quorum nothing is read")
@@ -546,8 +546,8 @@ func TestNoQuorum(t *testing.T) {
 	eventually(t, "registrations are taken again", func() bool { return ask(http.MethodPost, "/itResources") == http.StatusOK })
 	eventually(t, "all is well", func() bool { return s.Health() == nil })
 	eventually(t, "the silent server goes", func() bool { return reads(t, s, "a") })
-	eventually(t, "the log says that all is well", func() bool { return logs.FilterMessage("following etcd again").Len() > 0 })
-	if n := logs.FilterMessage("etcd cannot be followed: what is read may be out of date").Len(); n != logs.FilterMessage("following etcd again").Len() {
+	eventually(t, "the log says that all is well", func() bool { return logs.FilterMessage("etcd watch resumed").Len() > 0 })
+	if n := logs.FilterMessage("etcd watch failed; reads may be stale").Len(); n != logs.FilterMessage("etcd watch resumed").Len() {
 		t.Errorf("the log does not tell one outage as one: %v", logs.All())
 	}
 }
@@ -577,7 +577,7 @@ func TestReplicaCutOff(t *testing.T) {
 	fine := open(t, etcd.Config{Endpoints: c.Endpoints})
 	put(t, fine, "a")
 	eventually(t, "the replica follows", func() bool { return reads(t, cut, "a") })
-	for name, fault := range map[string]func(){"mute": p.Mute, "cut": p.Cut} {
+	for name, fault := range map[string]func(){"mute": p.Blackhole, "cut": p.Cut} {
 		fault()
 		start := time.Now()
 		if _, err := cut.Put(t.Context(), registration("b"), hour); err == nil {
@@ -648,7 +648,7 @@ func TestLostAnswer(t *testing.T) {
 			return kvs.Kvs[0].Version
 		}
 		before := version()
-		p.Mute()
+		p.Blackhole()
 		var (
 			wg  sync.WaitGroup
 			res mit.Resource
@@ -680,7 +680,7 @@ func TestLostData(t *testing.T) {
 		put(t, s, fmt.Sprint(i))
 	}
 	c.Kill(0)
-	if err := c.Wipe(0); err != nil {
+	if err := c.EraseData(0); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.Restart(0); err != nil {
@@ -733,7 +733,7 @@ func TestClose(t *testing.T) {
 	p := etcdtest.NewProxy(t, c.Endpoints[0])
 	s := open(t, etcd.Config{Endpoints: []string{p.Addr}, Timeout: patience})
 	put(t, s, "a")
-	p.Mute()
+	p.Blackhole()
 	var wg sync.WaitGroup
 	for range 3 {
 		wg.Go(func() {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -13,8 +14,8 @@ import (
 	"github.com/mimiktech/cluster/mit"
 )
 
-// keys is where things are: the prefix of all keys of a store, with its last slash. The names in a
-// key are escaped as in the path of a URL, so that a slash only ever separates.
+// keys is the prefix of all keys of a store, with a trailing slash. Names in a key are escaped as in
+// the path of a URL, so that a slash is always a separator.
 type keys string
 
 const (
@@ -24,20 +25,20 @@ const (
 
 func (k keys) resource(id string) string { return string(k) + resourcesDir + url.PathEscape(id) }
 
-// servers is the prefix of the servers of a type.
+// servers returns the prefix of the servers of a type.
 func (k keys) servers(typ string) string { return string(k) + serversDir + url.PathEscape(typ) + "/" }
 
 func (k keys) server(typ, serverID string) string { return k.servers(typ) + url.PathEscape(serverID) }
 
-// parse says what a key stands for: a resource has an id, a server its type and its own id.
+// parse returns the id of a resource, or the type and id of a server.
 func (k keys) parse(key string) (resourceID, typ, serverID string, err error) {
 	rest, ok := strings.CutPrefix(key, string(k))
 	if !ok {
-		return "", "", "", errForeignKey
+		return "", "", "", errUnrecognizedKey
 	}
 	if name, ok := strings.CutPrefix(rest, resourcesDir); ok {
 		if resourceID, err = url.PathUnescape(name); err != nil || resourceID == "" || k.resource(resourceID) != key {
-			return "", "", "", errForeignKey
+			return "", "", "", errUnrecognizedKey
 		}
 		return resourceID, "", "", nil
 	}
@@ -47,18 +48,17 @@ func (k keys) parse(key string) (resourceID, typ, serverID string, err error) {
 		if err == nil {
 			serverID, err = url.PathUnescape(escapedID)
 		}
-		// One name, one key: what is spelled in another way is not of our making.
+		// Each name has one key: another spelling of it is not a key of this package.
 		if err == nil && k.server(typ, serverID) == key {
 			return "", typ, serverID, nil
 		}
 	}
-	return "", "", "", errForeignKey
+	return "", "", "", errUnrecognizedKey
 }
 
-var errForeignKey = errors.New("not a key of a registry")
+var errUnrecognizedKey = errors.New("not a key of a registry")
 
-// resourceValue is what stands at the key of a resource. The id in the key comes from the type, so
-// one confirms the other.
+// resourceValue is the value of a resource's key. The id in the key must be that of the type.
 type resourceValue struct {
 	Type          string `json:"type"`
 	PublicBaseURL string `json:"publicBaseUrl,omitempty"`
@@ -75,7 +75,7 @@ func decodeResource(id string, value []byte) (resourceValue, error) {
 	return v, nil
 }
 
-// serverValue is what stands at the key of a server. Its names are in the key.
+// serverValue is the value of a server's key. The type and id are in the key.
 type serverValue struct {
 	ClusterBaseURL string          `json:"clusterBaseUrl"`
 	Location       json.RawMessage `json:"location,omitempty"`
@@ -89,25 +89,28 @@ func decodeServer(serverID string, value []byte) (cluster.Server, error) {
 		return cluster.Server{}, fmt.Errorf("not a server: %w", err)
 	}
 	if v.CreatedAt.IsZero() || v.UpdatedAt.IsZero() {
-		return cluster.Server{}, errors.New("not a server: it has no dates")
+		return cluster.Server{}, errors.New("not a server: it has no times")
 	}
 	if string(v.Location) == "null" {
 		v.Location = nil
 	}
-	return cluster.Server{
+	s := cluster.Server{
 		ServerID:       serverID,
 		ClusterBaseURL: v.ClusterBaseURL,
-		Location:       v.Location,
+		Location:       slices.Clip(v.Location),
 		CreatedAt:      v.CreatedAt.UTC(),
 		UpdatedAt:      v.UpdatedAt.UTC(),
-	}, nil
+	}
+	raw, err := s.MarshalJSON()
+	s.Raw = slices.Clip(raw)
+	return s, err
 }
 
 func encodeServer(s cluster.Server) (string, error) {
 	return encode(serverValue{s.ClusterBaseURL, s.Location, s.CreatedAt, s.UpdatedAt})
 }
 
-// encode writes JSON for people to read: & in a URL stays &.
+// encode does not escape & in URLs, so that values are readable.
 func encode(v any) (string, error) {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)

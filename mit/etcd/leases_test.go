@@ -52,7 +52,7 @@ func TestLeases(t *testing.T) {
 		l := newLeases(clock.grant)
 		lend := func(life time.Duration) clientv3.LeaseID {
 			t.Helper()
-			id, err := l.lend(t.Context(), life)
+			id, err := l.acquire(t.Context(), life)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -87,8 +87,8 @@ func TestLeases(t *testing.T) {
 		if lend(time.Minute) == last || lend(time.Hour) != last {
 			t.Error("lives of an hour and a minute disturb each other")
 		}
-		if len(l.open) != 2 {
-			t.Errorf("%d leases are kept, want one for each life", len(l.open))
+		if len(l.current) != 2 {
+			t.Errorf("%d leases are kept, want one for each life", len(l.current))
 		}
 		l.forget(last)
 		if lend(time.Hour) == last {
@@ -96,8 +96,8 @@ func TestLeases(t *testing.T) {
 		}
 		time.Sleep(2 * time.Hour)
 		lend(time.Hour)
-		if len(l.open) != 1 {
-			t.Errorf("%d leases are kept, those that ran out among them", len(l.open))
+		if len(l.current) != 1 {
+			t.Errorf("%d leases are kept, those that ran out among them", len(l.current))
 		}
 	})
 }
@@ -115,7 +115,7 @@ func TestLeasesAtOnce(t *testing.T) {
 				wg.Go(func() {
 					ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 					defer cancel()
-					_, errs[i] = l.lend(ctx, time.Hour)
+					_, errs[i] = l.acquire(ctx, time.Hour)
 				})
 			}
 			wg.Wait()

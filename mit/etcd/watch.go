@@ -13,90 +13,95 @@ import (
 )
 
 var (
-	errBehind = errors.New("the history that we know is gone")
-	errSilent = errors.New("etcd is silent")
-	errEnded  = errors.New("the watch ended")
+	errCompacted   = errors.New("the revision of the cache is not available any more")
+	errNoContact   = errors.New("no contact with etcd")
+	errWatchClosed = errors.New("the watch was closed")
 )
 
 const (
-	maxPause        = 2 * time.Second // between two tries to follow etcd
-	maxForeignLines = 100             // in the log, one for each key; [Store.Health] counts them all
+	maxRetryInterval     = 2 * time.Second // between attempts to watch etcd
+	maxUnrecognizedLines = 100             // log lines, one for each key; [Store.Health] counts all keys
 )
 
-// follow keeps the copy up to date until ctx ends.
+// follow keeps the cache up to date until ctx ends.
 func (s *Store) follow(ctx context.Context) {
-	stale, behind := false, false
-	pause := time.Duration(0)
+	stale, compacted := false, false
+	interval := time.Duration(0)
 	for ctx.Err() == nil {
 		started := time.Now()
 		var err error
-		if behind {
+		if compacted {
 			err = s.reload(ctx)
 		} else {
 			err = s.watch(ctx, func() {
 				if stale {
 					stale = false
-					s.log.Info("following etcd again")
+					s.log.Info("etcd watch resumed")
 				}
 			})
 		}
 		switch {
 		case ctx.Err() != nil:
 			return
-		case errors.Is(err, errBehind):
-			s.log.Info("reading everything from etcd again", zap.Error(err))
-			behind = true
+		case errors.Is(err, errCompacted):
+			s.log.Info("reloading from etcd", zap.Error(err))
+			compacted = true
 		case err == nil:
-			behind = false
+			compacted = false
 			continue
 		}
-		s.mu.Lock()
-		isStale, heard := s.staleLocked(), s.heard
-		s.mu.Unlock()
-		if isStale && !stale {
-			stale = true
-			s.log.Warn("etcd cannot be followed: what is read may be out of date", zap.Time("heard", heard), zap.Error(err))
+		stale = s.logIfStale(stale, err)
+		if time.Since(started) > maxRetryInterval {
+			interval = 0
 		}
-		if time.Since(started) > maxPause {
-			pause = 0
-		}
-		pause = min(max(2*pause, 20*time.Millisecond), maxPause)
+		interval = min(max(2*interval, 20*time.Millisecond), maxRetryInterval)
 		select {
-		case <-time.After(pause/2 + rand.N(pause)):
+		case <-time.After(interval/2 + rand.N(interval)):
 		case <-ctx.Done():
 		}
 	}
 }
 
-// watch applies to the copy what changes in etcd, until that cannot be followed any further. It
-// calls heard whenever etcd says something.
-func (s *Store) watch(ctx context.Context, heard func()) error {
-	// A member that has lost its leader must say so, and not just be silent.
+// logIfStale logs that the cache has become stale, once, and reports whether it is.
+func (s *Store) logIfStale(logged bool, err error) bool {
+	s.mu.Lock()
+	stale, lastContact := s.staleLocked(), s.lastContact
+	s.mu.Unlock()
+	if stale && !logged {
+		s.log.Warn("etcd watch failed; reads may be stale", zap.Time("lastContact", lastContact), zap.Error(err))
+	}
+	return stale || logged
+}
+
+// watch applies changes in etcd to the cache until the watch fails. It calls onContact after each
+// response.
+func (s *Store) watch(ctx context.Context, onContact func()) error {
+	// A member without a leader must end the watch instead of staying silent.
 	ctx, cancel := context.WithCancelCause(clientv3.WithRequireLeader(ctx))
 	defer cancel(nil)
 	s.mu.Lock()
-	known := s.view.revision
+	revision := s.cache.revision
 	s.mu.Unlock()
 
-	// Another member may be more talkative, and is to be asked before the copy is stale.
-	patience := s.cfg.timeout() / 2
-	giveUp := time.AfterFunc(patience, func() { cancel(errSilent) }) // Watch waits for a member to be there
-	// From what is known, not from what comes next: etcd gives no sign of life to those who wait for
-	// a revision that is yet to come.
-	events := s.client.Watch(ctx, string(s.keys), clientv3.WithPrefix(), clientv3.WithRev(known), clientv3.WithCreatedNotify())
+	// Half the timeout leaves time to try another member before the cache is stale.
+	silenceTimeout := s.cfg.timeout() / 2
+	giveUp := time.AfterFunc(silenceTimeout, func() { cancel(errNoContact) }) // Watch blocks without a member
+	// The watch begins at the known revision, not at the next: etcd sends no progress
+	// notifications to a watch of a future revision.
+	events := s.client.Watch(ctx, string(s.keys), clientv3.WithPrefix(), clientv3.WithRev(revision), clientv3.WithCreatedNotify())
 	giveUp.Stop()
 
-	ask := time.NewTicker(s.cfg.beat())
-	defer ask.Stop()
+	probe := time.NewTicker(s.cfg.probeInterval())
+	defer probe.Stop()
 	last := time.Now()
 	for {
 		select {
 		case resp, ok := <-events:
 			if !ok {
-				return cmp.Or(context.Cause(ctx), errEnded)
+				return cmp.Or(context.Cause(ctx), errWatchClosed)
 			}
 			if resp.CompactRevision != 0 {
-				return fmt.Errorf("%w: %w", errBehind, resp.Err())
+				return fmt.Errorf("%w: %w", errCompacted, resp.Err())
 			}
 			if err := resp.Err(); err != nil {
 				return err
@@ -105,114 +110,118 @@ func (s *Store) watch(ctx context.Context, heard func()) error {
 				return err
 			}
 			last = time.Now()
-			heard()
-		case <-ask.C:
-			if time.Since(last) > patience {
-				return errSilent
+			onContact()
+		case <-probe.C:
+			if time.Since(last) > silenceTimeout {
+				return errNoContact
 			}
-			// Nothing may have changed for hours: have etcd say how far it is.
-			asking, cancel := context.WithTimeout(ctx, s.cfg.beat())
-			_ = s.client.RequestProgress(asking) // a failure shows as silence
+			// There may be no change for hours: a progress request makes etcd respond.
+			probeCtx, cancel := context.WithTimeout(ctx, s.cfg.probeInterval())
+			_ = s.client.RequestProgress(probeCtx) // if it fails, there is no contact
 			cancel()
 		}
 	}
 }
 
-// apply takes in one word of etcd.
+// apply applies a response of the watch to the cache.
 func (s *Store) apply(resp clientv3.WatchResponse) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if (resp.Created || resp.IsProgressNotify()) && resp.Header.Revision < s.view.revision {
-		return fmt.Errorf("%w: etcd is at revision %d, as after a restore, and was at %d", errBehind, resp.Header.Revision, s.view.revision)
+	if (resp.Created || resp.IsProgressNotify()) && resp.Header.Revision < s.cache.revision {
+		return fmt.Errorf("%w: etcd is at revision %d, as after a restore, and was at %d", errCompacted, resp.Header.Revision, s.cache.revision)
 	}
-	revision := s.view.revision
+	revision := s.cache.revision
 	if resp.IsProgressNotify() {
 		revision = resp.Header.Revision
 	}
 	for _, event := range resp.Events {
-		if event.Kv.ModRevision <= s.view.revision {
-			continue // what was known when the watch began
+		if event.Kv.ModRevision <= s.cache.revision {
+			continue // already in the cache when the watch began
 		}
-		key := string(event.Kv.Key)
-		if event.Type == clientv3.EventTypeDelete {
-			if typ, serverID, gone := s.view.remove(key); gone {
-				s.log.Info("server gone: deleted, or silent for too long", zap.String("type", typ), zap.String("serverId", serverID))
-			}
-		} else {
-			known := len(s.view.foreign)
-			s.view.put(event.Kv)
-			if len(s.view.foreign) > known && known < maxForeignLines {
-				s.log.Warn("left as it is: a key that cannot be used", zap.String("key", key), zap.Error(s.view.foreign[key]))
-			}
-		}
+		s.applyEventLocked(event)
 		revision = event.Kv.ModRevision
 	}
-	s.view.revision = revision
-	s.heardLocked()
+	s.cache.revision = revision
+	s.notifyLocked()
 	return nil
 }
 
-// reload reads everything anew.
+func (s *Store) applyEventLocked(event *clientv3.Event) {
+	key := string(event.Kv.Key)
+	if event.Type == clientv3.EventTypeDelete {
+		if typ, serverID, removed := s.cache.remove(key); removed {
+			s.log.Info("server removed", zap.String("reason", "deleted or expired"), zap.String("type", typ), zap.String("serverId", serverID))
+		}
+		return
+	}
+	n := len(s.cache.unrecognized)
+	s.cache.put(event.Kv)
+	if len(s.cache.unrecognized) > n && n < maxUnrecognizedLines {
+		s.log.Warn("ignored unrecognized key", zap.String("key", key), zap.Error(s.cache.unrecognized[key]))
+	}
+}
+
 func (s *Store) reload(ctx context.Context) error {
-	v, err := try(ctx, s, s.load)
+	loaded, err := retry(ctx, s, s.load)
 	if err == nil {
-		s.replace(v)
+		s.setCache(loaded)
 	}
 	return err
 }
 
-func (s *Store) load(ctx context.Context) (*view, error) {
+// load reads all keys.
+func (s *Store) load(ctx context.Context) (*cache, error) {
 	resp, err := s.client.Get(ctx, string(s.keys), clientv3.WithPrefix())
 	if err != nil {
 		return nil, err
 	}
-	return newView(s.keys, resp.Header.Revision, resp.Kvs), nil
+	return newCache(s.keys, resp.Header.Revision, resp.Kvs), nil
 }
 
-func (s *Store) replace(v *view) {
+func (s *Store) setCache(c *cache) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.view = v
-	s.heardLocked()
-	if n := len(v.foreign); n > 0 {
-		s.log.Warn("left as they are: keys that cannot be used", zap.Int("keys", n), zap.Strings("such as", v.foreignKeys(5)))
+	s.cache = c
+	s.notifyLocked()
+	if n := len(c.unrecognized); n > 0 {
+		s.log.Warn("ignored unrecognized keys", zap.Int("keys", n), zap.Strings("such as", c.unrecognizedKeys(5)))
 	}
 }
 
-// heardLocked tells those who wait for what the view has come to.
-func (s *Store) heardLocked() {
-	s.heard = time.Now()
-	for ch, revision := range s.waiting {
-		if revision <= s.view.revision {
-			delete(s.waiting, ch)
+// notifyLocked records contact with etcd and wakes the calls that wait for the cache's revision.
+func (s *Store) notifyLocked() {
+	s.lastContact = time.Now()
+	for ch, revision := range s.waiters {
+		if revision <= s.cache.revision {
+			delete(s.waiters, ch)
 			close(ch)
 		}
 	}
 }
 
-// await waits until the copy has come to the revision, and says whether it has. It does not wait
-// for long, and not at all for a copy that is stale already.
-func (s *Store) await(ctx context.Context, revision int64) bool {
+// waitForRevision waits until the cache has reached a revision, and reports whether it has. It waits
+// for one probe interval at most, and not at all if the cache is stale.
+func (s *Store) waitForRevision(ctx context.Context, revision int64) bool {
 	s.mu.Lock()
-	if revision <= s.view.revision || s.staleLocked() {
+	if revision <= s.cache.revision || s.staleLocked() {
 		defer s.mu.Unlock()
-		return revision <= s.view.revision
+		return revision <= s.cache.revision
 	}
 	ch := make(chan struct{})
-	s.waiting[ch] = revision
+	s.waiters[ch] = revision
 	s.mu.Unlock()
 
-	late := time.NewTimer(s.cfg.beat())
-	defer late.Stop()
+	timeout := time.NewTimer(s.cfg.probeInterval())
+	defer timeout.Stop()
 	select {
 	case <-ch:
 		return true
-	case <-late.C:
+	case <-timeout.C:
 	case <-ctx.Done():
-	case <-s.life.Done():
+	case <-s.ctx.Done():
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.waiting, ch)
-	return revision <= s.view.revision
+	delete(s.waiters, ch)
+	return revision <= s.cache.revision
 }

@@ -1,4 +1,8 @@
-// Package storetest checks that a [mit.Store] keeps its promises.
+// Package storetest tests that a [mit.Store] keeps the guarantees of its interface.
+//
+//	func TestStore(t *testing.T) {
+//		storetest.Run(t, func(t *testing.T) mit.Store { return newStore(t) }, storetest.Options{})
+//	}
 package storetest
 
 import (
@@ -15,70 +19,74 @@ import (
 	"github.com/mimiktech/cluster/mit"
 )
 
-// A Clock is the time that a store goes by. The zero Clock is that of the machine.
+// Options describe the clock of a store. The zero Options suit a store that expires entries by
+// the clock of this machine, to the millisecond.
 type Options struct {
-	// In runs a test where the store's time passes; nil calls it. For a store that goes by
-	// time.Now, [testing/synctest.Test] makes it pass at once. The store is made inside.
+	// Run runs one test; nil calls it directly. A store that uses only package time can pass
+	// [testing/synctest.Test], which makes waiting free. The store is created inside Run.
 	Run func(t *testing.T, test func(t *testing.T))
-	// Life is the life that the tests give to entries which are to expire: at least what the
-	// store can keep to; 4 seconds by default. The tests take half of it for safely alive, so
-	// it must also outlast what calls take.
+	// TTL is the TTL of entries that a test waits for to expire; 4 seconds by default. It must be
+	// a TTL that the store can keep exactly, and much longer than a few calls take: tests expect
+	// an entry to be alive after half of it.
 	TTL time.Duration
-	// Late is how long after its life an entry may still be there; 0 by default.
+	// ExpirySlack is how long an entry may remain listed after its TTL; 0 by default.
 	ExpirySlack time.Duration
 }
 
-// Run runs all tests, each with a store of its own that new makes empty. They use types and
-// ids that look alike in every test.
-func Run(t *testing.T, newStore func(t *testing.T) mit.Store, clock Options) {
+// Run runs all tests, each with its own empty store from newStore. All tests use the same types
+// and server ids.
+func Run(t *testing.T, newStore func(t *testing.T) mit.Store, opts Options) {
 	t.Helper()
-	if clock.TTL == 0 {
-		clock.TTL = 4 * time.Second
+	if opts.TTL == 0 {
+		opts.TTL = 4 * time.Second
 	}
-	if clock.Run == nil {
-		clock.Run = func(t *testing.T, test func(*testing.T)) { t.Helper(); test(t) }
+	if opts.Run == nil {
+		opts.Run = func(t *testing.T, test func(*testing.T)) { t.Helper(); test(t) }
 	}
-	for _, test := range []struct {
-		name string
-		run  func(*suite)
-	}{
-		{"Put", (*suite).put},
-		{"Renew", (*suite).renew},
-		{"RenewAtOneMoment", (*suite).renewAtOneMoment},
-		{"Sorted", (*suite).sorted},
-		{"TypesApart", (*suite).typesApart},
-		{"OddNames", (*suite).oddNames},
-		{"PublicBaseURL", (*suite).publicBaseURL},
-		{"Get", (*suite).get},
-		{"Expire", (*suite).expire},
-		{"RenewedOutlivesFirstLife", (*suite).outlive},
-		{"ShorterLife", (*suite).shorterLife},
-		{"AnewAfterExpiry", (*suite).anewAfterExpiry},
-		{"Delete", (*suite).delete},
-		{"AnewAfterDelete", (*suite).anewAfterDelete},
-		{"DeleteIfUnmodifiedSince", (*suite).deleteUnless},
-		{"DeleteUnlessNotThere", (*suite).deleteUnlessNotThere},
-		{"Copies", (*suite).copies},
-		{"FirstsAtOnce", (*suite).firstsAtOnce},
-		{"RenewOrDelete", (*suite).renewOrDelete},
-	} {
+	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			clock.Run(t, func(t *testing.T) {
+			opts.Run(t, func(t *testing.T) {
 				t.Helper()
-				test.run(&suite{T: t, Store: newStore(t), clock: clock})
+				test.run(&suite{T: t, Store: newStore(t), opts: opts})
 			})
 		})
 	}
 }
 
-// A suite is one test and its store; its methods fail the test where a call fails.
+var tests = []struct {
+	name string
+	run  func(*suite)
+}{
+	{"Put", (*suite).put},
+	{"Renew", (*suite).renew},
+	{"RenewWithinOneMillisecond", (*suite).renewWithinOneMillisecond},
+	{"ServersAreSorted", (*suite).serversAreSorted},
+	{"TypesAreSeparate", (*suite).typesAreSeparate},
+	{"UnusualNames", (*suite).unusualNames},
+	{"PublicBaseURL", (*suite).publicBaseURL},
+	{"Get", (*suite).get},
+	{"Expire", (*suite).expire},
+	{"RenewalExtendsTTL", (*suite).renewalExtendsTTL},
+	{"RenewalChangesTTL", (*suite).renewalChangesTTL},
+	{"NewEntryAfterExpiry", (*suite).newEntryAfterExpiry},
+	{"Delete", (*suite).delete},
+	{"NewEntryAfterDelete", (*suite).newEntryAfterDelete},
+	{"DeleteIfUnmodifiedSince", (*suite).deleteIfUnmodifiedSince},
+	{"DeleteIfUnmodifiedSinceOfMissing", (*suite).deleteIfUnmodifiedSinceOfMissing},
+	{"ListsAreCopies", (*suite).listsAreCopies},
+	{"RawIsEncodedEntry", (*suite).rawIsEncodedEntry},
+	{"ConcurrentFirstPuts", (*suite).concurrentFirstPuts},
+	{"ConcurrentRenewalAndDelete", (*suite).concurrentRenewalAndDelete},
+}
+
+// A suite is one test and its store. Its helpers fail the test if a call fails.
 type suite struct {
 	*testing.T
 	mit.Store
-	clock Options
+	opts Options
 }
 
-const long = time.Hour
+const longTTL = time.Hour
 
 func registration(typ, serverID string) mit.Registration {
 	return mit.Registration{
@@ -90,9 +98,9 @@ func registration(typ, serverID string) mit.Registration {
 	}
 }
 
-func (s *suite) join(typ, serverID string, life time.Duration) mit.Resource {
+func (s *suite) register(typ, serverID string, ttl time.Duration) mit.Resource {
 	s.Helper()
-	res, err := s.Put(s.Context(), registration(typ, serverID), life)
+	res, err := s.Put(s.Context(), registration(typ, serverID), ttl)
 	if err != nil {
 		s.Fatalf("Put(%q, %q): %v", typ, serverID, err)
 	}
@@ -108,7 +116,7 @@ func (s *suite) entry(res mit.Resource, serverID string) cluster.Server {
 	return res.Servers[i]
 }
 
-// servers are the ids of the live servers; a store may have forgotten a resource without any.
+// servers returns the ids of the live servers. The store may have dropped a resource without any.
 func (s *suite) servers(typ string) []string {
 	s.Helper()
 	res, err := s.Get(s.Context(), mit.ResourceID(typ))
@@ -118,21 +126,21 @@ func (s *suite) servers(typ string) []string {
 	return ids(res)
 }
 
-func (s *suite) want(typ string, want ...string) {
+func (s *suite) checkServers(typ string, want ...string) {
 	s.Helper()
 	if got := s.servers(typ); !slices.Equal(got, want) {
 		s.Errorf("servers of %q: %q, want %q", typ, got, want)
 	}
 }
 
-func (s *suite) leave(typ, serverID string) {
+func (s *suite) remove(typ, serverID string) {
 	s.Helper()
 	if err := s.Delete(s.Context(), mit.ResourceID(typ), serverID); err != nil {
 		s.Errorf("Delete(%q, %q): %v", typ, serverID, err)
 	}
 }
 
-func (s *suite) leaveUnless(typ, serverID string, date time.Time) *cluster.Server {
+func (s *suite) removeIf(typ, serverID string, date time.Time) *cluster.Server {
 	s.Helper()
 	newer, err := s.DeleteIfUnmodifiedSince(s.Context(), mit.ResourceID(typ), serverID, date)
 	if err != nil {
@@ -140,6 +148,8 @@ func (s *suite) leaveUnless(typ, serverID string, date time.Time) *cluster.Serve
 	}
 	return newer
 }
+
+func (s *suite) waitForExpiry() { time.Sleep(s.opts.TTL + s.opts.ExpirySlack) }
 
 func ids(res mit.Resource) []string {
 	var ids []string
@@ -149,288 +159,331 @@ func ids(res mit.Resource) []string {
 	return ids
 }
 
-func same(a, b cluster.Server) bool {
+// equal ignores Raw, which a store may leave out.
+func equal(a, b cluster.Server) bool {
 	return a.ServerID == b.ServerID && a.ClusterBaseURL == b.ClusterBaseURL && bytes.Equal(a.Location, b.Location) &&
-		a.CreatedAt.Equal(b.CreatedAt) && a.UpdatedAt.Equal(b.UpdatedAt) && bytes.Equal(a.Raw, b.Raw)
+		a.CreatedAt.Equal(b.CreatedAt) && a.UpdatedAt.Equal(b.UpdatedAt)
 }
 
 func (s *suite) put() {
 	reg := registration("mds", "a")
-	res := s.join("mds", "a", long)
+	res := s.register("mds", "a", longTTL)
 	if res.ID != mit.ResourceID("mds") || res.Type != "mds" || res.PublicBaseURL != reg.PublicBaseURL || len(res.Servers) != 1 {
 		s.Fatalf("Put = %+v", res)
 	}
 	e := res.Servers[0]
-	if e.ServerID != "a" || e.ClusterBaseURL != reg.ClusterBaseURL || !bytes.Equal(e.Location, reg.Location) || e.Raw != nil {
-		s.Errorf("entry = %+v, registered as %+v", e, reg)
+	if e.ServerID != "a" || e.ClusterBaseURL != reg.ClusterBaseURL || !bytes.Equal(e.Location, reg.Location) {
+		s.Errorf("entry = %+v, registration %+v", e, reg)
 	}
 	if e.CreatedAt.IsZero() || !e.CreatedAt.Equal(e.UpdatedAt) {
-		s.Errorf("a new entry has createdAt %v, updatedAt %v", e.CreatedAt, e.UpdatedAt)
+		s.Errorf("new entry: createdAt %v, updatedAt %v", e.CreatedAt, e.UpdatedAt)
 	}
 	if !e.UpdatedAt.Equal(e.UpdatedAt.Truncate(time.Millisecond)) {
-		s.Errorf("updatedAt %v is finer than milliseconds", e.UpdatedAt)
+		s.Errorf("updatedAt %v has a precision below a millisecond", e.UpdatedAt)
 	}
 }
 
 func (s *suite) renew() {
-	first := s.entry(s.join("mds", "a", long), "a")
+	first := s.entry(s.register("mds", "a", longTTL), "a")
 	time.Sleep(2 * time.Millisecond)
-	moved := registration("mds", "a")
-	moved.ClusterBaseURL, moved.Location = "http://10.0.0.9:8080/mds/v1", nil
-	res, err := s.Put(s.Context(), moved, long)
+	changed := registration("mds", "a")
+	changed.ClusterBaseURL, changed.Location = "http://10.0.0.9:8080/mds/v1", nil
+	res, err := s.Put(s.Context(), changed, longTTL)
 	if err != nil {
 		s.Fatal(err)
 	}
 	second := s.entry(res, "a")
-	if len(res.Servers) != 1 || second.ClusterBaseURL != moved.ClusterBaseURL || second.Location != nil {
-		s.Errorf("renewed = %+v, registered as %+v", res, moved)
+	if len(res.Servers) != 1 || second.ClusterBaseURL != changed.ClusterBaseURL || second.Location != nil {
+		s.Errorf("renewed entry = %+v, registration %+v", res, changed)
 	}
 	if !second.CreatedAt.Equal(first.CreatedAt) {
-		s.Errorf("createdAt went from %v to %v", first.CreatedAt, second.CreatedAt)
+		s.Errorf("createdAt changed from %v to %v", first.CreatedAt, second.CreatedAt)
 	}
 	if !second.UpdatedAt.After(first.UpdatedAt) {
-		s.Errorf("updatedAt went from %v to %v", first.UpdatedAt, second.UpdatedAt)
+		s.Errorf("updatedAt changed from %v to %v", first.UpdatedAt, second.UpdatedAt)
 	}
 }
 
-func (s *suite) renewAtOneMoment() {
-	last := s.entry(s.join("mds", "a", long), "a").UpdatedAt
+func (s *suite) renewWithinOneMillisecond() {
+	last := s.entry(s.register("mds", "a", longTTL), "a").UpdatedAt
 	for range 20 {
-		next := s.entry(s.join("mds", "a", long), "a").UpdatedAt
+		next := s.entry(s.register("mds", "a", longTTL), "a").UpdatedAt
 		if next.Sub(last) < time.Millisecond {
-			s.Fatalf("updatedAt went from %v to %v", last, next)
+			s.Fatalf("updatedAt changed from %v to %v", last, next)
 		}
 		last = next
 	}
 }
 
-func (s *suite) sorted() {
+func (s *suite) serversAreSorted() {
 	want := []string{"B", "a", "b", "c", "d"}
 	for _, id := range []string{"c", "a", "d", "B", "b", "a"} {
-		s.join("mds", id, long)
+		s.register("mds", id, longTTL)
 	}
-	s.want("mds", want...)
-	if got := ids(s.join("mds", "c", long)); !slices.Equal(got, want) {
+	s.checkServers("mds", want...)
+	if got := ids(s.register("mds", "c", longTTL)); !slices.Equal(got, want) {
 		s.Errorf("Put returned %q, want %q", got, want)
 	}
 }
 
-func (s *suite) typesApart() {
-	s.join("mds", "a", long)
-	s.join("mds2", "a", long)
-	s.join("mds/", "b", long)
-	s.leave("mds2", "a")
-	s.want("mds", "a")
-	s.want("mds2")
-	s.want("mds/", "b")
+func (s *suite) typesAreSeparate() {
+	s.register("mds", "a", longTTL)
+	s.register("mds2", "a", longTTL)
+	s.register("mds/", "b", longTTL)
+	s.remove("mds2", "a")
+	s.checkServers("mds", "a")
+	s.checkServers("mds2")
+	s.checkServers("mds/", "b")
 }
 
-// oddNames are names that a store may have to escape.
-func (s *suite) oddNames() {
+// unusualNames tests names that a store may have to escape.
+func (s *suite) unusualNames() {
 	names := []string{"a", "a/", "a/b", "a b", "a@b", "é", "*", "..", "a\x00", `"`}
 	slices.Sort(names)
 	for _, id := range names {
-		s.join("odd /é*", id, long)
+		s.register("odd /é*", id, longTTL)
 	}
-	s.want("odd /é*", names...)
+	s.checkServers("odd /é*", names...)
 	for _, id := range names {
-		s.leave("odd /é*", id)
+		s.remove("odd /é*", id)
 	}
-	s.want("odd /é*")
+	s.checkServers("odd /é*")
 }
 
 func (s *suite) publicBaseURL() {
 	reg := registration("mds", "a")
-	for _, test := range []struct{ named, want string }{
+	for _, test := range []struct{ url, want string }{
 		{"https://one.example.com", "https://one.example.com"},
 		{"https://two.example.com", "https://two.example.com"},
 		{"", "https://two.example.com"},
 	} {
-		reg.PublicBaseURL = test.named
-		res, err := s.Put(s.Context(), reg, long)
+		reg.PublicBaseURL = test.url
+		res, err := s.Put(s.Context(), reg, longTTL)
 		if err != nil {
 			s.Fatal(err)
 		}
 		if res.PublicBaseURL != test.want {
-			s.Errorf("after %q the PublicBaseURL is %q, want %q", test.named, res.PublicBaseURL, test.want)
+			s.Errorf("after a Put with %q: PublicBaseURL %q, want %q", test.url, res.PublicBaseURL, test.want)
 		}
 	}
 }
 
 func (s *suite) get() {
 	if _, err := s.Get(s.Context(), mit.ResourceID("mds")); !errors.Is(err, mit.ErrNotFound) {
-		s.Errorf("Get of nothing: %v, want ErrNotFound", err)
+		s.Errorf("Get of an unknown id: %v, want ErrNotFound", err)
 	}
 	if _, err := s.Get(s.Context(), ""); !errors.Is(err, mit.ErrNotFound) {
-		s.Errorf("Get of no id: %v, want ErrNotFound", err)
+		s.Errorf("Get of an empty id: %v, want ErrNotFound", err)
 	}
-	s.join("mds", "b", long)
-	put := s.join("mds", "a", long)
+	s.register("mds", "b", longTTL)
+	put := s.register("mds", "a", longTTL)
 	got, err := s.Get(s.Context(), put.ID)
 	if err != nil {
 		s.Fatal(err)
 	}
-	if got.ID != put.ID || got.Type != put.Type || got.PublicBaseURL != put.PublicBaseURL || !slices.EqualFunc(got.Servers, put.Servers, same) {
+	if got.ID != put.ID || got.Type != put.Type || got.PublicBaseURL != put.PublicBaseURL || !slices.EqualFunc(got.Servers, put.Servers, equal) {
 		s.Errorf("Get = %+v, Put returned %+v", got, put)
 	}
 }
 
 func (s *suite) expire() {
-	s.join("mds", "short", s.clock.TTL)
-	s.join("mds", "long", long)
-	s.want("mds", "long", "short")
-	time.Sleep(s.clock.TTL/2 - s.clock.TTL/10)
-	s.want("mds", "long", "short")
-	time.Sleep(s.clock.TTL/2 + s.clock.TTL/10 + s.clock.ExpirySlack)
-	s.want("mds", "long")
-	if got := ids(s.join("mds", "other", long)); !slices.Equal(got, []string{"long", "other"}) {
-		s.Errorf("Put returned %q, with an expired server", got)
+	s.register("mds", "short", s.opts.TTL)
+	s.register("mds", "long", longTTL)
+	s.checkServers("mds", "long", "short")
+	time.Sleep(s.opts.TTL/2 - s.opts.TTL/10)
+	s.checkServers("mds", "long", "short")
+	time.Sleep(s.opts.TTL/2 + s.opts.TTL/10 + s.opts.ExpirySlack)
+	s.checkServers("mds", "long")
+	if got := ids(s.register("mds", "other", longTTL)); !slices.Equal(got, []string{"long", "other"}) {
+		s.Errorf("Put returned %q, including an expired server", got)
 	}
 }
 
-func (s *suite) outlive() {
-	first := s.entry(s.join("mds", "a", s.clock.TTL), "a")
+func (s *suite) renewalExtendsTTL() {
+	first := s.entry(s.register("mds", "a", s.opts.TTL), "a")
 	for range 3 {
-		time.Sleep(s.clock.TTL / 2)
-		s.join("mds", "a", s.clock.TTL)
+		time.Sleep(s.opts.TTL / 2)
+		s.register("mds", "a", s.opts.TTL)
 	}
-	s.want("mds", "a")
-	if e := s.entry(s.join("mds", "a", s.clock.TTL), "a"); !e.CreatedAt.Equal(first.CreatedAt) {
-		s.Errorf("createdAt went from %v to %v", first.CreatedAt, e.CreatedAt)
+	s.checkServers("mds", "a")
+	if e := s.entry(s.register("mds", "a", s.opts.TTL), "a"); !e.CreatedAt.Equal(first.CreatedAt) {
+		s.Errorf("createdAt changed from %v to %v", first.CreatedAt, e.CreatedAt)
 	}
-	time.Sleep(s.clock.TTL + s.clock.ExpirySlack)
-	s.want("mds")
+	s.waitForExpiry()
+	s.checkServers("mds")
 }
 
-// shorterLife is what a registry asks for once it was given a shorter lease.
-func (s *suite) shorterLife() {
-	s.join("mds", "a", long)
-	s.join("mds", "a", s.clock.TTL)
-	time.Sleep(s.clock.TTL + s.clock.ExpirySlack)
-	s.want("mds")
-	s.join("mds", "b", s.clock.TTL)
-	s.join("mds", "b", long)
-	time.Sleep(s.clock.TTL + s.clock.ExpirySlack)
-	s.want("mds", "b")
+// renewalChangesTTL tests what a registry does after a change of its lease.
+func (s *suite) renewalChangesTTL() {
+	s.register("mds", "a", longTTL)
+	s.register("mds", "a", s.opts.TTL)
+	s.waitForExpiry()
+	s.checkServers("mds")
+	s.register("mds", "b", s.opts.TTL)
+	s.register("mds", "b", longTTL)
+	s.waitForExpiry()
+	s.checkServers("mds", "b")
 }
 
-func (s *suite) anewAfterExpiry() {
-	first := s.join("mds", "a", s.clock.TTL)
-	time.Sleep(s.clock.TTL + s.clock.ExpirySlack)
-	second := s.join("mds", "a", long)
+func (s *suite) newEntryAfterExpiry() {
+	first := s.register("mds", "a", s.opts.TTL)
+	s.waitForExpiry()
+	second := s.register("mds", "a", longTTL)
 	if first.ID != second.ID {
-		s.Errorf("the id went from %s to %s", first.ID, second.ID)
+		s.Errorf("the resource id changed from %s to %s", first.ID, second.ID)
 	}
 	if e := s.entry(second, "a"); !e.CreatedAt.Equal(e.UpdatedAt) || !e.CreatedAt.After(s.entry(first, "a").CreatedAt) {
-		s.Errorf("the entry did not start anew: %+v", e)
+		s.Errorf("not a new entry: %+v", e)
 	}
 }
 
 func (s *suite) delete() {
-	s.join("mds", "a", long)
-	s.join("mds", "b", long)
-	s.leave("mds", "a")
-	s.want("mds", "b")
-	s.leave("mds", "a")
-	s.leave("mds", "never there")
-	s.leave("no such type", "a")
-	s.want("mds", "b")
-	s.leave("mds", "b")
-	s.want("mds")
+	s.register("mds", "a", longTTL)
+	s.register("mds", "b", longTTL)
+	s.remove("mds", "a")
+	s.checkServers("mds", "b")
+	s.remove("mds", "a")
+	s.remove("mds", "unknown")
+	s.remove("unknown", "a")
+	s.checkServers("mds", "b")
+	s.remove("mds", "b")
+	s.checkServers("mds")
 }
 
-func (s *suite) anewAfterDelete() {
-	first := s.join("mds", "a", s.clock.TTL)
-	s.leave("mds", "a")
+func (s *suite) newEntryAfterDelete() {
+	first := s.register("mds", "a", s.opts.TTL)
+	s.remove("mds", "a")
 	time.Sleep(2 * time.Millisecond)
-	second := s.join("mds", "a", long)
+	second := s.register("mds", "a", longTTL)
 	if first.ID != second.ID {
-		s.Errorf("the id went from %s to %s", first.ID, second.ID)
+		s.Errorf("the resource id changed from %s to %s", first.ID, second.ID)
 	}
 	if e := s.entry(second, "a"); !e.CreatedAt.Equal(e.UpdatedAt) || !e.CreatedAt.After(s.entry(first, "a").CreatedAt) {
-		s.Errorf("the entry did not start anew: %+v", e)
+		s.Errorf("not a new entry: %+v", e)
 	}
-	time.Sleep(s.clock.TTL + s.clock.ExpirySlack) // the first one's life is nothing to the second
-	s.want("mds", "a")
+	s.waitForExpiry() // of the first entry's TTL
+	s.checkServers("mds", "a")
 }
 
-func (s *suite) deleteUnless() {
-	s.join("mds", "b", long)
-	first := s.entry(s.join("mds", "a", long), "a")
-	second := s.entry(s.join("mds", "a", long), "a")
+func (s *suite) deleteIfUnmodifiedSince() {
+	s.register("mds", "b", longTTL)
+	first := s.entry(s.register("mds", "a", longTTL), "a")
+	second := s.entry(s.register("mds", "a", longTTL), "a")
 	for _, date := range []time.Time{{}, first.UpdatedAt, second.UpdatedAt.Add(-time.Nanosecond)} {
-		newer := s.leaveUnless("mds", "a", date)
+		newer := s.removeIf("mds", "a", date)
 		if newer == nil {
-			s.Fatalf("deleted with date %v, though updated at %v", date, second.UpdatedAt)
+			s.Fatalf("deleted with date %v, but updated at %v", date, second.UpdatedAt)
 		}
-		if !same(*newer, second) {
+		if !equal(*newer, second) {
 			s.Errorf("newer entry = %+v, want %+v", *newer, second)
 		}
 	}
-	s.want("mds", "a", "b")
+	s.checkServers("mds", "a", "b")
 	zone := time.FixedZone("", 2*60*60)
-	if newer := s.leaveUnless("mds", "a", second.UpdatedAt.In(zone)); newer != nil {
+	if newer := s.removeIf("mds", "a", second.UpdatedAt.In(zone)); newer != nil {
 		s.Errorf("not deleted with its own date: %+v", *newer)
 	}
-	s.want("mds", "b")
-	b := s.entry(s.join("mds", "b", long), "b")
-	if newer := s.leaveUnless("mds", "b", b.UpdatedAt.Add(time.Hour)); newer != nil {
+	s.checkServers("mds", "b")
+	b := s.entry(s.register("mds", "b", longTTL), "b")
+	if newer := s.removeIf("mds", "b", b.UpdatedAt.Add(time.Hour)); newer != nil {
 		s.Errorf("not deleted with a later date: %+v", *newer)
 	}
-	s.want("mds")
+	s.checkServers("mds")
 }
 
-func (s *suite) deleteUnlessNotThere() {
-	if newer := s.leaveUnless("no such type", "a", time.Time{}); newer != nil {
-		s.Errorf("newer entry = %+v in no resource", *newer)
+func (s *suite) deleteIfUnmodifiedSinceOfMissing() {
+	if newer := s.removeIf("unknown", "a", time.Time{}); newer != nil {
+		s.Errorf("newer entry = %+v of an unknown resource", *newer)
 	}
-	s.join("mds", "a", s.clock.TTL)
-	if newer := s.leaveUnless("mds", "b", time.Time{}); newer != nil {
-		s.Errorf("newer entry = %+v of no server", *newer)
+	s.register("mds", "a", s.opts.TTL)
+	if newer := s.removeIf("mds", "b", time.Time{}); newer != nil {
+		s.Errorf("newer entry = %+v of an unknown server", *newer)
 	}
-	time.Sleep(s.clock.TTL + s.clock.ExpirySlack)
-	if newer := s.leaveUnless("mds", "a", time.Time{}); newer != nil {
+	s.waitForExpiry()
+	if newer := s.removeIf("mds", "a", time.Time{}); newer != nil {
 		s.Errorf("newer entry = %+v of an expired server", *newer)
 	}
 }
 
-func (s *suite) copies() {
+func (s *suite) listsAreCopies() {
 	reg := registration("mds", "a")
 	want := bytes.Clone(reg.Location)
-	first, err := s.Put(s.Context(), reg, long)
+	first, err := s.Put(s.Context(), reg, longTTL)
 	if err != nil {
 		s.Fatal(err)
 	}
-	s.join("mds", "b", long)
+	s.register("mds", "b", longTTL)
 	reg.Location[0] = '!'
-	first.Servers[0].Location[1] = '!'
-	first.Servers[0].ServerID = "changed"
+	first.Servers[0] = cluster.Server{ServerID: "changed"}
 	second, err := s.Get(s.Context(), first.ID)
 	if err != nil {
 		s.Fatal(err)
 	}
 	_ = append(second.Servers[0].Location, '!', '!')
-	newer := s.leaveUnless("mds", "b", time.Time{})
-	newer.Location[0] = '!'
+	_ = append(second.Servers[0].Raw, '!', '!')
+	newer := s.removeIf("mds", "b", time.Time{})
+	*newer = cluster.Server{ServerID: "changed"}
 	for _, id := range []string{"a", "b"} {
-		third := s.join("mds", "c", long)
+		third := s.register("mds", "c", longTTL)
 		if e := s.entry(third, id); !bytes.Equal(e.Location, want) {
-			s.Errorf("the location of %s has become %s", id, e.Location)
+			s.Errorf("the location of %s changed to %s", id, e.Location)
 		}
-		if e := s.entry(second, id); !bytes.Equal(e.Location, want) {
-			s.Errorf("the location of %s in an older answer has become %s", id, e.Location)
+		if e := s.entry(second, id); !bytes.Equal(e.Location, want) || bytes.Contains(e.Raw, []byte("!")) {
+			s.Errorf("the entry of %s in an earlier result changed: location %s, Raw %s", id, e.Location, e.Raw)
+		}
+	}
+	appended := [2][]byte{}
+	for i := range appended { // the spare capacity of a shared slice would be written to twice
+		got, err := s.Get(s.Context(), first.ID)
+		if err != nil {
+			s.Fatal(err)
+		}
+		appended[i] = append(s.entry(got, "a").Location, '0'+byte(i))
+	}
+	if bytes.Equal(appended[0], appended[1]) {
+		s.Error("appending to the location of one result changes another")
+	}
+}
+
+// rawIsEncodedEntry tests that Raw, where a store sets it, is what the entry is without it. A
+// stale Raw would send an outdated entry to all nodes.
+func (s *suite) rawIsEncodedEntry() {
+	reg := registration("mds", "a")
+	reg.Location = json.RawMessage(`{ "type": "<Point>" }`)
+	reg.ClusterBaseURL += "?&"
+	for _, location := range []json.RawMessage{reg.Location, nil} {
+		reg.Location = location
+		put, err := s.Put(s.Context(), reg, longTTL)
+		if err != nil {
+			s.Fatal(err)
+		}
+		got, err := s.Get(s.Context(), put.ID)
+		if err != nil {
+			s.Fatal(err)
+		}
+		newer := s.removeIf("mds", "a", time.Time{})
+		for _, e := range []cluster.Server{s.entry(put, "a"), s.entry(got, "a"), *newer} {
+			fields := e
+			fields.Raw = nil
+			want, err := fields.MarshalJSON()
+			if err != nil {
+				s.Fatal(err)
+			}
+			if e.Raw != nil && !bytes.Equal(e.Raw, want) {
+				s.Errorf("Raw = %s, want %s", e.Raw, want)
+			}
 		}
 	}
 }
 
-func (s *suite) firstsAtOnce() {
+func (s *suite) concurrentFirstPuts() {
 	const n = 32
 	resources := make([]mit.Resource, n)
 	errs := make([]error, n)
 	var wg sync.WaitGroup
 	for i := range n {
 		wg.Go(func() {
-			resources[i], errs[i] = s.Put(s.Context(), registration("mds", fmt.Sprintf("%02d", i)), long)
+			resources[i], errs[i] = s.Put(s.Context(), registration("mds", fmt.Sprintf("%02d", i)), longTTL)
 		})
 	}
 	wg.Wait()
@@ -440,32 +493,32 @@ func (s *suite) firstsAtOnce() {
 			s.Fatal(errs[i])
 		}
 		if res.ID != resources[0].ID {
-			s.Errorf("two resources: %s and %s", res.ID, resources[0].ID)
+			s.Errorf("two resources of one type: %s and %s", res.ID, resources[0].ID)
 		}
 		s.entry(res, fmt.Sprintf("%02d", i))
 		sizes[i] = len(res.Servers)
 	}
 	if len(s.servers("mds")) != n {
-		s.Errorf("%d servers registered, the store has %q", n, s.servers("mds"))
+		s.Errorf("%d servers registered, Get returns %q", n, s.servers("mds"))
 	}
-	// Each Put is one step, so somebody saw them all.
+	// Each Put is atomic, so the last one returns all servers.
 	if slices.Max(sizes) != n {
-		s.Errorf("of %d servers registering at once none saw more than %d", n, slices.Max(sizes))
+		s.Errorf("%d concurrent Puts: none returned more than %d servers", n, slices.Max(sizes))
 	}
 }
 
-// renewOrDelete has a server renew while another wants it gone: either the renewal came
-// first, and the delete says so, or the delete did, and the renewal started anew.
-func (s *suite) renewOrDelete() {
+// concurrentRenewalAndDelete renews and conditionally deletes an entry at the same time. If the
+// renewal came first, the delete returns the renewed entry; otherwise the renewal created a new one.
+func (s *suite) concurrentRenewalAndDelete() {
 	for range 50 {
-		before := s.entry(s.join("mds", "a", long), "a")
+		before := s.entry(s.register("mds", "a", longTTL), "a")
 		var (
 			wg    sync.WaitGroup
 			after mit.Resource
 			newer *cluster.Server
 			errs  [2]error
 		)
-		wg.Go(func() { after, errs[0] = s.Put(s.Context(), registration("mds", "a"), long) })
+		wg.Go(func() { after, errs[0] = s.Put(s.Context(), registration("mds", "a"), longTTL) })
 		wg.Go(func() {
 			newer, errs[1] = s.DeleteIfUnmodifiedSince(s.Context(), mit.ResourceID("mds"), "a", before.UpdatedAt)
 		})
@@ -475,13 +528,13 @@ func (s *suite) renewOrDelete() {
 		}
 		renewed := s.entry(after, "a")
 		switch {
-		case newer != nil && (!same(*newer, renewed) || !renewed.CreatedAt.Equal(before.CreatedAt)):
+		case newer != nil && (!equal(*newer, renewed) || !renewed.CreatedAt.Equal(before.CreatedAt)):
 			s.Fatalf("renewed %+v, the delete saw %+v", renewed, *newer)
 		case newer == nil && !renewed.CreatedAt.Equal(renewed.UpdatedAt):
-			s.Fatalf("the delete says gone, yet %+v only renewed", renewed)
+			s.Fatalf("deleted, but Put renewed the old entry: %+v", renewed)
 		case !slices.Equal(s.servers("mds"), []string{"a"}):
-			s.Fatalf("a renewed server is gone: %+v", renewed)
+			s.Fatalf("renewed, but not listed: %+v", renewed)
 		}
-		s.leave("mds", "a")
+		s.remove("mds", "a")
 	}
 }

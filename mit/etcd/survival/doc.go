@@ -1,3 +1,3 @@
-// Package survival has no code but tests: a hundred nodes live through the deaths of registries and of
-// members of etcd. These are processes of their own, which are killed with SIGKILL.
+// Package survival contains tests only: a hundred nodes keep working while registries and members of
+// etcd die. Each of these is a process of its own, which the tests kill with SIGKILL.
 package survival

@@ -21,7 +21,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/mimiktech/cluster/mit/command"
-	"github.com/mimiktech/cluster/mit/etcd/internal/app"
+	"github.com/mimiktech/cluster/mit/etcd/internal/mitcmd"
 )
 
 // The test binary is also the processes that the tests kill: the variable says which.
@@ -48,7 +48,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, runMember(os.Args[1]))
 		os.Exit(1)
 	case roleReplica:
-		command.Main(app.New())
+		command.Main(mitcmd.New())
 	case roleRestore: // the program itself, for the flags that the documentation names
 		etcdutl := etcdutl.NewSnapshotCommand()
 		etcdutl.SetArgs(os.Args[1:])

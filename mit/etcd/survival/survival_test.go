@@ -57,7 +57,7 @@ func (w *world) readsOnly(r *replica) {
 	w.eventually(r.name+" says that it is stale", func() bool {
 		return health(w.Context(), w.balancer.client, r.url) == http.StatusServiceUnavailable
 	})
-	if status, body := w.ask(w.Context(), http.MethodGet, r.url+registryPath+"/health", nil); !strings.Contains(string(body), "no word from etcd since") {
+	if status, body := w.ask(w.Context(), http.MethodGet, r.url+registryPath+"/health", nil); !strings.Contains(string(body), "no contact with etcd since") {
 		w.Errorf("the health of %s: %d %s", r.name, status, body)
 	}
 	if status, body := w.renewFirst(r.url); status != http.StatusServiceUnavailable {

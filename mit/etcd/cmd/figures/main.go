@@ -151,7 +151,7 @@ func (s settings) onEtcd(ctx context.Context, members, replicas int, measure fun
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	c, err := etcdtest.Start(etcdtest.Options{Members: members, Dir: dir, Durable: true, Tick: 100 * time.Millisecond})
+	c, err := etcdtest.Start(etcdtest.Options{Members: members, Dir: dir, Durable: true, HeartbeatInterval: 100 * time.Millisecond})
 	if err != nil {
 		return err
 	}

@@ -1,4 +1,4 @@
-// Package etcdtest runs etcd in the process, for tests and for measuring.
+// Package etcdtest runs etcd in this process, for tests and measurements.
 package etcdtest
 
 import (
@@ -22,42 +22,42 @@ import (
 	"github.com/mimiktech/cluster/internal/freeport"
 )
 
-const patience = 30 * time.Second // for a member to be ready
+const readyTimeout = 30 * time.Second
 
-// Options say what a [Cluster] is to be.
+// Options configure a [Cluster].
 type Options struct {
 	Members int
-	// Dir is where the members keep their data.
+	// Dir is the directory of the members' data.
 	Dir string
-	// Durable makes the members wait for their disk, as they do in earnest.
+	// Durable makes members wait for the disk, as they do in production.
 	Durable bool
-	// Tick is the heartbeat between members, a tenth of the time after which they elect a
-	// new leader; 50 ms by default. On a busy machine 10 ms make members elect all the
-	// time, and with every new leader all leases begin anew.
-	Tick time.Duration
-	// TLS, if set, is what the members serve clients with.
+	// HeartbeatInterval is the interval of heartbeats between members, a tenth of the election
+	// timeout; 50 ms by default. With 10 ms, members of a busy machine elect leaders all the
+	// time, and every new leader renews all leases.
+	HeartbeatInterval time.Duration
+	// TLS, if set, is the configuration that members serve clients with.
 	TLS transport.TLSInfo
-	// TokenTTL is how long the tokens are good for that a password gets, unless they are
-	// used; in whole seconds, 5 minutes by default.
+	// TokenTTL is the lifetime of unused authentication tokens, in whole seconds; 5 minutes by
+	// default.
 	TokenTTL time.Duration
 }
 
-// A Cluster is a few members of etcd on loopback. Its methods are for one goroutine.
+// A Cluster is a cluster of etcd on loopback. Its methods are not safe for concurrent use.
 type Cluster struct {
-	// Endpoints are where clients reach the members. They stay over restarts.
+	// Endpoints are the client addresses of the members. They do not change at a restart.
 	Endpoints []string
 
 	configs []*embed.Config
 	members []*embed.Etcd // nil where stopped
 }
 
-// Run starts a cluster that ends with its test.
+// Run starts a cluster for the duration of the test.
 func Run(tb testing.TB, members int) *Cluster {
 	tb.Helper()
 	return RunWith(tb, Options{Members: members, Dir: tb.TempDir()})
 }
 
-// RunWith is Run with more to say.
+// RunWith is Run with options.
 func RunWith(tb testing.TB, o Options) *Cluster {
 	tb.Helper()
 	c, err := Start(o)
@@ -71,9 +71,9 @@ func RunWith(tb testing.TB, o Options) *Cluster {
 // Start starts a cluster and waits until it is ready.
 func Start(o Options) (*Cluster, error) {
 	var errs []error
-	for try := range 5 { // others may listen at a port that was free, before its member is up
+	for attempt := range 5 { // another process may take a free port first
 		o := o
-		o.Dir = filepath.Join(o.Dir, fmt.Sprint(try))
+		o.Dir = filepath.Join(o.Dir, fmt.Sprint(attempt))
 		c, err := start(o)
 		if err == nil {
 			return c, nil
@@ -85,48 +85,25 @@ func Start(o Options) (*Cluster, error) {
 
 func start(o Options) (*Cluster, error) {
 	c := &Cluster{members: make([]*embed.Etcd, o.Members)}
-	tick := cmp.Or(o.Tick, 50*time.Millisecond)
 	var initial []string
 	for i := range o.Members {
-		client, err := address()
+		cfg, err := memberConfig(fmt.Sprintf("m%d", i), o)
 		if err != nil {
 			return nil, err
 		}
-		peer, err := address()
-		if err != nil {
-			return nil, err
-		}
-		cfg := embed.NewConfig()
-		cfg.Name = fmt.Sprintf("m%d", i)
-		cfg.Dir = filepath.Join(o.Dir, cfg.Name)
-		cfg.TickMs = uint(tick / time.Millisecond)
-		cfg.ElectionMs = 10 * cfg.TickMs
-		cfg.BcryptCost = 4 // the least there is
-		cfg.UnsafeNoFsync = !o.Durable
-		if o.TokenTTL > 0 {
-			cfg.AuthTokenTTL = uint(o.TokenTTL / time.Second)
-		}
-		cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
-		cfg.ListenPeerUrls = []url.URL{{Scheme: "http", Host: peer}}
-		cfg.AdvertisePeerUrls = cfg.ListenPeerUrls
-		cfg.ListenClientUrls = []url.URL{{Scheme: "http", Host: client}}
-		if !o.TLS.Empty() {
-			cfg.ListenClientUrls[0].Scheme, cfg.ClientTLSInfo = "https", o.TLS
-		}
-		cfg.AdvertiseClientUrls = cfg.ListenClientUrls
 		c.configs = append(c.configs, cfg)
-		c.Endpoints = append(c.Endpoints, client)
-		initial = append(initial, fmt.Sprintf("%s=http://%s", cfg.Name, peer))
+		c.Endpoints = append(c.Endpoints, cfg.ListenClientUrls[0].Host)
+		initial = append(initial, fmt.Sprintf("%s=http://%s", cfg.Name, cfg.ListenPeerUrls[0].Host))
 	}
 	for i, cfg := range c.configs {
 		cfg.InitialCluster = strings.Join(initial, ",")
-		if err := c.begin(i); err != nil {
+		if err := c.startMember(i); err != nil {
 			c.Close()
 			return nil, err
 		}
 	}
 	for i := range c.members {
-		if err := c.ready(i); err != nil {
+		if err := c.waitReady(i); err != nil {
 			c.Close()
 			return nil, err
 		}
@@ -134,13 +111,43 @@ func start(o Options) (*Cluster, error) {
 	return c, nil
 }
 
-// address is one that a member finds free whenever it starts again.
+func memberConfig(name string, o Options) (*embed.Config, error) {
+	client, err := address()
+	if err != nil {
+		return nil, err
+	}
+	peer, err := address()
+	if err != nil {
+		return nil, err
+	}
+	cfg := embed.NewConfig()
+	cfg.Name = name
+	cfg.Dir = filepath.Join(o.Dir, name)
+	cfg.TickMs = uint(cmp.Or(o.HeartbeatInterval, 50*time.Millisecond) / time.Millisecond)
+	cfg.ElectionMs = 10 * cfg.TickMs
+	cfg.BcryptCost = 4 // the minimum
+	cfg.UnsafeNoFsync = !o.Durable
+	if o.TokenTTL > 0 {
+		cfg.AuthTokenTTL = uint(o.TokenTTL / time.Second)
+	}
+	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
+	cfg.ListenPeerUrls = []url.URL{{Scheme: "http", Host: peer}}
+	cfg.AdvertisePeerUrls = cfg.ListenPeerUrls
+	cfg.ListenClientUrls = []url.URL{{Scheme: "http", Host: client}}
+	if !o.TLS.Empty() {
+		cfg.ListenClientUrls[0].Scheme, cfg.ClientTLSInfo = "https", o.TLS
+	}
+	cfg.AdvertiseClientUrls = cfg.ListenClientUrls
+	return cfg, nil
+}
+
+// address returns a free address. It stays free while its member is stopped.
 func address() (string, error) {
 	port, err := freeport.Next(context.Background())
 	return fmt.Sprintf("127.0.0.1:%d", port), err
 }
 
-func (c *Cluster) begin(i int) error {
+func (c *Cluster) startMember(i int) error {
 	cfg := *c.configs[i]
 	m, err := embed.StartEtcd(&cfg)
 	if err != nil {
@@ -150,20 +157,20 @@ func (c *Cluster) begin(i int) error {
 	return nil
 }
 
-func (c *Cluster) ready(i int) error {
-	late := time.NewTimer(patience)
-	defer late.Stop()
+func (c *Cluster) waitReady(i int) error {
+	timeout := time.NewTimer(readyTimeout)
+	defer timeout.Stop()
 	select {
 	case <-c.members[i].Server.ReadyNotify():
 		return nil
 	case err := <-c.members[i].Err():
 		return err
-	case <-late.C:
-		return fmt.Errorf("etcd member %d is not ready after %v", i, patience)
+	case <-timeout.C:
+		return fmt.Errorf("etcd member %d is not ready after %v", i, readyTimeout)
 	}
 }
 
-// Leader is the member that leads, -1 for none.
+// Leader returns the index of the leader, -1 if there is none.
 func (c *Cluster) Leader() int {
 	for i, m := range c.members {
 		if m != nil && m.Server.Leader() == m.Server.MemberID() {
@@ -173,29 +180,28 @@ func (c *Cluster) Leader() int {
 	return -1
 }
 
-// Kill stops members at once: they hand nothing over.
+// Kill stops members without a graceful shutdown.
 func (c *Cluster) Kill(members ...int) {
 	var wg sync.WaitGroup
 	for _, i := range members {
 		if m := c.members[i]; m != nil {
 			c.members[i] = nil
 			m.Server.HardStop()
-			wg.Go(m.Close) // which waits for those who are still connected
+			wg.Go(m.Close) // waits for connected clients
 		}
 	}
 	wg.Wait()
 }
 
-// Restart starts a member that was killed, with the data that it had, at the address that it had.
-// It does not wait for the others.
+// Restart starts a killed member with its data, at its address. It does not wait until it is ready.
 func (c *Cluster) Restart(i int) error {
-	return c.begin(i)
+	return c.startMember(i)
 }
 
-// Wipe makes a member that was killed lose its data.
-func (c *Cluster) Wipe(i int) error { return os.RemoveAll(c.configs[i].Dir) }
+// EraseData deletes the data of a killed member.
+func (c *Cluster) EraseData(i int) error { return os.RemoveAll(c.configs[i].Dir) }
 
-// Client returns a client of the cluster, for looking at it and for meddling with it.
+// Client returns a client that reads and changes keys directly.
 func (c *Cluster) Client(tb testing.TB) *clientv3.Client {
 	tb.Helper()
 	client, err := clientv3.New(clientv3.Config{Endpoints: c.Endpoints, Logger: zap.NewNop()})
@@ -206,7 +212,7 @@ func (c *Cluster) Client(tb testing.TB) *clientv3.Client {
 	return client
 }
 
-// Close ends all members.
+// Close stops all members.
 func (c *Cluster) Close() {
 	var all []int
 	for i := range c.members {

@@ -7,18 +7,18 @@ import (
 	"testing"
 )
 
-// A Proxy stands between a store and a member of etcd, and can be a bad network.
+// A Proxy connects a store to a member of etcd and can fail like a network.
 type Proxy struct {
-	// Addr is where it listens.
+	// Addr is the address it listens on.
 	Addr string
 
-	mu    sync.Mutex // guards the fields below
-	cut   bool
-	mute  bool
-	conns map[net.Conn]bool
+	mu         sync.Mutex // guards the fields below
+	cut        bool
+	blackholed bool
+	conns      map[net.Conn]bool
 }
 
-// NewProxy starts a proxy that ends with its test, and is a good network at first.
+// NewProxy starts a healthy proxy for the duration of the test.
 func NewProxy(t *testing.T, target string) *Proxy {
 	t.Helper()
 	ln, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
@@ -38,8 +38,8 @@ func NewProxy(t *testing.T, target string) *Proxy {
 				_ = client.Close()
 				continue
 			}
-			wg.Go(func() { p.pass(server, client, false) })
-			wg.Go(func() { p.pass(client, server, true) })
+			wg.Go(func() { forward(server, client, nil) })
+			wg.Go(func() { forward(client, server, p.keepResponses) })
 		}
 	})
 	t.Cleanup(func() {
@@ -61,8 +61,9 @@ func (p *Proxy) add(client, server net.Conn) bool {
 	return true
 }
 
-// pass hands on what comes from src, and ends both connections when one ends.
-func (p *Proxy) pass(dst, src net.Conn, answers bool) {
+// forward copies from src to dst and closes both when one fails. keep, if set, reports whether to
+// forward what has been read.
+func forward(dst, src net.Conn, keep func() bool) {
 	defer src.Close()
 	defer dst.Close()
 	buf := make([]byte, 32<<10)
@@ -71,10 +72,7 @@ func (p *Proxy) pass(dst, src net.Conn, answers bool) {
 		if err != nil {
 			return
 		}
-		p.mu.Lock()
-		mute := p.mute && answers
-		p.mu.Unlock()
-		if mute {
+		if keep != nil && !keep() {
 			continue
 		}
 		if _, err := dst.Write(buf[:n]); err != nil {
@@ -83,23 +81,43 @@ func (p *Proxy) pass(dst, src net.Conn, answers bool) {
 	}
 }
 
-// Cut ends all connections, and lets none come about until Heal.
-func (p *Proxy) Cut() { p.set(true, false) }
-
-// Mute loses all answers, and ends nothing: requests still arrive.
-func (p *Proxy) Mute() { p.set(false, true) }
-
-// Heal makes it a good network, for new connections.
-func (p *Proxy) Heal() { p.set(false, false) }
-
-func (p *Proxy) set(cut, mute bool) {
+func (p *Proxy) keepResponses() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.mute || cut { // a connection that has lost something is beyond help
-		for conn := range p.conns {
-			_ = conn.Close()
-		}
-		clear(p.conns)
+	return !p.blackholed
+}
+
+// Cut closes all connections and refuses new ones until Heal.
+func (p *Proxy) Cut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.cut, p.blackholed = true, false
+	p.closeLocked()
+}
+
+// Blackhole drops all responses but keeps connections open: requests still arrive.
+func (p *Proxy) Blackhole() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.blackholed {
+		p.closeLocked()
 	}
-	p.cut, p.mute = cut, mute
+	p.cut, p.blackholed = false, true
+}
+
+// Heal makes new connections work. It closes those that have lost responses.
+func (p *Proxy) Heal() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.blackholed {
+		p.closeLocked()
+	}
+	p.cut, p.blackholed = false, false
+}
+
+func (p *Proxy) closeLocked() {
+	for conn := range p.conns {
+		_ = conn.Close()
+	}
+	clear(p.conns)
 }

@@ -42,7 +42,7 @@ func TestLayout(t *testing.T) {
 	const want = `{"clusterBaseUrl":"http://10.0.0.1:8080/mds/v1?a&b","location":{"type":"Point"},` +
 		`"createdAt":"2026-01-02T03:04:05.678Z","updatedAt":"2026-01-02T03:04:05.679Z"}`
 	if value != want {
-		t.Errorf("a server is written as %s, want %s", value, want)
+		t.Errorf("server encoded as %s, want %s", value, want)
 	}
 	for got, want := range map[string]string{
 		testKeys.server("mds", "a/b"):               "/mit/servers/mds/a%2Fb",
@@ -57,13 +57,16 @@ func TestLayout(t *testing.T) {
 			t.Errorf("key %s, want %s", got, want)
 		}
 	}
-	back, err := decodeServer("a/b", []byte(value))
-	if diff := gocmp.Diff(server, back); err != nil || diff != "" {
-		t.Errorf("written and read: %v %s", err, diff)
+	if server.Raw, err = server.MarshalJSON(); err != nil {
+		t.Fatal(err)
+	}
+	decoded, err := decodeServer("a/b", []byte(value))
+	if diff := gocmp.Diff(server, decoded); err != nil || diff != "" {
+		t.Errorf("decoded: %v %s", err, diff)
 	}
 }
 
-func TestView(t *testing.T) {
+func TestCache(t *testing.T) {
 	for _, test := range []struct {
 		name    string
 		kvs     []*mvccpb.KeyValue
@@ -131,7 +134,7 @@ func TestView(t *testing.T) {
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			v := newView(testKeys, 7, test.kvs)
+			v := newCache(testKeys, 7, test.kvs)
 			for _, key := range test.removed {
 				v.remove(key)
 			}
@@ -156,35 +159,20 @@ func TestView(t *testing.T) {
 			if diff := gocmp.Diff(test.servers, servers); diff != "" {
 				t.Errorf("servers: %s", diff)
 			}
-			if diff := gocmp.Diff(test.foreign, slices.Sorted(maps.Keys(v.foreign))); diff != "" {
-				t.Errorf("foreign: %s", diff)
+			if diff := gocmp.Diff(test.foreign, slices.Sorted(maps.Keys(v.unrecognized))); diff != "" {
+				t.Errorf("unrecognized: %s", diff)
 			}
 		})
 	}
 }
 
-func TestRenewed(t *testing.T) {
-	t0 := time.Date(2026, 1, 2, 3, 4, 5, 678_900_000, time.FixedZone("", 3600))
-	reg := mit.Registration{Type: "mds", ServerID: "a"}
-	first := renewed(nil, reg, t0)
-	if want := t0.UTC().Truncate(time.Millisecond); first.CreatedAt != want || first.UpdatedAt != want {
-		t.Errorf("a new entry has %v, %v, want %v", first.CreatedAt, first.UpdatedAt, want)
-	}
-	for _, now := range []time.Time{t0, t0.Add(-time.Hour), t0.Add(99 * time.Microsecond)} {
-		next := renewed(&entry{Server: first}, reg, now)
-		if next.CreatedAt != first.CreatedAt || next.UpdatedAt != first.UpdatedAt.Add(time.Millisecond) {
-			t.Errorf("renewed at %v: %v after %v", now, next.UpdatedAt, first.UpdatedAt)
-		}
-	}
-}
-
-// The answer to a Put names its server as it was put, whatever came of it since.
-func TestWith(t *testing.T) {
+// A Put returns its own entry, whatever other stores have changed since.
+func TestWithServer(t *testing.T) {
 	put := cluster.Server{ServerID: "b", ClusterBaseURL: "put", Location: json.RawMessage(`{}`)}
-	for name, there := range map[string][]string{"gone since": {"a", "c"}, "put again since": {"a", "b", "c"}, "alone": {}} {
+	for name, ids := range map[string][]string{"removed since": {"a", "c"}, "put again since": {"a", "b", "c"}, "alone": {}} {
 		res := mit.Resource{Type: "mds"}
 		want := []cluster.Server{put}
-		for _, id := range there {
+		for _, id := range ids {
 			other := cluster.Server{ServerID: id, ClusterBaseURL: "other"}
 			res.Servers = append(res.Servers, other)
 			if id != "b" {
@@ -192,7 +180,7 @@ func TestWith(t *testing.T) {
 			}
 		}
 		slices.SortFunc(want, func(a, b cluster.Server) int { return cmp.Compare(a.ServerID, b.ServerID) })
-		if diff := gocmp.Diff(mit.Resource{Type: "mds", Servers: want}, with(res, put)); diff != "" {
+		if diff := gocmp.Diff(mit.Resource{Type: "mds", Servers: want}, withServer(res, put)); diff != "" {
 			t.Errorf("%s: %s", name, diff)
 		}
 	}
@@ -207,9 +195,9 @@ func FuzzView(f *testing.F) {
 	f.Add("itResources/", "{}")
 	f.Fuzz(func(t *testing.T, rest, value string) {
 		key := string(testKeys) + rest
-		v := newView(testKeys, 7, []*mvccpb.KeyValue{kv(key, value)})
-		if len(v.foreign)+len(v.resources) != 1 {
-			t.Fatalf("%q is foreign %v, a resource %v", key, v.foreign, v.resources)
+		v := newCache(testKeys, 7, []*mvccpb.KeyValue{kv(key, value)})
+		if len(v.unrecognized)+len(v.resources) != 1 {
+			t.Fatalf("%q is foreign %v, a resource %v", key, v.unrecognized, v.resources)
 		}
 		for id, r := range v.resources {
 			for _, e := range r.entries {
@@ -224,16 +212,16 @@ func FuzzView(f *testing.F) {
 					t.Errorf("%q is written as %q, and then is %+v, %v", value, again, back, err)
 				}
 			}
-			if r.named && testKeys.resource(id) != key {
+			if r.hasKey && testKeys.resource(id) != key {
 				t.Errorf("%q is read as resource %s", key, id)
 			}
-			if r.named == (len(r.entries) == 1) {
-				t.Errorf("%q is read as %d servers, resource %v", key, len(r.entries), r.named)
+			if r.hasKey == (len(r.entries) == 1) {
+				t.Errorf("%q is read as %d servers, resource %v", key, len(r.entries), r.hasKey)
 			}
 		}
 		v.remove(key)
-		if len(v.foreign)+len(v.resources) != 0 {
-			t.Errorf("%q stays: foreign %v, a resource %v", key, v.foreign, v.resources)
+		if len(v.unrecognized)+len(v.resources) != 0 {
+			t.Errorf("%q stays: foreign %v, a resource %v", key, v.unrecognized, v.resources)
 		}
 	})
 }

@@ -1,6 +1,5 @@
-// Package app is the program of cmd/mit, for those who run it in another process than that of
-// its command: tests that kill it.
-package app
+// Package mitcmd is the program of cmd/mit. Tests that kill it run it in a process of their own.
+package mitcmd
 
 import (
 	"context"
@@ -25,12 +24,12 @@ const (
 	passwordVariable = "MIT_ETCD_PASSWORD"
 
 	about = `
-It keeps the servers in etcd. Any number of it may run over one etcd, and are then one
-registry: give them the same key, clients, --url and --etcd-prefix.
+It keeps the servers in etcd. Several processes over one etcd are replicas of one registry:
+give them the same key, clients, --url and --etcd-prefix.
 `
 )
 
-// New is the program, with flags that have not been read yet.
+// New returns the program, whose flags have not been parsed yet.
 func New() command.Command {
 	var f flags
 	return command.Command{Name: "mit", About: about, Flags: f.add, Open: f.open}
@@ -44,14 +43,14 @@ type flags struct {
 }
 
 func (f *flags) add(fs *flag.FlagSet) {
-	fs.StringVar(&f.endpoints, "etcd-endpoints", "127.0.0.1:2379", "`addresses` of the members of etcd, with commas between")
+	fs.StringVar(&f.endpoints, "etcd-endpoints", "127.0.0.1:2379", "`addresses` of the members of etcd, separated by commas")
 	fs.StringVar(&f.prefix, "etcd-prefix", "/mit", "`prefix` of all keys in etcd")
-	fs.StringVar(&f.ca, "etcd-cacert", "", "`file` with the authority that etcd's certificates must come from (default for https: those of the system)")
-	fs.StringVar(&f.cert, "etcd-cert", "", "`file` with the certificate to show to etcd")
+	fs.StringVar(&f.ca, "etcd-cacert", "", "`file` with the authority of etcd's certificates (default for https: the system's authorities)")
+	fs.StringVar(&f.cert, "etcd-cert", "", "`file` with the client certificate for etcd")
 	fs.StringVar(&f.key, "etcd-key", "", "`file` with the key of that certificate")
-	fs.StringVar(&f.user, "etcd-user", "", "`name` of the user at etcd; its password is in the variable "+passwordVariable+", or in a file")
+	fs.StringVar(&f.user, "etcd-user", "", "`name` of the etcd user; its password is in the variable "+passwordVariable+" or in a file")
 	fs.StringVar(&f.passwordFile, "etcd-password-file", "", "`file` with the password of that user")
-	fs.DurationVar(&f.timeout, "etcd-timeout", 5*time.Second, "time that etcd has for an answer, the first one included")
+	fs.DurationVar(&f.timeout, "etcd-timeout", 5*time.Second, "timeout of calls to etcd, including the first")
 }
 
 func (f *flags) open(ctx context.Context, log *zap.Logger) (mit.Store, func() error, error) {
@@ -88,18 +87,18 @@ func (f *flags) config(log *zap.Logger) (etcd.Config, error) {
 	}, errors.Join(tlsErr, passwordErr, timeoutErr)
 }
 
-// tls is nil if none of its flags is given.
+// tls returns nil if none of its flags is given.
 func (f *flags) tls() (*tls.Config, error) {
 	if f.ca == "" && f.cert == "" && f.key == "" {
 		return nil, nil
 	}
 	if (f.cert == "") != (f.key == "") {
-		return nil, errors.New("--etcd-cert and --etcd-key need each other")
+		return nil, errors.New("--etcd-cert and --etcd-key must be given together")
 	}
-	// It reads certificate and key anew for every connection: they may be renewed in place.
+	// The files are read again for every connection, so they may be replaced while it runs.
 	cfg, err := transport.TLSInfo{TrustedCAFile: f.ca, CertFile: f.cert, KeyFile: f.key}.ClientConfig()
 	if err != nil {
-		return nil, fmt.Errorf("the certificates for etcd: %w", err)
+		return nil, fmt.Errorf("certificates for etcd: %w", err)
 	}
 	return cfg, nil
 }
@@ -112,9 +111,9 @@ func (f *flags) password() (cluster.Secret, error) {
 		return "", nil
 	}
 	if f.passwordFile == "" {
-		password := os.Getenv(passwordVariable) //nolint:forbidigo // a program is what meets its environment
+		password := os.Getenv(passwordVariable) //nolint:forbidigo // a program reads its environment
 		if password == "" {
-			return "", fmt.Errorf("--etcd-user needs a password: in the variable %s, or in a file that --etcd-password-file names", passwordVariable)
+			return "", fmt.Errorf("--etcd-user needs a password, in the variable %s or in a file given by --etcd-password-file", passwordVariable)
 		}
 		return cluster.Secret(password), nil
 	}

@@ -52,10 +52,10 @@ func TestTry(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := &Store{cfg: Config{Timeout: 4 * time.Second}, life: t.Context()}
+				s := &Store{cfg: Config{Timeout: 4 * time.Second}, ctx: t.Context()}
 				tries := 0
 				start := time.Now()
-				v, err := try(t.Context(), s, func(ctx context.Context) (string, error) {
+				v, err := retry(t.Context(), s, func(ctx context.Context) (string, error) {
 					tries++
 					if err := test.attempts[min(tries, len(test.attempts))-1](ctx); err != nil {
 						return "", err
@@ -82,15 +82,15 @@ func TestTry(t *testing.T) {
 func TestTryEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		life, closeStore := context.WithCancel(t.Context())
-		s := &Store{life: life}
+		s := &Store{ctx: life}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		wait := func(ctx context.Context) (int, error) { return 0, silence(ctx) }
-		if _, err := try(ctx, s, wait); !errors.Is(err, context.DeadlineExceeded) || strings.Contains(err.Error(), "no answer") {
+		if _, err := retry(ctx, s, wait); !errors.Is(err, context.DeadlineExceeded) || strings.Contains(err.Error(), "no answer") {
 			t.Errorf("with its caller gone: %v", err)
 		}
 		time.AfterFunc(time.Second, closeStore)
-		if _, err := try(t.Context(), s, wait); !errors.Is(err, errClosed) {
+		if _, err := retry(t.Context(), s, wait); !errors.Is(err, errClosed) {
 			t.Errorf("with the store closed: %v", err)
 		}
 	})

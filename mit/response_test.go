@@ -1,0 +1,139 @@
+package mit_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/mimiktech/cluster"
+	"github.com/mimiktech/cluster/internal/wire"
+	"github.com/mimiktech/cluster/mit"
+)
+
+// A listStore returns its resource from every Put.
+type listStore struct {
+	mit.Store
+	mit.Resource
+}
+
+func (l *listStore) Put(context.Context, mit.Registration, time.Duration) (mit.Resource, error) {
+	return l.Resource, nil
+}
+
+func newListRegistry(tb testing.TB) (*listStore, *mit.Registry) {
+	tb.Helper()
+	store := &listStore{Resource: mit.Resource{ID: mit.ResourceID("mds"), Type: "mds"}}
+	g, err := mit.NewRegistry(store, mit.RegistryConfig{
+		MaxServers: 20_000,
+		Verify:     func(token string) (string, error) { return token, nil },
+	})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return store, g
+}
+
+// marshaled is the response as encoding/json writes it.
+func marshaled(tb testing.TB, r mit.Resource) string {
+	tb.Helper()
+	servers := make([]wire.Server, len(r.Servers))
+	for i, s := range r.Servers {
+		servers[i] = wire.Server(s)
+	}
+	b, err := json.Marshal(wire.Registered{
+		ItResource: &wire.ItResource{ID: r.ID, Type: r.Type, PublicBaseURL: r.PublicBaseURL, Servers: servers},
+		LeaseTime:  new(float64(2 * time.Hour / time.Millisecond)),
+	})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return string(b)
+}
+
+// The registry concatenates encoded entries. The response must be the same, to the byte, as that of
+// encoding/json.
+func TestResponseMatchesEncodingJSON(t *testing.T) {
+	store, g := newListRegistry(t)
+	date := time.Date(2026, 1, 2, 3, 4, 5, 678_000_000, time.UTC)
+	server := func(id string, change func(*cluster.Server)) cluster.Server {
+		s := cluster.Server{ServerID: id, ClusterBaseURL: "http://10.0.0.1:8080/mds/v1", CreatedAt: date, UpdatedAt: date}
+		if change != nil {
+			change(&s)
+		}
+		return s
+	}
+	a, b, c := server("a", nil), server("b", nil), server("c", nil)
+	for _, step := range []struct {
+		name, publicURL string
+		servers         []cluster.Server
+	}{
+		{"no server", "", nil},
+		{"one server", "", []cluster.Server{b}},
+		{"three servers", "", []cluster.Server{a, b, c}},
+		{"public URL", `https://example.com/?"servers":[&<>`, []cluster.Server{a, b, c}},
+		{"renewed", "", []cluster.Server{a, server("b", func(s *cluster.Server) { s.UpdatedAt = date.Add(time.Hour) }), c}},
+		{"registered again", "", []cluster.Server{a, server("b", func(s *cluster.Server) { s.CreatedAt = date.Add(time.Millisecond) }), c}},
+		{"other address", "", []cluster.Server{server("a", func(s *cluster.Server) { s.ClusterBaseURL = "http://x/<&>" }), b, c}},
+		{"location", "", []cluster.Server{a, server("b", func(s *cluster.Server) { s.Location = []byte(`{"type": "<Point>"}`) }), c}},
+		{"encoded by the store", "", []cluster.Server{a, b, server("c", func(s *cluster.Server) { s.Raw = []byte(`{"serverId":"c","x":[1,2]}`) })}},
+		{"unsorted", "", []cluster.Server{c, a, b}},
+		{"no times", "", []cluster.Server{server("a", func(s *cluster.Server) { s.CreatedAt, s.UpdatedAt = time.Time{}, time.Time{} })}},
+	} {
+		store.PublicBaseURL, store.Servers = step.publicURL, step.servers
+		want := marshaled(t, store.Resource)
+		if got := send(g, "POST", "/itResources", "mds", body("mds", "a")); got.status != http.StatusOK || got.body != want {
+			t.Errorf("%s: %d\n%s, want\n%s", step.name, got.status, got.body, want)
+		}
+	}
+	store.Servers = []cluster.Server{server("a", func(s *cluster.Server) { s.Location = []byte(`{`) })}
+	checkError(t, send(g, "POST", "/itResources", "mds", body("mds", "a")), http.StatusInternalServerError)
+}
+
+// A staleStore reports err as Stale.
+type staleStore struct {
+	mit.Store
+	err error
+}
+
+func (s *staleStore) Stale() error { return s.err }
+
+func TestHealth(t *testing.T) {
+	store := &staleStore{Store: mit.NewMemory()}
+	for name, test := range map[string]struct {
+		store  mit.Store
+		stale  error
+		method string
+		status int
+	}{
+		"in memory":     {mit.NewMemory(), nil, "GET", 200},
+		"not stale":   {store, nil, "GET", 200},
+		"HEAD": {store, nil, "HEAD", 200},
+		"stale":         {store, errors.New("no contact since noon"), "GET", 503},
+		"POST":          {store, nil, "POST", 405},
+	} {
+		t.Run(name, func(t *testing.T) {
+			store.err = test.stale
+			g, err := mit.NewRegistry(test.store, mit.RegistryConfig{
+				BasePath: "/mIT/v1",
+				Verify:   func(string) (string, error) { return "", errors.New("health must not need a token") },
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			a := send(g, test.method, "/mIT/v1/health", "", "")
+			if test.status != http.StatusOK {
+				checkError(t, a, test.status)
+			} else if a.status != http.StatusOK || a.body != `{"data":"ok"}` {
+				t.Errorf("%d %s", a.status, a.body)
+			}
+			if test.stale != nil && !strings.Contains(a.body, test.stale.Error()) {
+				t.Errorf("no reason in %s", a.body)
+			}
+		})
+	}
+}
+
