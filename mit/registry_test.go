@@ -269,7 +269,7 @@ func TestRegisterRefuses(t *testing.T) {
 		"URL of a file":      {set("clusterBaseUrl", "file:///etc/passwd"), 400, []string{"clusterBaseUrl"}},
 		"URL with password":  {set("clusterBaseUrl", "http://u:hunter2@h/v1"), 400, []string{"clusterBaseUrl", "credentials"}},
 		"URL that breaks":    {set("clusterBaseUrl", "http://u:hunter2@h:x/"), 400, []string{"clusterBaseUrl"}},
-		"URL with query":     {set("clusterBaseUrl", "http://h/v1?a"), 400, []string{"clusterBaseUrl", "query"}},
+		"URL with query":     {set("clusterBaseUrl", "http://h/v1?a"), 400, []string{"clusterBaseUrl", "more than a path"}},
 		"URL with fragment":  {set("clusterBaseUrl", "http://h/v1#a"), 400, []string{"clusterBaseUrl"}},
 		"long location":      {set("location", strings.Repeat("a", 5000)), 400, []string{"location"}},
 		"long publicBaseUrl": {set("publicBaseUrl", strings.Repeat("a", 5000)), 400, []string{"publicBaseUrl"}},

@@ -4,10 +4,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"net/url"
 	"strings"
 	"time"
 
+	"github.com/mimiktech/cluster/internal/peeraddr"
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
@@ -80,16 +80,9 @@ func serverIDProblem(id string) string {
 	return ""
 }
 
-// baseURLProblem does not quote the URL, which may contain a password.
 func baseURLProblem(raw string) string {
-	u, err := url.Parse(raw)
-	switch {
-	case err != nil, u.Scheme != "http" && u.Scheme != "https", u.Hostname() == "":
-		return "is not an absolute http or https URL"
-	case u.User != nil:
-		return "must not contain credentials"
-	case u.RawQuery != "", u.ForceQuery, u.Fragment != "":
-		return "must not have a query or a fragment"
+	if _, err := peeraddr.Parse(raw); err != nil {
+		return "is " + err.Error()
 	}
 	return ""
 }
