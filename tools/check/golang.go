@@ -62,7 +62,7 @@ func (c *checker) comment(name string, line int, text string, lines []string) {
 	}
 }
 
-// isDirective reports whether a comment is an instruction for a tool, as //go:build and //nolint are.
+// isDirective reports whether a comment is an instruction for a tool, such as //go:build.
 func isDirective(text string) bool {
 	rest, ok := strings.CutPrefix(text, "//")
 	return ok && rest != "" && rest[0] >= 'a' && rest[0] <= 'z'
