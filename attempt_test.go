@@ -250,12 +250,12 @@ func TestRejectedTokenIsReplacedOncePerCall(t *testing.T) {
 						return r.Header.Get("Authorization") == old
 					}, clustertest.Chain(clustertest.Delay(time.Duration(1+i)*time.Second), clustertest.Status(code))))
 				}
-				fetched := len(requests.matching("POST", n.Host, clustertest.TokenHost))
+				fetched := len(requests.tokenRequests(n))
 				res := rpc(t, n, cluster.Request{Method: "POST", Path: "/things"})
 				if len(res.Results) != 5 {
 					t.Errorf("failures: %v", failures(res))
 				}
-				if extra := len(requests.matching("POST", n.Host, clustertest.TokenHost)) - fetched; extra != 1 {
+				if extra := len(requests.tokenRequests(n)) - fetched; extra != 1 {
 					t.Errorf("%d tokens were fetched, want 1", extra)
 				}
 				for _, peer := range w.Nodes[1:] {
@@ -268,8 +268,8 @@ func TestRejectedTokenIsReplacedOncePerCall(t *testing.T) {
 	}
 }
 
-// Peers that reject every token are failures. A call fetches at most one token, and sends each peer
-// at most two requests, whatever the number of peers and the limit in flight.
+// Peers that reject every token are failures. Whatever the limit in flight, a call fetches at most
+// one token, and sends each peer at most two requests.
 func TestAllTokensRejected(t *testing.T) {
 	for _, inFlight := range []int{256, 2, 1} {
 		t.Run(fmt.Sprintf("%d in flight", inFlight), func(t *testing.T) {
@@ -292,7 +292,7 @@ func TestAllTokensRejected(t *testing.T) {
 					if len(res.Failures) != 6 || len(n.Servers()) != 7 {
 						t.Errorf("%d failures, %d servers", len(res.Failures), len(n.Servers()))
 					}
-					if fetched := len(requests.matching("POST", n.Host, clustertest.TokenHost)); fetched > call {
+					if fetched := len(requests.tokenRequests(n)); fetched > call {
 						t.Errorf("%d tokens were fetched for %d calls", fetched, call)
 					}
 					for _, peer := range w.Nodes[1:] {
@@ -334,7 +334,7 @@ func TestTokensPerNode(t *testing.T) {
 			rpc(t, w.Nodes[0], cluster.Request{Path: "/things"})
 		}
 		for _, n := range w.Nodes {
-			if fetched := len(requests.matching("POST", n.Host, clustertest.TokenHost)); fetched != 2 {
+			if fetched := len(requests.tokenRequests(n)); fetched != 2 {
 				t.Errorf("%s fetched %d tokens", n.ID, fetched)
 			}
 		}

@@ -228,7 +228,7 @@ func TestIsolatedNodeEvictsNoPeer(t *testing.T) {
 			rpc(t, n, cluster.Request{Path: "/things"})
 			time.Sleep(time.Second)
 		}
-		if got := len(requests.matching("DELETE", n.Host, clustertest.RegistryHost)); got != 0 || len(w.Registered()) != 6 {
+		if got := len(requests.deletes(n)); got != 0 || len(w.Registered()) != 6 {
 			t.Errorf("the registry received %d deletes, and lists %d servers", got, len(w.Registered()))
 		}
 	})

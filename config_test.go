@@ -21,11 +21,10 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/google/go-cmp/cmp"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"golang.org/x/oauth2"
-
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/clustertest"
@@ -426,8 +425,8 @@ func TestOptionsReplaceRequiredFields(t *testing.T) {
 	}
 }
 
-// The public address equals the one of nodes of the npm module with the same settings, because all
-// nodes of a cluster share it in the registry.
+// The public address equals the one of a node of the npm module with the same settings. All nodes of
+// a cluster share this address in the registry.
 func TestAdvertisedAddresses(t *testing.T) {
 	for _, tt := range []struct {
 		name             string

@@ -40,14 +40,14 @@ func TestEviction(t *testing.T) {
 		time.Sleep(time.Second) // the broadcast
 		for _, other := range []*clustertest.Node{w.Nodes[1], w.Nodes[3], w.Nodes[4]} {
 			wantView(t, other, "node-1", "node-2", "node-4", "node-5")
-			if notified := requests.matching("DELETE", n.Host, other.Host); len(notified) != 1 || !strings.HasSuffix(notified[0].Path, "/servers/node-3") {
-				t.Errorf("%d notifications of %s", len(notified), other.ID)
+			if notifications := requests.matching("DELETE", n.Host, other.Host); len(notifications) != 1 || !strings.HasSuffix(notifications[0].Path, "/servers/node-3") {
+				t.Errorf("%d notifications of %s", len(notifications), other.ID)
 			}
 		}
 		if diff := cmp.Diff([]string{"node-1", "node-2", "node-4", "node-5"}, idsOf(w.Registered())); diff != "" {
 			t.Errorf("at the registry (-want +got):\n%s", diff)
 		}
-		deletes := requests.matching("DELETE", n.Host, clustertest.RegistryHost)
+		deletes := requests.deletes(n)
 		if date := entry.UpdatedAt.UTC().Format("2006-01-02T15:04:05.000Z"); len(deletes) != 1 || !strings.HasSuffix(deletes[0].Path, "/servers/node-3@"+date) {
 			t.Errorf("the registry received %v", deletes)
 		}
@@ -92,10 +92,10 @@ func TestConcurrentCallsEvictOnce(t *testing.T) {
 				if e := counts.evicted.Load(); e != 1 {
 					t.Errorf("evicted %d times", e)
 				}
-				if notified := len(requests.matching("DELETE", n.Host, w.Nodes[1].Host)); notified != 1 {
-					t.Errorf("%d notifications of a peer", notified)
+				if notifications := len(requests.matching("DELETE", n.Host, w.Nodes[1].Host)); notifications != 1 {
+					t.Errorf("%d notifications of a peer", notifications)
 				}
-				deletes := len(requests.matching("DELETE", n.Host, clustertest.RegistryHost))
+				deletes := len(requests.deletes(n))
 				if deletes != 1 && fault != nil || deletes < 1 || deletes > 8 {
 					t.Errorf("the registry received %d deletes", deletes)
 				}
@@ -134,17 +134,18 @@ func testEvictionIsBroadcastOnce(t *testing.T, policy cluster.PeerPolicy) {
 	}
 	wg.Wait()
 	time.Sleep(time.Second)
-	notified := 0
+	notifications := 0
 	for _, n := range alive {
 		if len(n.Servers()) != nodes-1 {
 			t.Errorf("%s knows %d servers", n.ID, len(n.Servers()))
 		}
 		for _, other := range alive {
-			notified += len(requests.matching("DELETE", n.Host, other.Host))
+			notifications += len(requests.matching("DELETE", n.Host, other.Host))
 		}
 	}
-	if others := nodes - 2; notified < others || notified > nodes/2*others { // a twentieth of the nodes broadcasts within the 2 ms of a notification
-		t.Errorf("%d notifications of %d nodes", notified, others)
+	// A twentieth of the nodes broadcasts within the 2 ms of a notification.
+	if others := nodes - 2; notifications < others || notifications > nodes/2*others {
+		t.Errorf("%d notifications of %d nodes", notifications, others)
 	}
 }
 
@@ -163,8 +164,8 @@ func TestNoBroadcastForReturnedPeer(t *testing.T) {
 		for _, member := range w.Nodes {
 			wantView(t, member, "node-1", "node-2", "node-3", "node-4", "node-5")
 		}
-		if notified := len(requests.matching("DELETE", n.Host, w.Nodes[1].Host)); notified != 0 {
-			t.Errorf("%d notifications of a peer", notified)
+		if notifications := len(requests.matching("DELETE", n.Host, w.Nodes[1].Host)); notifications != 0 {
+			t.Errorf("%d notifications of a peer", notifications)
 		}
 	})
 }
@@ -218,7 +219,7 @@ func TestEvictionNeedsConfirmation(t *testing.T) {
 				for _, member := range []*clustertest.Node{w.Nodes[0], w.Nodes[1], w.Nodes[3]} {
 					wantView(t, member, "node-1", "node-2", "node-3", "node-4", "node-5")
 				}
-				if notified := requests.matching("DELETE", n.Host, w.Nodes[1].Host); len(notified) != 0 {
+				if notifications := requests.matching("DELETE", n.Host, w.Nodes[1].Host); len(notifications) != 0 {
 					t.Error("peers were notified")
 				}
 				if e, s := counts.evicted.Load(), counts.skipped.Load(); e != 0 || s != 1 {
@@ -271,7 +272,7 @@ func TestEntryWithoutTimestampIsNotEvicted(t *testing.T) {
 		if o.Server.ServerID != "node-3" || o.Evicted || o.EvictionSkipped == nil || !strings.Contains(o.EvictionSkipped.Error(), "no date") {
 			t.Errorf("%s: evicted %t, skipped: %v", o.Server.ServerID, o.Evicted, o.EvictionSkipped)
 		}
-		if deletes := requests.matching("DELETE", n.Host, clustertest.RegistryHost); len(deletes) != 0 {
+		if deletes := requests.deletes(n); len(deletes) != 0 {
 			t.Errorf("the registry received %v", deletes)
 		}
 	})
@@ -329,7 +330,7 @@ func TestAnnouncedSuspect(t *testing.T) {
 				requests := recordRequests(w)
 				res := rpc(t, n, cluster.Request{Path: "/things"})
 				var deletes []string
-				for _, x := range requests.matching("DELETE", n.Host, clustertest.RegistryHost) {
+				for _, x := range requests.deletes(n) {
 					deletes = append(deletes, x.Path[strings.LastIndex(x.Path, "/")+1:])
 				}
 				if diff := cmp.Diff(tt.deletes, deletes); diff != "" {
@@ -397,7 +398,7 @@ func TestSelfPreservation(t *testing.T) {
 				if e, s := counts.evicted.Load(), counts.skipped.Load(); int(e) != tt.evicted || int(s) != tt.dead-tt.evicted {
 					t.Errorf("%d evicted, %d skipped", e, s)
 				}
-				if deletes := len(requests.matching("DELETE", n.Host, clustertest.RegistryHost)); deletes != tt.evicted {
+				if deletes := len(requests.deletes(n)); deletes != tt.evicted {
 					t.Errorf("the registry received %d deletes", deletes)
 				}
 			})
@@ -464,7 +465,7 @@ func TestSuspectsAreResolvedConcurrently(t *testing.T) {
 			}
 		}
 		at := map[time.Duration]int{}
-		for _, x := range requests.matching("DELETE", n.Host, clustertest.RegistryHost) {
+		for _, x := range requests.deletes(n) {
 			at[x.Start.Sub(start)]++
 		}
 		want := map[time.Duration]int{10 * time.Second: 8, 10*time.Second + 100*time.Millisecond: 3}
@@ -509,7 +510,7 @@ func TestServerErrorsDoNotEvict(t *testing.T) {
 						t.Errorf("%s: %v, evicted %t, skipped: %v", o.Server.ServerID, o.Err, o.Evicted, o.EvictionSkipped)
 					}
 				}
-				if deletes := len(requests.matching("DELETE", n.Host, clustertest.RegistryHost)); len(res.Failures) != tt.failing || deletes != tt.evicted || len(n.Servers()) != 1+tt.peers-tt.evicted {
+				if deletes := len(requests.deletes(n)); len(res.Failures) != tt.failing || deletes != tt.evicted || len(n.Servers()) != 1+tt.peers-tt.evicted {
 					t.Errorf("%d failures, %d deletes at the registry, %d servers in the view", len(res.Failures), deletes, len(n.Servers()))
 				}
 			})
@@ -646,14 +647,14 @@ func TestNewerEntryIsRetried(t *testing.T) {
 				if want := "http://" + peer.Host + "/mds/v1"; o.Server.ClusterBaseURL != want || n.Servers()[2].ClusterBaseURL != want {
 					t.Errorf("called at %s, in the view at %s, want %s", o.Server.ClusterBaseURL, n.Servers()[2].ClusterBaseURL, want)
 				}
-				if deletes := len(requests.matching("DELETE", n.Host, clustertest.RegistryHost)); deletes != 1 {
+				if deletes := len(requests.deletes(n)); deletes != 1 {
 					t.Errorf("the registry received %d deletes", deletes)
 				}
 				if len(w.Registered()) != 5 || counts.evicted.Load() != 0 {
 					t.Errorf("the registry lists %d servers, %d evicted", len(w.Registered()), counts.evicted.Load())
 				}
 				rpc(t, n, cluster.Request{Path: "/things"})
-				if deletes := len(requests.matching("DELETE", n.Host, clustertest.RegistryHost)); deletes != 1 {
+				if deletes := len(requests.deletes(n)); deletes != 1 {
 					t.Error("the next call used the old entry")
 				}
 			})
@@ -699,7 +700,7 @@ func TestNewerEntryOfDeadPeer(t *testing.T) {
 		if !o.Evicted || o.Attempts != 4 || o.Kind != cluster.KindRefused {
 			t.Errorf("evicted %t after %d attempts: %v", o.Evicted, o.Attempts, o.Err)
 		}
-		deletes := requests.matching("DELETE", n.Host, clustertest.RegistryHost)
+		deletes := requests.deletes(n)
 		if len(deletes) != 2 || !strings.HasSuffix(deletes[1].Path, "@"+newer) {
 			t.Errorf("the registry received %v", deletes)
 		}
@@ -762,7 +763,7 @@ func TestReturningPeerIsRetried(t *testing.T) {
 		if len(res.Results) != 4 || res.Results[1].Attempts != 3 {
 			t.Errorf("failures: %v", failures(res))
 		}
-		if deletes := requests.matching("DELETE", n.Host, clustertest.RegistryHost); len(deletes) != 0 {
+		if deletes := requests.deletes(n); len(deletes) != 0 {
 			t.Errorf("the registry received %d deletes", len(deletes))
 		}
 	})

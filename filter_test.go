@@ -126,7 +126,7 @@ func TestMinResults(t *testing.T) {
 	})
 }
 
-// By then peers without a request in flight are not called any more.
+// Once MinResults is reached no further request begins.
 func TestMinResultsLimitsRequests(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 20, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = 2 }))
@@ -170,7 +170,7 @@ func TestMinResultsSkipsEviction(t *testing.T) {
 		if o.Kind != cluster.KindRefused || o.Evicted || !errors.Is(o.EvictionSkipped, cluster.ErrEnoughResults) {
 			t.Errorf("%s, evicted %t, skipped: %v", o.Kind, o.Evicted, o.EvictionSkipped)
 		}
-		if got := len(requests.matching("DELETE", n.Host, clustertest.RegistryHost)); got != 0 {
+		if got := len(requests.deletes(n)); got != 0 {
 			t.Errorf("the registry received %d deletes", got)
 		}
 	})

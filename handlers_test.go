@@ -18,11 +18,10 @@ import (
 	"time"
 
 	"github.com/golang-jwt/jwt/v5"
+	"github.com/google/go-cmp/cmp"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 	"golang.org/x/oauth2"
-
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/clustertest"
@@ -554,7 +553,7 @@ func TestInvalidCorrelationID(t *testing.T) {
 	}
 }
 
-// bearer signs a cluster token for the node of cfg, changed by edit.
+// signToken signs a cluster token for the node of cfg. It changes the claims by edit, unless nil.
 func signToken(t *testing.T, cfg cluster.Config, method jwt.SigningMethod, key any, edit func(jwt.MapClaims)) string {
 	t.Helper()
 	claims := jwt.MapClaims{

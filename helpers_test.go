@@ -70,7 +70,7 @@ func newNode(t *testing.T, cfg cluster.Config, rt http.RoundTripper, opts ...clu
 	return c
 }
 
-// A fixedVerifier accepts all tokens but one as tokens of a type.
+// A fixedVerifier accepts all tokens as tokens of a type, except "bad".
 type fixedVerifier struct{ subType, typ string }
 
 func (v fixedVerifier) Verify(_ context.Context, token string) (cluster.Claims, error) {
@@ -204,8 +204,7 @@ func wantOneOutcomeEach(t *testing.T, res *cluster.Response, called []*clusterte
 	}
 }
 
-// outcomeProblems is wantOneOutcomeEach for the bubbles of a property test, which cannot fail the
-// test themselves.
+// outcomeProblems returns what wantOneOutcomeEach reports. Property tests collect it.
 func outcomeProblems(res *cluster.Response, called []*clustertest.Node) (problems []string) {
 	count := map[string]int{}
 	for _, o := range res.Results {
@@ -721,6 +720,16 @@ func (l *requestLog) sentBy(n *clustertest.Node) []clustertest.Exchange {
 // renewals returns the registrations and renewals of n, including those that failed.
 func (l *requestLog) renewals(n *clustertest.Node) []clustertest.Exchange {
 	return l.matching(http.MethodPost, n.Host, clustertest.RegistryHost)
+}
+
+// deletes returns the conditional deletes and the deregistration that n sent to the registry.
+func (l *requestLog) deletes(n *clustertest.Node) []clustertest.Exchange {
+	return l.matching(http.MethodDelete, n.Host, clustertest.RegistryHost)
+}
+
+// tokenRequests returns the requests of n to the token service.
+func (l *requestLog) tokenRequests(n *clustertest.Node) []clustertest.Exchange {
+	return l.matching(http.MethodPost, n.Host, clustertest.TokenHost)
 }
 
 // announcements returns the announcements of n to one peer, or to all if to is Any.

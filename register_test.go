@@ -19,7 +19,7 @@ import (
 	"github.com/mimiktech/cluster/clustertest"
 )
 
-// Register attempts at once, and then at jittered intervals until the registry accepts the node.
+// Register sends its first request at once, and the next ones at jittered intervals.
 // The npm module waits before its first attempt, and always for the same time, so that all nodes
 // arrive together.
 func TestRegisterRetriesUntilTheRegistryIsUp(t *testing.T) {
@@ -395,7 +395,7 @@ func TestUnRegister(t *testing.T) {
 		if diff := cmp.Diff(d, again); diff != "" {
 			t.Errorf("the second Departure differs (-first +second):\n%s", diff)
 		}
-		if got := len(requests.matching(http.MethodDelete, n.Host, clustertest.RegistryHost)); got != 1 {
+		if got := len(requests.deletes(n)); got != 1 {
 			t.Errorf("the registry received %d deletes, want one", got)
 		}
 		if got := len(requests.matching(http.MethodDelete, n.Host, clustertest.Any)); got != 3 {
@@ -485,7 +485,7 @@ func TestUnRegisterWhileAnnouncing(t *testing.T) {
 		if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-2"}) {
 			t.Errorf("the registry lists %q", got)
 		}
-		if posted, deleted := requests.renewals(n), requests.matching(http.MethodDelete, n.Host, clustertest.RegistryHost); len(posted) != 1 || len(deleted) != 1 {
+		if posted, deleted := requests.renewals(n), requests.deletes(n); len(posted) != 1 || len(deleted) != 1 {
 			t.Errorf("%d POSTs and %d DELETEs to the registry, want one each", len(posted), len(deleted))
 		}
 	})
@@ -511,7 +511,7 @@ func TestNoRenewalAfterDeregistration(t *testing.T) {
 		}
 		time.Sleep(10 * time.Minute)
 		synctest.Wait()
-		deleted := requests.matching(http.MethodDelete, n.Host, clustertest.RegistryHost)
+		deleted := requests.deletes(n)
 		if len(deleted) != 1 {
 			t.Fatalf("%d DELETEs, want one", len(deleted))
 		}

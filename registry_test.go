@@ -302,7 +302,7 @@ func TestTokenRefreshDuringFailover(t *testing.T) {
 		if want := []attempt{{next, 403}, {next, 200}}; attempts[0] != refused || len(attempts) > 4 || !slices.Equal(rest, want) {
 			t.Errorf("requests to %v, want %s, then %v", attempts, home, want)
 		}
-		if got := len(requests.matching(http.MethodPost, n.Host, clustertest.TokenHost)); got != 1 {
+		if got := len(requests.tokenRequests(n)); got != 1 {
 			t.Errorf("%d tokens fetched, want one", got)
 		}
 	})

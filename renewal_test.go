@@ -12,10 +12,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
-
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/clustertest"
@@ -465,7 +464,7 @@ func TestTokenRejectedByRegistryIsReplacedOnce(t *testing.T) {
 		registryFault(w, clustertest.FirstN(1, clustertest.Status(http.StatusForbidden)))
 		time.Sleep(50 * time.Minute)
 		synctest.Wait()
-		if posted, fetched := len(requests.renewals(n)), len(requests.matching(http.MethodPost, n.Host, clustertest.TokenHost)); posted != 2 || fetched != 1 {
+		if posted, fetched := len(requests.renewals(n)), len(requests.tokenRequests(n)); posted != 2 || fetched != 1 {
 			t.Errorf("%d POSTs and %d tokens, want 2 and 1", posted, fetched)
 		}
 		wantState(t, n, cluster.Registered)
@@ -478,7 +477,7 @@ func TestTokenRejectedByRegistryIsReplacedOnce(t *testing.T) {
 		if se, ok := errors.AsType[*cluster.StatusError](d.Errors[0]); !ok || se.Code != http.StatusForbidden || se.Remote != "mIT" {
 			t.Errorf("the error is %v, want 403 from the registry", d.Errors[0])
 		}
-		if deleted, fetched := len(requests.matching(http.MethodDelete, n.Host, clustertest.RegistryHost)), len(requests.matching(http.MethodPost, n.Host, clustertest.TokenHost)); deleted != 2 || fetched != 2 {
+		if deleted, fetched := len(requests.deletes(n)), len(requests.tokenRequests(n)); deleted != 2 || fetched != 2 {
 			t.Errorf("%d DELETEs and %d tokens, want 2 and 1 more than before", deleted, fetched)
 		}
 	})

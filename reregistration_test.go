@@ -58,7 +58,7 @@ func TestReportedAsDepartedRepeatedly(t *testing.T) {
 	})
 }
 
-// A report does not make a node register that has left.
+// A node that has left does not register when it is reported as departed.
 func TestReportedAsDepartedAfterLeaving(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)

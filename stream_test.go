@@ -60,7 +60,7 @@ func TestStream(t *testing.T) {
 			if took := time.Since(start); took != time.Second {
 				t.Errorf("took %v", took)
 			}
-			canceled := 0 // already now: the break waits for its requests
+			canceled := 0 // the break has waited for its requests
 			for _, x := range requests.matching("GET", n.Host, clustertest.Any) {
 				if x.To != w.Nodes[1].Host {
 					canceled++

@@ -13,9 +13,10 @@ import (
 	"github.com/mimiktech/cluster/mit"
 )
 
-// TestOutage takes the registry away from a thousand nodes for ten leases, and the token service
-// for four of these, so that all tokens expire. Soon after the registry works again each node must
-// be registered. Neither these registrations nor the next renewals may come at the same time.
+// TestOutage takes the registry away from a thousand nodes for ten leases. For four of these it
+// also takes the token service away, so that all tokens expire. Soon after the registry works again
+// each node must be registered. Neither these registrations nor the next renewals may come at the
+// same time.
 //
 // The measure is a tenth of the time in which all nodes register again. Any interval of this length
 // may have at most twice the mean.

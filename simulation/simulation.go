@@ -1,9 +1,9 @@
-// Package simulation runs a cluster through days of random faults on a virtual clock, and checks
-// what must hold at any time and after recovery.
+// Package simulation runs a cluster through days of random faults on a virtual clock. It checks what
+// must hold at any time, and what must hold after recovery.
 //
-// A run is a list of events: nodes restart, crash, leave and join, the network is partitioned, and
-// the registry (mIT) and the token service (mST) fail, while nodes call each other. The kind, the
-// time and the nodes of each event are drawn from a seed. Run needs a bubble of testing/synctest.
+// A run is a list of events. Nodes restart, crash, leave, join and call each other. The network is
+// partitioned, and the registry (mIT) and the token service (mST) fail. The kind, the time and the
+// nodes of each event are drawn from a seed. Run needs a bubble of testing/synctest.
 package simulation
 
 import (

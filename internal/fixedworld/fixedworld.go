@@ -1,5 +1,6 @@
-// Package fixedworld starts worlds in which one real node meets any number of peers that are only
-// entries of a list and a canned response, for clusters larger than a test can run.
+// Package fixedworld starts worlds of one node and any number of fixed peers. A fixed peer is an
+// entry of the registry (mIT) and a canned response. Tests use it for clusters that are too large to
+// run.
 package fixedworld
 
 import (
