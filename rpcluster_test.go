@@ -1,18 +1,12 @@
 package cluster_test
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net/http"
-	"net/url"
-	"path"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -110,299 +104,6 @@ func TestDecode(t *testing.T) {
 	t.Run("nil, as Register returns with management off", func(t *testing.T) {
 		if got, err := cluster.Decode[thing](nil); len(got) != 0 || err != nil {
 			t.Errorf("got %v, %v", got, err)
-		}
-	})
-}
-
-func TestBody(t *testing.T) {
-	for name, tt := range map[string]struct {
-		body any
-		want string // received by each peer
-		typ  string
-	}{
-		"encoded once for all peers and attempts": {encodeCounter{new(atomic.Int64)}, `{"encoded":1}`, "application/json"},
-		"raw":       {json.RawMessage(`{ "a": 1.50 }`), `{ "a": 1.50 }`, "application/json"},
-		"bytes":     {[]byte(`["b"]`), `["b"]`, "application/json"},
-		"a value":   {map[string]int{"c": 1}, `{"c":1}`, "application/json"},
-		"none":      {nil, ``, ""},
-		"JSON null": {json.RawMessage("null"), `null`, "application/json"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				w := clustertest.Start(t, 4, clustertest.WithHandler(func(n *clustertest.Node) http.Handler {
-					return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-						body, err := io.ReadAll(r.Body)
-						if string(body) != tt.want || r.Header.Get("Content-Type") != tt.typ || err != nil {
-							t.Errorf("%s got %q of type %q, %v", n.ID, body, r.Header.Get("Content-Type"), err)
-						}
-						n.Reply(w, r, nil)
-					})
-				}))
-				w.Network.Fault(clustertest.Any, w.Nodes[1].Host, clustertest.FirstN(1, clustertest.Reset))
-				w.Network.Fault(clustertest.Any, w.Nodes[2].Host, clustertest.FirstN(1, clustertest.Status(403)))
-				res := rpc(t, w.Nodes[0], cluster.Request{Method: http.MethodPut, Path: "/things", Body: tt.body})
-				if len(res.Results) != 3 {
-					t.Errorf("failures: %v", failures(res))
-				}
-			})
-		})
-	}
-}
-
-func TestQueryAndPath(t *testing.T) {
-	for name, tt := range map[string]struct {
-		req  cluster.Request
-		want string // the URI that peers receive
-	}{
-		"in Path":            {cluster.Request{Path: "/things?a=1&b=x%20y"}, "/mds/v1/things?a=1&b=x%20y"},
-		"in Query":           {cluster.Request{Path: "/things", Query: url.Values{"c": {"2", "3"}}}, "/mds/v1/things?c=2&c=3"},
-		"in both":            {cluster.Request{Path: "/things?a=1", Query: url.Values{"a": {"&"}}}, "/mds/v1/things?a=1&a=%26"},
-		"an escaped slash":   {cluster.Request{Path: "/things/a%2Fb"}, "/mds/v1/things/a%2Fb"},
-		"outside ASCII":      {cluster.Request{Path: "/things/größe"}, "/mds/v1/things/gr%C3%B6%C3%9Fe"},
-		"dots in a name":     {cluster.Request{Path: "/things/..a"}, "/mds/v1/things/..a"},
-		"a URL in the query": {cluster.Request{Path: "/things?u=http://host/../x"}, "/mds/v1/things?u=http://host/../x"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				w := clustertest.Start(t, 2, clustertest.WithHandler(func(n *clustertest.Node) http.Handler {
-					return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { n.Reply(w, r, r.RequestURI) })
-				}))
-				got, err := cluster.Decode[string](rpc(t, w.Nodes[0], tt.req))
-				if diff := cmp.Diff([]string{tt.want}, got); diff != "" || err != nil {
-					t.Errorf("%v (-want +got):\n%s", err, diff)
-				}
-			})
-		})
-	}
-}
-
-func TestHeaders(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := clustertest.Start(t, 2, clustertest.WithHandler(func(n *clustertest.Node) http.Handler {
-			return n.Authenticate(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { n.Reply(w, r, r.Header) }))
-		}))
-		ctx := cluster.WithCorrelationID(t.Context(), "an-id@7/2000-01-01T00:00:00.000Z")
-		res, err := w.Nodes[0].RPCluster(ctx, cluster.Request{Path: "/things", Header: http.Header{
-			"X-Mine":           {"1", "2"},
-			"accept-language":  {"de"}, // not canonical
-			"Content-Type":     {"text/plain"},
-			"Authorization":    {"Bearer other"},
-			"authorization":    {"Bearer other"},
-			"User-Agent":       {"other"},
-			"x-correlation-id": {"other@1/2000-01-01T00:00:00.000Z"},
-		}})
-		if err != nil {
-			t.Fatal(err)
-		}
-		headers, err := cluster.Decode[http.Header](res)
-		if err != nil || len(headers) != 1 {
-			t.Fatalf("%v, failures %v", err, failures(res))
-		}
-		h := headers[0]
-		bearer := h.Values("Authorization")
-		delete(h, "Authorization")
-		want := http.Header{
-			"X-Mine":           {"1", "2"},
-			"Accept":           {"application/json"},
-			"Accept-Language":  {"de"},
-			"Content-Type":     {"text/plain"},
-			"User-Agent":       {fmt.Sprintf("mimik-mds/1.0/node-1 (%s; %s; go %s)", runtime.GOOS, runtime.GOARCH, strings.TrimPrefix(runtime.Version(), "go"))},
-			"X-Correlation-Id": {"an-id@7/2000-01-01T00:00:00.000Z"},
-		}
-		if diff := cmp.Diff(want, h); diff != "" {
-			t.Errorf("(-want +got):\n%s", diff)
-		}
-		if len(bearer) != 1 || bearer[0] == "Bearer other" {
-			t.Errorf("authorization: %q", bearer)
-		}
-	})
-}
-
-// A service may forward the header of a request that it serves. Fields of that connection and of
-// its client are not sent: Accept-Encoding would keep responses compressed, and peers would reject
-// the client's token.
-func TestForwardedHeader(t *testing.T) {
-	var got http.Header
-	o := &remotes{view: []string{"node-1", "node-2"}}
-	c := newRegisteredNode(t, o)
-	o.peer = func(r *http.Request) (*http.Response, error) {
-		got = r.Header
-		return newHTTPResponse(r, http.StatusOK, `{"server":{"serverId":"node-2"}}`), nil
-	}
-	incoming := http.Header{
-		"X-Own": {"a", "b"}, "Accept-Language": {"fr"}, "x-lower-case": {"c"},
-		"Accept-Encoding": {"gzip"}, "Connection": {"close"}, "Keep-Alive": {"timeout=5"}, "Te": {"trailers"}, "Trailer": {"X-Sum"},
-		"Transfer-Encoding": {"chunked"}, "Upgrade": {"websocket"}, "Proxy-Connection": {"close"},
-		"Authorization": {"Bearer client's"}, "authorization": {"Bearer client's"}, "User-Agent": {"another"}, "X-Correlation-Id": {"another"},
-	}
-	before := incoming.Clone()
-	ctx := cluster.WithCorrelationID(t.Context(), "ours@1/d")
-	res, err := c.RPCluster(ctx, cluster.Request{Path: "/things", Header: incoming})
-	if err != nil || len(res.Results) != 1 {
-		t.Fatalf("%+v, %v", res, err)
-	}
-	want := http.Header{
-		"X-Own": {"a", "b"}, "Accept-Language": {"fr"}, "X-Lower-Case": {"c"},
-		"Accept": {"application/json"}, "Authorization": {"Bearer hidden-token-for-peers"}, "X-Correlation-Id": {"ours@1/d"},
-	}
-	if agent := got.Get("User-Agent"); !strings.HasPrefix(agent, "mimik-mds/") {
-		t.Errorf("user agent %q", agent)
-	}
-	got.Del("User-Agent")
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("the received header (-want +got):\n%s", diff)
-	}
-	if diff := cmp.Diff(before, incoming); diff != "" {
-		t.Errorf("the caller's header was changed (-before +after):\n%s", diff)
-	}
-}
-
-func TestInvalidRequests(t *testing.T) {
-	for name, req := range map[string]cluster.Request{
-		"no path":                        {},
-		"a relative path":                {Path: "things"},
-		"a full URL":                     {Path: "http://host/things"},
-		"another host":                   {Path: "//host/things"},
-		"another host, with backslashes": {Path: `\\host\things`},
-		"only a query":                   {Path: "?x=1"},
-		"dot segment":                    {Path: "/../things"},
-		"dot segments later":             {Path: "/things/../../../other"},
-		"dot segment at the end":         {Path: "/things/.."},
-		"single dot":                     {Path: "/./things"},
-		"dot segment, escaped":           {Path: "/%2e%2e/things"},
-		"dot segment, half escaped":      {Path: "/.%2E/things"},
-		"dot segment, escaped slash":     {Path: "/things%2F..%2Fother"},
-		"dot segment, backslashes":       {Path: `/things\..\other`},
-		"dot segment, escaped backslash": {Path: "/things/..%5cother"},
-		"a bad escape":                   {Path: "/%zz"},
-		"a control character":            {Path: "/things\n"},
-		"a fragment":                     {Path: "/things#part"},
-		"a method with a space":          {Method: "GET /x", Path: "/things"},
-		"a method with a line break":     {Method: "GET\r\nX: y", Path: "/things"},
-		"a header with a line break":     {Path: "/things", Header: http.Header{"X": {"a\r\nY: b"}}},
-		"a header with a NUL":            {Path: "/things", Header: http.Header{"X": {"\x00"}}},
-		"a header without a name":        {Path: "/things", Header: http.Header{"": {"a"}}},
-		"a header with a bad name":       {Path: "/things", Header: http.Header{"X Y": {"a"}}},
-		"a header name with a colon":     {Path: "/things", Header: http.Header{"X: a\r\nY": {"b"}}},
-		"a body without JSON form":       {Path: "/things", Body: make(chan int)},
-		"a body that fails to encode":    {Path: "/things", Body: unencodable{}},
-		"a negative timeout":             {Path: "/things", Timeout: -1},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				w := clustertest.Start(t, 2)
-				requests := recordRequests(w)
-				start := time.Now()
-				res, err := w.Nodes[0].RPCluster(t.Context(), req)
-				if err == nil || res != nil || !errors.Is(err, cluster.ErrInvalidRequest) {
-					t.Errorf("got %v, %v", res, err)
-				}
-				if took := time.Since(start); took != 0 {
-					t.Errorf("took %v", took)
-				}
-				if all := requests.sentBy(w.Nodes[0]); len(all) != 0 {
-					t.Errorf("%d requests", len(all))
-				}
-			})
-		})
-	}
-}
-
-// An invalid request is an error of the call, not a failure of its peers.
-func TestInvalidRequestsAreNotSent(t *testing.T) {
-	o := &remotes{view: []string{"node-1", "node-2"}}
-	c := newRegisteredNode(t, o)
-	o.peer = func(r *http.Request) (*http.Response, error) {
-		t.Errorf("sent %s %s", r.Method, r.URL)
-		return newHTTPResponse(r, http.StatusOK, ""), nil
-	}
-	for name, req := range map[string]cluster.Request{
-		"no path":                  {},
-		"relative path":            {Path: "things"},
-		"absolute URL":             {Path: "http://evil.test/"},
-		"another host":             {Path: "//evil.test/"},
-		"dot segment":              {Path: "/../x"},
-		"escaped dot segment":      {Path: "/a/%2e%2E/%2e%2e/x"},
-		"dot segment, backslashes": {Path: `/..\x`},
-		"fragment":                 {Path: "/x#y"},
-		"empty fragment":           {Path: "/x#"},
-		"bad escape":               {Path: "/%zz"},
-		"line break in the path":   {Path: "/x\r\ny"},
-		"space in the query":       {Path: "/x?a b"},
-		"space in the method":      {Path: "/x", Method: "GET /"},
-		"line break in a header":   {Path: "/x", Header: http.Header{"X-A": {"a\nb"}}},
-		"NUL in a header":          {Path: "/x", Header: http.Header{"X-A": {"a\x00b"}}},
-		"space in a header name":   {Path: "/x", Header: http.Header{"X A": {"a"}}},
-		"empty header name":        {Path: "/x", Header: http.Header{"": {"a"}}},
-		"body without JSON form":   {Path: "/x", Body: func() {}},
-		"negative timeout":         {Path: "/x", Timeout: -1},
-	} {
-		t.Run(name, func(t *testing.T) {
-			if res, err := c.RPCluster(t.Context(), req); err == nil {
-				t.Errorf("accepted: %+v", res)
-			}
-			outcomes := 0
-			for o := range c.Stream(t.Context(), req) {
-				if outcomes++; o.Err == nil || o.Kind != cluster.KindInvalid || o.Server.ServerID != "" {
-					t.Errorf("streamed: %+v", o)
-				}
-			}
-			if outcomes != 1 {
-				t.Errorf("%d outcomes, want only the error", outcomes)
-			}
-		})
-	}
-}
-
-func FuzzRequestPath(f *testing.F) {
-	for _, seed := range []string{
-		"/things", "/things?x=1", "/", "/a//b", "/a/./b", "/a/../b", "/..", "/../x", "/%2e%2e/x", "/a%2f..%2f..%2fb", "/..%5c..", `/..\..\x`, "/%252e%252e/x",
-		"//evil.test/x", "/\\evil.test", "http://evil.test/", "evil.test", "", "/a?b#c", "/a#b", "/a?x y", "/a b", "/é", "/a\nb", "/a\r\nHost: evil.test", "/%zz",
-		"/%00", "/a;b", "/a:b", "/*", "*", "/a?../../x", "/a@b", "/ HTTP/1.1", "/a?b HTTP/1.1", "/%2F%2Fevil.test", "/things/%2e", "/..;/x", "/\xff", "/a%20b%3F%23",
-	} {
-		f.Add(seed)
-	}
-	f.Fuzz(func(t *testing.T, p string) {
-		var sent []*http.Request
-		o := &remotes{view: []string{"node-1", "node-2"}}
-		c := newRegisteredNode(t, o)
-		o.peer = func(r *http.Request) (*http.Response, error) {
-			sent = append(sent, r)
-			return newHTTPResponse(r, http.StatusOK, `{"server":{"serverId":"node-2"}}`), nil
-		}
-		res, err := c.RPCluster(t.Context(), cluster.Request{Path: p, Query: url.Values{"q": {"1"}}})
-		if err != nil {
-			if res != nil || len(sent) != 0 || !strings.HasPrefix(err.Error(), "cluster: ") {
-				t.Errorf("rejected with %v, but %d requests were sent", err, len(sent))
-			}
-			return
-		}
-		if len(sent) != 1 || len(res.Results) != 1 {
-			t.Fatalf("%d requests, %+v", len(sent), res)
-		}
-		// Encode and decode it, as the transport and the peer do.
-		var wire bytes.Buffer
-		if err := sent[0].Clone(t.Context()).Write(&wire); err != nil {
-			t.Fatalf("%q was accepted, but cannot be sent: %v", p, err)
-		}
-		r, err := http.ReadRequest(bufio.NewReader(&wire))
-		if err != nil {
-			t.Fatalf("%q was accepted, but %q cannot be decoded: %v", p, wire.String(), err)
-		}
-		for _, got := range []string{r.URL.Path, strings.ReplaceAll(r.URL.Path, `\`, "/")} {
-			if clean := path.Clean(got); clean != "/mds/v1" && !strings.HasPrefix(clean, "/mds/v1/") {
-				t.Errorf("%q left the base path: %q", p, got)
-			}
-		}
-		if sent[0].URL.Host != "node-2.test:8080" || r.Host != "node-2.test:8080" || sent[0].URL.Scheme != "http" || sent[0].URL.User != nil {
-			t.Errorf("%q went to %s", p, sent[0].URL)
-		}
-		before, _, _ := strings.Cut(p, "?")
-		if want, err := url.PathUnescape(before); err != nil || r.URL.Path != "/mds/v1"+want {
-			t.Errorf("%q is %q at the peer", p, r.URL.Path)
-		}
-		if q := "&" + r.URL.RawQuery; !strings.HasSuffix(q, "&q=1") {
-			t.Errorf("%q lost its query: %q", p, r.URL.RawQuery)
 		}
 	})
 }
@@ -854,6 +555,193 @@ func TestOneOutcomePerSelectedPeer(t *testing.T) {
 	})
 }
 
+// MaxInFlight bounds all calls of a node together.
+func TestMaxInFlight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var inFlight, peak atomic.Int64
+		w := clustertest.Start(t, 7,
+			clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = 2 }),
+			clustertest.WithHandler(func(n *clustertest.Node) http.Handler {
+				return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					defer inFlight.Add(-1)
+					if n := inFlight.Add(1); n > peak.Load() {
+						peak.Store(n)
+					}
+					time.Sleep(time.Second)
+					n.Reply(w, r, nil)
+				})
+			}))
+		start := time.Now()
+		var wg sync.WaitGroup
+		for range 3 {
+			wg.Go(func() {
+				res := rpc(t, w.Nodes[0], cluster.Request{Path: "/things"})
+				wantOneOutcomeEach(t, res, w.Nodes[1:])
+				if len(res.Results) != 6 {
+					t.Errorf("failures: %v", failures(res))
+				}
+			})
+		}
+		wg.Wait()
+		// It takes a second more if two calls remain that wait for the same peer.
+		if took := time.Since(start); peak.Load() != 2 || took != 9*time.Second && took != 10*time.Second {
+			t.Errorf("18 requests of 1 s took %v, at most %d in flight; want 9 s, 2", took, peak.Load())
+		}
+	})
+}
+
+// Concurrent calls start at different peers. So a peer does not receive all of them at once, and
+// needs fewer connections than there are calls.
+func TestConcurrentCallsStartAtDifferentPeers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const peers, calls = 64, 8
+		var peak atomic.Int64
+		w := fixedworld.Start(t, fixedworld.NewStore(fixedworld.Servers(0, peers)), 0, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = 2 * calls }))
+		n := w.Join()
+		for _, s := range n.Servers() {
+			var inFlight atomic.Int64
+			w.Network.Fault(n.Host, s.ServerID+":8080", func(next http.RoundTripper) http.RoundTripper {
+				return clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
+					defer inFlight.Add(-1)
+					if n := inFlight.Add(1); n > peak.Load() {
+						peak.Store(n)
+					}
+					time.Sleep(10 * time.Millisecond)
+					return next.RoundTrip(req)
+				})
+			})
+		}
+		var wg sync.WaitGroup
+		for i := range calls {
+			wg.Go(func() {
+				time.Sleep(time.Duration(i) * time.Millisecond)
+				for range 5 {
+					if res := rpc(t, n, cluster.Request{Path: "/things"}); len(res.Results) != peers {
+						t.Errorf("failures: %v", failures(res))
+					}
+				}
+			})
+		}
+		wg.Wait()
+		if got := peak.Load(); got > 3 {
+			t.Errorf("%d concurrent requests to one peer", got)
+		}
+	})
+}
+
+func TestStream(t *testing.T) {
+	t.Run("outcomes come as they arrive, suspects last", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			w := clustertest.Start(t, 6)
+			n := w.Nodes[0]
+			w.Network.Fault(n.Host, w.Nodes[1].Host, clustertest.Delay(3*time.Second))
+			w.Network.Fault(n.Host, w.Nodes[2].Host, clustertest.Refuse)
+			w.Network.Fault(n.Host, w.Nodes[3].Host, clustertest.Chain(clustertest.Delay(2*time.Second), clustertest.Status(500)))
+			w.Network.Fault(n.Host, w.Nodes[5].Host, clustertest.Delay(time.Second))
+			type arrival struct {
+				ID string
+				At time.Duration
+			}
+			var got []arrival
+			start := time.Now()
+			for o := range n.Stream(t.Context(), cluster.Request{Path: "/things"}) {
+				got = append(got, arrival{o.Server.ServerID, time.Since(start)})
+				if dead := o.Server.ServerID == "node-3"; dead != o.Evicted {
+					t.Errorf("%s: evicted %t", o.Server.ServerID, o.Evicted)
+				}
+			}
+			want := []arrival{{"node-5", 0}, {"node-6", time.Second}, {"node-4", 2 * time.Second}, {"node-2", 3 * time.Second}, {"node-3", 3 * time.Second}}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	})
+	t.Run("a break cancels the other requests", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			w := clustertest.Start(t, 6)
+			n := w.Nodes[0]
+			w.Network.Fault(n.Host, w.Nodes[1].Host, clustertest.Delay(time.Second))
+			for _, peer := range w.Nodes[2:] {
+				w.Network.Fault(n.Host, peer.Host, clustertest.Hang)
+			}
+			requests := recordRequests(w)
+			start := time.Now()
+			for o := range n.Stream(t.Context(), cluster.Request{Path: "/things"}) {
+				if o.Server.ServerID != "node-2" {
+					t.Errorf("%s came first: %v", o.Server.ServerID, o.Err)
+				}
+				break
+			}
+			if took := time.Since(start); took != time.Second {
+				t.Errorf("took %v", took)
+			}
+			canceled := 0 // the break has waited for its requests
+			for _, x := range requests.matching("GET", n.Host, clustertest.Any) {
+				if x.To != w.Nodes[1].Host {
+					canceled++
+					if !errors.Is(x.Err, context.Canceled) {
+						t.Errorf("the request to %s ended with %v", x.To, x.Err)
+					}
+				}
+			}
+			if canceled != 4 {
+				t.Errorf("%d of 4 silent requests are canceled", canceled)
+			}
+			time.Sleep(time.Minute)
+			if len(n.Servers()) != 6 {
+				t.Error("peers of a canceled call were evicted")
+			}
+		})
+	})
+	t.Run("an invalid request", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			w := clustertest.Start(t, 3)
+			requests := recordRequests(w)
+			got := slices.Collect(w.Nodes[0].Stream(t.Context(), cluster.Request{Path: "things"}))
+			if len(got) != 1 || got[0].Err == nil || got[0].Kind != cluster.KindInvalid || got[0].Server.ServerID != "" {
+				t.Errorf("got %+v", got)
+			}
+			if all := requests.sentBy(w.Nodes[0]); len(all) != 0 {
+				t.Errorf("%d requests were made", len(all))
+			}
+		})
+	})
+	t.Run("a sequence can be used twice", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			w := clustertest.Start(t, 3)
+			seq := w.Nodes[0].Stream(t.Context(), cluster.Request{Path: "/things"})
+			w.Join()
+			for range 2 {
+				if got := len(slices.Collect(seq)); got != 3 {
+					t.Errorf("%d outcomes, want those of the current peers", got)
+				}
+			}
+		})
+	})
+}
+
+func TestStreamWithMinResults(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 6)
+		n := w.Nodes[0]
+		for _, peer := range w.Nodes[3:] {
+			w.Network.Fault(n.Host, peer.Host, clustertest.Hang)
+		}
+		var results, canceled int
+		for o := range n.Stream(t.Context(), cluster.Request{Path: "/things", MinResults: 2}) {
+			switch {
+			case o.Err == nil:
+				results++
+			case errors.Is(o.Err, cluster.ErrEnoughResults):
+				canceled++
+			}
+		}
+		if results != 2 || canceled != 3 {
+			t.Errorf("%d results, %d canceled", results, canceled)
+		}
+	})
+}
+
 // A selectedCall is a call of the property test.
 type selectedCall struct {
 	req        cluster.Request
@@ -989,109 +877,6 @@ func (s *selectionTest) checkRecovered(t *testing.T) {
 	}
 }
 
-// MaxInFlight bounds all calls of a node together.
-func TestMaxInFlight(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var inFlight, peak atomic.Int64
-		w := clustertest.Start(t, 7,
-			clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = 2 }),
-			clustertest.WithHandler(func(n *clustertest.Node) http.Handler {
-				return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-					defer inFlight.Add(-1)
-					if n := inFlight.Add(1); n > peak.Load() {
-						peak.Store(n)
-					}
-					time.Sleep(time.Second)
-					n.Reply(w, r, nil)
-				})
-			}))
-		start := time.Now()
-		var wg sync.WaitGroup
-		for range 3 {
-			wg.Go(func() {
-				res := rpc(t, w.Nodes[0], cluster.Request{Path: "/things"})
-				wantOneOutcomeEach(t, res, w.Nodes[1:])
-				if len(res.Results) != 6 {
-					t.Errorf("failures: %v", failures(res))
-				}
-			})
-		}
-		wg.Wait()
-		// It takes a second more if two calls remain that wait for the same peer.
-		if took := time.Since(start); peak.Load() != 2 || took != 9*time.Second && took != 10*time.Second {
-			t.Errorf("18 requests of 1 s took %v, at most %d in flight; want 9 s, 2", took, peak.Load())
-		}
-	})
-}
-
-// Concurrent calls start at different peers. So a peer does not receive all of them at once, and
-// needs fewer connections than there are calls.
-func TestConcurrentCallsStartAtDifferentPeers(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		const peers, calls = 64, 8
-		var peak atomic.Int64
-		w := fixedworld.Start(t, fixedworld.NewStore(fixedworld.Servers(0, peers)), 0, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = 2 * calls }))
-		n := w.Join()
-		for _, s := range n.Servers() {
-			var inFlight atomic.Int64
-			w.Network.Fault(n.Host, s.ServerID+":8080", func(next http.RoundTripper) http.RoundTripper {
-				return clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
-					defer inFlight.Add(-1)
-					if n := inFlight.Add(1); n > peak.Load() {
-						peak.Store(n)
-					}
-					time.Sleep(10 * time.Millisecond)
-					return next.RoundTrip(req)
-				})
-			})
-		}
-		var wg sync.WaitGroup
-		for i := range calls {
-			wg.Go(func() {
-				time.Sleep(time.Duration(i) * time.Millisecond)
-				for range 5 {
-					if res := rpc(t, n, cluster.Request{Path: "/things"}); len(res.Results) != peers {
-						t.Errorf("failures: %v", failures(res))
-					}
-				}
-			})
-		}
-		wg.Wait()
-		if got := peak.Load(); got > 3 {
-			t.Errorf("%d concurrent requests to one peer", got)
-		}
-	})
-}
-
-func TestCustomer(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := clustertest.Start(t, 3, clustertest.WithHandler(func(n *clustertest.Node) http.Handler {
-			return n.Authenticate(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				claims, _ := cluster.ClaimsFrom(r.Context())
-				n.Reply(w, r, claims.Type+" token of "+claims.SubType+" for "+claims.Customer)
-			}))
-		}))
-		requests := recordRequests(w)
-		for _, customer := range []string{"", "acme", "acme", "other", ""} {
-			got, err := cluster.Decode[string](rpc(t, w.Nodes[0], cluster.Request{Path: "/things", Customer: customer}))
-			want := "cluster token of mds for " + customer
-			if diff := cmp.Diff([]string{want, want}, got); diff != "" || err != nil {
-				t.Errorf("%v (-want +got):\n%s", err, diff)
-			}
-		}
-		if fetched := len(requests.tokenRequests(w.Nodes[0])); fetched != 3 {
-			t.Errorf("%d tokens were fetched for no customer and two customers", fetched)
-		}
-	})
-}
-
-// An encodeCounter counts its encodings.
-type encodeCounter struct{ times *atomic.Int64 }
-
-func (c encodeCounter) MarshalJSON() ([]byte, error) {
-	return fmt.Appendf(nil, `{"encoded":%d}`, c.times.Add(1)), nil
-}
-
 // isKind reports whether err has the type of the errors of a kind.
 func isKind(err error, kind cluster.Kind) bool {
 	_, unreachable := errors.AsType[*cluster.UnreachableError](err)
@@ -1129,10 +914,6 @@ func expectedPeers(nodes []*clustertest.Node, results []*cluster.Response, i int
 		return evicted[n.ID] && !slices.Contains(called, n.ID)
 	})
 }
-
-type unencodable struct{}
-
-func (unencodable) MarshalJSON() ([]byte, error) { return nil, errors.New("cannot") }
 
 func abortHandler() http.Handler {
 	return http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
