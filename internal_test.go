@@ -2,14 +2,28 @@ package cluster
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"math"
+	"net/http"
 	"net/url"
+	"slices"
+	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"go.uber.org/zap"
 
+	"github.com/mimiktech/cluster/internal/breaker"
+	"github.com/mimiktech/cluster/internal/fanout"
 	"github.com/mimiktech/cluster/internal/membership"
+	"github.com/mimiktech/cluster/internal/token"
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
@@ -56,6 +70,444 @@ func TestListenAddr(t *testing.T) {
 		if got := c.listenAddr(); got != want {
 			t.Errorf("for %q: %q, want %q", ip, got, want)
 		}
+	}
+}
+
+// The following tests make one part of a Cluster each, without the others.
+
+type roundTripper func(*http.Request) (*http.Response, error)
+
+func (f roundTripper) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+func respond(r *http.Request, code int, body string) (*http.Response, error) {
+	return &http.Response{
+		StatusCode: code, Body: io.NopCloser(strings.NewReader(body)), ContentLength: int64(len(body)), Request: r,
+	}, nil
+}
+
+func testHTTPClient(rt roundTripper) *httpClient {
+	return &httpClient{
+		transports:  transports{backend: rt, peers: rt, newConn: rt},
+		userAgent:   "test",
+		timeout:     10 * time.Second,
+		maxResponse: 100,
+		secrets:     []string{"hidden"},
+	}
+}
+
+// testTokens issues token-1 until it is dropped, and then token-2.
+type testTokens struct{ dropped atomic.Bool }
+
+func (s *testTokens) Token(context.Context, token.Key) (string, error) {
+	if s.dropped.Load() {
+		return "token-2", nil
+	}
+	return "token-1", nil
+}
+
+func (s *testTokens) Drop(_ token.Key, rejected string) {
+	if rejected == "token-1" {
+		s.dropped.Store(true)
+	}
+}
+
+func testState() *state { return newState("node-1", &options{noEnv: true, log: zap.NewNop()}) }
+
+// testView is a view of itResource "r" with servers that were updated at the same time.
+func testView(updated time.Time, ids ...string) membership.View {
+	it := wire.ItResource{ID: "r"}
+	for _, id := range ids {
+		it.Servers = append(it.Servers, testServer(id, updated))
+	}
+	return membership.New(it, PeerPolicy{}.checkServer, membership.View{})
+}
+
+func testServer(id string, updated time.Time) wire.Server {
+	return wire.Server{ServerID: id, ClusterBaseURL: "http://" + id, CreatedAt: time.Unix(1, 0), UpdatedAt: updated}
+}
+
+func idsOf(v membership.View) []string {
+	var ids []string
+	for _, p := range v.Peers() {
+		ids = append(ids, p.ServerID)
+	}
+	return ids
+}
+
+func TestHTTPClient(t *testing.T) {
+	tooLarge := strings.Repeat("x", 101)
+	for name, tt := range map[string]struct {
+		respond func(*http.Request) (*http.Response, error)
+		kind    Kind
+		text    string // contained in the error
+	}{
+		"a response": {func(r *http.Request) (*http.Response, error) { return respond(r, 200, "body") }, KindOK, ""},
+		"no response": {
+			func(*http.Request) (*http.Response, error) { return nil, io.ErrUnexpectedEOF }, KindConnectionLost,
+			"mIT cannot be reached by GET http://mit/path: unexpected EOF",
+		},
+		"a status, with secrets": {
+			func(r *http.Request) (*http.Response, error) {
+				return respond(r, 400, `{"message":"bad token-1 or hidden","info":"\u0068idden"}`)
+			}, KindStatus,
+			"mIT answered 400 Bad Request to GET http://mit/path: bad [redacted] or [redacted]",
+		},
+		"too large": {
+			func(r *http.Request) (*http.Response, error) { return respond(r, 200, tooLarge) }, KindTooLarge,
+			"response too large: 101 bytes, 100 allowed",
+		},
+		"too large, of unknown length": {
+			func(r *http.Request) (*http.Response, error) {
+				resp, err := respond(r, 200, tooLarge)
+				resp.ContentLength = -1
+				return resp, err
+			}, KindTooLarge, "response too large: more than 100 bytes",
+		},
+		"truncated": {
+			func(r *http.Request) (*http.Response, error) {
+				resp, err := respond(r, 200, "body")
+				resp.ContentLength = 5
+				return resp, err
+			}, KindMalformed, "response truncated: unexpected EOF",
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := testHTTPClient(tt.respond)
+			body, err := h.sendJSON(t.Context(), "mIT", http.MethodGet, "http://mit/path?query=private", "token-1", nil)
+			if kind := classify(err); kind != tt.kind || err == nil && string(body) != "body" {
+				t.Fatalf("%s: body %q, error %v", kind, body, err)
+			}
+			if err != nil && !strings.Contains(err.Error(), tt.text) {
+				t.Errorf("the error is %v, want %s", err, tt.text)
+			}
+			if se, ok := errors.AsType[*StatusError](err); ok && se.Info != nil {
+				t.Errorf("an info with a secret was kept: %s", se.Info)
+			}
+		})
+	}
+	cfg := Config{MaxResponseBytes: math.MaxInt64, ClientSecret: "hidden"}
+	if h := newHTTPClient(cfg, nil, PeerPolicy{}); h.maxResponse+1 < 0 || !slices.Equal(h.secrets, []string{"hidden"}) {
+		t.Errorf("limit %d, secrets %q", h.maxResponse, h.secrets)
+	}
+}
+
+func TestRegistryClient(t *testing.T) {
+	const registered = `{"itResource":{"id":"r","servers":[{"serverId":"node-1"}]},"leaseTime":60000}`
+	var sent []string
+	handle := func(*http.Request) (int, string) { return 0, "" }
+	tokens := &testTokens{}
+	r := &registryClient{
+		http: testHTTPClient(func(req *http.Request) (*http.Response, error) {
+			sent = append(sent, req.Method+" "+req.URL.String()+" "+bearerToken(req.Header))
+			code, body := handle(req)
+			return respond(req, code, body)
+		}),
+		tokens:        tokens,
+		replicas:      &replicas{urls: []string{"http://a", "http://b"}, current: "http://a"},
+		deleteTimeout: time.Second,
+		log:           zap.NewNop(),
+	}
+	requireSent := func(want ...string) {
+		t.Helper()
+		if diff := cmp.Diff(want, sent); diff != "" {
+			t.Errorf("requests (-want +got):\n%s", diff)
+		}
+		sent = nil
+	}
+
+	handle = func(req *http.Request) (int, string) {
+		if bearerToken(req.Header) == "token-1" {
+			return 403, ""
+		}
+		return 200, registered
+	}
+	it, lease, err := r.register(t.Context(), wire.Registration{ServerID: "node-1"}, false)
+	if err != nil || it.ID != "r" || lease != time.Minute {
+		t.Errorf("registered with %+v for %v, error %v", it, lease, err)
+	}
+	requireSent("POST http://a/itResources?managedCluster=off token-1", "POST http://a/itResources?managedCluster=off token-2")
+
+	_, _, err = r.register(t.Context(), wire.Registration{ServerID: "node-2"}, true)
+	if kind := classify(err); kind != KindMalformed {
+		t.Errorf("a list without this node: %s, %v", kind, err)
+	}
+	requireSent("POST http://a/itResources token-2", "POST http://b/itResources token-2")
+
+	handle = func(req *http.Request) (int, string) {
+		if req.URL.Host == "a" {
+			return 503, ""
+		}
+		return 200, `{"server":{"serverId":"node/2","updatedAt":"2000-01-01T00:00:00.000Z"}}`
+	}
+	newer, err := r.deleteIf(t.Context(), "r", "node/2", "1999-01-01T00:00:00.000Z")
+	if err != nil || newer == nil || newer.ServerID != "node/2" {
+		t.Errorf("conditional delete returned %+v, error %v", newer, err)
+	}
+	const path = "/itResources/r/servers/node%2F2"
+	requireSent("DELETE http://a"+path+"@1999-01-01T00:00:00.000Z token-2", "DELETE http://b"+path+"@1999-01-01T00:00:00.000Z token-2")
+
+	if err := r.deregister(t.Context(), "r", "node/2"); err != nil { // at the replica switched to
+		t.Error(err)
+	}
+	requireSent("DELETE http://b" + path + " token-2")
+}
+
+func TestState(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := testState()
+		var changes []string
+		s.trace = &Trace{StateChanged: func(from, to Status) { changes = append(changes, fmt.Sprintf("%s→%s", from.State, to.State)) }}
+		start := time.Now()
+		requireServers := func(want ...string) {
+			t.Helper()
+			if got := idsOf(s.view()); !slices.Equal(got, want) || s.status().Servers != len(want) {
+				t.Errorf("the servers are %q, want %q; the status has %d", got, want, s.status().Servers)
+			}
+		}
+		announce := func(v membership.View, limit int) error {
+			_, err := s.applyAnnouncement(v, limit)
+			return err
+		}
+
+		if err := announce(testView(start, "node-2"), 10); err != nil {
+			t.Error(err)
+		}
+		requireServers("node-2") // before the first registration
+		renewal := acceptedRenewal{sent: start, lease: time.Minute, before: s.view(), listed: testView(start, "node-1", "node-3")}
+		if s.applyRenewal(renewal) {
+			t.Error("the first registration is to be announced as a recreated one")
+		}
+		requireServers("node-1", "node-3")
+		if err := announce(testView(start, "node-4", "node-5"), 3); err == nil {
+			t.Error("an announcement made the view larger than the limit")
+		}
+		if err := announce(membership.Announced(wire.ItResource{ID: "other"}, PeerPolicy{}.checkServer, membership.View{}), 10); err != nil {
+			t.Error(err)
+		}
+		requireServers("node-1", "node-3")
+
+		for _, tt := range []struct {
+			resource, server string
+			want             departureResult
+		}{{"other", "node-3", departureIgnored}, {"r", "node-3", departureApplied}, {"r", "node-1", departureOfSelf}} {
+			if got := s.applyDeparture(tt.resource, tt.server); got != tt.want {
+				t.Errorf("departure of %s of %s: %d, want %d", tt.server, tt.resource, got, tt.want)
+			}
+		}
+		requireServers("node-1")
+		renewal.before = s.view()
+		if !s.applyRenewal(renewal) {
+			t.Error("a node reported as departed does not announce itself")
+		}
+
+		s.applyFailure(errors.New("failed"))
+		time.Sleep(time.Minute)
+		s.checkExpiry()
+		if view, deregistered := s.leave(ErrNotRegistered); view.Len() != 2 || deregistered {
+			t.Errorf("left a view of %d, deregistered %t", view.Len(), deregistered)
+		}
+		s.setDeregistered()
+		if _, deregistered := s.leave(ErrClosed); !deregistered || !errors.Is(s.status().Reason, ErrNotRegistered) {
+			t.Errorf("left again: deregistered %t, reason %v", deregistered, s.status().Reason)
+		}
+		want := []string{"orphan→registered", "registered→degraded", "degraded→lost", "lost→left"}
+		if diff := cmp.Diff(want, changes); diff != "" {
+			t.Errorf("changes (-want +got):\n%s", diff)
+		}
+	})
+}
+
+func TestStatePendingDepartures(t *testing.T) {
+	s := testState()
+	s.addPending([]string{"node-2", "node-3", "node-4", "node-5"})
+	s.update(func(d *stateData) { d.view = testView(time.Unix(1, 0), "node-1", "node-3") }) // node-3 is back
+	s.applyDeparture("r", "node-4")
+	s.cancelPending("node-5")
+	for id, want := range map[string]bool{"node-2": true, "node-3": false, "node-4": false, "node-5": false} {
+		if _, got := s.takePending(id); got != want {
+			t.Errorf("%s is pending: %t, want %t", id, got, want)
+		}
+	}
+	if _, again := s.takePending("node-2"); again {
+		t.Error("a departure was pending twice")
+	}
+}
+
+// testDeleter is a registry that has the given entries, and none of other servers.
+type testDeleter map[string]wire.Server
+
+var errNoRegistry = errors.New("no registry")
+
+func (d testDeleter) deleteIf(_ context.Context, _, serverID, unmodifiedSince string) (*wire.Server, error) {
+	if d == nil {
+		return nil, errNoRegistry
+	}
+	since, err := time.Parse(time.RFC3339, unmodifiedSince)
+	if err != nil {
+		return nil, err
+	}
+	if s, ok := d[serverID]; ok && s.UpdatedAt.After(since) {
+		return &s, nil
+	}
+	return nil, nil
+}
+
+func TestEvictor(t *testing.T) {
+	updated := time.Unix(100, 0)
+	moved := testServer("node-2", updated.Add(time.Second))
+	moved.ClusterBaseURL = "http://elsewhere"
+	for name, tt := range map[string]struct {
+		peers    []string
+		suspects int // the first of them
+		total    int // 0: all of them
+		enough   bool
+		left     bool
+		registry testDeleter
+		evicted  []string
+		skipped  string // of all suspects that are not evicted
+		retried  string // the URL
+	}{
+		"gone":              {peers: []string{"node-2", "node-3"}, suspects: 2, registry: testDeleter{}, evicted: []string{"node-2", "node-3"}},
+		"renewed":           {peers: []string{"node-2"}, suspects: 1, registry: testDeleter{"node-2": testServer("node-2", updated.Add(time.Second))}, skipped: "it is alive"},
+		"moved":             {peers: []string{"node-2"}, suspects: 1, registry: testDeleter{"node-2": moved}, retried: "http://elsewhere"},
+		"no registry":       {peers: []string{"node-2"}, suspects: 1, skipped: "registry did not confirm: no registry"},
+		"most are":          {peers: []string{"node-2", "node-3", "node-4"}, suspects: 2, registry: testDeleter{}, skipped: "too many peers unreachable (2 of 3)"},
+		"few of many":       {peers: []string{"node-2"}, total: 5, suspects: 1, registry: testDeleter{}, skipped: "only 1 of 5 peers"},
+		"MinResults":        {peers: []string{"node-2"}, suspects: 1, enough: true, registry: testDeleter{}, skipped: ErrEnoughResults.Error()},
+		"this node is gone": {peers: []string{"node-2"}, suspects: 1, left: true, registry: testDeleter{}, skipped: "this node is leaving"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := &evictor{
+				requestTimeout: time.Second,
+				ctx:            t.Context(), memberCtx: t.Context(),
+				registry: tt.registry, state: testState(), check: PeerPolicy{}.checkServer, log: zap.NewNop(), trace: &Trace{},
+				background: func(ctx context.Context, work func(context.Context)) error { work(ctx); return nil },
+			}
+			var notified []string
+			e.notify = func(_ context.Context, _ membership.View, id string) { notified = append(notified, id) }
+			if tt.left {
+				ctx, cancel := context.WithCancel(t.Context())
+				cancel()
+				e.memberCtx = ctx
+			}
+			e.state.update(func(d *stateData) { d.view = testView(updated, append(tt.peers, "node-1")...) })
+			b := batch{peers: e.state.view().Without("node-1").Peers(), enough: tt.enough, total: max(tt.total, len(tt.peers))}
+			retried := ""
+			b.retry = func(_ context.Context, p *membership.Peer, o *Outcome) {
+				*o, retried = Outcome{Server: o.Server}, p.ClusterBaseURL
+			}
+			var suspects []int
+			for i, p := range b.peers {
+				o := Outcome{Server: Server(p.Server)}
+				if i < tt.suspects {
+					o.Err, o.Kind = &UnreachableError{Err: context.DeadlineExceeded}, KindTimeout
+				}
+				if b.outcomes = append(b.outcomes, o); e.isSuspect(&o, 0) {
+					suspects = append(suspects, i)
+				}
+			}
+			if len(suspects) != tt.suspects {
+				t.Fatalf("%d suspects", len(suspects))
+			}
+			e.review(t.Context(), b, suspects)
+
+			var evicted []string
+			for _, i := range suspects {
+				o := b.outcomes[i]
+				if o.Evicted {
+					evicted = append(evicted, o.Server.ServerID)
+				}
+				if skipped := fmt.Sprint(o.EvictionSkipped); tt.skipped != "" && !strings.Contains(skipped, tt.skipped) {
+					t.Errorf("%s: skipped because of %s, want %s", o.Server.ServerID, skipped, tt.skipped)
+				}
+			}
+			if !slices.Equal(evicted, tt.evicted) || !slices.Equal(notified, tt.evicted) || retried != tt.retried {
+				t.Errorf("evicted %q, notified peers of %q, retried at %q", evicted, notified, retried)
+			}
+			if got, want := e.state.view().Len(), 1+len(tt.peers)-len(tt.evicted); got != want {
+				t.Errorf("the view has %d servers, want %d", got, want)
+			}
+		})
+	}
+}
+
+func TestPeerClient(t *testing.T) {
+	c := &peerClient{
+		ctx: t.Context(), selfID: "node-1", timeout: time.Second,
+		tokens: &testTokens{}, scheduler: fanout.New(8), breakers: breaker.New(time.Second, 8), trace: &Trace{},
+		http: testHTTPClient(func(r *http.Request) (*http.Response, error) {
+			if bearerToken(r.Header) == "token-1" {
+				return respond(r, 401, "")
+			}
+			id := r.URL.Host
+			if id == "node-4" {
+				id = "hidden" // which is a secret
+			}
+			body, _ := io.ReadAll(r.Body)
+			return respond(r, 200, fmt.Sprintf(`{"data":%s,"server":{"serverId":%q}}`, bytes.TrimSpace(body), id))
+		}),
+	}
+	defer c.scheduler.Close()
+	call := &preparedRequest{method: http.MethodPut, ref: &url.URL{Path: "/things"}, body: []byte(`[1,2]`), noEviction: true}
+	response := c.collect(t.Context(), call, testView(time.Unix(100, 0), "node-1", "node-2", "node-3", "node-4"))
+	if len(response.Results) != 2 || len(response.Data) != 4 || len(response.Failures) != 1 {
+		t.Fatalf("%d results with %d elements, %d failures", len(response.Results), len(response.Data), len(response.Failures))
+	}
+	failure := response.Failures[0]
+	if failure.Kind != KindWrongServer || failure.Attempts < 1 || !strings.Contains(failure.Err.Error(), `"[redacted]" answered`) {
+		t.Errorf("%s after %d attempts: %v", failure.Kind, failure.Attempts, failure.Err)
+	}
+}
+
+func TestSchedule(t *testing.T) {
+	start := time.Unix(1000, 0)
+	at := func(seconds int) time.Time { return start.Add(time.Duration(seconds) * time.Second) }
+	newSchedule := func() *schedule {
+		return &schedule{minInterval: 3 * time.Second, lastTry: start, nextTry: at(100), recheckAt: at(60)}
+	}
+	for name, tt := range map[string]struct {
+		do      func(s *schedule)
+		expires int // 0: no lease
+		next    int
+		due     map[int]bool // at a time, of a node that is alone
+	}{
+		"recheck comes first":         {func(*schedule) {}, 0, 60, map[int]bool{59: false, 60: true}},
+		"or the expiry":               {func(*schedule) {}, 50, 50, map[int]bool{50: false}},
+		"then the renewal":            {func(s *schedule) { s.due(at(60), false) }, 150, 100, map[int]bool{60: false, 99: false, 100: true}},
+		"trigger":                     {func(s *schedule) { s.onTrigger() }, 0, 3, map[int]bool{2: false, 3: true}},
+		"trigger does not postpone":   {func(s *schedule) { s.nextTry = at(1); s.onTrigger() }, 0, 1, map[int]bool{1: true}},
+		"success":                     {func(s *schedule) { s.due(at(100), false); s.onSuccess(at(101), 50*time.Second) }, 0, 151, map[int]bool{150: false, 151: true}},
+		"failure":                     {func(s *schedule) { s.due(at(100), false); s.onFailure(at(101), 5*time.Second) }, 0, 106, map[int]bool{105: false, 106: true}},
+		"success of a recheck":        {func(s *schedule) { s.due(at(60), true); s.onSuccess(at(61), 50*time.Second) }, 0, 111, map[int]bool{110: false}},
+		"failure of a recheck":        {func(s *schedule) { s.due(at(60), true); s.onFailure(at(61), 5*time.Second) }, 0, 65, map[int]bool{64: false, 65: true}},
+		"trigger after the failure":   {func(s *schedule) { s.due(at(60), true); s.onFailure(at(61), 50*time.Second); s.onTrigger() }, 0, 63, map[int]bool{62: false, 63: true}},
+		"failure without a recheck":   {func(s *schedule) { s.recheckAt = time.Time{}; s.due(at(100), true); s.onFailure(at(100), time.Second) }, 0, 101, nil},
+		"late wake-up, node is alone": {func(*schedule) {}, 0, 60, map[int]bool{500: true}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var expires time.Time
+			if tt.expires > 0 {
+				expires = at(tt.expires)
+			}
+			s := newSchedule()
+			tt.do(s)
+			if got := s.next(expires); !got.Equal(at(tt.next)) {
+				t.Errorf("wakes up after %v, want %d s", got.Sub(start), tt.next)
+			}
+			for seconds, want := range tt.due {
+				s := newSchedule()
+				tt.do(s)
+				if got := s.due(at(seconds), true); got != want {
+					t.Errorf("due after %d s: %t, want %t", seconds, got, want)
+				}
+			}
+		})
+	}
+	if s := newSchedule(); !s.due(at(60), true) || !s.rechecking {
+		t.Error("no recheck of a node that is alone")
+	}
+	if s := newSchedule(); s.due(at(60), false) || !s.recheckAt.IsZero() {
+		t.Error("a node with peers is rechecked, or will be")
 	}
 }
 
