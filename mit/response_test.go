@@ -109,11 +109,11 @@ func TestHealth(t *testing.T) {
 		method string
 		status int
 	}{
-		"in memory":     {mit.NewMemory(), nil, "GET", 200},
-		"not stale":   {store, nil, "GET", 200},
-		"HEAD": {store, nil, "HEAD", 200},
-		"stale":         {store, errors.New("no contact since noon"), "GET", 503},
-		"POST":          {store, nil, "POST", 405},
+		"in memory": {mit.NewMemory(), nil, "GET", 200},
+		"not stale": {store, nil, "GET", 200},
+		"HEAD":      {store, nil, "HEAD", 200},
+		"stale":     {store, errors.New("no contact since noon"), "GET", 503},
+		"POST":      {store, nil, "POST", 405},
 	} {
 		t.Run(name, func(t *testing.T) {
 			store.err = test.stale
@@ -136,4 +136,3 @@ func TestHealth(t *testing.T) {
 		})
 	}
 }
-

@@ -70,8 +70,10 @@ type TokenConfig struct {
 	Logger *zap.Logger
 }
 
-func (c TokenConfig) accessTokenTTL() time.Duration  { return cmp.Or(c.AccessTokenTTL, 24*time.Hour) }
-func (c TokenConfig) refreshTokenTTL() time.Duration { return cmp.Or(c.RefreshTokenTTL, 30*24*time.Hour) }
+func (c TokenConfig) accessTokenTTL() time.Duration { return cmp.Or(c.AccessTokenTTL, 24*time.Hour) }
+func (c TokenConfig) refreshTokenTTL() time.Duration {
+	return cmp.Or(c.RefreshTokenTTL, 30*24*time.Hour)
+}
 
 // A TokenService issues tokens (mST). It is an [http.Handler] that responds to a POST, at any path,
 // with an access token and a refresh token.
@@ -323,10 +325,10 @@ func formParser(r *http.Request) parseFunc {
 }
 
 var (
-	errInvalidClient  = &apiError{http.StatusUnauthorized, "unknown client or wrong secret", "invalid_client"}
+	errInvalidClient       = &apiError{http.StatusUnauthorized, "unknown client or wrong secret", "invalid_client"}
 	errInvalidRefreshToken = &apiError{http.StatusBadRequest, "the refresh token is not valid", "invalid_grant"}
-	errUnsupportedGrant   = &apiError{http.StatusBadRequest, "grant_type is neither client_credentials nor refresh_token", "unsupported_grant_type"}
-	errInvalidType    = &apiError{http.StatusBadRequest, "type is not cluster", "invalid_request"}
+	errUnsupportedGrant    = &apiError{http.StatusBadRequest, "grant_type is neither client_credentials nor refresh_token", "unsupported_grant_type"}
+	errInvalidType         = &apiError{http.StatusBadRequest, "type is not cluster", "invalid_request"}
 )
 
 // authorizeGrant returns the client of a request and what its tokens are for.

@@ -1,5 +1,5 @@
-// Package token gets the tokens that a node shows to others, and checks those it is shown.
-// It speaks no HTTP itself.
+// Package token obtains and caches the tokens of a node, and verifies the tokens it receives. It does
+// no HTTP itself.
 package token
 
 import (
@@ -15,27 +15,27 @@ import (
 )
 
 const (
-	refreshMargin = 900 * time.Second // a token with less than this left is renewed
-	retryInterval = time.Second       // how long a renewal that failed rests, while the old token is good
-	staleWait     = time.Second       // how long a caller waits for a renewal, while the old token is good
-	fetchTimeout  = time.Minute       // a fetch that hangs must not block its key for good
-	maxKeys       = 1024              // customers come and go, and each is a key
+	refreshMargin = 900 * time.Second // remaining validity at which a token is renewed
+	retryInterval = time.Second       // pause after a failed renewal while the old token is valid
+	staleWait     = time.Second       // longest wait for a renewal while the old token is valid
+	fetchTimeout  = time.Minute       // a hanging fetch must not block its key forever
+	maxKeys       = 1024              // each customer is a key
 )
 
-// Key is what a token is kept per.
+// Key identifies a token in a [Cache].
 type Key struct {
 	Audience string
-	Cluster  bool   // a token that peers accept as one of their own
-	Customer string // on whose behalf; "" for nobody's
+	Cluster  bool   // a cluster token, for the peer endpoints
+	Customer string // the customer the token acts for, or ""
 }
 
-// Fetch gets a new token for key. refresh is the refresh token that came with the last one,
-// "" if there is none or it expired. A Fetch must return when ctx ends.
+// Fetch obtains a new token for key. refresh is the refresh token received with the last token, ""
+// if there is none or it has expired. A Fetch must return when ctx ends.
 type Fetch func(ctx context.Context, key Key, refresh string) (*oauth2.Token, error)
 
-// Cache keeps one token per [Key] and renews it in time. It may be used from any goroutine.
+// Cache keeps one token per [Key] and renews it in time. It is safe for concurrent use.
 type Cache struct {
-	ctx    context.Context
+	ctx     context.Context
 	fetch   Fetch
 	flights singleflight.Group
 
@@ -49,32 +49,32 @@ type entry struct {
 	renewAt         time.Time // zero: never
 }
 
-// NewCache makes a Cache which gets its tokens from fetch. life bounds every fetch; once it
-// ended, only the tokens that are there already are given out: a node that leaves needs one.
-func NewCache(life context.Context, fetch Fetch) *Cache {
-	return &Cache{ctx: life, fetch: fetch, entries: make(map[Key]entry)}
+// NewCache returns a Cache that obtains tokens from fetch. ctx bounds every fetch. After it has ended,
+// the Cache returns only the tokens it has: a node needs one to deregister.
+func NewCache(ctx context.Context, fetch Fetch) *Cache {
+	return &Cache{ctx: ctx, fetch: fetch, entries: make(map[Key]entry)}
 }
 
-// Token returns the access token for key. It does not block while there is one that need not
-// be renewed. Otherwise one caller fetches, and all others of that key wait with it: until
-// their own ctx ends, which leaves the fetch going for the rest. The fetch has the values of
-// the ctx that began it, not its end.
+// Token returns the access token for key. It does not block while that token needs no renewal.
+// Otherwise concurrent calls for the key share one fetch. Each call waits until its own ctx ends;
+// the fetch continues for the others. The fetch has the values of the first caller's ctx, not its
+// cancellation.
 //
-// A token that is due but still good outlives a renewal that fails or takes its time: it is
-// given out, and for the next second without trying again. An error is never kept.
+// If a renewal fails or takes more than a second, the old token is returned while it is valid. The
+// renewal is not tried again for a second. Errors are not cached.
 func (c *Cache) Token(ctx context.Context, key Key) (string, error) {
 	e := c.get(key)
 	now := time.Now()
 	if e.fresh(now) {
 		return e.access, nil
 	}
-	if ctx.Err() != nil { // don't begin for nobody
+	if ctx.Err() != nil { // the caller is gone already
 		return "", waitError(ctx)
 	}
 	done := c.flights.DoChan(flightKey(key), func() (any, error) { return c.renew(ctx, key) })
-	var enough <-chan time.Time
+	var staleTimeout <-chan time.Time
 	if e.valid(now) {
-		enough = time.After(staleWait)
+		staleTimeout = time.After(staleWait)
 	}
 	for {
 		select {
@@ -83,18 +83,18 @@ func (c *Cache) Token(ctx context.Context, key Key) (string, error) {
 			return access, r.Err
 		case <-ctx.Done():
 			return "", waitError(ctx)
-		case <-enough:
+		case <-staleTimeout:
 			if access, ok := c.serveStale(key); ok {
 				return access, nil
 			}
-			enough = nil // it expired or was dropped while we waited
+			staleTimeout = nil // expired or dropped meanwhile
 		}
 	}
 }
 
-// Drop forgets the token for key, if accessToken is still the one: however many peers refuse
-// the same token, it costs one fetch. The refresh token goes with it, since a refused token
-// calls for a new one by client credentials, not for more of the same.
+// Drop removes the token for key if it is still accessToken: many peers that reject one token cause
+// one fetch. It also removes the refresh token, so that the next token is obtained with client
+// credentials.
 func (c *Cache) Drop(key Key, accessToken string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -109,21 +109,21 @@ func (c *Cache) get(key Key) entry {
 	return c.entries[key]
 }
 
-// renew is the one flight of key: it gets a token and keeps it. first is the ctx of the caller
-// who began it.
-func (c *Cache) renew(first context.Context, key Key) (string, error) {
+// renew obtains and stores a token. Calls for a key do not overlap. callerCtx is that of the call
+// that began the flight.
+func (c *Cache) renew(callerCtx context.Context, key Key) (string, error) {
 	old := c.get(key)
 	now := time.Now()
-	if old.fresh(now) { // another flight landed between look and takeoff
+	if old.fresh(now) { // renewed since the caller checked
 		return old.access, nil
 	}
 	refresh := old.refresh
 	if expiry, ok, err := expClaim(refresh); err == nil && ok && !now.Before(expiry) {
 		refresh = ""
 	}
-	e, err := c.fetchEntry(first, key, refresh)
+	e, err := c.fetchEntry(callerCtx, key, refresh)
 	if err == nil && !c.put(key, e, old, refresh) {
-		if e, err = c.fetchEntry(first, key, ""); err == nil {
+		if e, err = c.fetchEntry(callerCtx, key, ""); err == nil {
 			c.put(key, e, old, "")
 		}
 	}
@@ -136,12 +136,12 @@ func (c *Cache) renew(first context.Context, key Key) (string, error) {
 	return "", err
 }
 
-// get does one fetch, within the life of the cache.
-func (c *Cache) fetchEntry(first context.Context, key Key, refresh string) (entry, error) {
+// fetchEntry does one fetch, bounded by the cache's ctx.
+func (c *Cache) fetchEntry(callerCtx context.Context, key Key, refresh string) (entry, error) {
 	if err := context.Cause(c.ctx); err != nil {
 		return entry{}, err
 	}
-	ctx, cancel := context.WithCancelCause(context.WithoutCancel(first))
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(callerCtx))
 	defer cancel(nil)
 	defer context.AfterFunc(c.ctx, func() { cancel(context.Cause(c.ctx)) })()
 	ctx, stop := context.WithTimeoutCause(ctx, fetchTimeout, fmt.Errorf("no token within %v", fetchTimeout))
@@ -160,8 +160,8 @@ func (c *Cache) fetchEntry(first context.Context, key Key, refresh string) (entr
 	return entry{}, err
 }
 
-// keep makes e the entry of key. It refuses one got with the refresh token of an old entry that
-// was dropped meanwhile; had that one expired, it may be gone for lack of room as well.
+// put stores e. It reports false if e was obtained with the refresh token of an entry that has been
+// dropped meanwhile. An expired entry does not count as dropped: it may have been evicted.
 func (c *Cache) put(key Key, e, old entry, refresh string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -175,9 +175,9 @@ func (c *Cache) put(key Key, e, old entry, refresh string) bool {
 	return true
 }
 
-// postpone gives out the token of key although it is due, and sees to it that nobody tries to
-// renew it for a while. It reports false if the token is no good any more. Either way the
-// refresh token has had its chance: client credentials always work.
+// serveStale returns the token of key although it is due for renewal, and postpones the renewal. It
+// reports false if the token is not valid any more. It drops the refresh token in both cases: the
+// next attempt uses client credentials.
 func (c *Cache) serveStale(key Key) (string, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -190,21 +190,21 @@ func (c *Cache) serveStale(key Key) (string, bool) {
 	return e.access, e.valid(now)
 }
 
-// makeRoomLocked drops what expired, and, if that is not enough, what expires next.
+// makeRoomLocked removes expired entries. If that is not enough, it removes the next to expire.
 func (c *Cache) makeRoomLocked() {
 	now := time.Now()
 	maps.DeleteFunc(c.entries, func(_ Key, e entry) bool { return !e.valid(now) })
 	if len(c.entries) < maxKeys {
 		return
 	}
-	var next Key
+	var victim Key
 	var soonest entry
 	for key, e := range c.entries {
 		if soonest.access == "" || e.expiresBefore(soonest) {
-			next, soonest = key, e
+			victim, soonest = key, e
 		}
 	}
-	delete(c.entries, next)
+	delete(c.entries, victim)
 }
 
 func newEntry(tok *oauth2.Token, now time.Time) (entry, error) {
@@ -218,32 +218,32 @@ func newEntry(tok *oauth2.Token, now time.Time) (entry, error) {
 	if tok.Expiry.IsZero() {
 		return e, nil
 	}
-	// Without the monotonic clock, which rests while the machine sleeps.
+	// Drop the monotonic clock, which stops while the machine sleeps.
 	e.expiry = tok.Expiry.Round(0)
-	life := e.expiry.Sub(now)
-	if life <= 0 {
+	ttl := e.expiry.Sub(now)
+	if ttl <= 0 {
 		return entry{}, errExpired
 	}
-	// A nanosecond on top: with exactly that much left, it is not less yet.
-	e.renewAt = e.expiry.Add(-margin(life) + 1)
+	// A nanosecond later, because a token with exactly the margin left is not renewed yet.
+	e.renewAt = e.expiry.Add(-margin(ttl) + 1)
 	return e, nil
 }
 
-// margin is how much is left of a token of that life when it is to be renewed. One that would
-// be due in the first third of its life is short-lived: a third is its margin.
-func margin(life time.Duration) time.Duration {
-	if life-refreshMargin < life/3 {
-		return life / 3
+// margin returns the remaining validity at which a token is renewed: refreshMargin, or a third of
+// the TTL of a token that would otherwise be renewed in its first third.
+func margin(ttl time.Duration) time.Duration {
+	if ttl-refreshMargin < ttl/3 {
+		return ttl / 3
 	}
 	return refreshMargin
 }
 
-// valid tells whether the token can still be shown; the zero entry has none.
+// valid reports whether the token can be used; the zero entry has none.
 func (e entry) valid(now time.Time) bool {
 	return e.access != "" && (e.expiry.IsZero() || now.Before(e.expiry))
 }
 
-// fresh tells whether the token is valid and not to be renewed yet.
+// fresh reports whether the token is valid and needs no renewal yet.
 func (e entry) fresh(now time.Time) bool {
 	return e.valid(now) && (e.renewAt.IsZero() || now.Before(e.renewAt))
 }
@@ -252,7 +252,7 @@ func (e entry) expiresBefore(o entry) bool {
 	return !e.expiry.IsZero() && (o.expiry.IsZero() || e.expiry.Before(o.expiry))
 }
 
-// flight names a key, no two alike: the parts may hold any character.
+// flightKey returns a different string for every key, whatever characters its parts contain.
 func flightKey(key Key) string {
 	return fmt.Sprintf("%q %t %q", key.Audience, key.Cluster, key.Customer)
 }

@@ -13,25 +13,25 @@ import (
 )
 
 const (
-	// assumedLife is that of a token of which nobody says how long it lives: short enough to
-	// notice a change of rights, long enough to spare the issuer.
+	// assumedTTL is used for a token without an expiry: short enough to notice a change of rights,
+	// long enough to limit the load of the issuer.
 	assumedTTL = 5 * time.Minute
 
-	maxUnix = 253402300799 // the last second of the year 9999: beyond it, an exp is no date
+	maxUnix = 253402300799 // the last second of the year 9999, the limit of exp
 )
 
 var errExpired = errors.New("the token is already expired")
 
-// Client speaks mST's own dialect of OAuth2: JSON requests, and answers wrapped in data. All
-// fields are read-only once it is in use.
+// Client speaks the OAuth2 dialect of the token service (mST): JSON requests, and responses wrapped
+// in data. Its fields must not be changed after the first use.
 type Client struct {
 	ID, Secret string
 
-	// Post sends body as JSON to the issuer. An answer that is no 2xx is an error.
+	// Post sends body as JSON to the issuer. A non-2xx response is an error.
 	Post func(ctx context.Context, body any) ([]byte, error)
 
-	// Refused tells whether an error of Post is a 400: then a refresh falls back to client
-	// credentials. Nil: never.
+	// Refused reports whether an error of Post is a 400. A refresh then falls back to client
+	// credentials. If nil, it never does.
 	Refused func(error) bool
 }
 
@@ -49,13 +49,14 @@ type refreshRequest struct {
 	GrantType    string `json:"grant_type"`
 }
 
-// Fetch is a [Fetch]: by refresh if there is one and the issuer takes it, else by client
-// credentials. No error says what the secret or a token is; one from Post, unwrapped, may.
+// Fetch implements [Fetch]. It uses the refresh token if there is one and the issuer accepts it, and
+// client credentials otherwise. Errors are redacted; an unwrapped error of Post may contain a
+// secret.
 func (c Client) Fetch(ctx context.Context, key Key, refresh string) (*oauth2.Token, error) {
 	if refresh != "" {
 		tok, err := c.post(ctx, refreshRequest{refresh, "refresh_token"})
 		if err == nil {
-			if tok.RefreshToken == "" { // none in return: the old one goes on
+			if tok.RefreshToken == "" { // the old one stays valid
 				tok.RefreshToken = refresh
 			}
 			return tok, nil
@@ -95,18 +96,18 @@ type tokenResponse struct {
 	ExpiresIn    json.RawMessage `json:"expires_in"`
 }
 
-// parse reads an answer: in data, as mST has it, or bare, as the standard has it. The errors
-// are our own, since those of encoding/json quote what they trip over.
+// parseResponse decodes tokens wrapped in data, as mST sends them, or bare, as in the standard. It
+// hides the errors of encoding/json, which quote their input.
 func parseResponse(b []byte, now time.Time) (*oauth2.Token, error) {
 	var bare struct {
 		tokenResponse
 		Data json.RawMessage `json:"data"`
 	}
 	if !json.Valid(b) {
-		return nil, errors.New("the answer is not JSON")
+		return nil, errors.New("the response is not JSON")
 	}
 	if json.Unmarshal(b, &bare) != nil {
-		return nil, errors.New("the answer is not a JSON object")
+		return nil, errors.New("the response is not a JSON object")
 	}
 	a := bare.tokenResponse
 	var wrapped tokenResponse
@@ -137,23 +138,23 @@ func parseResponse(b []byte, now time.Time) (*oauth2.Token, error) {
 	return &oauth2.Token{AccessToken: access, RefreshToken: refresh, Expiry: expiry}, nil
 }
 
-// checkAccess refuses what can't stand in a header after Bearer.
+// checkAccessToken rejects tokens that cannot be sent in a header.
 func checkAccessToken(access string) error {
 	if access == "" {
 		return errors.New("no access_token")
 	}
 	if strings.IndexFunc(access, func(r rune) bool { return r <= ' ' || r > '~' }) >= 0 {
-		return errors.New("access_token has characters that no header can carry")
+		return errors.New("access_token has characters that are not allowed in a header")
 	}
 	return nil
 }
 
-// expiryOf returns the exp of a JWT, unverified: it is the issuer's word to us about its own
-// token. It reports false for a token that has none, or is no JWT.
+// expClaim returns the exp of a JWT, unverified, because the token comes from its issuer. It reports
+// false for a token without exp and for one that is not a JWT.
 func expClaim(token string) (time.Time, bool, error) {
 	claims := jwt.MapClaims{}
 	_, _, err := jwt.NewParser().ParseUnverified(token, claims)
-	if err != nil && !errors.Is(err, jwt.ErrTokenUnverifiable) { // an unknown algorithm doesn't matter here
+	if err != nil && !errors.Is(err, jwt.ErrTokenUnverifiable) { // an unknown algorithm does not matter here
 		return time.Time{}, false, nil
 	}
 	exp, ok := claims["exp"]
@@ -170,7 +171,7 @@ func expClaim(token string) (time.Time, bool, error) {
 	return unixTime(seconds), true, nil
 }
 
-// expiryIn counts expires_in, a number or the text of one, from now.
+// decodeExpiresIn decodes expires_in, seconds from now, as a number or a string.
 func decodeExpiresIn(raw json.RawMessage, now time.Time) (time.Time, error) {
 	var n json.Number
 	if raw != nil && json.Unmarshal(raw, &n) != nil {
@@ -191,14 +192,14 @@ func unixTime(seconds float64) time.Time {
 	return time.Unix(int64(whole), int64(rest*1e9))
 }
 
-// hushed is an error whose text quoted a secret: there are servers that echo what they refuse.
+// A redactedError replaces the text of an error that contains a secret. Some servers echo requests.
 type redactedError struct {
 	text string
 	err  error
 }
 
-func (h *redactedError) Error() string { return h.text }
-func (h *redactedError) Unwrap() error { return h.err }
+func (e *redactedError) Error() string { return e.text }
+func (e *redactedError) Unwrap() error { return e.err }
 
 func redact(err error, secrets ...string) error {
 	text := err.Error()

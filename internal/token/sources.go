@@ -9,13 +9,13 @@ import (
 	"golang.org/x/sync/singleflight"
 )
 
-// FromSources lets plain token sources serve as a [Fetch]. source is called once per key, and
-// once more for a key that comes back after more than a thousand others.
+// FromSources returns a [Fetch] that uses a token source for each key. It calls source once per key,
+// and again for a key that was evicted by a thousand others.
 //
-// A source knows no context, so it is asked in a goroutine of its own: the Fetch returns when
-// its ctx ends, the goroutine when the source does, and until then there is no second one for
-// that key. A source that caches by itself, as [oauth2.ReuseTokenSource] does, will answer a
-// dropped token with the same one again.
+// A token source has no context, so each call runs in its own goroutine. The Fetch returns when its
+// ctx ends; the goroutine returns when the source does. There is at most one goroutine for a key. A
+// source with a cache of its own, such as [oauth2.ReuseTokenSource], may return a dropped token
+// again.
 func FromSources(source func(Key) oauth2.TokenSource) Fetch {
 	s := &sources{source: source, byKey: make(map[Key]func() oauth2.TokenSource)}
 	return s.fetch
@@ -30,9 +30,9 @@ type sources struct {
 }
 
 func (s *sources) fetch(ctx context.Context, key Key, _ string) (*oauth2.Token, error) {
-	of := s.sourceFor(key)
+	source := s.sourceFor(key)
 	done := s.calls.DoChan(flightKey(key), func() (any, error) {
-		src := of()
+		src := source()
 		if src == nil {
 			return nil, errors.New("no token source for this key")
 		}
@@ -47,13 +47,12 @@ func (s *sources) fetch(ctx context.Context, key Key, _ string) (*oauth2.Token, 
 	}
 }
 
-// of returns what makes the source of key the first time, and remembers it: foreign code must
-// not run under the lock.
+// sourceFor returns a function that creates the source of key at its first call, outside the lock.
 func (s *sources) sourceFor(key Key) func() oauth2.TokenSource {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if of, ok := s.byKey[key]; ok {
-		return of
+	if source, ok := s.byKey[key]; ok {
+		return source
 	}
 	if len(s.byKey) >= maxKeys {
 		for other := range s.byKey {
@@ -61,7 +60,7 @@ func (s *sources) sourceFor(key Key) func() oauth2.TokenSource {
 			break
 		}
 	}
-	of := sync.OnceValue(func() oauth2.TokenSource { return s.source(key) })
-	s.byKey[key] = of
-	return of
+	source := sync.OnceValue(func() oauth2.TokenSource { return s.source(key) })
+	s.byKey[key] = source
+	return source
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/golang-jwt/jwt/v5"
 )
 
-// Claims is what a verified token says about who shows it.
+// Claims are the claims of a verified token.
 type Claims struct {
 	Subject   string // sub
 	SubType   string // the caller's type of service
@@ -22,17 +22,16 @@ type Claims struct {
 	Raw       json.RawMessage // the payload as received
 }
 
-// Verifier checks tokens that mST signed. It may be used from any goroutine.
+// Verifier verifies tokens of the token service (mST). It is safe for concurrent use.
 type Verifier struct {
 	keys      jwt.VerificationKeySet
 	parser    *jwt.Parser
-	configErr error // why no token can be checked
+	configErr error // if set, all tokens are rejected
 }
 
-// NewVerifier makes a Verifier of tokens from issuer for audience, signed HS256 with any of
-// keys, tried in order. Empty keys are skipped, and so are PEM public keys: all the world can
-// sign with those. A Verifier that is left without a key, an issuer or an audience refuses
-// every token.
+// NewVerifier returns a Verifier of tokens from issuer for audience, signed with any of keys
+// (HS256). It ignores empty keys and PEM public keys, which are not secret. A Verifier without a
+// key, an issuer or an audience rejects every token.
 func NewVerifier(issuer, audience string, keys ...string) *Verifier {
 	v := &Verifier{parser: jwt.NewParser(
 		jwt.WithValidMethods([]string{jwt.SigningMethodHS256.Alg()}),
@@ -45,7 +44,7 @@ func NewVerifier(issuer, audience string, keys ...string) *Verifier {
 			v.keys.Keys = append(v.keys.Keys, []byte(key))
 		}
 	}
-	switch { // the parser takes an empty issuer to mean any
+	switch { // the parser would accept any issuer or audience
 	case issuer == "":
 		v.configErr = errors.New("no issuer to check tokens against")
 	case audience == "":
@@ -56,15 +55,14 @@ func NewVerifier(issuer, audience string, keys ...string) *Verifier {
 	return v
 }
 
-// Verify returns the claims of token if it is good. The error says why it is not, without
-// quoting it.
+// Verify returns the claims of a valid token. The error does not quote the token.
 func (v *Verifier) Verify(token string) (Claims, error) {
 	if v.configErr != nil {
 		return Claims{}, v.configErr
 	}
 	var p payload
-	// The set tries its keys on the signature alone, so that what is wrong with the claims of
-	// a token signed with the second is not hidden by the failure of the first.
+	// A key set tries its keys on the signature only. An error of the claims is then reported for
+	// the key that signed the token.
 	t, err := v.parser.ParseWithClaims(token, &p, func(*jwt.Token) (any, error) { return v.keys, nil })
 	if err != nil {
 		return Claims{}, describeError(err, t, &p)
@@ -73,7 +71,7 @@ func (v *Verifier) Verify(token string) (Claims, error) {
 	return p.claims, nil
 }
 
-// why says in our own words what is wrong: those of the parser may quote the token.
+// describeError replaces errors of the parser, which may quote the token.
 func describeError(err error, t *jwt.Token, p *payload) error {
 	if bad, ok := errors.AsType[claimError](err); ok {
 		return bad
@@ -86,7 +84,7 @@ func describeError(err error, t *jwt.Token, p *payload) error {
 	case errors.Is(err, jwt.ErrTokenSignatureInvalid):
 		return errors.New("token with a bad signature")
 	}
-	var wrong []string
+	var problems []string
 	for _, w := range []struct {
 		is   bool
 		text string
@@ -98,20 +96,20 @@ func describeError(err error, t *jwt.Token, p *payload) error {
 		{p.issuer == "" || errors.Is(err, jwt.ErrTokenInvalidIssuer), "wrong issuer"},
 	} {
 		if w.is {
-			wrong = append(wrong, w.text)
+			problems = append(problems, w.text)
 		}
 	}
-	if wrong == nil {
+	if problems == nil {
 		return errors.New("token with bad claims")
 	}
-	return errors.New("token refused: " + strings.Join(wrong, ", "))
+	return errors.New("token refused: " + strings.Join(problems, ", "))
 }
 
 type claimError string
 
 func (e claimError) Error() string { return "token with a malformed claim: " + string(e) }
 
-// payload is a [jwt.Claims] that is strict about what it reads.
+// payload implements [jwt.Claims] and rejects claims of a wrong type.
 type payload struct {
 	claims             Claims
 	issuer             string
@@ -119,8 +117,7 @@ type payload struct {
 	expires, notBefore *float64
 }
 
-// UnmarshalJSON takes names to the letter, as npm nodes do: to encoding/json, "Type" would
-// be "type".
+// UnmarshalJSON matches names exactly, as npm nodes do. encoding/json would accept "Type" as "type".
 func (p *payload) UnmarshalJSON(b []byte) error {
 	var all map[string]json.RawMessage
 	if err := json.Unmarshal(b, &all); err != nil {
@@ -154,13 +151,13 @@ func (p *payload) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
-// GetExpirationTime and the others below make payload a [jwt.Claims].
+// GetExpirationTime returns exp.
 func (p *payload) GetExpirationTime() (*jwt.NumericDate, error) { return numericDate(p.expires), nil }
 
 // GetNotBefore returns nbf.
 func (p *payload) GetNotBefore() (*jwt.NumericDate, error) { return numericDate(p.notBefore), nil }
 
-// GetIssuedAt returns nothing: when a token was issued doesn't matter here.
+// GetIssuedAt returns nil: iat is not checked.
 func (p *payload) GetIssuedAt() (*jwt.NumericDate, error) { return nil, nil }
 
 // GetAudience returns aud.
@@ -181,7 +178,6 @@ func numericDate(seconds *float64) *jwt.NumericDate {
 
 func outOfRange(seconds *float64) bool { return seconds != nil && math.Abs(*seconds) > maxUnix }
 
-// public tells whether a key is one that its owner gives away.
 func isPublicKey(key string) bool {
 	return strings.Contains(key, "-----BEGIN") &&
 		(strings.Contains(key, "PUBLIC KEY-----") || strings.Contains(key, "CERTIFICATE-----"))

@@ -10,16 +10,16 @@ import (
 	"github.com/google/uuid"
 )
 
-// A correlation id longer than this is not continued: it is echoed into every log line.
+// maxCorrelationID is the longest id to continue, in bytes: it is part of every log line.
 const maxCorrelationID = 256
 
-// NewCorrelationID starts a correlation: {uuid}@0/{now}.
+// NewCorrelationID returns a new correlation id: {uuid}@0/{now}.
 func NewCorrelationID() string {
 	return uuid.NewString() + "@0/" + FormatTime(time.Now())
 }
 
-// NextCorrelationID is the id under which an incoming request is worked on: the one it
-// carries, its step counted up, with whatever part is missing filled in.
+// NextCorrelationID returns the id for handling an incoming request: the id it carries, with the
+// step increased and missing parts filled in.
 func NextCorrelationID(incoming string) string {
 	if incoming == "" || !ValidCorrelationID(incoming) {
 		return NewCorrelationID()
@@ -41,8 +41,8 @@ func NextCorrelationID(incoming string) string {
 	return fmt.Sprintf("%s@%d/%s", id, next, date)
 }
 
-// nextStep counts on from the number that step begins with, 0 if there is none: npm nodes
-// read it with parseInt, which forgives what follows.
+// nextStep increases the number that step begins with; without one it returns 0. npm nodes decode
+// it with parseInt, which ignores what follows the number.
 func nextStep(step string) int {
 	step = strings.TrimLeft(step, " \t")
 	end := 0
@@ -56,12 +56,12 @@ func nextStep(step string) int {
 	return int(n) + 1
 }
 
-// ValidCorrelationID tells whether an id can stand in a header, and in a log line, as it is.
+// ValidCorrelationID reports whether an id can be put in a header and in a log line unchanged.
 func ValidCorrelationID(id string) bool {
 	return len(id) <= maxCorrelationID && !strings.ContainsFunc(id, func(r rune) bool { return r < ' ' || r > '~' })
 }
 
-// UserAgent names this node to whoever it calls.
+// UserAgent returns the User-Agent of a node.
 func UserAgent(serverType, version, serverID string) string {
 	return fmt.Sprintf("mimik-%s/%s/%s (%s; %s; go %s)",
 		serverType, version, serverID, runtime.GOOS, runtime.GOARCH, strings.TrimPrefix(runtime.Version(), "go"))

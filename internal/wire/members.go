@@ -8,10 +8,12 @@ import (
 	"unicode/utf8"
 )
 
-// Members cuts JSON at its top level: it yields the name, in quotes, and the value of each member
-// of an object, or each element of an array, without a name. The JSON must be valid, as what
-// encoding/json hands to an UnmarshalJSON is: having it read anew on each level of nesting is what
-// made long lists expensive. Of anything else the pieces mean nothing, but they come to an end.
+// Each splits JSON at its top level. It yields the quoted name and the value of each member of an
+// object, or each element of an array without a name.
+//
+// The JSON must be valid, as encoding/json guarantees for the input of UnmarshalJSON. Decoding every
+// level of nesting with encoding/json would scan long lists several times. For invalid JSON the
+// pieces are meaningless, but Each terminates.
 func Each(b []byte) iter.Seq2[[]byte, []byte] {
 	return func(yield func(name, value []byte) bool) {
 		if len(b) == 0 || b[0] != '{' && b[0] != '[' {
@@ -36,7 +38,7 @@ func Each(b []byte) iter.Seq2[[]byte, []byte] {
 	}
 }
 
-// skip is the place from i on where a name, a value or the end begins.
+// skipSeparators returns the index, from i on, of the next name, value or closing bracket.
 func skipSeparators(b []byte, i int) int {
 	for i < len(b) && (b[i] <= ' ' || b[i] == ',' || b[i] == ':') {
 		i++
@@ -44,7 +46,7 @@ func skipSeparators(b []byte, i int) int {
 	return i
 }
 
-// valueEnd is the place after the value that begins at i; it is always further on.
+// valueEnd returns the index after the value that begins at i; it is greater than i.
 func valueEnd(b []byte, i int) int {
 	switch b[i] {
 	case '"':
@@ -77,15 +79,15 @@ func stringEnd(b []byte, i int) int {
 		}
 		escapes := end - len(bytes.TrimRight(b[i:i+end], `\`))
 		i += end + 1
-		if escapes%2 == 0 { // else the last of them is for the quote
+		if escapes%2 == 0 { // otherwise the last one escapes the quote
 			return i
 		}
 	}
 	return len(b)
 }
 
-// Text reads a text; ok tells whether it is one. Null is none either, but leaves what was there,
-// as encoding/json has it.
+// DecodeString decodes a string. ok reports whether value is a string or null. For null it returns
+// before, as encoding/json leaves a field unchanged.
 func DecodeString(value []byte, before string) (t string, ok bool) {
 	if plain, ok := plainString(value); ok {
 		return string(plain), true
@@ -97,7 +99,7 @@ func DecodeString(value []byte, before string) (t string, ok bool) {
 	return t, err == nil
 }
 
-// Same tells whether a value is that text.
+// EqualString reports whether value is the string text.
 func EqualString(value []byte, text string) bool {
 	if plain, ok := plainString(value); ok {
 		return string(plain) == text
@@ -106,8 +108,7 @@ func EqualString(value []byte, text string) bool {
 	return ok && t == text && string(value) != "null"
 }
 
-// plainText is what is between the quotes, if that means what it looks like: nothing in it is
-// escaped, or not ASCII.
+// plainString returns the content of a string that is ASCII without escapes.
 func plainString(value []byte) ([]byte, bool) {
 	if len(value) < 2 || value[0] != '"' {
 		return nil, false
@@ -121,8 +122,8 @@ func plainString(value []byte) ([]byte, bool) {
 	return value, true
 }
 
-// Field is which of these fields a name stands for, "" if none: encoding/json does not mind the
-// case of a name. It tells also how it is spelled.
+// MatchField returns the field that a name matches, ignoring case as encoding/json does, or "". It
+// also returns the name as spelled.
 func MatchField(name []byte, fields ...string) (known, spelled string) {
 	if plain, ok := plainString(name); ok {
 		for _, f := range fields {

@@ -1,5 +1,5 @@
-// Package command is the mIT program: a registry and a token service on one address, with
-// whatever store it is given. A main package is a call of [Main]:
+// Package command is a program that serves a registry (mIT) and a token service (mST) on one
+// address, over any store. A main package only calls [Main]:
 //
 //	func main() { command.Main(command.Command{Name: "mit"}) }
 package command
@@ -33,32 +33,32 @@ const (
 	registryPath = "/mIT/v1"
 	issuerPath   = "/mST/v1/oauth/token"
 
-	// These hold what must not stand on a command line, where all users of the machine see it.
+	// Environment variables for secrets: all users of the machine can see a command line.
 	keyVariable    = "MIT_SIGNING_KEY"
 	secretVariable = "MIT_CLIENT_SECRET"
 
-	shutdownTimeout = 10 * time.Second // for the requests in flight when the program is told to end
+	shutdownTimeout = 10 * time.Second // for requests in flight
 )
 
-// A Command is one such program. Its zero value is the one that keeps everything in memory.
+// A Command is such a program. The zero value keeps the servers in memory.
 type Command struct {
-	// Name is what the program calls itself; "mit" by default.
+	// Name is the name of the program in messages; "mit" by default.
 	Name string
-	// About, if set, is what the help says after its first line.
+	// About, if set, is the second paragraph of the help.
 	About string
-	// Flags, if set, adds flags to those that every such program has.
+	// Flags, if set, adds further flags.
 	Flags func(*flag.FlagSet)
-	// Open makes the store, once the flags are read; nil: in memory. The function it returns
-	// beside the store is called when the last request is answered. ctx ends when the
-	// program is told to end.
+	// Open opens the store after the flags are parsed; if nil, the store is in memory. The function
+	// it returns closes the store and is called after the last request. ctx ends when the program
+	// shuts down.
 	Open func(ctx context.Context, log *zap.Logger) (mit.Store, func() error, error)
 }
 
-// Main runs the program with the command line of the process until SIGINT or SIGTERM, and
-// exits: with 0 if it was told to end, with 1 after an error, which it prints.
+// Main runs the program with the command line of the process until SIGINT or SIGTERM. After an error
+// it prints the error and exits with status 1.
 func Main(c Command) {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // so that a second signal ends the program at once
+	context.AfterFunc(ctx, stop) // a second signal kills the program
 	err := c.Run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", c.name(), err)
@@ -66,12 +66,12 @@ func Main(c Command) {
 	}
 }
 
-// Run runs the program until ctx ends, then answers what is in flight and returns nil. What a
-// node needs to know goes to stdout, the log to stderr.
+// Run runs the program until ctx ends, then completes the requests in flight and returns nil. It
+// prints the environment of a node to stdout and logs to stderr.
 func (c Command) Run(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
 	var s settings
 	fs := c.flags(&s)
-	fs.SetOutput(io.Discard) // what is wrong is said once, by the caller
+	fs.SetOutput(io.Discard) // the caller prints the error
 	if err := fs.Parse(args); errors.Is(err, flag.ErrHelp) {
 		c.help(fs, stdout)
 		return nil
@@ -97,7 +97,7 @@ func (c Command) Run(ctx context.Context, args []string, stdout, stderr io.Write
 	if err != nil {
 		return err
 	}
-	defer ln.Close() // again, after the server: for the errors in between
+	defer ln.Close() // for errors before the server runs
 	base := cmp.Or(strings.TrimSuffix(s.url, "/"), localURL(ln.Addr()))
 	handler, err := s.handler(base, store, log)
 	if err != nil {
@@ -116,7 +116,7 @@ func (c Command) open(ctx context.Context, log *zap.Logger) (mit.Store, func() e
 	return &mit.Memory{Logger: log}, func() error { return nil }, nil
 }
 
-// settings are the flags, and what follows from them.
+// settings are the flags and the values derived from them.
 type settings struct {
 	listen, url, audience string
 	typ, id, secret       string
@@ -131,17 +131,17 @@ type settings struct {
 func (c Command) flags(s *settings) *flag.FlagSet {
 	fs := flag.NewFlagSet(c.name(), flag.ContinueOnError)
 	fs.StringVar(&s.listen, "listen", "127.0.0.1:4000", "`address` to listen on; port 0 takes a free one")
-	fs.StringVar(&s.url, "url", "", "`URL` under which nodes reach this program, if not that of the listen address")
+	fs.StringVar(&s.url, "url", "", "`URL` of this program for nodes (default: that of the listen address)")
 	fs.StringVar(&s.audience, "audience", "", "`audience` of the tokens for the registry (default: the registry's URL)")
-	fs.StringVar(&s.typ, "type", "", "`type` of service to make a client for, and to print the environment of (default \"example\" without --clients)")
+	fs.StringVar(&s.typ, "type", "", "`type` of service to create a client for and print the environment of (default \"example\" without --clients)")
 	fs.StringVar(&s.id, "client-id", "", "`id` of that client (default: its type)")
-	fs.StringVar(&s.secret, "client-secret", "", "`secret` of that client (default: that of the variable "+secretVariable+", else a random one)")
+	fs.StringVar(&s.secret, "client-secret", "", "`secret` of that client (default: the variable "+secretVariable+", otherwise random)")
 	fs.StringVar(&s.clientsFile, "clients", "", "`file` with clients: a JSON array of {\"id\", \"secret\", \"type\", \"scope\"}")
-	fs.StringVar(&s.key, "key", "", "`key` to sign tokens with (default: that of the variable "+keyVariable+", else a random one)")
-	fs.DurationVar(&s.lease, "lease", 2*time.Hour, "time that nodes are told to renew within")
-	fs.DurationVar(&s.grace, "grace", 0, "time beyond its lease that a silent server is kept (default: half the lease)")
-	fs.DurationVar(&s.access, "token-life", 24*time.Hour, "time that access tokens are good for")
-	fs.IntVar(&s.maxServers, "max-servers", 10_000, "most servers of one type")
+	fs.StringVar(&s.key, "key", "", "`key` to sign tokens with (default: the variable "+keyVariable+", otherwise random)")
+	fs.DurationVar(&s.lease, "lease", 2*time.Hour, "lease: time within which nodes must renew")
+	fs.DurationVar(&s.grace, "grace", 0, "time that a server is kept after its lease (default: half the lease)")
+	fs.DurationVar(&s.access, "token-life", 24*time.Hour, "lifetime of access tokens")
+	fs.IntVar(&s.maxServers, "max-servers", 10_000, "maximum number of servers of one type")
 	fs.StringVar(&s.level, "log", "info", "`level` of the log on stderr: debug, info, warn, error or off")
 	if c.Flags != nil {
 		c.Flags(fs)
@@ -152,25 +152,25 @@ func (c Command) flags(s *settings) *flag.FlagSet {
 func (c Command) help(fs *flag.FlagSet, w io.Writer) {
 	fmt.Fprintf(w, `%s serves an mIT (the registry of clusters) and an mST (its token service).
 %s
-It prints the environment that a node needs, ready to paste into a shell, and runs
-until it gets SIGINT or SIGTERM.
+It prints the environment of a node, ready to paste into a shell, and runs until
+SIGINT or SIGTERM.
 
 Usage: %[1]s [flags]
 
-`, c.name(), cmp.Or(c.About, "It keeps the servers in memory: they are back as soon as they renew after a restart.\n"))
+`, c.name(), cmp.Or(c.About, "It keeps the servers in memory. After a restart they are listed again once they renew.\n"))
 	fs.SetOutput(w)
 	fs.PrintDefaults()
 	fmt.Fprintf(w, `
 The key and the secret change with every start unless they are given. Prefer the
 variables %s and %s to the flags: the arguments of a program
-are no secret.
+are not secret.
 `, keyVariable, secretVariable)
 }
 
-// envType is a type whose {TYPE}_AUDIENCE is a name that a shell takes.
+// envType matches types whose {TYPE}_AUDIENCE is a valid name of a variable.
 var envType = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
-// complete fills in what was not given, or says all that is wrong.
+// resolve fills in defaults. Its error names every problem.
 func (s *settings) resolve() error {
 	var errs []error
 	s.key = cmp.Or(s.key, os.Getenv(keyVariable), rand.Text()+rand.Text())
@@ -178,14 +178,14 @@ func (s *settings) resolve() error {
 		s.typ = cmp.Or(s.typ, "example")
 	} else {
 		b, err := os.ReadFile(s.clientsFile)
-		if err == nil && json.Unmarshal(b, &s.clients) != nil { // its error could quote a secret
+		if err == nil && json.Unmarshal(b, &s.clients) != nil { // the error could quote a secret
 			err = fmt.Errorf("%s is not a JSON array of clients", s.clientsFile)
 		}
 		errs = append(errs, err)
 	}
 	if s.typ != "" {
 		if !envType.MatchString(s.typ) {
-			errs = append(errs, fmt.Errorf("invalid --type %q: letters, digits and _ only, so that it can be part of a variable", s.typ))
+			errs = append(errs, fmt.Errorf("invalid --type %q: must be letters, digits and _, to be part of the name of a variable", s.typ))
 		}
 		s.development = &mit.Client{
 			ID:     cmp.Or(s.id, s.typ),
@@ -213,7 +213,7 @@ func newLogger(level string, w io.Writer) *zap.Logger {
 	return zap.New(zapcore.NewCore(zapcore.NewJSONEncoder(cfg), zapcore.Lock(zapcore.AddSync(w)), parsed))
 }
 
-// reachable is the base URL of an address we listen on, as this machine sees it.
+// localURL returns the base URL of a listen address for callers on this machine.
 func localURL(addr net.Addr) string {
 	host, port, err := net.SplitHostPort(addr.String())
 	if err != nil {
@@ -227,7 +227,7 @@ func localURL(addr net.Addr) string {
 
 func (s *settings) registryAudience(base string) string { return cmp.Or(s.audience, base+registryPath) }
 
-// handler is the registry and the token service, for nodes that know them under base.
+// handler serves the registry and the token service under base.
 func (s *settings) handler(base string, store mit.Store, log *zap.Logger) (http.Handler, error) {
 	issuer := base + issuerPath
 	tokens, err := mit.NewTokenService(mit.TokenConfig{
@@ -248,7 +248,7 @@ func (s *settings) handler(base string, store mit.Store, log *zap.Logger) (http.
 		Issuer:     issuer,
 		Audience:   s.registryAudience(base),
 		Keys:       []string{s.key},
-		// The key may be another after a restart: nodes must then fetch new tokens.
+		// The key may change with a restart. npm nodes then fetch new tokens only after a 403.
 		InvalidTokenStatus: http.StatusForbidden,
 		Logger:             log,
 	})
@@ -260,12 +260,11 @@ func (s *settings) handler(base string, store mit.Store, log *zap.Logger) (http.
 			tokens.ServeHTTP(w, r)
 			return
 		}
-		registry.ServeHTTP(w, r) // it has the words for what is not there
+		registry.ServeHTTP(w, r) // its 404 is a JSON error
 	}), nil
 }
 
-// announce tells where the program is and, with a development client, what a node must have
-// in its environment to join.
+// printEnv prints the address and, with a development client, the environment of a node.
 func (s *settings) printEnv(w io.Writer, base string, addr net.Addr) {
 	fmt.Fprintf(w, "# mIT on %s\n", base)
 	if s.development == nil {
@@ -288,18 +287,18 @@ func (s *settings) printEnv(w io.Writer, base string, addr net.Addr) {
 		vars = append(vars, [2]string{"SERVER_LOCAL_IPV4", "127.0.0.1"})
 	}
 	vars = append(vars, [2]string{"SERVER_PORT", "8080"})
-	fmt.Fprintf(w, "# the environment of a node of type %s; each further one on a machine needs a SERVER_PORT of its own\n", s.typ)
+	fmt.Fprintf(w, "# the environment of a node of type %s; each node on a machine needs its own SERVER_PORT\n", s.typ)
 	for _, v := range vars {
 		fmt.Fprintf(w, "export %s=%s\n", v[0], shellQuote(v[1]))
 	}
 }
 
-// quote writes a value so that a shell takes it to the letter.
+// shellQuote quotes a value for a shell.
 func shellQuote(value string) string {
 	return "'" + strings.ReplaceAll(value, "'", `'\''`) + "'"
 }
 
-// serve answers requests until ctx ends, and then those that are in flight.
+// serve handles requests until ctx ends, then completes those in flight.
 func serve(ctx context.Context, ln net.Listener, handler http.Handler, log *zap.Logger) error {
 	errorLog, err := zap.NewStdLogAt(log, zap.WarnLevel)
 	if err != nil {
@@ -322,12 +321,12 @@ func serve(ctx context.Context, ln net.Listener, handler http.Handler, log *zap.
 		return err
 	case <-ctx.Done():
 	}
-	log.Info("ending")
-	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
+	log.Info("shutting down")
+	shutdownCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 	defer cancel()
-	if err := srv.Shutdown(ending); err != nil {
-		log.Warn("requests cut off", zap.Error(err))
-		_ = srv.Close() // the listener is closed; what is left are the requests we give up
+	if err := srv.Shutdown(shutdownCtx); err != nil {
+		log.Warn("shutdown timed out", zap.Error(err))
+		_ = srv.Close() // aborts the requests in flight
 	}
 	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
 		return err
