@@ -170,7 +170,7 @@ func TestRegisterEndsWithItsContext(t *testing.T) {
 				ae, ok := errors.AsType[*cluster.InvalidResponseError](err)
 				return ok && ae.Remote == "mST"
 			},
-			`no token for "https://mit.test": mST gave an invalid response to POST http://mst.test/mST/v1/oauth/token: the answer is not JSON`,
+			`no token for "https://mit.test": mST gave an invalid response to POST http://mst.test/mST/v1/oauth/token: the response is not JSON`,
 		},
 	}
 	for name, test := range tests {

@@ -30,21 +30,21 @@ const (
 	secret   = "the secret of a client"
 )
 
-// A party is a registry and a token service that trust each other.
-type party struct {
+// services are a registry and a token service with the same key.
+type services struct {
 	*testing.T
 	registry *mit.Registry
 	tokens   *mit.TokenService
 	store    mit.Store
 }
 
-func newParty(t *testing.T, change func(*mit.RegistryConfig)) *party {
+func newServices(t *testing.T, change func(*mit.RegistryConfig)) *services {
 	t.Helper()
 	cfg := mit.RegistryConfig{Issuer: issuer, Audience: audience, Keys: []string{key}}
 	if change != nil {
 		change(&cfg)
 	}
-	p := &party{T: t, store: mit.NewMemory(), tokens: newTokens(t, nil)}
+	p := &services{T: t, store: mit.NewMemory(), tokens: newTokens(t, nil)}
 	var err error
 	if p.registry, err = mit.NewRegistry(p.store, cfg); err != nil {
 		t.Fatal(err)
@@ -69,9 +69,9 @@ func newTokens(tb testing.TB, change func(*mit.TokenConfig)) *mit.TokenService {
 }
 
 // token is an access token of a client for an audience.
-func (p *party) token(client, audience string) string {
+func (p *services) token(client, audience string) string {
 	p.Helper()
-	return askTokens(p, p.tokens, map[string]string{
+	return requestTokens(p, p.tokens, map[string]string{
 		"grant_type": "client_credentials", "client_id": client, "client_secret": secret, "audience": audience,
 	}).AccessToken
 }
@@ -162,7 +162,7 @@ func body(typ, serverID string) string {
 }
 
 // join registers a server of type mds.
-func (p *party) join(serverID string) registered {
+func (p *services) join(serverID string) registered {
 	p.Helper()
 	a := send(p.registry, http.MethodPost, "/itResources", p.token("mds-client", audience), body("mds", serverID))
 	if a.status != http.StatusOK {
@@ -171,7 +171,7 @@ func (p *party) join(serverID string) registered {
 	return decode[registered](p, a)
 }
 
-func (p *party) servers() []string {
+func (p *services) servers() []string {
 	p.Helper()
 	res, err := p.store.Get(p.Context(), mit.ResourceID("mds"))
 	if err != nil {
@@ -189,7 +189,7 @@ func serverPath(serverID string) string {
 }
 
 func TestRegister(t *testing.T) {
-	p := newParty(t, nil)
+	p := newServices(t, nil)
 	r := httptest.NewRequest(http.MethodPost, "/itResources?managedCluster=off", strings.NewReader(body("mds", "a")))
 	r.Header.Set("Authorization", "bearer "+p.token("mds-client", audience))
 	r.Header.Set("X-Correlation-Id", "abc@3/2026-01-02T03:04:05.678Z")
@@ -231,8 +231,8 @@ func TestRegister(t *testing.T) {
 	}
 }
 
-func TestRegisterRefuses(t *testing.T) {
-	p := newParty(t, nil)
+func TestRegisterRejects(t *testing.T) {
+	p := newServices(t, nil)
 	with := func(change func(map[string]any)) string {
 		m := map[string]any{}
 		if err := json.Unmarshal([]byte(body("mds", "a")), &m); err != nil {
@@ -295,7 +295,7 @@ func TestRegisterRefuses(t *testing.T) {
 }
 
 func TestDelete(t *testing.T) {
-	p := newParty(t, nil)
+	p := newServices(t, nil)
 	mds := p.token("mds-client", audience)
 	first := p.join("a").ItResource.Servers[0]
 	second := p.join("a").ItResource.Servers[0]
@@ -315,7 +315,7 @@ func TestDelete(t *testing.T) {
 		"b%402099-01-01T00%3A00%3A00+02:00",
 		"c",
 		"c",
-		"nobody",
+		"unknown",
 	} {
 		a := send(p.registry, http.MethodDelete, serverPath(path), mds, "")
 		if got := decode[removed](t, a); a.status != http.StatusOK || got.Server != nil || !strings.Contains(string(got.Data), "serverId") {
@@ -327,8 +327,8 @@ func TestDelete(t *testing.T) {
 	}
 }
 
-func TestDeleteRefuses(t *testing.T) {
-	p := newParty(t, nil)
+func TestDeleteRejects(t *testing.T) {
+	p := newServices(t, nil)
 	p.join("a")
 	for _, test := range []struct {
 		path, client string
@@ -356,7 +356,7 @@ func TestDeleteRefuses(t *testing.T) {
 
 func TestRoutes(t *testing.T) {
 	for _, base := range []string{"", "/mIT/v1", "/"} {
-		p := newParty(t, func(c *mit.RegistryConfig) { c.BasePath = base })
+		p := newServices(t, func(c *mit.RegistryConfig) { c.BasePath = base })
 		at := strings.TrimSuffix(base, "/")
 		for _, test := range []struct {
 			method, path string
@@ -399,17 +399,17 @@ func TestRoutes(t *testing.T) {
 			})
 		}
 	}
-	p := newParty(t, nil)
+	p := newServices(t, nil)
 	checkError(t, send(p.registry, "GET", "/itResources/"+mit.ResourceID("mds"), p.token("mds-client", audience), ""), 404)
 }
 
-func TestTokenCheck(t *testing.T) {
-	p := newParty(t, nil)
+func TestRegistryChecksTokens(t *testing.T) {
+	p := newServices(t, nil)
 	other := newTokens(t, func(c *mit.TokenConfig) { c.Key = "another key" })
-	foreign := newTokens(t, func(c *mit.TokenConfig) { c.Issuer = "http://elsewhere" })
+	otherIssuer := newTokens(t, func(c *mit.TokenConfig) { c.Issuer = "http://elsewhere" })
 	old := newTokens(t, func(c *mit.TokenConfig) { c.AccessTokenTTL = time.Second })
 	ask := map[string]string{"grant_type": "client_credentials", "client_id": "mds-client", "client_secret": secret, "audience": audience}
-	good := askTokens(t, p.tokens, ask)
+	good := requestTokens(t, p.tokens, ask)
 	for name, test := range map[string]struct {
 		header []string
 		status int
@@ -422,8 +422,8 @@ func TestTokenCheck(t *testing.T) {
 		"twice":              {[]string{"Bearer " + good.AccessToken, "Bearer " + good.AccessToken}, 401},
 		"no JWT":             {[]string{"Bearer x"}, 401},
 		"a refresh token":    {[]string{"Bearer " + good.RefreshToken}, 401},
-		"another key":        {[]string{"Bearer " + askTokens(t, other, ask).AccessToken}, 401},
-		"another issuer":     {[]string{"Bearer " + askTokens(t, foreign, ask).AccessToken}, 401},
+		"another key":        {[]string{"Bearer " + requestTokens(t, other, ask).AccessToken}, 401},
+		"another issuer":     {[]string{"Bearer " + requestTokens(t, otherIssuer, ask).AccessToken}, 401},
 		"another audience":   {[]string{"Bearer " + p.token("mds-client", "peers")}, 401},
 		"another type":       {[]string{"Bearer " + p.token("mfs-client", audience)}, 403},
 		"without signature":  {[]string{"Bearer " + good.AccessToken[:strings.LastIndexByte(good.AccessToken, '.')+1]}, 401},
@@ -446,21 +446,21 @@ func TestTokenCheck(t *testing.T) {
 		})
 	}
 	synctest.Test(t, func(t *testing.T) {
-		expired := askTokens(t, old, ask).AccessToken
+		expired := requestTokens(t, old, ask).AccessToken
 		time.Sleep(2 * time.Second)
 		checkError(t, send(p.registry, "POST", "/itResources", expired, body("mds", "a")), 401)
 	})
 }
 
 // A registry that npm nodes use says 403, after which they fetch a new token.
-func TestBadTokenStatus(t *testing.T) {
-	p := newParty(t, func(c *mit.RegistryConfig) { c.InvalidTokenStatus = http.StatusForbidden })
+func TestInvalidTokenStatus(t *testing.T) {
+	p := newServices(t, func(c *mit.RegistryConfig) { c.InvalidTokenStatus = http.StatusForbidden })
 	checkError(t, send(p.registry, "POST", "/itResources", "x", body("mds", "a")), 403)
 	checkError(t, send(p.registry, "POST", "/itResources", "", body("mds", "a")), 401)
 }
 
 func TestRegistryKeys(t *testing.T) {
-	p := newParty(t, nil)
+	p := newServices(t, nil)
 	before := p.token("mds-client", audience)
 	if err := p.tokens.SetKey("a new key"); err != nil {
 		t.Fatal(err)
@@ -520,7 +520,7 @@ func TestLease(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				p := newParty(t, test.change)
+				p := newServices(t, test.change)
 				if test.set != nil {
 					test.set(p.registry)
 				}
@@ -544,7 +544,7 @@ func TestLease(t *testing.T) {
 // A server that renews as it was told to stays, and one that stays silent goes.
 func TestRenewals(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := newParty(t, nil)
+		p := newServices(t, nil)
 		p.join("silent")
 		first := p.join("a").ItResource.Servers[0]
 		var last registered
@@ -559,7 +559,7 @@ func TestRenewals(t *testing.T) {
 }
 
 func TestMaxServers(t *testing.T) {
-	p := newParty(t, func(c *mit.RegistryConfig) { c.MaxServers = 2 })
+	p := newServices(t, func(c *mit.RegistryConfig) { c.MaxServers = 2 })
 	p.join("a")
 	p.join("b")
 	mds := p.token("mds-client", audience)
@@ -585,7 +585,7 @@ func (brokenStore) Get(context.Context, string) (mit.Resource, error) {
 	return mit.Resource{}, errStore
 }
 
-func TestStoreFails(t *testing.T) {
+func TestStoreFailure(t *testing.T) {
 	core, logs := observer.New(zap.DebugLevel)
 	g, err := mit.NewRegistry(brokenStore{}, mit.RegistryConfig{
 		Verify: func(token string) (string, error) { return token, nil },
@@ -613,7 +613,7 @@ func TestStoreFails(t *testing.T) {
 
 func TestRegistryLog(t *testing.T) {
 	core, logs := observer.New(zap.DebugLevel)
-	p := newParty(t, func(c *mit.RegistryConfig) { c.Logger = zap.New(core) })
+	p := newServices(t, func(c *mit.RegistryConfig) { c.Logger = zap.New(core) })
 	mds := p.token("mds-client", audience)
 	p.join("a")
 	p.join("a")
@@ -644,7 +644,7 @@ func TestRegistryLog(t *testing.T) {
 	}
 }
 
-func TestNewRegistryRefuses(t *testing.T) {
+func TestNewRegistryReportsAllProblems(t *testing.T) {
 	good := mit.RegistryConfig{Issuer: issuer, Audience: audience, Keys: []string{key}}
 	for name, test := range map[string]struct {
 		store  mit.Store
@@ -673,8 +673,8 @@ func TestNewRegistryRefuses(t *testing.T) {
 	}
 }
 
-func TestRegistryConcurrently(t *testing.T) {
-	p := newParty(t, nil)
+func TestConcurrentRegistrations(t *testing.T) {
+	p := newServices(t, nil)
 	mds := p.token("mds-client", audience)
 	var wg sync.WaitGroup
 	for i := range 8 {

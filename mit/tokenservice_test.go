@@ -40,8 +40,8 @@ func askJSON(tb testing.TB, s *mit.TokenService, req any) answer {
 	return send(s, http.MethodPost, issuer, "", string(b))
 }
 
-// askTokens is the pair of tokens that a good request is answered with.
-func askTokens(tb testing.TB, s *mit.TokenService, req map[string]string) tokens {
+// requestTokens is the pair of tokens that a good request is answered with.
+func requestTokens(tb testing.TB, s *mit.TokenService, req map[string]string) tokens {
 	tb.Helper()
 	a := askJSON(tb, s, req)
 	if a.status != http.StatusOK {
@@ -84,11 +84,11 @@ func TestTokens(t *testing.T) {
 				"sub": "mfs-client@clients", "subType": "mfs", "scope": "read:file",
 			}},
 		} {
-			got := askTokens(t, s, test.req)
+			got := requestTokens(t, s, test.req)
 			if got.TokenType != "Bearer" || got.ExpiresIn != 24*60*60 {
 				t.Errorf("%s: %+v", name, got)
 			}
-			refreshed := askTokens(t, s, map[string]string{"grant_type": "refresh_token", "refresh_token": got.RefreshToken})
+			refreshed := requestTokens(t, s, map[string]string{"grant_type": "refresh_token", "refresh_token": got.RefreshToken})
 			for _, pair := range []tokens{got, refreshed} {
 				claims := claimsOf(t, pair.AccessToken)
 				want := map[string]any{
@@ -112,13 +112,13 @@ func TestTokens(t *testing.T) {
 	})
 }
 
-func TestTokensRefused(t *testing.T) {
+func TestTokenRequestsRejected(t *testing.T) {
 	s := newTokens(t, nil)
-	access := askTokens(t, s, credentials("audience", issuer)).AccessToken
-	foreign := askTokens(t, newTokens(t, func(c *mit.TokenConfig) { c.Key = "another" }), credentials()).RefreshToken
-	elsewhere := askTokens(t, newTokens(t, func(c *mit.TokenConfig) { c.Issuer = "http://elsewhere" }), credentials()).RefreshToken
+	access := requestTokens(t, s, credentials("audience", issuer)).AccessToken
+	otherIssuer := requestTokens(t, newTokens(t, func(c *mit.TokenConfig) { c.Key = "another" }), credentials()).RefreshToken
+	elsewhere := requestTokens(t, newTokens(t, func(c *mit.TokenConfig) { c.Issuer = "http://elsewhere" }), credentials()).RefreshToken
 	stranger := newTokens(t, func(c *mit.TokenConfig) { c.Clients[0].ID = "stranger" })
-	unknown := askTokens(t, stranger, credentials("client_id", "stranger")).RefreshToken
+	unknown := requestTokens(t, stranger, credentials("client_id", "stranger")).RefreshToken
 	none, err := jwt.NewWithClaims(jwt.SigningMethodNone, jwt.MapClaims{
 		"iss": issuer, "aud": issuer, "sub": "mds-client@clients", "exp": time.Now().Add(time.Hour).Unix(),
 	}).SignedString(jwt.UnsafeAllowNoneSignatureType)
@@ -133,11 +133,11 @@ func TestTokensRefused(t *testing.T) {
 		status int
 		oauth  string
 	}{
-		"unknown client":        {credentials("client_id", "nobody"), 401, "invalid_client"},
+		"unknown client":        {credentials("client_id", "unknown"), 401, "invalid_client"},
 		"no client":             {credentials("client_id", ""), 401, "invalid_client"},
 		"wrong secret":          {credentials("client_secret", secret+"x"), 401, "invalid_client"},
 		"no secret":             {credentials("client_secret", ""), 401, "invalid_client"},
-		"stranger's no secret":  {credentials("client_id", "nobody", "client_secret", ""), 401, "invalid_client"},
+		"unknown, no secret":    {credentials("client_id", "unknown", "client_secret", ""), 401, "invalid_client"},
 		"no audience":           {credentials("audience", ""), 400, "invalid_request"},
 		"unknown type":          {credentials("type", "admin"), 400, "invalid_request"},
 		"no grant":              {credentials("grant_type", ""), 400, "unsupported_grant_type"},
@@ -145,7 +145,7 @@ func TestTokensRefused(t *testing.T) {
 		"no refresh token":      {refresh(""), 400, "invalid_grant"},
 		"no JWT":                {refresh("x.y.z"), 400, "invalid_grant"},
 		"access token":          {refresh(access), 400, "invalid_grant"},
-		"another key":           {refresh(foreign), 400, "invalid_grant"},
+		"another key":           {refresh(otherIssuer), 400, "invalid_grant"},
 		"another issuer":        {refresh(elsewhere), 400, "invalid_grant"},
 		"client is gone":        {refresh(unknown), 400, "invalid_grant"},
 		"unsigned":              {refresh(none), 400, "invalid_grant"},
@@ -164,7 +164,7 @@ func TestTokensRefused(t *testing.T) {
 				t.Errorf("error %q, want %q", got, test.oauth)
 			}
 			for _, a := range []answer{a, b} {
-				for _, s := range []string{secret, key, access, foreign, none} {
+				for _, s := range []string{secret, key, access, otherIssuer, none} {
 					if strings.Contains(a.body, s) {
 						t.Errorf("the answer tells a secret: %s", a.body)
 					}
@@ -267,9 +267,9 @@ func TestPlainOAuth2(t *testing.T) {
 
 // A refresh token is never good as an access token, even where a deployment gives all parties
 // one audience.
-func TestTokenKindsApart(t *testing.T) {
+func TestRefreshTokenIsNotAnAccessToken(t *testing.T) {
 	s := newTokens(t, nil)
-	pair := askTokens(t, s, credentials("audience", issuer))
+	pair := requestTokens(t, s, credentials("audience", issuer))
 	v := token.NewVerifier(issuer, issuer, key)
 	if _, err := v.Verify(pair.AccessToken); err != nil {
 		t.Errorf("access token: %v", err)
@@ -281,10 +281,10 @@ func TestTokenKindsApart(t *testing.T) {
 	checkError(t, a, 400)
 }
 
-func TestTokenLives(t *testing.T) {
+func TestTokenTTLs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newTokens(t, func(c *mit.TokenConfig) { c.AccessTokenTTL, c.RefreshTokenTTL = time.Minute, time.Hour })
-		pair := askTokens(t, s, credentials())
+		pair := requestTokens(t, s, credentials())
 		if pair.ExpiresIn != 60 {
 			t.Errorf("expires_in %d", pair.ExpiresIn)
 		}
@@ -299,7 +299,7 @@ func TestTokenLives(t *testing.T) {
 			t.Error("the access token outlived its time")
 		}
 		time.Sleep(58 * time.Minute)
-		askTokens(t, s, refresh)
+		requestTokens(t, s, refresh)
 		time.Sleep(time.Minute)
 		checkError(t, askJSON(t, s, refresh), 400)
 	})
@@ -307,7 +307,7 @@ func TestTokenLives(t *testing.T) {
 
 func TestSetKey(t *testing.T) {
 	s := newTokens(t, nil)
-	first := askTokens(t, s, credentials())
+	first := requestTokens(t, s, credentials())
 	refresh := map[string]string{"grant_type": "refresh_token", "refresh_token": first.RefreshToken}
 	if err := s.SetKey(""); err == nil {
 		t.Error("an empty key was taken")
@@ -315,7 +315,7 @@ func TestSetKey(t *testing.T) {
 	if err := s.SetKey("second"); err != nil {
 		t.Fatal(err)
 	}
-	second := askTokens(t, s, refresh)
+	second := requestTokens(t, s, refresh)
 	if _, err := token.NewVerifier(issuer, "peers", "second").Verify(second.AccessToken); err != nil {
 		t.Errorf("signed with the new key: %v", err)
 	}
@@ -334,7 +334,7 @@ func TestSetClient(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkError(t, askJSON(t, s, credentials()), 401)
-	pair := askTokens(t, s, credentials("client_secret", "changed"))
+	pair := requestTokens(t, s, credentials("client_secret", "changed"))
 	s.RemoveClient("mds-client")
 	checkError(t, askJSON(t, s, credentials("client_secret", "changed")), 401)
 	checkError(t, askJSON(t, s, map[string]string{"grant_type": "refresh_token", "refresh_token": pair.RefreshToken}), 400)
@@ -343,8 +343,8 @@ func TestSetClient(t *testing.T) {
 func TestTokenLog(t *testing.T) {
 	core, logs := observer.New(zap.DebugLevel)
 	s := newTokens(t, func(c *mit.TokenConfig) { c.Logger = zap.New(core) })
-	pair := askTokens(t, s, credentials())
-	askTokens(t, s, map[string]string{"grant_type": "refresh_token", "refresh_token": pair.RefreshToken})
+	pair := requestTokens(t, s, credentials())
+	requestTokens(t, s, map[string]string{"grant_type": "refresh_token", "refresh_token": pair.RefreshToken})
 	askJSON(t, s, credentials("client_id", secret))
 	askJSON(t, s, map[string]string{"grant_type": "refresh_token", "refresh_token": pair.AccessToken})
 	askJSON(t, s, map[string]any{"client_secret": []string{secret}})
@@ -364,7 +364,7 @@ func TestTokenLog(t *testing.T) {
 	}
 }
 
-func TestNewTokenServiceRefuses(t *testing.T) {
+func TestNewTokenServiceReportsAllProblems(t *testing.T) {
 	_, err := mit.NewTokenService(mit.TokenConfig{
 		AccessTokenTTL: time.Millisecond, RefreshTokenTTL: -1,
 		Clients: []mit.Client{{ID: "twice", Type: "x", Secret: secret}, {ID: "twice"}},
@@ -384,7 +384,7 @@ func TestNewTokenServiceRefuses(t *testing.T) {
 
 func FuzzTokenService(f *testing.F) {
 	s := newTokens(f, nil)
-	other := askTokens(f, newTokens(f, func(c *mit.TokenConfig) { c.Key = "another" }), credentials())
+	other := requestTokens(f, newTokens(f, func(c *mit.TokenConfig) { c.Key = "another" }), credentials())
 	f.Add("application/json", "", `{"grant_type":"client_credentials","client_id":"mds-client","audience":"x"}`)
 	f.Add("application/json", "", `{"grant_type":"refresh_token","refresh_token":"`+other.RefreshToken+`"}`)
 	f.Add("application/json", "", `{"grant_type":"refresh_token","refresh_token":"`+other.AccessToken+`"}`)

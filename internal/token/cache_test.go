@@ -22,7 +22,7 @@ func peers() Key { return Key{Audience: "mds", Cluster: true} }
 
 type correlation struct{}
 
-// issuer is a Fetch whose tokens count up: token-1, token-2, …
+// issuer is a Fetch that returns token-1, token-2, …
 type issuer struct {
 	life    time.Duration // of its tokens; 0: no expiry
 	delay   time.Duration
@@ -130,7 +130,7 @@ func TestRenewal(t *testing.T) {
 	})
 }
 
-func TestOneFetchForAll(t *testing.T) {
+func TestConcurrentCallersShareFetch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &issuer{life: time.Hour, delay: time.Second}
 		c := NewCache(t.Context(), s.fetch)
@@ -145,7 +145,7 @@ func TestOneFetchForAll(t *testing.T) {
 	})
 }
 
-func TestKeysAreApart(t *testing.T) {
+func TestKeysAreIndependent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &issuer{life: time.Hour}
 		c := NewCache(t.Context(), s.fetch)
@@ -170,13 +170,13 @@ func TestKeysAreApart(t *testing.T) {
 	})
 }
 
-func TestWaiterLeaves(t *testing.T) {
+func TestCanceledWaiter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &issuer{life: time.Hour, delay: 10 * time.Second}
 		c := NewCache(t.Context(), s.fetch)
 		ctx, cancel := context.WithCancelCause(context.WithValue(t.Context(), correlation{}, "id-1"))
 		left := make(chan error)
-		go func() { // the one who begins the fetch
+		go func() { // begins the fetch
 			_, err := c.Token(ctx, peers())
 			left <- err
 		}()
@@ -233,7 +233,7 @@ func TestFailedRenewal(t *testing.T) {
 	})
 }
 
-func TestErrorsAreNotKept(t *testing.T) {
+func TestErrorsAreNotCached(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &issuer{life: time.Hour, delay: time.Second, err: errDown}
 		c := NewCache(t.Context(), s.fetch)
@@ -276,7 +276,7 @@ func TestSlowRenewal(t *testing.T) {
 	})
 }
 
-func TestSlowRenewalOfADyingToken(t *testing.T) {
+func TestSlowRenewalOfExpiringToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &issuer{life: time.Hour, refresh: true}
 		c := NewCache(t.Context(), s.fetch)
@@ -399,7 +399,7 @@ func TestRefresh(t *testing.T) {
 	})
 }
 
-func TestLifeEnds(t *testing.T) {
+func TestCanceledCache(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		life, end := context.WithCancelCause(t.Context())
 		s := &issuer{life: time.Hour}
@@ -430,7 +430,7 @@ func TestLifeEnds(t *testing.T) {
 	})
 }
 
-func TestBadTokens(t *testing.T) {
+func TestInvalidTokens(t *testing.T) {
 	for name, tok := range map[string]*oauth2.Token{
 		"none":       nil,
 		"empty":      {},
@@ -453,7 +453,7 @@ func TestBadTokens(t *testing.T) {
 	}
 }
 
-func TestBounded(t *testing.T) {
+func TestCacheIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &issuer{life: time.Hour}
 		c := NewCache(t.Context(), s.fetch)
@@ -478,7 +478,7 @@ func TestBounded(t *testing.T) {
 	})
 }
 
-func TestSweptWhileRefreshed(t *testing.T) {
+func TestExpiredEntryRemovedDuringRefresh(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &issuer{life: time.Hour, delay: time.Second, refresh: true}
 		c := NewCache(t.Context(), s.fetch)
@@ -495,12 +495,12 @@ func TestSweptWhileRefreshed(t *testing.T) {
 	})
 }
 
-func TestLateTakeoff(t *testing.T) {
+func TestRenewAfterConcurrentRenewal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &issuer{life: time.Hour}
 		c := NewCache(t.Context(), s.fetch)
 		want(t, c, peers(), "token-1")
-		// As a caller does who looked before the first flight landed.
+		// like a caller that looked up the token before the first renewal
 		if got, err := c.renew(t.Context(), peers()); got != "token-1" || err != nil || s.fetches() != 1 {
 			t.Errorf("renew = %q, %v after %d fetches", got, err, s.fetches())
 		}

@@ -56,7 +56,7 @@ func (p *post) client() Client {
 	}
 }
 
-func TestBodies(t *testing.T) {
+func TestRequestBodies(t *testing.T) {
 	const (
 		good      = `{"data":{"access_token":"new","refresh_token":"r2"}}`
 		plain     = `{"client_id":"id","client_secret":"s3cret","audience":"mds","grant_type":"client_credentials"}`
@@ -128,7 +128,7 @@ func TestBodies(t *testing.T) {
 			}
 		})
 	}
-	t.Run("nobody tells what a 400 is", func(t *testing.T) {
+	t.Run("without Refused", func(t *testing.T) {
 		p := &post{answers: []any{errRefused}}
 		client := p.client()
 		client.Refused = nil
@@ -138,7 +138,7 @@ func TestBodies(t *testing.T) {
 	})
 }
 
-func TestAnswers(t *testing.T) {
+func TestParseResponse(t *testing.T) {
 	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 	exp := func(v any) string { return sign(t, jwt.MapClaims{"exp": v}) }
 	hour := exp(now.Add(time.Hour).Unix())
@@ -152,8 +152,8 @@ func TestAnswers(t *testing.T) {
 	}{
 		"in data":                  {data(hour, ""), time.Hour, ""},
 		"bare":                     {fmt.Sprintf(`{"access_token":%q}`, hour), time.Hour, ""},
-		"bare beside other data":   {fmt.Sprintf(`{"access_token":%q,"data":"x"}`, hour), time.Hour, ""},
-		"bare beside empty data":   {fmt.Sprintf(`{"access_token":%q,"data":{}}`, hour), time.Hour, ""},
+		"bare with other data":     {fmt.Sprintf(`{"access_token":%q,"data":"x"}`, hour), time.Hour, ""},
+		"bare with empty data":     {fmt.Sprintf(`{"access_token":%q,"data":{}}`, hour), time.Hour, ""},
 		"exp before expires_in":    {data(hour, `,"expires_in":60`), time.Hour, ""},
 		"an algorithm unknown":     {data(es256k, ""), time.Hour, ""},
 		"a JWT without exp":        {data(sign(t, jwt.MapClaims{}), `,"expires_in":60`), time.Minute, ""},
@@ -233,7 +233,7 @@ func TestClientInCache(t *testing.T) {
 	})
 }
 
-func FuzzAnswer(f *testing.F) {
+func FuzzParseResponse(f *testing.F) {
 	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 	jot := sign(f, jwt.MapClaims{"exp": now.Add(time.Hour).Unix()})
 	for _, seed := range []string{

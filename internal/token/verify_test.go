@@ -108,7 +108,7 @@ func message(err error) string {
 	return err.Error()
 }
 
-func TestForgeries(t *testing.T) {
+func TestForgedTokens(t *testing.T) {
 	rsaKey, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
 		t.Fatal(err)
@@ -180,7 +180,7 @@ func TestForgeries(t *testing.T) {
 	}
 }
 
-func TestVerifyExpires(t *testing.T) {
+func TestVerifyExpiry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		v := NewVerifier(iss, aud, key)
 		token := sign(t, good(nil))

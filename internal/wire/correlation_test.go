@@ -19,7 +19,7 @@ var newID = regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9
 
 // What is wanted here is what the npm module made of the same ids: nodes of both kinds take part
 // in one correlation.
-func TestNextCorrelationIDAsNpm(t *testing.T) {
+func TestNextCorrelationIDMatchesNPM(t *testing.T) {
 	for _, tt := range []struct{ incoming, want string }{
 		// Nothing, or only a name: the rest is filled in.
 		{"", "{id}@0/{now}"},

@@ -55,7 +55,7 @@ func TestServerKeepsItsOwnCopy(t *testing.T) {
 	}
 }
 
-func TestServerMadeHere(t *testing.T) {
+func TestServerWithoutRaw(t *testing.T) {
 	at := time.Date(2020, 1, 2, 4, 4, 5, 678_900_000, time.FixedZone("", 3600))
 	for _, tt := range []struct {
 		name string
@@ -77,7 +77,7 @@ func TestServerMadeHere(t *testing.T) {
 	}
 }
 
-func TestServerDates(t *testing.T) {
+func TestServerTimes(t *testing.T) {
 	var (
 		created = time.Date(2020, 1, 2, 3, 4, 5, 0, time.UTC)
 		updated = time.Date(2021, 1, 2, 3, 4, 5, 678_000_000, time.UTC)
@@ -111,7 +111,7 @@ func TestServerDates(t *testing.T) {
 				t.Errorf("Seen = %v, want %v", got, tt.seen)
 			}
 			if got := s.UpdatedAtText(); got != tt.date {
-				t.Errorf("Date = %q, want the spelling of whoever wrote it: %q", got, tt.date)
+				t.Errorf("UpdatedAtText = %q, want the spelling of the entry, %q", got, tt.date)
 			}
 		})
 	}
@@ -128,8 +128,8 @@ func TestServerDates(t *testing.T) {
 	})
 }
 
-// What an entry has wrong beside its id is as good as missing: the server is there.
-func TestServerWithBadFields(t *testing.T) {
+// Invalid fields other than the id are treated as missing.
+func TestServerInvalidFields(t *testing.T) {
 	at := time.Date(2020, 1, 2, 3, 4, 5, 0, time.UTC)
 	for name, tt := range map[string]struct {
 		entry string
@@ -157,7 +157,7 @@ func TestServerWithBadFields(t *testing.T) {
 	}
 }
 
-func TestServerRefused(t *testing.T) {
+func TestServerRejected(t *testing.T) {
 	for name, entry := range map[string]string{
 		"null":          `null`,
 		"empty":         `{}`,
@@ -230,7 +230,7 @@ func TestItResourceServersAreNeverNull(t *testing.T) {
 	}
 }
 
-func TestItResourceRefused(t *testing.T) {
+func TestItResourceRejected(t *testing.T) {
 	for name, in := range map[string]string{
 		"null":                `null`,
 		"empty":               `{}`,
@@ -257,7 +257,7 @@ func TestItResourceRefused(t *testing.T) {
 }
 
 // A server that cannot be named is no reason to lose the others.
-func TestItResourceLeavesOut(t *testing.T) {
+func TestItResourceSkipsInvalidServers(t *testing.T) {
 	const in = `{"id":"it","servers":[null,{"serverId":"a"},"b",{"clusterBaseUrl":"http://c"},{"serverId":"d","x":[{}]},{"serverId":5},[{"serverId":"e"}]]}`
 	var it wire.ItResource
 	if err := json.Unmarshal([]byte(in), &it); err != nil {

@@ -211,7 +211,7 @@ func TestHelp(t *testing.T) {
 	}
 }
 
-func TestRefuses(t *testing.T) {
+func TestInvalidArguments(t *testing.T) {
 	ln, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -248,7 +248,7 @@ func TestRefuses(t *testing.T) {
 }
 
 // What is in flight when the program is told to end is still answered.
-func TestDrain(t *testing.T) {
+func TestGracefulShutdown(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -281,7 +281,7 @@ func TestDrain(t *testing.T) {
 	}
 }
 
-func TestReachable(t *testing.T) {
+func TestLocalURL(t *testing.T) {
 	for addr, want := range map[string]string{
 		"127.0.0.1:4000": "http://127.0.0.1:4000",
 		"0.0.0.0:4000":   "http://127.0.0.1:4000",

@@ -25,7 +25,7 @@ func kv(key, value string) *mvccpb.KeyValue {
 	return &mvccpb.KeyValue{Key: []byte(key), Value: []byte(value), ModRevision: 7}
 }
 
-// The keys and values are a contract: replicas of two versions share them, and people read them.
+// The keys and values are a contract: replicas of different versions share them.
 func TestLayout(t *testing.T) {
 	date := time.Date(2026, 1, 2, 3, 4, 5, 678_000_000, time.UTC)
 	server := cluster.Server{
@@ -186,8 +186,8 @@ func TestWithServer(t *testing.T) {
 	}
 }
 
-// Whatever stands under the prefix is either read, and then written the same way, or foreign.
-func FuzzView(f *testing.F) {
+// Every key is either decoded, and encoded the same way, or unrecognized.
+func FuzzCache(f *testing.F) {
 	f.Add("itResources/09d8f1f0-7477-5c54-9770-74879a6d3b25", `{"type":"mds","publicBaseUrl":"p"}`)
 	f.Add("servers/mds/a", dated)
 	f.Add("servers/mds/a%2Fb", `{"location":null,`+dated[1:])

@@ -13,8 +13,8 @@ import (
 	"github.com/mimiktech/cluster/mit/storetest"
 )
 
-// TestMain lets more tests run side by side than there are processors: nearly all that they do is
-// to wait for etcd's clock.
+// TestMain runs more tests in parallel than there are processors, because they mostly wait for
+// etcd's clock.
 func TestMain(m *testing.M) {
 	flag.Parse()
 	if err := flag.Set("test.parallel", "16"); err != nil {
@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// open opens a store that ends with the test.
+// open opens a store for the duration of the test.
 func open(t *testing.T, cfg etcd.Config) *etcd.Store {
 	t.Helper()
 	s, err := etcd.Open(t.Context(), cfg)

@@ -30,7 +30,7 @@ const (
 	mds = "09d8f1f0-7477-5c54-9770-74879a6d3b25" // the resource of type mds
 )
 
-// eventually waits until what is true.
+// eventually waits until a condition holds.
 func eventually(t *testing.T, what string, is func() bool) {
 	t.Helper()
 	for end := time.Now().Add(patience); !is(); time.Sleep(10 * time.Millisecond) {
@@ -49,7 +49,7 @@ func registration(serverID string) mit.Registration {
 	}
 }
 
-// put registers a server, and returns its entry.
+// put registers a server and returns its entry.
 func put(t *testing.T, s *etcd.Store, serverID string) cluster.Server {
 	t.Helper()
 	res, err := s.Put(t.Context(), registration(serverID), hour)
@@ -76,7 +76,7 @@ func ids(res mit.Resource) []string {
 	return ids
 }
 
-// reads says whether the store reads exactly these servers.
+// reads reports whether the store lists exactly these servers.
 func reads(t *testing.T, s *etcd.Store, want ...string) bool {
 	t.Helper()
 	res, err := s.Get(t.Context(), mds)
@@ -91,7 +91,7 @@ func observed() (*zap.Logger, *observer.ObservedLogs) {
 	return zap.New(core), logs
 }
 
-// A replica that slept through a compaction of etcd's history reads everything anew.
+// A replica that missed a compaction of etcd's history reloads everything.
 func TestResumesAfterCompaction(t *testing.T) {
 	t.Parallel()
 	c := etcdtest.Run(t, 1)
@@ -121,7 +121,7 @@ func TestResumesAfterCompaction(t *testing.T) {
 		t.Error("a replica without etcd does not read what it knew")
 	}
 	p.Heal()
-	eventually(t, "the replica has read everything anew", func() bool { return reads(t, asleep, "b", "c") })
+	eventually(t, "the replica has reloaded", func() bool { return reads(t, asleep, "b", "c") })
 	if logs.FilterMessage("reloading from etcd").Len() != 1 {
 		t.Errorf("the log does not say so once: %v", logs.All())
 	}
@@ -129,7 +129,7 @@ func TestResumesAfterCompaction(t *testing.T) {
 	eventually(t, "the replica follows again", func() bool { return reads(t, asleep, "b", "c", "d") })
 }
 
-// Nodes go on renewing through three replicas while etcd loses its leader, without noticing.
+// Renewals through three replicas succeed while etcd loses its leader.
 func TestLeaderKilled(t *testing.T) {
 	t.Parallel()
 	c := etcdtest.Run(t, 3)
@@ -199,8 +199,8 @@ func TestLeaderKilled(t *testing.T) {
 	}
 }
 
-// Three replicas meet servers of a new type at the same moment.
-func TestReplicasAtOnce(t *testing.T) {
+// Servers of a new type register through three replicas at the same time.
+func TestConcurrentReplicas(t *testing.T) {
 	t.Parallel()
 	c := etcdtest.Run(t, 1)
 	var replicas []*etcd.Store
@@ -245,7 +245,7 @@ func TestReplicasAtOnce(t *testing.T) {
 		server(t, res, want[i])
 		most = max(most, len(slices.DeleteFunc(ids(res), func(id string) bool { return id == "everywhere" })))
 	}
-	if most != n { // each registration is one step, so somebody saw them all
+	if most != n { // registrations are atomic, so the last one returns all servers
 		t.Errorf("of %d servers registering at once none saw more than %d", n, most)
 	}
 	all := append(want, "everywhere")
@@ -270,8 +270,8 @@ func TestReplicasAtOnce(t *testing.T) {
 	}
 }
 
-// A server renews through one replica while a peer asks another to delete it.
-func TestRenewOrDelete(t *testing.T) {
+// A server renews through one replica while a peer deletes it through another.
+func TestConcurrentRenewalAndDelete(t *testing.T) {
 	t.Parallel()
 	c := etcdtest.Run(t, 1)
 	one := open(t, etcd.Config{Endpoints: c.Endpoints})
@@ -319,8 +319,8 @@ func TestRenewOrDelete(t *testing.T) {
 	}
 }
 
-// However fast others delete a server, whoever registers it is told of it, as new.
-func TestPutAmongDeletes(t *testing.T) {
+// A Put returns its server as new, even if others delete it at once.
+func TestPutDuringDeletes(t *testing.T) {
 	t.Parallel()
 	c := etcdtest.Run(t, 1)
 	one := open(t, etcd.Config{Endpoints: c.Endpoints})
@@ -360,8 +360,8 @@ func TestPutAmongDeletes(t *testing.T) {
 	}
 }
 
-// What others wrote under the prefix is named, left alone, and harms nobody but itself.
-func TestForeignData(t *testing.T) {
+// Unrecognized keys under the prefix are reported and left unchanged, and do not affect others.
+func TestUnrecognizedKeys(t *testing.T) {
 	t.Parallel()
 	c := etcdtest.Run(t, 1)
 	client := c.Client(t)
@@ -404,12 +404,12 @@ func TestForeignData(t *testing.T) {
 	s := open(t, etcd.Config{Endpoints: c.Endpoints, Logger: log})
 	put(t, s, "ok")
 	write(after)
-	eventually(t, "all of it is named", func() bool {
+	eventually(t, "Health counts all keys", func() bool {
 		err := s.Health()
 		return err != nil && strings.Contains(err.Error(), fmt.Sprintf("%d unrecognized keys under /mit/", len(before)+len(after)))
 	})
-	if err := s.Stale(); err != nil { // it would be left out by load balancers
-		t.Errorf("with foreign data the store is stale: %v", err)
+	if err := s.Stale(); err != nil { // load balancers would avoid it
+		t.Errorf("unrecognized keys make the store stale: %v", err)
 	}
 	for key := range after {
 		if logs.FilterMessage("ignored unrecognized key").FilterField(zap.String("key", key)).Len() != 1 {
@@ -423,7 +423,7 @@ func TestForeignData(t *testing.T) {
 	if !reads(t, s, "ok") {
 		t.Error("the good server is not read")
 	}
-	// A server whose key is taken cannot register, nor be deleted, until somebody looks after it.
+	// A server whose key has an invalid value can neither register nor be deleted.
 	if _, err := s.Put(t.Context(), registration("junk"), hour); err == nil || !strings.Contains(err.Error(), "/mit/servers/mds/junk") {
 		t.Errorf("put where junk is: %v", err)
 	}
@@ -454,8 +454,8 @@ func TestForeignData(t *testing.T) {
 	}
 }
 
-// Registries under different prefixes do not see each other, however alike these look.
-func TestPrefixes(t *testing.T) {
+// Registries with different prefixes are separate, even if one prefix is part of another.
+func TestPrefixesAreSeparate(t *testing.T) {
 	t.Parallel()
 	c := etcdtest.Run(t, 1)
 	short := open(t, etcd.Config{Endpoints: c.Endpoints, Prefix: "/mit"})
@@ -473,7 +473,7 @@ func TestPrefixes(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	// One whose prefix holds the other registries takes them for what they are: none of its own.
+	// A registry whose prefix contains those of the others does not list their servers.
 	root := open(t, etcd.Config{Endpoints: c.Endpoints, Prefix: "/"})
 	if err := root.Health(); err == nil || !strings.Contains(err.Error(), `"/mit/`) {
 		t.Errorf("under the prefix of others: %v", err)
@@ -484,7 +484,7 @@ func TestPrefixes(t *testing.T) {
 	}
 }
 
-// Two of three members of etcd are gone: nothing can be written, everything can be read.
+// With one of three members of etcd, writes fail and reads succeed.
 func TestNoQuorum(t *testing.T) {
 	t.Parallel()
 	c := etcdtest.Run(t, 3)
@@ -505,7 +505,7 @@ func TestNoQuorum(t *testing.T) {
 	if status := ask(http.MethodPost, "/itResources"); status != http.StatusOK {
 		t.Fatalf("registered with %d", status)
 	}
-	// Short, and yet nobody must be lost: without a leader etcd's clock stands still.
+	// The TTL is short, but no server may be lost: without a leader etcd expires no lease.
 	if _, err := s.Put(t.Context(), registration("short"), 6*time.Second); err != nil {
 		t.Fatal(err)
 	}
@@ -533,7 +533,7 @@ func TestNoQuorum(t *testing.T) {
 		t.Error("without quorum nothing is read")
 	}
 	if _, err := s.Get(t.Context(), mit.ResourceID("other")); err == nil || errors.Is(err, mit.ErrNotFound) {
-		t.Errorf("without quorum nobody can know what is not there: %v", err)
+		t.Errorf("without quorum, Get of an unknown id must fail: %v", err)
 	}
 
 	for i := range c.Endpoints {
@@ -546,14 +546,14 @@ func TestNoQuorum(t *testing.T) {
 	eventually(t, "registrations are taken again", func() bool { return ask(http.MethodPost, "/itResources") == http.StatusOK })
 	eventually(t, "all is well", func() bool { return s.Health() == nil })
 	eventually(t, "the silent server goes", func() bool { return reads(t, s, "a") })
-	eventually(t, "the log says that all is well", func() bool { return logs.FilterMessage("etcd watch resumed").Len() > 0 })
+	eventually(t, "the log reports the resumed watch", func() bool { return logs.FilterMessage("etcd watch resumed").Len() > 0 })
 	if n := logs.FilterMessage("etcd watch failed; reads may be stale").Len(); n != logs.FilterMessage("etcd watch resumed").Len() {
 		t.Errorf("the log does not tell one outage as one: %v", logs.All())
 	}
 }
 
-// Where nothing happens, a store asks etcd for a sign of life, and does not take peace for silence.
-func TestIdle(t *testing.T) {
+// Without changes, progress requests keep the store from becoming stale.
+func TestIdleStoreIsNotStale(t *testing.T) {
 	t.Parallel()
 	c := etcdtest.Run(t, 1)
 	log, logs := observed()
@@ -568,8 +568,8 @@ func TestIdle(t *testing.T) {
 	}
 }
 
-// A replica alone is cut off from etcd, first by a network that says nothing.
-func TestReplicaCutOff(t *testing.T) {
+// One replica is cut off from etcd, first by a network that drops responses.
+func TestStoreCutOff(t *testing.T) {
 	t.Parallel()
 	c := etcdtest.Run(t, 1)
 	p := etcdtest.NewProxy(t, c.Endpoints[0])
@@ -607,7 +607,7 @@ func TestReplicaCutOff(t *testing.T) {
 	}
 }
 
-// However long etcd was away, it is found soon after it is back.
+// The store reconnects soon after etcd is back, however long it was away.
 func TestLongOutage(t *testing.T) {
 	t.Parallel()
 	c := etcdtest.Run(t, 1)
@@ -627,8 +627,8 @@ func TestLongOutage(t *testing.T) {
 	}
 }
 
-// The answer to a registration gets lost on its way: trying again must not make a second one of it.
-func TestLostAnswer(t *testing.T) {
+// The response to a registration is lost: the retry must not register a second time.
+func TestLostResponse(t *testing.T) {
 	t.Parallel()
 	c := etcdtest.Run(t, 1)
 	p := etcdtest.NewProxy(t, c.Endpoints[0])
@@ -670,8 +670,8 @@ func TestLostAnswer(t *testing.T) {
 	}
 }
 
-// etcd comes back without its data, as after the restore of an older backup: its revisions begin
-// anew, below those that the store has seen.
+// etcd returns without its data, as after restoring an older backup: its revisions are below those
+// that the store has seen.
 func TestLostData(t *testing.T) {
 	t.Parallel()
 	c := etcdtest.Run(t, 1)
@@ -689,12 +689,12 @@ func TestLostData(t *testing.T) {
 	eventually(t, "the store forgets what is gone", func() bool { return reads(t, s) })
 	e := put(t, s, "1")
 	if !e.CreatedAt.Equal(e.UpdatedAt) || !reads(t, s, "1") {
-		t.Errorf("registered anew: %+v", e)
+		t.Errorf("registered again: %+v", e)
 	}
 	eventually(t, "all is well", func() bool { return s.Health() == nil })
 }
 
-// Somebody revokes the lease that servers live on.
+// The lease of servers is revoked.
 func TestLeaseRevoked(t *testing.T) {
 	t.Parallel()
 	c := etcdtest.Run(t, 1)
@@ -722,11 +722,11 @@ func TestLeaseRevoked(t *testing.T) {
 	}
 	eventually(t, "the servers go", func() bool { return reads(t, s) })
 	if e := put(t, s, "a"); !e.CreatedAt.Equal(e.UpdatedAt) || !reads(t, s, "a") {
-		t.Errorf("registered anew: %+v", e)
+		t.Errorf("registered again: %+v", e)
 	}
 }
 
-// Close ends a store in the middle of whatever it does.
+// Close interrupts calls in progress.
 func TestClose(t *testing.T) {
 	t.Parallel()
 	c := etcdtest.Run(t, 1)

@@ -28,7 +28,7 @@ func TestLeaseSeconds(t *testing.T) {
 	}
 }
 
-// etcdClock grants leases 1, 2, 3…, each 10 ms after it is asked, and knows when they end.
+// etcdClock grants leases 1, 2, 3…, each after 10 ms, and knows when they expire.
 type etcdClock struct {
 	mu      sync.Mutex
 	expires []time.Time // of lease 1, 2…
@@ -102,8 +102,8 @@ func TestLeases(t *testing.T) {
 	})
 }
 
-// However many come at once, etcd is asked by one of them.
-func TestLeasesAtOnce(t *testing.T) {
+// Concurrent calls cause one grant.
+func TestConcurrentGrants(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		clock := &etcdClock{}
 		l := newLeases(clock.grant)

@@ -50,7 +50,7 @@ func TestConfig(t *testing.T) {
 	}
 }
 
-// An etcd that cannot be used at the start is one error, in time, with where and why.
+// If etcd is unusable, Open returns one error with the endpoints and the cause within its timeout.
 func TestUnreachable(t *testing.T) {
 	t.Parallel()
 	closed, silent := listen(t), listen(t)
@@ -100,7 +100,7 @@ func TestUnreachable(t *testing.T) {
 	})
 }
 
-// listen returns an address that takes connections, and then says nothing.
+// listen returns an address that accepts connections and never responds.
 func listen(t *testing.T) net.Listener {
 	t.Helper()
 	ln, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
@@ -111,7 +111,7 @@ func listen(t *testing.T) net.Listener {
 	return ln
 }
 
-// A user that may do anything under the prefix, and nothing else, is enough for a store.
+// A store needs a user with access to its prefix only.
 func TestPassword(t *testing.T) {
 	t.Parallel()
 	c := etcdtest.RunWith(t, etcdtest.Options{Members: 1, Dir: t.TempDir(), TokenTTL: time.Second})
@@ -160,7 +160,7 @@ func TestPassword(t *testing.T) {
 		}
 	}
 
-	// Tokens run out that nobody uses.
+	// Unused tokens expire.
 	time.Sleep(3 * time.Second)
 	put(t, s, "a")
 	if err := s.Delete(ctx, mds, "a"); err != nil {
@@ -183,7 +183,7 @@ func TestPassword(t *testing.T) {
 
 func second[T any](_ T, err error) error { return err }
 
-// Both sides show certificates.
+// Both sides use certificates.
 func TestTLS(t *testing.T) {
 	t.Parallel()
 	certs := filepath.Join(t.TempDir(), "certs")
@@ -209,6 +209,6 @@ func TestTLS(t *testing.T) {
 		t.Errorf("without a certificate of its own: %v", err)
 	}
 	if _, err := etcd.Open(t.Context(), etcd.Config{Endpoints: []string{url}, Timeout: 3 * time.Second}); err == nil || !strings.Contains(err.Error(), "x509: certificate signed by unknown authority") {
-		t.Errorf("with an authority that nobody knows: %v", err)
+		t.Errorf("with an unknown authority: %v", err)
 	}
 }

@@ -15,7 +15,7 @@ import (
 	"github.com/mimiktech/cluster/mit"
 )
 
-// What one try of a call comes to: an error at once, or silence until its time is over.
+// An attempt fails with an error at once, or gets no response until its timeout.
 type attempt func(ctx context.Context) error
 
 func fails(err error) attempt { return func(context.Context) error { return err } }
@@ -25,12 +25,12 @@ func silence(ctx context.Context) error {
 	return ctx.Err()
 }
 
-func TestTry(t *testing.T) {
+func TestRetry(t *testing.T) {
 	down := status.Error(codes.Unavailable, "connection refused")
 	noLeader := rpctypes.ErrNoLeader
 	for _, test := range []struct {
 		name     string
-		attempts []attempt // the last of them for ever
+		attempts []attempt // the last one repeats
 		says     string    // the error; none
 		tries    int       // 0: several
 		took     time.Duration
@@ -47,7 +47,7 @@ func TestTry(t *testing.T) {
 		{name: "no space", attempts: []attempt{fails(rpctypes.ErrNoSpace)}, says: "space exceeded", tries: 1},
 		{name: "unreadable", attempts: []attempt{fails(errors.New("not a server"))}, says: "not a server", tries: 1},
 		{name: "no leader, ever", attempts: []attempt{fails(noLeader)}, says: "no leader (tried for 4s)", took: 4 * time.Second},
-		{name: "silence for ever", attempts: []attempt{silence}, says: "no answer within 4s", took: 4 * time.Second},
+		{name: "no response", attempts: []attempt{silence}, says: "no answer within 4s", took: 4 * time.Second},
 		{name: "silence, with a reason", attempts: []attempt{silence, fails(down), silence}, says: "connection refused (tried for 4s)", took: 4 * time.Second},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -79,7 +79,7 @@ func TestTry(t *testing.T) {
 	}
 }
 
-func TestTryEnds(t *testing.T) {
+func TestRetryEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		life, closeStore := context.WithCancel(t.Context())
 		s := &Store{ctx: life}

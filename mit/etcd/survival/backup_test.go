@@ -16,12 +16,12 @@ import (
 	"github.com/mimiktech/cluster"
 )
 
-// The flags of the documentation with which a backup is restored, but for those of the member.
+// The flags for restoring a backup, as documented, without those that name the member.
 const restoreFlags = "--bump-revision 1000000000 --mark-compacted"
 
-// etcd loses all its data and gets those of a backup, while the replicas run: everybody who was in the
-// backup is as in it, who came later is back with its next renewal, and who has left since goes when
-// its life is over.
+// etcd loses its data and is restored from a backup while the replicas run. Servers in the backup
+// are listed as in it. Servers that joined later return with their next renewal. Servers that have
+// left since are removed when their TTL is over.
 func TestBackupRestored(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, setting{members: 3, replicas: 2, share: renewalShare})
@@ -53,7 +53,7 @@ func TestBackupRestored(t *testing.T) {
 	w.allHealthy()
 	w.eventually("all nodes are registered", func() bool { return w.allAre(cluster.Registered) })
 	for _, r := range w.replicas {
-		w.eventually(r.name+" knows who came after the backup, and not who left", func() bool {
+		w.eventually(r.name+" lists the server that joined after the backup, not the one that left", func() bool {
 			listed := w.list(r.url)
 			_, knowsLate := listed["late"]
 			_, knowsLeft := listed["left"]
@@ -61,7 +61,7 @@ func TestBackupRestored(t *testing.T) {
 		})
 	}
 	w.eventually("all nodes know each other", w.viewsWhole)
-	w.eventually("nobody knows the one who left", func() bool {
+	w.eventually("no replica lists the server that left", func() bool {
 		for _, n := range w.nodes {
 			if len(n.Servers()) != len(w.nodes) {
 				return false
@@ -69,10 +69,10 @@ func TestBackupRestored(t *testing.T) {
 		}
 		return true
 	})
-	w.nobodyLost()
+	w.checkNoLoss()
 }
 
-// restore gives a member that was killed the data of a backup, in a folder of its own.
+// restore restores the data of a killed member from a backup, in a new directory.
 func restore(t *testing.T, m *process, file string) {
 	t.Helper()
 	var settings member
@@ -96,7 +96,7 @@ func restore(t *testing.T, m *process, file string) {
 	m.args = []string{string(arg)}
 }
 
-// The documentation restores with the flags of the test.
+// The documentation must have the flags of the test.
 func TestRestoreFlags(t *testing.T) {
 	text, err := os.ReadFile("../../../docs/registry.md")
 	if err != nil {

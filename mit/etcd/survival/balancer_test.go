@@ -15,8 +15,9 @@ import (
 	"time"
 )
 
-// A balancer sends requests to replicas in turn, to those that do not say that they are unhealthy where there
-// are such, and to the next one where a replica breaks off or answers 503: a registration may be repeated.
+// A balancer sends requests to the healthy replicas in turn, or to any if none is healthy. If a
+// replica closes the connection or responds with 503, it tries the next: registrations may be
+// repeated.
 type balancer struct {
 	url      string
 	replicas []string // their URLs
@@ -43,7 +44,7 @@ func newBalancer(t *testing.T, replicas []string) *balancer {
 	for i := range replicas {
 		wg.Go(func() {
 			for {
-				// Who is dead is found out about by the next request, and who is slow is not dead.
+				// A dead replica fails the next request; a slow one is not dead.
 				if status := health(ctx, b.client, replicas[i]); status != 0 {
 					b.healthy[i].Store(status == http.StatusOK)
 				}
@@ -63,7 +64,7 @@ func newBalancer(t *testing.T, replicas []string) *balancer {
 	return b
 }
 
-// health is the status of a replica's health endpoint, 0 if there is none within a second.
+// health returns the status of a replica's health endpoint, 0 without a response within a second.
 func health(ctx context.Context, client *http.Client, replica string) int {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
@@ -80,7 +81,7 @@ func health(ctx context.Context, client *http.Client, replica string) int {
 	return resp.StatusCode
 }
 
-// order is in which order replicas are asked: the healthy ones; if there are none, one.
+// order returns the replicas to try, in order: the healthy ones, or one if there are none.
 func (b *balancer) order() []int {
 	first := int(b.turn.Add(1))
 	var order []int
@@ -120,7 +121,7 @@ func (b *balancer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(answer)
 }
 
-// pass sends a request to one replica.
+// pass forwards a request to one replica.
 func (b *balancer) pass(r *http.Request, replica int, body []byte) (status int, answer []byte, err error) {
 	b.busy[replica].Add(1)
 	defer b.busy[replica].Add(-1)

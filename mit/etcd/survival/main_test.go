@@ -24,7 +24,7 @@ import (
 	"github.com/mimiktech/cluster/mit/etcd/internal/mitcmd"
 )
 
-// The test binary is also the processes that the tests kill: the variable says which.
+// roleVariable selects what the test binary runs as: tests start it again as the processes they kill.
 const (
 	roleVariable = "SURVIVAL_ROLE"
 	roleMember   = "etcd"
@@ -58,8 +58,7 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// atOnce sets how many tests run side by side, unless the command line did: they wait for time to pass
-// more than they use a processor.
+// atOnce sets the number of parallel tests unless the command line does. The tests mostly wait.
 func atOnce(n int) {
 	chosen := false
 	flag.Visit(func(f *flag.Flag) { chosen = chosen || f.Name == "test.parallel" })
@@ -68,10 +67,10 @@ func atOnce(n int) {
 	}
 }
 
-// A member is what a process needs to know to be a member of etcd.
+// A member is the configuration of a process that runs a member of etcd.
 type member struct{ Name, Dir, PeerURL, ClientURL, Cluster string }
 
-// runMember is a member of etcd, until it fails.
+// runMember runs a member of etcd until it fails.
 func runMember(settings string) error {
 	var m member
 	if err := json.Unmarshal([]byte(settings), &m); err != nil {
@@ -108,7 +107,7 @@ func runMember(settings string) error {
 		if !errors.Is(err, syscall.EADDRINUSE) {
 			return err
 		}
-		_ = sleep(context.Background(), 100*time.Millisecond) // somebody has the port for a moment
+		_ = sleep(context.Background(), 100*time.Millisecond) // another process may use the port for a moment
 	}
 	return err
 }

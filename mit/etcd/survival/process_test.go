@@ -17,7 +17,7 @@ import (
 	"github.com/mimiktech/cluster/internal/proctest"
 )
 
-// A process is this binary in another role. It ends with its test, and with this process at the latest.
+// A process runs this binary in another role. It ends with its test, at the latest with this process.
 type process struct {
 	t     *testing.T
 	name  string
@@ -28,20 +28,20 @@ type process struct {
 	log   *proctest.Tail
 }
 
-// newProcess makes a process that has not been started.
+// newProcess returns a process that is not started yet.
 func newProcess(t *testing.T, name, role string, args ...string) *process {
 	t.Helper()
 	p := &process{t: t, name: name, role: role, args: args, log: new(proctest.Tail)}
 	t.Cleanup(func() {
 		p.kill()
 		if t.Failed() {
-			t.Logf("%s said at the end:\n%s", p.name, p.log)
+			t.Logf("last output of %s:\n%s", p.name, p.log)
 		}
 	})
 	return p
 }
 
-// start starts it, for the first time or again.
+// start starts or restarts the process.
 func (p *process) start() {
 	p.t.Helper()
 	if p.cmd != nil {
@@ -61,7 +61,7 @@ func (p *process) start() {
 	p.cmd, p.stdin = cmd, stdin
 }
 
-// kill ends it with SIGKILL, if it runs, and waits until it is gone.
+// kill kills the process with SIGKILL, if it runs, and waits for it.
 func (p *process) kill() {
 	if p.cmd == nil {
 		return
@@ -72,7 +72,7 @@ func (p *process) kill() {
 	p.cmd = nil
 }
 
-// wait waits until it has ended by itself.
+// wait waits for the process to exit.
 func (p *process) wait() error {
 	err := p.cmd.Wait()
 	_ = p.stdin.Close()
@@ -80,7 +80,6 @@ func (p *process) wait() error {
 	return err
 }
 
-// signal sends it a signal.
 func (p *process) signal(s syscall.Signal) {
 	p.t.Helper()
 	if err := p.cmd.Process.Signal(s); err != nil {
@@ -88,7 +87,7 @@ func (p *process) signal(s syscall.Signal) {
 	}
 }
 
-// port is one that nobody listens at, and that who is killed finds free when it starts again.
+// port returns a free port. It stays free while its process is dead.
 func port(t *testing.T) int {
 	t.Helper()
 	port, err := freeport.Next(t.Context())
@@ -98,7 +97,7 @@ func port(t *testing.T) int {
 	return port
 }
 
-// newMembers makes the members of an etcd, and says where clients reach each. Nobody is started.
+// newMembers returns the members of an etcd, not started yet, and their client addresses.
 func newMembers(t *testing.T, n int) (members []*process, endpoints []string) {
 	t.Helper()
 	settings := make([]member, n)

@@ -13,9 +13,9 @@ import (
 	"github.com/mimiktech/cluster/mit/etcd/internal/etcdtest"
 )
 
-// For 30 s, three times as long as the lease, etcd has one of three members: one is dead, one stands
-// still. Replicas read and do not write, nodes lose their leases and keep their peers. When both are
-// back all is as before, and nobody's entry was lost.
+// For 30 s, three times the lease, etcd has one of three members: one is dead, one is stopped.
+// Replicas read but cannot write. Nodes lose their leases and keep their peers. When both members
+// are back, no entry is lost.
 func TestNoQuorum(t *testing.T) {
 	w := newWorld(t, setting{members: 3, replicas: 3, share: renewalShare})
 	t.Parallel() // only now: it takes longest, and is not to wait for the others
@@ -48,10 +48,10 @@ func TestNoQuorum(t *testing.T) {
 	t.Logf("all are registered %v after etcd's members are back", time.Since(back).Round(time.Millisecond))
 	w.allHealthy()
 	w.eventually("all nodes know each other", w.viewsWhole)
-	w.nobodyLost()
+	w.checkNoLoss()
 }
 
-// readsOnly fails the test unless a replica reads everybody, writes nothing, and says why.
+// readsOnly fails the test unless a replica lists all nodes, rejects writes and reports the cause.
 func (w *world) readsOnly(r *replica) {
 	w.Helper()
 	w.eventually(r.name+" says that it is stale", func() bool {
@@ -71,8 +71,8 @@ func (w *world) readsOnly(r *replica) {
 	}
 }
 
-// Each replica is killed at least once, in the middle of a request, while all nodes renew all the time: no
-// node is lost, and none notices.
+// Each replica is killed at least once, during a request, while all nodes renew continuously. No node
+// is lost and none fails.
 func TestReplicaKilled(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, setting{members: 1, replicas: 3, share: 0.15})
@@ -94,11 +94,10 @@ func TestReplicaKilled(t *testing.T) {
 	w.allRenew("with all replicas")
 	t.Logf("requests that went to a second replica: %d", w.balancer.repeated.Load())
 	w.stayedRegistered()
-	w.nobodyLost()
+	w.checkNoLoss()
 }
 
-// The member that leads etcd is killed, and later the next one that does: no node is lost, and none
-// notices.
+// The leader of etcd is killed, and later its successor. No node is lost and none fails.
 func TestLeaderKilled(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, setting{members: 3, replicas: 2, share: renewalShare})
@@ -114,11 +113,11 @@ func TestLeaderKilled(t *testing.T) {
 		w.eventually("a leader", func() bool { return w.leader() >= 0 })
 	}
 	w.stayedRegistered()
-	w.nobodyLost()
+	w.checkNoLoss()
 }
 
-// A replica is cut off from etcd, and nodes still reach it: it reads and does not write, says that it
-// is stale, and once it reaches etcd again knows what it missed. No node notices.
+// A replica is cut off from etcd, but not from the nodes. It reads, rejects writes and reports that it
+// is stale. After the connection is back it lists all changes. No node fails.
 func TestReplicaCutOff(t *testing.T) {
 	t.Parallel()
 	var road *etcdtest.Proxy
@@ -153,11 +152,11 @@ func TestReplicaCutOff(t *testing.T) {
 	w.eventually("all nodes know the newcomer", w.viewsWhole)
 	w.allRenew("at both replicas")
 	w.stayedRegistered()
-	w.nobodyLost()
+	w.checkNoLoss()
 }
 
-// All replicas and all members of etcd are killed, and start again with the data of etcd: the list of
-// servers is whole from the first answer on, and nobody is born anew.
+// All replicas and all members of etcd are killed and restarted with the data of etcd. The first
+// response lists all servers, with their old createdAt.
 func TestEverythingKilled(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, setting{members: 3, replicas: 2, share: renewalShare})
@@ -195,5 +194,5 @@ func TestEverythingKilled(t *testing.T) {
 	if !w.viewsWhole() {
 		t.Error("a node has forgotten peers")
 	}
-	w.nobodyLost()
+	w.checkNoLoss()
 }

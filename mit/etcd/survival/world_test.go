@@ -50,10 +50,10 @@ type world struct {
 	replicas  []*replica
 	balancer  *balancer
 	etcd      *clientv3.Client
-	roads     *http.Transport // of all nodes, lest each have a connection to each
+	transport *http.Transport // shared by all nodes, to limit the number of connections
 	nodes     []*node
 	token     string           // for the registry
-	born      map[string]entry // what the registry said when all had registered
+	born      map[string]entry // the entries after all nodes have registered
 
 	mu   sync.Mutex // guards the field below
 	lost string     // how a list of servers was not whole, at first
@@ -64,21 +64,21 @@ type replica struct {
 	url string
 }
 
-// A setting is what differs from one world to another.
+// A setting configures a world.
 type setting struct {
 	members, replicas int
 	share             float64                                 // of the lease, after which to renew
 	road              func(replica int, member string) string // where a replica finds a member
 }
 
-// starting is held by a world that starts: a hundred nodes keep a machine busy.
+// starting is held while a world starts, because the start of a hundred nodes needs the whole machine.
 var starting sync.Mutex //nolint:gochecknoglobals // the machine is one for all tests
 
-// newWorld starts everything, and waits until all nodes know each other.
+// newWorld starts all processes and nodes, and waits until all nodes list each other.
 func newWorld(t *testing.T, s setting) *world {
 	t.Helper()
-	w := &world{T: t, roads: &http.Transport{MaxConnsPerHost: 64, MaxIdleConnsPerHost: 8, IdleConnTimeout: 5 * time.Second}}
-	t.Cleanup(w.roads.CloseIdleConnections)
+	w := &world{T: t, transport: &http.Transport{MaxConnsPerHost: 64, MaxIdleConnsPerHost: 8, IdleConnTimeout: 5 * time.Second}}
+	t.Cleanup(w.transport.CloseIdleConnections)
 	starting.Lock()
 	defer starting.Unlock()
 	start := time.Now()
@@ -141,7 +141,7 @@ func newWorld(t *testing.T, s setting) *world {
 	return w
 }
 
-// eventually waits until what is true.
+// eventually waits until a condition holds.
 func (w *world) eventually(what string, is func() bool) {
 	w.Helper()
 	for end := time.Now().Add(patience); !is(); time.Sleep(50 * time.Millisecond) {
@@ -151,7 +151,7 @@ func (w *world) eventually(what string, is func() bool) {
 	}
 }
 
-// leader is the member that leads, -1 for none.
+// leader returns the index of the leader, -1 if there is none.
 func (w *world) leader() int {
 	for i, endpoint := range w.endpoints {
 		if w.members[i].cmd == nil {
@@ -167,8 +167,8 @@ func (w *world) leader() int {
 	return -1
 }
 
-// registryURL is where nodes look for the registry: one half is given all replicas, the other half
-// the balancer before them.
+// registryURL returns the registry's addresses for a node: half of the nodes use all replicas, the
+// others the load balancer.
 func (w *world) registryURL(all bool) string {
 	if !all {
 		return w.balancer.url + registryPath
@@ -192,7 +192,7 @@ func (w *world) allHealthy() {
 	})
 }
 
-// A node is a member of the cluster with a server of its own.
+// A node is a node of the cluster with its HTTP server.
 type node struct {
 	*cluster.Cluster
 	w        *world
@@ -202,7 +202,7 @@ type node struct {
 	changes []string   // of its state, once it was registered
 }
 
-// newNode makes a node that serves, and has not registered. It never leaves.
+// newNode returns a node that serves but has not registered. It never deregisters.
 func (w *world) newNode(id string, share float64, registry string) *node {
 	w.Helper()
 	ln, err := new(net.ListenConfig).Listen(w.Context(), "tcp", "127.0.0.1:0")
@@ -225,7 +225,7 @@ func (w *world) newNode(id string, share float64, registry string) *node {
 		ClientAccessKey:  signingKey,
 		ClientAudience:   serverType,
 		PeerAudience:     serverType,
-	}, cluster.WithHTTPClient(&http.Client{Transport: w.roads}), cluster.WithoutEnv(),
+	}, cluster.WithHTTPClient(&http.Client{Transport: w.transport}), cluster.WithoutEnv(),
 		// On a busy machine a peer may be slow: only the registry is to lose one, or not.
 		cluster.WithEviction(cluster.Eviction{Disabled: true}), cluster.WithTrace(&cluster.Trace{
 			Renewed: func(time.Duration, time.Duration) { n.renewals.Add(1) },
@@ -243,7 +243,7 @@ func (w *world) newNode(id string, share float64, registry string) *node {
 	}
 	mux := http.NewServeMux()
 	n.Mount(mux)
-	mux.Handle("GET "+n.Config().BasePath+"/who", n.AuthenticatePeer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+	mux.Handle("GET "+n.Config().BasePath+"/id", n.AuthenticatePeer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		n.Reply(rw, r, id)
 	})))
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: patience}
@@ -268,12 +268,12 @@ func (n *node) register() {
 	}
 }
 
-// viewsWhole says whether every node knows all nodes.
+// viewsWhole reports whether every node lists all nodes.
 func (w *world) viewsWhole() bool {
 	return !slices.ContainsFunc(w.nodes, func(n *node) bool { return len(n.Servers()) < len(w.nodes) })
 }
 
-// allAre says whether every node is in a state.
+// allAre reports whether every node is in a state.
 func (w *world) allAre(s cluster.State) bool {
 	return !slices.ContainsFunc(w.nodes, func(n *node) bool { return n.Status().State != s })
 }
@@ -286,7 +286,7 @@ func (w *world) states() string {
 	return fmt.Sprint(counts)
 }
 
-// allRenew waits until every node has renewed once more.
+// allRenew waits for another renewal of every node.
 func (w *world) allRenew(when string) {
 	w.Helper()
 	var before []int64
@@ -303,7 +303,7 @@ func (w *world) allRenew(when string) {
 	})
 }
 
-// stayedRegistered fails the test for every node that was anything but registered since it first was.
+// stayedRegistered fails the test for every node whose registration was interrupted.
 func (w *world) stayedRegistered() {
 	w.Helper()
 	for _, n := range w.nodes {
@@ -315,9 +315,9 @@ func (w *world) stayedRegistered() {
 	}
 }
 
-// nobodyLost fails the test if the registry lacks a node, had lost one for a moment, or made its
-// entry anew, or if a node does not get an answer from every other.
-func (w *world) nobodyLost() {
+// checkNoLoss fails the test if the registry lost a node, even for a moment, or created its entry
+// again, or if a node does not get a response from every other.
+func (w *world) checkNoLoss() {
 	w.Helper()
 	w.mu.Lock()
 	if w.lost != "" {
@@ -336,10 +336,10 @@ func (w *world) nobodyLost() {
 	w.allAnswer("in the end")
 }
 
-// allAnswer has a node ask all others.
+// allAnswer sends a request from one node to all others.
 func (w *world) allAnswer(when string) {
 	w.Helper()
-	res, err := w.nodes[0].RPCluster(w.Context(), cluster.Request{Path: "/who"})
+	res, err := w.nodes[0].RPCluster(w.Context(), cluster.Request{Path: "/id"})
 	if err != nil {
 		w.Fatal(err)
 	}
@@ -351,7 +351,7 @@ func (w *world) allAnswer(when string) {
 	}
 }
 
-// watchLists looks all the time whether the replicas that answer list everybody.
+// watchLists checks continuously that all responding replicas list all nodes.
 func (w *world) watchLists() {
 	ctx, stop := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
@@ -383,12 +383,12 @@ func (w *world) watchLists() {
 	})
 }
 
-// An entry is what the registry says of a server.
+// An entry is a server in a response of the registry.
 type entry struct{ ServerID, ClusterBaseURL, CreatedAt, UpdatedAt string }
 
 func entries(body []byte) map[string]entry {
 	var answer struct{ ItResource struct{ Servers []entry } }
-	_ = json.Unmarshal(body, &answer) // nobody is listed then
+	_ = json.Unmarshal(body, &answer) // if it fails, the list is empty
 	listed := map[string]entry{}
 	for _, e := range answer.ItResource.Servers {
 		listed[e.ServerID] = e
@@ -396,7 +396,7 @@ func entries(body []byte) map[string]entry {
 	return listed
 }
 
-// list is the list of servers as the registry at a URL has it.
+// list returns the servers that the registry at a URL lists.
 func (w *world) list(url string) map[string]entry {
 	w.Helper()
 	status, body := w.ask(w.Context(), http.MethodGet, url+registryPath+"/itResources/"+mit.ResourceID(serverType), nil)
@@ -406,7 +406,7 @@ func (w *world) list(url string) map[string]entry {
 	return entries(body)
 }
 
-// renewFirst renews the first node at a URL, as that would itself.
+// renewFirst sends a renewal of the first node to a URL.
 func (w *world) renewFirst(url string) (status int, body []byte) {
 	w.Helper()
 	e := w.born[w.nodes[0].Config().ID]
@@ -414,7 +414,7 @@ func (w *world) renewFirst(url string) (status int, body []byte) {
 		map[string]string{"type": serverType, "serverId": e.ServerID, "clusterBaseUrl": e.ClusterBaseURL})
 }
 
-// ask asks a registry; the status is 0 if there is no answer.
+// ask sends a request to a registry; the status is 0 if there is no response.
 func (w *world) ask(ctx context.Context, method, url string, body any) (status int, answer []byte) {
 	ctx, cancel := context.WithTimeout(ctx, 3*etcdTimeout)
 	defer cancel()
@@ -438,7 +438,7 @@ func (w *world) ask(ctx context.Context, method, url string, body any) (status i
 	return resp.StatusCode, answer
 }
 
-// accessToken is a token for the registry.
+// accessToken returns a token for the registry.
 func (w *world) accessToken() string {
 	w.Helper()
 	status, body := w.ask(w.Context(), http.MethodPost, w.balancer.url+issuerPath, map[string]string{

@@ -22,7 +22,7 @@ import (
 
 const deploy = "../../../../deploy/"
 
-// takesFlags fails the test if the program does not know the flags, or cannot read their values.
+// takesFlags fails the test if the program rejects the flags or their values.
 func takesFlags(t *testing.T, args []string) {
 	t.Helper()
 	if !slices.ContainsFunc(args, func(arg string) bool { return strings.HasPrefix(arg, "--etcd-endpoints=") }) {
@@ -99,7 +99,7 @@ func TestSystemd(t *testing.T) {
 	}
 }
 
-// parseUnit returns the settings of a unit, named by section and key.
+// parseUnit returns the settings of a unit by section and key.
 func parseUnit(t *testing.T, unit string) map[string][]string {
 	t.Helper()
 	settings := map[string][]string{}
@@ -146,7 +146,7 @@ func environmentFile(t *testing.T, file string) map[string]string {
 	return env
 }
 
-// manifest is what the test looks at of the objects of Kubernetes.
+// manifest has the fields of Kubernetes objects that the test checks.
 type manifest struct {
 	APIVersion string
 	Kind       string
@@ -299,8 +299,7 @@ func TestKubernetes(t *testing.T) {
 	}
 }
 
-// The image is built here as far as that goes without Docker: what its commands build is the program,
-// and what is copied is there.
+// Without Docker, the test runs the build command of the image and checks that copied files exist.
 func TestDockerfile(t *testing.T) {
 	text, err := os.ReadFile(deploy + "Dockerfile")
 	if err != nil {

@@ -24,11 +24,11 @@ import (
 const (
 	signingKey = "the key that all replicas sign tokens with"
 	patience   = 20 * time.Second
-	// url is what the replicas are known as together; nobody listens there.
+	// url is the public URL of all replicas; no server listens there.
 	url = "http://mit.example.com"
 )
 
-// TestMain lets the test binary be the program itself.
+// TestMain runs the program instead of the tests if the variable is set.
 func TestMain(m *testing.M) {
 	if os.Getenv("MIT_TEST_RUNS_MAIN") != "" {
 		main()
@@ -44,14 +44,14 @@ func program(t *testing.T, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// A replica is the program, running.
+// A replica is a running program.
 type replica struct {
 	base string // where it listens
 	cmd  *exec.Cmd
 	log  *output
 }
 
-// startReplica starts a replica that ends, and is waited for, before the test does.
+// startReplica starts a replica for the duration of the test.
 func startReplica(t *testing.T, args ...string) *replica {
 	t.Helper()
 	r := &replica{cmd: program(t, append([]string{"--listen", "127.0.0.1:0", "--url", url, "--log", "debug"}, args...)...), log: &output{}}
@@ -91,7 +91,7 @@ func startReplica(t *testing.T, args ...string) *replica {
 	}
 }
 
-// An output may be read while it is written.
+// An output may be read while a program writes to it.
 type output struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -109,7 +109,7 @@ func (o *output) String() string {
 	return o.buf.String()
 }
 
-// through sends what is meant for the replicas to one of them, as a load balancer does.
+// through sends requests for the public URL to one replica, as a load balancer does.
 type through struct{ to *replica }
 
 func (b *through) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -119,7 +119,7 @@ func (b *through) RoundTrip(r *http.Request) (*http.Response, error) {
 	return http.DefaultTransport.RoundTrip(r)
 }
 
-// join registers a node through a replica; it is a node that never leaves.
+// join registers a node through a replica. The node never deregisters.
 func join(t *testing.T, id string, via *through) *cluster.Cluster {
 	t.Helper()
 	c, err := cluster.New(cluster.Config{
@@ -156,7 +156,7 @@ func serverIDs(c *cluster.Cluster) string {
 	return strings.Join(ids, " ")
 }
 
-// Two replicas are one registry, and one of them is enough.
+// Two replicas are one registry, and one is enough to serve it.
 func TestReplicas(t *testing.T) {
 	c := etcdtest.Run(t, 1)
 	args := []string{"--etcd-endpoints", strings.Join(c.Endpoints, ", "), "--etcd-prefix", "/registry"}
@@ -165,7 +165,7 @@ func TestReplicas(t *testing.T) {
 	join(t, "a", &through{one})
 	second := join(t, "b", &through{other})
 	if got := serverIDs(second); got != "a b" {
-		t.Errorf("b, who came through the other replica, knows %q", got)
+		t.Errorf("b, registered through the other replica, lists %q", got)
 	}
 
 	if err := one.cmd.Process.Kill(); err != nil {
@@ -173,18 +173,18 @@ func TestReplicas(t *testing.T) {
 	}
 	third := join(t, "c", &through{other})
 	if got := serverIDs(third); got != "a b c" {
-		t.Errorf("c, who came after a replica was killed, knows %q", got)
+		t.Errorf("c, registered after a replica was killed, lists %q", got)
 	}
 
 	again := startReplica(t, args...)
 	fourth := join(t, "d", &through{again})
 	if got := serverIDs(fourth); got != "a b c d" {
-		t.Errorf("d, who came through a replica that is new, knows %q", got)
+		t.Errorf("d, registered through a new replica, lists %q", got)
 	}
 	fourth.UnRegister(t.Context())
 	fifth := join(t, "e", &through{other})
 	if got := serverIDs(fifth); got != "a b c e" {
-		t.Errorf("e, who came after d left, knows %q", got)
+		t.Errorf("e, registered after d left, lists %q", got)
 	}
 
 	kvs, err := c.Client(t).Get(t.Context(), "/registry/servers/example/e")
@@ -200,7 +200,7 @@ func TestReplicas(t *testing.T) {
 	}
 }
 
-// One line, the endpoint, the reason, 1.
+// The program prints one line with the endpoint and the cause, and exits with status 1.
 func TestUnreachable(t *testing.T) {
 	cmd := program(t, "--listen", "127.0.0.1:0", "--etcd-endpoints", "127.0.0.1:1", "--etcd-timeout", "1s")
 	var stdout, stderr bytes.Buffer
@@ -222,7 +222,7 @@ func TestUnreachable(t *testing.T) {
 	}
 }
 
-// The program has every flag of the one that keeps servers in memory, and its own.
+// The program has all flags of the in-memory program and its own.
 func TestHelp(t *testing.T) {
 	out, err := program(t, "--help").Output()
 	if err != nil {
