@@ -26,8 +26,8 @@ const (
 
 // A message is a request in a form that can be written to a connection.
 type message interface {
-	// render writes the whole request if it is short and in memory, and reports whether it did.
-	render(buf *bytes.Buffer) (inline bool, err error)
+	// render writes the whole request if its body is short and in memory, and reports whether it did.
+	render(buf *bytes.Buffer) (rendered bool, err error)
 	// stream writes a request that render did not.
 	stream(c *conn) error
 	// rewind prepares writing it once more, or returns an error if its body cannot be had again.
@@ -116,13 +116,13 @@ func (x *exchange) noResponse(err error) (nothingSent bool, _ error) {
 // request that cannot be sent at all is an error.
 func (x *exchange) write() error {
 	buf := x.t.buffer()
-	inline, err := x.msg.render(buf)
+	rendered, err := x.msg.render(buf)
 	c := x.c
 	switch {
 	case err != nil:
 		x.t.recycle(buf)
 		return err
-	case inline && c.kernel:
+	case rendered && c.kernel && buf.Len() <= maxInline:
 		_, err := c.Write(buf.Bytes())
 		x.t.recycle(buf)
 		if err != nil && !c.sent {
@@ -130,7 +130,7 @@ func (x *exchange) write() error {
 		}
 		x.failed = err
 		x.writeFailed(c, err)
-	case inline:
+	case rendered:
 		x.inBackground(func() error {
 			defer x.t.recycle(buf)
 			_, err := c.Write(buf.Bytes())

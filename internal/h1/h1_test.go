@@ -174,3 +174,30 @@ func TestCanceledBefore(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A head longer than a socket's buffer does not keep a short body from being sent.
+func TestLongRequestHead(t *testing.T) {
+	srv := echo(t)
+	tr := new(Transport)
+	defer tr.Close()
+	header := http.Header{"X-Long": {strings.Repeat("x", 100<<10)}}
+	call, err := NewCall("PUT", header, []byte("body"), 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := tr.Do(t.Context(), call, strings.TrimPrefix(srv.URL, "http://"), "/")
+	if err != nil || string(resp.Body) != "body" {
+		t.Errorf("Do: %q, %v", resp.Body, err)
+	}
+	long := roundTripperFunc(func(req *http.Request) (*http.Response, error) {
+		req.Header = header
+		return tr.RoundTrip(req)
+	})
+	if _, got, err := fetch(t.Context(), long, "PUT", srv.URL, strings.NewReader("body")); err != nil || got != "body" {
+		t.Errorf("RoundTrip: %q, %v", got, err)
+	}
+}
+
+type roundTripperFunc func(*http.Request) (*http.Response, error)
+
+func (f roundTripperFunc) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }

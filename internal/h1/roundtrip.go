@@ -217,7 +217,7 @@ func (m *requestMessage) render(buf *bytes.Buffer) (bool, error) {
 	if err := m.req.Write(buf); err != nil {
 		return false, &bodyError{err}
 	}
-	return buf.Len() <= 2*maxInline, nil
+	return true, nil
 }
 
 func (m *requestMessage) stream(c *conn) error {

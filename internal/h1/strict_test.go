@@ -305,3 +305,51 @@ func TestBodyError(t *testing.T) {
 		}
 	})
 }
+
+// A response is read that the peer sends before it reads the request.
+func TestResponseBeforeRequest(t *testing.T) {
+	for _, size := range []int{0, 100, 1 << 20} {
+		for _, kind := range []string{"RoundTrip", "Do"} {
+			synctest.Test(t, func(t *testing.T) {
+				tr := &Transport{Dial: func(context.Context, string, string) (net.Conn, error) {
+					client, server := net.Pipe()
+					go func() {
+						_, _ = server.Read(make([]byte, 1))
+						_, _ = io.WriteString(server, second)
+					}()
+					return client, nil
+				}}
+				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				defer cancel()
+				begin := time.Now()
+				if err := exchangeWith(ctx, tr, kind, size); err != nil {
+					t.Errorf("%s of %d bytes: %v", kind, size, err)
+				}
+				if took := time.Since(begin); took > time.Second || tr.Idle() != 0 {
+					t.Errorf("%s of %d bytes took %v, and the connection was kept: %v", kind, size, took, tr.Idle() != 0)
+				}
+			})
+		}
+	}
+}
+
+// A request that asks for its connection to be closed has it closed, whatever the peer says.
+func TestRequestClose(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tr := &Transport{Dial: answering(second)}
+		defer tr.Close()
+		req, err := http.NewRequestWithContext(t.Context(), "GET", "http://peer/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Close = true
+		resp, err := tr.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if _, err := io.ReadAll(resp.Body); err != nil || tr.Idle() != 0 {
+			t.Errorf("%v, %d idle", err, tr.Idle())
+		}
+	})
+}
