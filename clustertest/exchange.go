@@ -27,7 +27,8 @@ const (
 
 // An exchange is one request that a handler serves. It is the handler's [http.ResponseWriter].
 type exchange struct {
-	ctx    context.Context // the handler's; ends when the client gives up or the handler returns
+	// ctx ends when the client gives up or the handler returns.
+	ctx    context.Context //nolint:containedctx // the handler's own
 	cancel context.CancelFunc
 	body   *requestBody
 	isHead bool          // the method is HEAD: the response has no body
