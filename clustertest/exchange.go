@@ -357,7 +357,7 @@ func (b *requestBody) Close() error {
 
 var errClosedBody = errors.New("clustertest: read on closed response body")
 
-// A bufferedBody is the body of a response whose handler has returned.
+// A bufferedBody is the body of a response after its handler has returned.
 type bufferedBody struct {
 	buffer *bytes.Reader
 	err    error // after the buffer
@@ -379,7 +379,7 @@ func (b *bufferedBody) Close() error {
 	return nil
 }
 
-// A streamBody is the body of a response whose handler may still be writing.
+// A streamBody is the body of a response while its handler may still be writing.
 type streamBody struct {
 	pr     *io.PipeReader
 	x      *exchange

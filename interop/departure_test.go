@@ -65,7 +65,7 @@ func receivesSIGTERM(w *world) {
 
 func departureFails(w *world, k kind) {
 	nodes := w.cluster(k, k.other(), k)
-	// One node unregisters by a command, whose result contains the error. Another one unregisters on
+	// One node unregisters by a command. Its result contains the error. Another one unregisters on
 	// a signal, which shows the exit code.
 	w.intercept(failRegistry(http.StatusBadRequest, http.MethodDelete))
 	if got := nodes[0].unregister(); got.NbServers != 3 || len(got.Errors) != 1 {

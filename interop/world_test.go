@@ -148,7 +148,7 @@ func failRegistry(status int, methods ...string) interceptor {
 	}
 }
 
-// requests returns the requests so far whose method and target start with prefix.
+// requests returns the requests so far. Their method and target start with prefix.
 func (w *world) requests(prefix string) []request {
 	w.mu.Lock()
 	defer w.mu.Unlock()
