@@ -133,8 +133,8 @@ func (n *Network) Heal() {
 // Fault applies f to the requests from one host to another. It replaces the fault that was set for
 // the same pair; if f is nil, it removes that fault. Either host may be [Any].
 //
-// All faults with a matching pair apply to a request, one inside the other. The outermost is that of
-// the two hosts; those of (from, Any), (Any, to) and (Any, Any) follow. So one pair of hosts can
+// All faults with a matching pair apply to a request, one inside the other. The outermost is that
+// of the two hosts; those of (from, Any), (Any, to) and (Any, Any) follow. So one pair of hosts can
 // have a fault of its own in a network that is slow everywhere. A request that passes all faults
 // still fails if its host is down or cut off.
 //
