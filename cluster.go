@@ -1,9 +1,9 @@
 // Package cluster makes a Go micro-service a full member of a mimik cluster.
 //
-// The instances of one service (a type, such as "mds") form a cluster. Each node registers with the
-// registry (mIT), renews its lease there, and receives the list of all servers. It can then send one
-// request to all its peers. Nodes of this package and of the npm module @mimik/cluster work together
-// in one cluster.
+// The instances of one service (a type, such as "mds") form a cluster. Each node registers as a server
+// with the registry (mIT), renews its lease there, and receives the list of all servers. It can then
+// send one request to all others, its peers. Nodes of this package and of the npm module
+// @mimik/cluster work together in one cluster.
 //
 //	cfg, err := cluster.ConfigFromEnv()
 //	c, err := cluster.New(cfg)
@@ -23,6 +23,8 @@
 // the same outcomes as they arrive. A [Request] may select peers, stop after a number of results, and
 // send a second request to a slow peer.
 //
+// Fan-out needs Config.Management. Without it, a node registers but neither calls nor evicts peers.
+//
 // # Membership
 //
 // With each renewal the registry sends its list of servers, which becomes the node's view. Between
@@ -33,15 +35,15 @@
 // # Lease
 //
 // One goroutine renews the lease and never gives up. The node recovers without a restart from an
-// outage of the registry, an expired token or a lost entry, however long it lasts. [Cluster.Status]
-// returns the state of the registration, [Trace] has functions to call on events, and the process
-// environment shows the status (see [Status.Env]).
+// expired token, a lost entry, and an outage of the registry of any length. [Cluster.Status] returns
+// the status of the registration, which is also in the process environment (see [Status.Env]). [Trace]
+// has functions that are called on events.
 //
 // # Tokens
 //
-// Every request carries a bearer token from the token service (mST). By default, received tokens must
-// be issued by the token service and signed with HS256. [WithTokens] and [WithVerifier] replace
-// either side. Tokens and secrets never appear in a log line or an error.
+// Every request carries a bearer token from the token service (mST), or from the source given with
+// [WithTokens]. Received tokens must be issued by the token service and signed with HS256, unless
+// [WithVerifier] is given. Tokens and secrets never appear in a log line or an error.
 package cluster
 
 import (
@@ -184,7 +186,7 @@ func (c *Cluster) connect(o options) {
 }
 
 // Close stops the lease and all other goroutines, and waits for them. Calls in progress end with
-// [ErrClosed]. It returns nil, also when called again.
+// [ErrClosed]. Close always returns nil, and may be called again.
 //
 // Neither the registry nor any peer is notified: the registry drops the node when its lease expires.
 // Call [Cluster.UnRegister] first to deregister.

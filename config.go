@@ -51,7 +51,7 @@ type Config struct {
 	PublicProtocol   string
 	PublicDomainName string
 	PublicIPv4       string
-	// Location is the location of the node; nil if it does not matter [SERVER_LOCATION_LON and
+	// Location is the location of the node; none by default [SERVER_LOCATION_LON and
 	// SERVER_LOCATION_LAT].
 	Location *Location
 
@@ -74,9 +74,9 @@ type Config struct {
 	MaxResponseBytes int64
 	// MaxRequestBytes bounds the request bodies that the peer endpoints read; 1 MiB by default.
 	MaxRequestBytes int64
-	// MaxInFlight bounds the requests to peers in flight at a time; 256 by default. All calls share
-	// these slots evenly. With four or more peers, at most a quarter of the slots go to one peer;
-	// retries are exempt.
+	// MaxInFlight is the number of slots for requests to peers: it bounds how many are in flight; 256 by
+	// default. All calls share the slots evenly. With four or more peers, at most a quarter of the slots
+	// go to one peer; retries are exempt.
 	MaxInFlight int
 
 	// RegistryURL is the base URL of the registry [MIT_URL]. Mandatory. It may be a comma-separated list
@@ -98,8 +98,8 @@ type Config struct {
 	ClientSecret Secret
 	// GenericKey and GenericPreviousKey are the keys with which received tokens are verified
 	// [OAUTH_GENERIC_KEY, OAUTH_GENERIC_PREVIOUS_KEY]. ClientAccessKey is used if GenericKey is empty
-	// [OAUTH_CLIENT_ACCESS_KEY]. One of the two is mandatory unless [WithVerifier] is given. In the
-	// environment, "noGeneric" means empty.
+	// [OAUTH_CLIENT_ACCESS_KEY]. GenericKey or ClientAccessKey is mandatory unless [WithVerifier] is
+	// given. In the environment, "noGeneric" means empty.
 	GenericKey         Secret
 	GenericPreviousKey Secret
 	ClientAccessKey    Secret

@@ -21,8 +21,8 @@ var (
 	ErrInvalidRequest = errors.New("cluster: invalid request")
 	// ErrManagementOff means that the node does not call peers: Config.Management is not set.
 	ErrManagementOff = errors.New("cluster: management is off")
-	// ErrNotRegistered is the reason of a node that has not registered yet, or has left. It is also
-	// returned by a [Cluster.Register] that [Cluster.UnRegister] interrupts.
+	// ErrNotRegistered is the Reason in the [Status] of a node that has not registered yet, or has left.
+	// [Cluster.Register] returns it if [Cluster.UnRegister] interrupts it.
 	ErrNotRegistered = errors.New("cluster: not registered")
 	// ErrClosed is returned by calls that [Cluster.Close] interrupts and by calls made after it.
 	ErrClosed = errors.New("cluster: closed")
@@ -31,8 +31,8 @@ var (
 	// ErrResponseTooLarge is wrapped by the [InvalidResponseError] of a response that exceeds
 	// Config.MaxResponseBytes.
 	ErrResponseTooLarge = errors.New("response too large")
-	// ErrEnoughResults is the error of peers that were not needed: [Request].MinResults others had
-	// answered.
+	// ErrEnoughResults is the error of peers whose responses were not waited for, because
+	// [Request].MinResults results had arrived.
 	ErrEnoughResults = errors.New("enough peers have answered")
 )
 
@@ -102,12 +102,12 @@ func (e *WrongServerError) Error() string {
 }
 
 // A CircuitOpenError means that nothing was sent, because the peer's circuit breaker is open. A
-// breaker opens when requests to the peer time out and nothing is heard from it for
+// breaker opens when requests to the peer time out and no response is received from it for
 // Config.RequestTimeout. It then lets a probe through at growing intervals, and at once when the
-// peer registers again; any response closes it.
+// peer registers again. Any response closes it.
 //
-// A request that waited for a free slot of a busy peer also ends with this error if the peer stays
-// silent for the whole timeout of the request.
+// A request may also have to wait because many others to the same peer are in flight. It ends with
+// this error if the peer answers none of them within the timeout of the request.
 type CircuitOpenError struct {
 	ServerID  string
 	SilentFor time.Duration // how long the peer has not answered
@@ -137,8 +137,8 @@ func (e *TokenError) Unwrap() error { return e.Err }
 type Kind string
 
 // The kinds of outcomes. A peer becomes a suspect for eviction only if it sent no response at all,
-// so only with KindRefused, KindConnectionLost or KindTimeout (see [Eviction] for the one option that
-// adds to them).
+// so only with KindRefused, KindConnectionLost or KindTimeout. The option [Eviction].ServerErrors
+// adds responses with a 5xx status.
 const (
 	KindOK             Kind = "ok"              // a result
 	KindRefused        Kind = "refused"         // the address could not be dialed

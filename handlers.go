@@ -30,8 +30,8 @@ func (c *Cluster) Mount(mux interface {
 
 // CreateItResource is the endpoint at which peers announce themselves: POST {base}/itResources with an
 // itResource as the body. It merges the servers into the view, and keeps the newer of two entries
-// of one server. The response is the itResource with all known servers, or null if the request has
-// "Prefer: return=minimal" (RFC 7240), as those of this package do.
+// of one server. The response is the itResource with all known servers. It is null if the request has
+// "Prefer: return=minimal" (RFC 7240), which nodes of this package send.
 //
 // The request must carry a cluster token of the node's own type. An itResource with another id
 // changes nothing, and is not an error. A server that the [PeerPolicy] does not allow is ignored.
@@ -95,10 +95,10 @@ func ClaimsFrom(ctx context.Context) (Claims, bool) {
 	return claims, ok
 }
 
-// Authenticate passes requests to next that carry a valid bearer token: issued by the token service,
-// for this node's audience, and not expired. It answers all others with 401. The request's context
-// has the claims ([ClaimsFrom]) and the correlation id ([CorrelationID]), which is also in the
-// response. What the caller is allowed to do is up to next.
+// Authenticate calls next for requests with a valid bearer token: issued by the token service, for
+// this node's audience, and not expired. It answers all others with 401. The context of the request
+// has the claims ([ClaimsFrom]) and the correlation id ([CorrelationID]). The response has the
+// correlation id, too. Authenticate does not check what the caller is allowed to do.
 func (c *Cluster) Authenticate(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx := WithCorrelationID(r.Context(), wire.NextCorrelationID(r.Header.Get(wire.CorrelationHeader)))

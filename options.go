@@ -27,9 +27,9 @@ func WithLogger(l *zap.Logger) Option {
 }
 
 // WithHTTPClient sends all requests through the Transport of hc. Nothing else of hc is used:
-// redirects are never followed, and Config.RequestTimeout bounds each request. The checks of the
-// default transports are then up to hc: that no proxy is used towards peers, and that resolved
-// addresses are within [PeerPolicy.Networks].
+// redirects are never followed, and Config.RequestTimeout bounds each request. The default transports
+// use no proxy towards peers, and check resolved addresses against [PeerPolicy].Networks; with this
+// option, both are up to hc.
 func WithHTTPClient(hc *http.Client) Option {
 	return optionFunc(func(o *options) { o.client = hc })
 }
@@ -136,8 +136,8 @@ func RetryNPM() Retry {
 //   - If the registry does not respond, the peer stays.
 //
 // No suspect is evicted if more than MaxSuspectFraction of the peers are unreachable, because the
-// fault is then likely local; this self-preservation applies from three peers on. Nor does a call
-// evict that reached MinResults, or that asked only one or two of three or more peers.
+// fault is then likely local; this self-preservation applies from three peers on. A call also evicts
+// none if it reached MinResults, or if it called only one or two of three or more peers.
 type Eviction struct {
 	// Disabled turns eviction off.
 	Disabled bool
@@ -166,12 +166,12 @@ type PeerPolicy struct {
 	// Allow, if set, returns an error for a server that must not be called. It is called whenever a
 	// server or its address is new, possibly for many servers in a row, and must not block.
 	Allow func(Server) error
-	// MaxServers bounds the view as far as announcements of peers enlarge it; 10,000 by default. The
-	// registry may list more.
+	// MaxServers is the number of servers up to which announcements of peers may enlarge the view;
+	// 10,000 by default. The registry may list more.
 	MaxServers int
-	// VerifyWithRegistry makes announcements and departures reported by peers a hint. The node does not
-	// apply them, but renews at once and takes the registry's list. It does so at most once every
-	// Config.RegistrationRetry.
+	// VerifyWithRegistry treats announcements and departures reported by peers as hints. Instead of
+	// applying them, the node renews at once and applies the registry's list. It does so at most once
+	// every Config.RegistrationRetry.
 	VerifyWithRegistry bool
 }
 

@@ -18,9 +18,8 @@ import (
 
 // Register joins the cluster. It registers with the registry, retrying every
 // Config.RegistrationRetry until it succeeds or ctx ends, and starts the lease. With
-// Config.Management it then announces the node to all peers, and returns their outcomes; otherwise the
-// Response is nil. The Response has no data that the node needs: peers of this package answer null,
-// and npm peers answer with their view.
+// Config.Management it then announces the node to all peers, and returns their outcomes, whose data
+// can be ignored. Without Config.Management the Response is nil.
 //
 // ctx bounds this call only. The lease lasts until [Cluster.UnRegister] or [Cluster.Close], which
 // also interrupt a Register in progress. Calling Register again renews the lease and announces the
@@ -67,11 +66,11 @@ func (d Departure) MarshalJSON() ([]byte, error) {
 
 // UnRegister leaves the cluster. It stops the lease, deletes the node from the registry, and with
 // Config.Management notifies all peers. A peer that does not answer within Config.RequestTimeout is
-// neither evicted nor an error: it learns of the departure with its next renewal.
+// not evicted, and does not count as an error: its next renewal removes the node from its view.
 //
 // UnRegister blocks until it is done or ctx ends, and returns what failed in the Departure. It may be
-// called at any time: before Register, during Register, which it interrupts, and again. A second
-// call retries what failed and otherwise does nothing.
+// called at any time, also before Register, and interrupts a Register in progress. A second call
+// retries what failed and otherwise does nothing.
 func (c *Cluster) UnRegister(ctx context.Context) Departure {
 	left := fmt.Errorf("%w: it has left", ErrNotRegistered)
 	c.cancelMember(left)

@@ -20,9 +20,9 @@ import (
 // them, or for as many results as req needs. The node does not call itself. A node without peers gets
 // an empty Response.
 //
-// Failures of peers are in their [Outcome], also if ctx ends early. The error is about the call as a
-// whole: the request is invalid ([ErrInvalidRequest]), management is off ([ErrManagementOff]), or the
-// node is closed ([ErrClosed]). Then no peer was called.
+// If a peer fails, or ctx ends before it answers, its [Outcome] has the error. RPCluster itself
+// returns an error only if no peer was called: because the request is invalid ([ErrInvalidRequest]),
+// management is off ([ErrManagementOff]), or the node is closed ([ErrClosed]).
 //
 // A peer that cannot be reached may be evicted; see [Eviction].
 func (c *Cluster) RPCluster(ctx context.Context, req Request) (*Response, error) {
@@ -83,9 +83,9 @@ type Request struct {
 	// other peers are then canceled, and their outcomes have [ErrEnoughResults]. Such a call evicts no
 	// peer. 0 waits for all peers.
 	MinResults int
-	// HedgeAfter is the delay after which a GET or HEAD without a response is sent a second time, on
-	// another HTTP/1 connection. The first response counts, and the other request is canceled. Choose a
-	// delay within which nearly all responses arrive, because each hedged request costs a connection.
+	// HedgeAfter is the delay after which a GET or HEAD without a response is sent a second time, with
+	// HTTP/1 on another connection. The first response counts, and the other request is canceled. Choose
+	// a delay within which nearly all responses arrive, because each hedged request costs a connection.
 	// Hedged requests count towards Config.MaxInFlight, and are not sent when no slot is free. 0 sends
 	// none.
 	HedgeAfter time.Duration
@@ -102,7 +102,7 @@ type Outcome struct {
 	// Err is why the peer failed; nil if it did not. Kind classifies it.
 	Err  error
 	Kind Kind
-	// Evicted reports that the peer was removed from the view, because the registry has deleted it.
+	// Evicted reports whether the peer was removed from the view because the registry has deleted it.
 	Evicted bool
 	// EvictionSkipped is why a suspect was not evicted. It is nil for all other peers.
 	EvictionSkipped error

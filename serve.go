@@ -34,8 +34,8 @@ func (c *Cluster) ListenAndServe(ctx context.Context, srv *http.Server) error {
 // requests in progress, and closes the Cluster.
 //
 // Serve blocks until all of this is done. It returns nil if serving ended because of ctx or a shutdown
-// of srv, and nothing failed on the way out. Otherwise the error says why serving ended, and what
-// failed.
+// of srv, and all of the following steps succeeded. Otherwise the error says why serving ended and
+// what failed.
 func (c *Cluster) Serve(ctx context.Context, ln net.Listener, srv *http.Server) error {
 	defer c.Close()
 	ctx, cancel := context.WithCancel(ctx)

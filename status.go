@@ -77,8 +77,8 @@ func (s Status) Registration() string {
 	}, reason)
 }
 
-// Env returns the environment variables that the node sets to its status: REGISTRATION_STATUS, and
-// once they are known CLUSTER_STATUS_SERVERS, CLUSTER_STATUS_UPDATED_AT and
+// Env returns the status as the environment variables that the node sets: REGISTRATION_STATUS, and
+// once the node has a view CLUSTER_STATUS_SERVERS, CLUSTER_STATUS_UPDATED_AT and
 // CLUSTER_STATUS_LEASE_TIME.
 func (s Status) Env() map[string]string {
 	vars := map[string]string{"REGISTRATION_STATUS": s.Registration()}
