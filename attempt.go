@@ -73,13 +73,14 @@ func (f *fanOut) withRetry(ctx context.Context, p *membership.Peer, o *Outcome) 
 	}
 }
 
-// attempt sends a request, and a second one if the peer rejects the token. The token is replaced once
-// per call: a peer that rejects a fresh token would reject the next one, too.
+// attempt sends a request, and a second one if the peer rejects the token. The token is replaced
+// once per call: a peer that rejects a fresh token would reject the next one, too.
 func (f *fanOut) attempt(ctx context.Context, p *membership.Peer, rt http.RoundTripper, o *Outcome) error {
 	r := f.send(ctx, p, rt, o)
 	if tokenRejected(r.err) && r.bearer == f.initialToken {
 		if err := f.buildTemplate(ctx, r.bearer); err != nil {
-			return fmt.Errorf("%w (and no other token: %s)", r.err, err.Error()) // not wrapped: the kind is that of r.err
+			// err is not wrapped: the kind of the outcome is that of r.err.
+			return fmt.Errorf("%w (and no other token: %s)", r.err, err.Error())
 		}
 		r = f.send(ctx, p, rt, o)
 	}
@@ -254,8 +255,8 @@ func appendRef(base, ref *url.URL) *url.URL {
 	return &u
 }
 
-// readEnvelope returns the body and the data of a peer's response. A response from another server is
-// an error. It does not decode the data, which may be large.
+// readEnvelope returns the body and the data of a peer's response. A response from another server
+// is an error. It does not decode the data, which may be large.
 func readEnvelope(response []byte, p *membership.Peer, method string) (body, data json.RawMessage, err error) {
 	invalidResponse := func(err error) error {
 		return &InvalidResponseError{remote{"peer", p.ServerID}.String(), method, withoutQuery(p.Base), err}

@@ -20,8 +20,8 @@ import (
 
 // WithCorrelationID returns a context with a correlation id. All requests made under the context
 // carry it, and all log lines written under it. The handlers of this package put the id of the
-// incoming request, with its step increased by one, into the request's context. An id that is longer
-// than 256 bytes or not printable ASCII is replaced by a new one.
+// incoming request, with its step increased by one, into the request's context. An id that is
+// longer than 256 bytes or not printable ASCII is replaced by a new one.
 func WithCorrelationID(ctx context.Context, id string) context.Context {
 	if !wire.ValidCorrelationID(id) {
 		id = wire.NewCorrelationID()
@@ -53,8 +53,8 @@ const (
 	maxPreallocated = 1 << 20  // a larger Content-Length is not trusted with a buffer
 )
 
-// An httpClient sends all requests of a node. It limits the responses, turns failures into the error
-// types of this package, and redacts the node's secrets in text received from a remote.
+// An httpClient sends all requests of a node. It limits the responses, turns failures into the
+// error types of this package, and redacts the node's secrets in text received from a remote.
 type httpClient struct {
 	transports  transports
 	userAgent   string
@@ -219,8 +219,9 @@ func withoutQuery(u *url.URL) string {
 	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path, RawPath: u.RawPath}).String()
 }
 
-// transports are the ways that requests leave this node. They are round trippers instead of clients,
-// because a client would follow redirects, with the node's token, to addresses that are not checked.
+// transports are the ways that requests leave this node. They are round trippers instead of
+// clients, because a client would follow redirects, with the node's token, to addresses that are
+// not checked.
 type transports struct {
 	backend http.RoundTripper // to the registry and the token service
 	peers   http.RoundTripper

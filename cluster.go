@@ -1,8 +1,8 @@
 // Package cluster makes a Go micro-service a full member of a mimik cluster.
 //
-// The instances of one service (a type, such as "mds") form a cluster. Each node registers as a server
-// with the registry (mIT), renews its lease there, and receives the list of all servers. It can then
-// send one request to all others, its peers. Nodes of this package and of the npm module
+// The instances of one service (a type, such as "mds") form a cluster. Each node registers as a
+// server with the registry (mIT), renews its lease there, and receives the list of all servers. It
+// can then send one request to all others, its peers. Nodes of this package and of the npm module
 // @mimik/cluster work together in one cluster.
 //
 //	cfg, err := cluster.ConfigFromEnv()
@@ -18,10 +18,10 @@
 //
 // # Fan-out
 //
-// [Cluster.RPCluster] sends one request to every peer. Each peer is exactly once in the Results or in
-// the Failures of the [Response], and [Decode] reads the data of all results. [Cluster.Stream] yields
-// the same outcomes as they arrive. A [Request] may select peers, stop after a number of results, and
-// send a second request to a slow peer.
+// [Cluster.RPCluster] sends one request to every peer. Each peer is exactly once in the Results or
+// in the Failures of the [Response], and [Decode] reads the data of all results. [Cluster.Stream]
+// yields the same outcomes as they arrive. A [Request] may select peers, stop after a number of
+// results, and send a second request to a slow peer.
 //
 // Fan-out needs Config.Management. Without it, a node registers but neither calls nor evicts peers.
 //
@@ -35,9 +35,9 @@
 // # Lease
 //
 // One goroutine renews the lease and never gives up. The node recovers without a restart from an
-// expired token, a lost entry, and an outage of the registry of any length. [Cluster.Status] returns
-// the status of the registration, which is also in the process environment (see [Status.Env]). [Trace]
-// has functions that are called on events.
+// expired token, a lost entry, and an outage of the registry of any length. [Cluster.Status]
+// returns the status of the registration, which is also in the process environment (see
+// [Status.Env]). [Trace] has functions that are called on events.
 //
 // # Tokens
 //
@@ -96,8 +96,8 @@ type Server struct {
 	ClusterBaseURL string
 	// Location is the location of the server, a GeoJSON object; nil if unknown.
 	Location json.RawMessage
-	// CreatedAt and UpdatedAt are set by the registry: the times of the server's first registration and
-	// of its last renewal. They are zero if the entry lacks them.
+	// CreatedAt and UpdatedAt are set by the registry: the times of the server's first registration
+	// and of its last renewal. They are zero if the entry lacks them.
 	CreatedAt, UpdatedAt time.Time
 
 	// Raw is the entry as it was received, with all its fields. If set, MarshalJSON returns it.
@@ -107,11 +107,12 @@ type Server struct {
 // MarshalJSON returns Raw if it is set, and otherwise encodes the other fields.
 func (s Server) MarshalJSON() ([]byte, error) { return wire.Server(s).MarshalJSON() }
 
-// UnmarshalJSON decodes an entry and keeps all of it in Raw. An entry without a serverId is an error.
+// UnmarshalJSON decodes an entry and keeps all of it in Raw. An entry without a serverId is an
+// error.
 func (s *Server) UnmarshalJSON(b []byte) error { return (*wire.Server)(s).UnmarshalJSON(b) }
 
-// New returns a node with the given configuration. It does no I/O and starts no goroutine. One error
-// names all fields that are missing or invalid, by their environment variables.
+// New returns a node with the given configuration. It does no I/O and starts no goroutine. One
+// error names all fields that are missing or invalid, by their environment variables.
 func New(cfg Config, opts ...Option) (*Cluster, error) {
 	o := applyOptions(opts)
 	if err := configError(cfg.validate(o, nil)); err != nil {
@@ -188,8 +189,8 @@ func (c *Cluster) connect(o options) {
 // Close stops the lease and all other goroutines, and waits for them. Calls in progress end with
 // [ErrClosed]. Close always returns nil, and may be called again.
 //
-// Neither the registry nor any peer is notified: the registry drops the node when its lease expires.
-// Call [Cluster.UnRegister] first to deregister.
+// Neither the registry nor any peer is notified: the registry drops the node when its lease
+// expires. Call [Cluster.UnRegister] first to deregister.
 func (c *Cluster) Close() error {
 	c.tasks.close(ErrClosed)
 	c.peers.scheduler.Close()
@@ -201,8 +202,8 @@ func (c *Cluster) Close() error {
 // Config returns the node's configuration with the defaults filled in, such as its ID and BasePath.
 func (c *Cluster) Config() Config { return c.cfg }
 
-// Servers returns the node's view: all known servers of the cluster, this one included, sorted by id.
-// It does not block. The caller owns the slice.
+// Servers returns the node's view: all known servers of the cluster, this one included, sorted by
+// id. It does not block. The caller owns the slice.
 func (c *Cluster) Servers() []Server {
 	peers := c.state.view().Peers()
 	servers := make([]Server, len(peers))

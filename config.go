@@ -25,8 +25,8 @@ import (
 //
 // The environment variable that [ConfigFromEnv] reads a field from is given in brackets.
 type Config struct {
-	// Type is the service that the node is an instance of, such as "mds" [SERVER_TYPE]. Mandatory. The
-	// nodes of one type form one cluster.
+	// Type is the service that the node is an instance of, such as "mds" [SERVER_TYPE]. Mandatory.
+	// The nodes of one type form one cluster.
 	Type string
 	// ID identifies the node [SERVER_ID]; a new UUID by default. A node that keeps its id when it
 	// restarts replaces its old entry.
@@ -38,14 +38,14 @@ type Config struct {
 	Port int
 	// BasePath is the prefix of all paths of the node [SERVER_BASE_PATH]; "/{type}/v1" by default.
 	BasePath string
-	// LocalIPv4 is the address at which peers reach the node [SERVER_LOCAL_IPV4]; by default the first
-	// IPv4 address of the machine that is not a loopback address.
+	// LocalIPv4 is the address at which peers reach the node [SERVER_LOCAL_IPV4]; by default the
+	// first IPv4 address of the machine that is not a loopback address.
 	LocalIPv4 string
 	// ClusterBaseURL is the base URL at which peers call the node [SERVER_CLUSTER_BASE_URL];
 	// "http://{LocalIPv4}:{Port}{BasePath}" by default. Set it if the node is behind TLS.
 	ClusterBaseURL string
-	// PublicProtocol, PublicDomainName and PublicIPv4 are the parts of the cluster's public base URL,
-	// which is "{protocol}//{domain name}{base path}". Without a domain name, its host is
+	// PublicProtocol, PublicDomainName and PublicIPv4 are the parts of the cluster's public base
+	// URL, which is "{protocol}//{domain name}{base path}". Without a domain name, its host is
 	// "{PublicIPv4 or LocalIPv4}:{Port}". [SERVER_PUBLIC_PROTOCOL, "http:" by default;
 	// SERVER_PUBLIC_DOMAIN_NAME; SERVER_PUBLIC_IPV4]
 	PublicProtocol   string
@@ -64,8 +64,8 @@ type Config struct {
 	// RegistrationRetry is the delay between attempts to register [REGISTRATION_RETRY, in
 	// milliseconds]; 3 s by default, with a jitter of a third.
 	RegistrationRetry time.Duration
-	// RenewalFraction is the fraction of its lease after which the node renews it; 2/3 by default, and
-	// at most 0.9. The time has a jitter of a tenth.
+	// RenewalFraction is the fraction of its lease after which the node renews it; 2/3 by default,
+	// and at most 0.9. The time has a jitter of a tenth.
 	RenewalFraction float64
 
 	// RequestTimeout bounds each request [REQUEST_TIMEOUT, in milliseconds]; 10 s by default.
@@ -74,14 +74,14 @@ type Config struct {
 	MaxResponseBytes int64
 	// MaxRequestBytes bounds the request bodies that the peer endpoints read; 1 MiB by default.
 	MaxRequestBytes int64
-	// MaxInFlight is the number of slots for requests to peers: it bounds how many are in flight; 256 by
-	// default. All calls share the slots evenly. With four or more peers, at most a quarter of the slots
-	// go to one peer; retries are exempt.
+	// MaxInFlight is the number of slots for requests to peers: it bounds how many are in flight;
+	// 256 by default. All calls share the slots evenly. With four or more peers, at most a quarter
+	// of the slots go to one peer; retries are exempt.
 	MaxInFlight int
 
-	// RegistryURL is the base URL of the registry [MIT_URL]. Mandatory. It may be a comma-separated list
-	// of the URLs of replicas. The node uses one of them, and fails over to another if there is no
-	// response or an invalid one.
+	// RegistryURL is the base URL of the registry [MIT_URL]. Mandatory. It may be a comma-separated
+	// list of the URLs of replicas. The node uses one of them, and fails over to another if there
+	// is no response or an invalid one.
 	RegistryURL string
 	// RegistryAudience is the audience of tokens for the registry [MIT_AUDIENCE]. Mandatory.
 	RegistryAudience string
@@ -97,21 +97,21 @@ type Config struct {
 	ClientID     string
 	ClientSecret Secret
 	// GenericKey and GenericPreviousKey are the keys with which received tokens are verified
-	// [OAUTH_GENERIC_KEY, OAUTH_GENERIC_PREVIOUS_KEY]. ClientAccessKey is used if GenericKey is empty
-	// [OAUTH_CLIENT_ACCESS_KEY]. GenericKey or ClientAccessKey is mandatory unless [WithVerifier] is
-	// given. In the environment, "noGeneric" means empty.
+	// [OAUTH_GENERIC_KEY, OAUTH_GENERIC_PREVIOUS_KEY]. ClientAccessKey is used if GenericKey is
+	// empty [OAUTH_CLIENT_ACCESS_KEY]. GenericKey or ClientAccessKey is mandatory unless
+	// [WithVerifier] is given. In the environment, "noGeneric" means empty.
 	GenericKey         Secret
 	GenericPreviousKey Secret
 	ClientAccessKey    Secret
 	// GenericAudience is the audience that received tokens must have [OAUTH_GENERIC_AUDIENCE].
-	// ClientAudience is used if it is empty [OAUTH_CLIENT_AUDIENCE]. One of the two is mandatory unless
-	// [WithVerifier] is given.
+	// ClientAudience is used if it is empty [OAUTH_CLIENT_AUDIENCE]. One of the two is mandatory
+	// unless [WithVerifier] is given.
 	GenericAudience string
 	ClientAudience  string
 }
 
-// ConfigFromEnv reads the configuration from the environment variables of a mimik service. One error
-// names all variables that are missing or invalid. opts are the options that New will get:
+// ConfigFromEnv reads the configuration from the environment variables of a mimik service. One
+// error names all variables that are missing or invalid. opts are the options that New will get:
 // variables that [WithTokens] or [WithVerifier] replace may be missing.
 func ConfigFromEnv(opts ...Option) (Config, error) {
 	e := env{lookup: os.LookupEnv}
@@ -159,8 +159,8 @@ func (l Location) MarshalJSON() ([]byte, error) {
 	}{"Point", [2]float64{l.Lon, l.Lat}})
 }
 
-// A Secret is a string that is redacted when it is printed, logged or encoded. Convert it to a string
-// to get its value.
+// A Secret is a string that is redacted when it is printed, logged or encoded. Convert it to a
+// string to get its value.
 type Secret string
 
 // String returns "[redacted]", or "" for an empty secret.
@@ -171,8 +171,8 @@ func (s Secret) String() string {
 	return redacted
 }
 
-// Format prints String under any verb. Without it, fmt would show the value for a verb that does not
-// fit a string.
+// Format prints String under any verb. Without it, fmt would show the value for a verb that does
+// not fit a string.
 func (s Secret) Format(f fmt.State, verb rune) {
 	_, _ = fmt.Fprintf(f, fmt.FormatString(f, verb), s.String())
 }
@@ -487,8 +487,8 @@ func (cfg Config) publicBaseURL() string {
 	if host == "" {
 		host = fmt.Sprintf("%s:%d", cmp.Or(cfg.PublicIPv4, cfg.LocalIPv4, localIPv4()), cfg.Port)
 	}
-	// Without the default port, as npm nodes do: all nodes of a cluster must register their common public
-	// base URL in the same spelling.
+	// Without the default port, as npm nodes do: all nodes of a cluster must register their common
+	// public base URL in the same spelling.
 	if strings.TrimSuffix(cfg.PublicProtocol, ":") == "https" {
 		return "https://" + strings.TrimSuffix(host, ":443") + cfg.BasePath
 	}

@@ -21,8 +21,8 @@ var (
 	ErrInvalidRequest = errors.New("cluster: invalid request")
 	// ErrManagementOff means that the node does not call peers: Config.Management is not set.
 	ErrManagementOff = errors.New("cluster: management is off")
-	// ErrNotRegistered is the Reason in the [Status] of a node that has not registered yet, or has left.
-	// [Cluster.Register] returns it if [Cluster.UnRegister] interrupts it.
+	// ErrNotRegistered is the Reason in the [Status] of a node that has not registered yet, or has
+	// left. [Cluster.Register] returns it if [Cluster.UnRegister] interrupts it.
 	ErrNotRegistered = errors.New("cluster: not registered")
 	// ErrClosed is returned by calls that [Cluster.Close] interrupts and by calls made after it.
 	ErrClosed = errors.New("cluster: closed")
@@ -48,7 +48,7 @@ type StatusError struct {
 }
 
 func (e *StatusError) Error() string {
-	text := strings.TrimSpace(fmt.Sprintf("%d %s", e.Code, http.StatusText(e.Code))) // not all codes have a text
+	text := strings.TrimSpace(fmt.Sprintf("%d %s", e.Code, http.StatusText(e.Code)))
 	if e.Remote != "" {
 		text = fmt.Sprintf("%s answered %s to %s %s", e.Remote, text, e.Method, e.URL)
 	}
@@ -74,8 +74,8 @@ func (e *UnreachableError) Error() string {
 // Unwrap returns the cause, such as context.DeadlineExceeded or syscall.ECONNREFUSED.
 func (e *UnreachableError) Unwrap() error { return e.Err }
 
-// An InvalidResponseError is a response that was received but cannot be used: it does not follow the
-// protocol, is too large ([ErrResponseTooLarge]), or was truncated.
+// An InvalidResponseError is a response that was received but cannot be used: it does not follow
+// the protocol, is too large ([ErrResponseTooLarge]), or was truncated.
 type InvalidResponseError struct {
 	Remote string
 	Method string
@@ -144,12 +144,12 @@ const (
 	KindRefused        Kind = "refused"         // the address could not be dialed
 	KindConnectionLost Kind = "connection_lost" // the connection was lost before a response
 	KindTimeout        Kind = "timeout"         // no response in time, or only a part of one
-	KindTLS            Kind = "tls"             // no TLS connection, for example because of an invalid certificate
+	KindTLS            Kind = "tls"             // no TLS connection, as with an invalid certificate
 	KindStatus         Kind = "status"          // a non-2xx response: see StatusError
 	KindWrongServer    Kind = "wrong_server"    // see WrongServerError
-	KindMalformed      Kind = "malformed"       // a response without the envelope of peers, or a truncated one
+	KindMalformed      Kind = "malformed"       // a truncated response, or one without the envelope
 	KindTooLarge       Kind = "too_large"       // a response that exceeds Config.MaxResponseBytes
-	KindCanceled       Kind = "canceled"        // the call ended before the peer answered; see ErrEnoughResults
+	KindCanceled       Kind = "canceled"        // the call ended first; see ErrEnoughResults
 	KindCircuitOpen    Kind = "circuit_open"    // nothing was sent: see CircuitOpenError
 	KindNotAllowed     Kind = "not_allowed"     // nothing was sent: see ErrNotAllowed
 	KindNoToken        Kind = "no_token"        // nothing was sent: see TokenError
@@ -205,7 +205,8 @@ func isTLSError(err error) bool {
 	if _, ok := errors.AsType[tls.AlertError](err); ok {
 		return true
 	}
-	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" { // an alert from the server
+	// The operation of an alert that the server has sent is "remote error".
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" {
 		return true
 	}
 	_, ok := errors.AsType[tls.RecordHeaderError](err)

@@ -27,8 +27,8 @@ const (
 	epoch = "1970-01-01T00:00:00.000Z"
 	// How many conditional deletes of one call are in flight at a time.
 	maxConcurrentDeletes = 8
-	// The longest delay before an eviction is broadcast, per server of the cluster: about the time that
-	// a notification of one peer takes.
+	// The longest delay before an eviction is broadcast, per server of the cluster: about the time
+	// that a notification of one peer takes.
 	broadcastDelayPerServer = time.Millisecond
 )
 
@@ -123,8 +123,8 @@ func (e *evictor) review(ctx context.Context, b batch, suspects []int) {
 	e.broadcastDepartures(ctx, ids)
 }
 
-// selfPreservation returns the reason why none of the suspects is evicted; nil if each of them is to
-// be decided on.
+// selfPreservation returns the reason why none of the suspects is evicted; nil if each of them is
+// to be decided on.
 func (e *evictor) selfPreservation(b batch, suspects int) error {
 	unreachableCount := suspects
 	for i := range b.outcomes {
@@ -153,9 +153,10 @@ func (e *evictor) skipEviction(ctx context.Context, o *Outcome, reason error) {
 	e.trace.evictionSkipped(o.Server, reason)
 }
 
-// resolveSuspect decides on one suspect: it is gone, or it stays with an error, or it has registered
-// again and is retried at its newer entry, up to maxNewerEntries times. decisionCtx bounds the
-// requests to the registry. resolveSuspect reports whether this call evicted the suspect.
+// resolveSuspect decides on one suspect: it is gone, or it stays with an error, or it has
+// registered again and is retried at its newer entry, up to maxNewerEntries times. decisionCtx
+// bounds the requests to the registry. resolveSuspect reports whether this call evicted the
+// suspect.
 func (e *evictor) resolveSuspect(ctx, decisionCtx context.Context, b batch, i int) (evicted bool) {
 	p, o := b.peers[i], &b.outcomes[i]
 	for range maxNewerEntries {
@@ -187,12 +188,12 @@ func (e *evictor) resolveSuspect(ctx, decisionCtx context.Context, b batch, i in
 // A checkResult is what the registry, or the view, has of a suspect.
 type checkResult struct {
 	peer    *membership.Peer // its newer entry; nil if it is gone
-	tried   bool             // peer is the entry just tried: the registry has confirmed an announced one
+	tried   bool             // peer was announced and just tried; now the registry confirms it
 	evicted bool             // by this call
 }
 
-// checkRegistry makes the registry delete p unless it has a newer entry, which then replaces that of
-// the view. If the view already has a newer entry, or none, checkRegistry sends no request.
+// checkRegistry makes the registry delete p unless it has a newer entry, which then replaces that
+// of the view. If the view already has a newer entry, or none, checkRegistry sends no request.
 func (e *evictor) checkRegistry(ctx, decisionCtx context.Context, p *membership.Peer) (checkResult, error) {
 	known, ok := e.state.view().Get(p.ServerID)
 	if !ok || known.LastUpdate().After(p.LastUpdate()) {
@@ -215,12 +216,12 @@ func (e *evictor) checkRegistry(ctx, decisionCtx context.Context, p *membership.
 	return checkResult{peer: current, tried: known.Announced && same}, nil
 }
 
-// conditionalDelete deletes a server from the registry, unless the registry has a newer entry, which
-// it returns. Concurrent calls for the same entry share one request.
+// conditionalDelete deletes a server from the registry, unless the registry has a newer entry,
+// which it returns. Concurrent calls for the same entry share one request.
 func (e *evictor) conditionalDelete(ctx context.Context, p *membership.Peer) (newer *wire.Server, err error) {
 	date := p.UpdatedAtText()
 	if p.Announced {
-		date = epoch // the date of an announced entry is not trusted: a forged one could delete any server
+		date = epoch // the announced date is not trusted: a forged one could delete any server
 	}
 	if date == "" {
 		return nil, errors.New("its entry has no date, which a conditional delete needs")
@@ -253,8 +254,8 @@ func (e *evictor) evict(ctx context.Context, p *membership.Peer) (evicted bool) 
 }
 
 // broadcastDepartures notifies the remaining peers of evictions, in a goroutine. In a large cluster
-// all nodes may evict the same server at the same moment. So each waits for a random delay, and skips
-// departures of which it has been notified meanwhile.
+// all nodes may evict the same server at the same moment. So each waits for a random delay, and
+// skips departures of which it has been notified meanwhile.
 func (e *evictor) broadcastDepartures(ctx context.Context, evictedIDs []string) {
 	if len(evictedIDs) == 0 {
 		return

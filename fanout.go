@@ -49,9 +49,9 @@ type fanOut struct {
 	client       *peerClient
 	peers        []*membership.Peer // to be called
 	total        int                // peers in the view, called or not
-	outcomes     []Outcome          // in the order of peers; each is written before its index is sent to done
+	outcomes     []Outcome          // in the order of peers
 	waitForAll   bool               // no outcome is read before all are complete
-	done         chan int           // indices of complete outcomes; nil if waitForAll. A send never blocks
+	done         chan int           // indices of complete outcomes; nil if waitForAll
 	start        time.Time
 	initialToken string
 
@@ -80,8 +80,8 @@ func (c *peerClient) newFanOut(call *preparedRequest, view membership.View) *fan
 	return f
 }
 
-// run calls all peers, and yields the index of each as soon as its outcome is complete. For suspects
-// that is when all peers have been called and eviction has been decided.
+// run calls all peers, and yields the index of each as soon as its outcome is complete. For
+// suspects that is when all peers have been called and eviction has been decided.
 func (f *fanOut) run(ctx context.Context) iter.Seq[int] {
 	return func(yield func(int) bool) {
 		if len(f.peers) == 0 {
@@ -178,7 +178,8 @@ func (f *fanOut) deliver(i int) {
 	}
 }
 
-// buildTemplate makes the template of all requests. If rejected is set, it replaces that token first.
+// buildTemplate makes the template of all requests. If rejected is set, it replaces that token
+// first.
 func (f *fanOut) buildTemplate(ctx context.Context, rejected string) error {
 	key := f.key
 	key.Audience, key.Cluster = f.client.audience, true
@@ -219,8 +220,8 @@ func addHeader(header, added http.Header) {
 }
 
 // A sharedDeadline gives requests that begin at about the same moment one context, because a timer
-// for each request would cost more than all other work of this package for it. A request may lose up
-// to 2 % of its timeout, and at most 5 ms.
+// for each request would cost more than all other work of this package for it. A request may lose
+// up to 2 % of its timeout, and at most 5 ms.
 type sharedDeadline struct {
 	current    context.Context    //nolint:containedctx // derived from that of a call, which outlives it
 	cancel     context.CancelFunc // not called: the end of the call's context releases the timer

@@ -28,10 +28,10 @@ func (c *Cluster) Mount(mux interface {
 	mux.Handle("DELETE "+c.cfg.BasePath+"/itResources/{id}/servers/{serverId}", http.HandlerFunc(c.DeleteServer))
 }
 
-// CreateItResource is the endpoint at which peers announce themselves: POST {base}/itResources with an
-// itResource as the body. It merges the servers into the view, and keeps the newer of two entries
-// of one server. The response is the itResource with all known servers. It is null if the request has
-// "Prefer: return=minimal" (RFC 7240), which nodes of this package send.
+// CreateItResource is the endpoint at which peers announce themselves: POST {base}/itResources with
+// an itResource as the body. It merges the servers into the view, and keeps the newer of two
+// entries of one server. The response is the itResource with all known servers. It is null if the
+// request has "Prefer: return=minimal" (RFC 7240), which nodes of this package send.
 //
 // The request must carry a cluster token of the node's own type. An itResource with another id
 // changes nothing, and is not an error. A server that the [PeerPolicy] does not allow is ignored.
@@ -144,8 +144,8 @@ func (c *Cluster) Reply(w http.ResponseWriter, r *http.Request, data any) {
 
 // ReplyError sends an error response: {"statusCode", "title", "message", "info"?}. The status is
 // that of a [StatusError] without a Remote, such as &StatusError{Code: 404, Message: "no such
-// thing"}. For [ErrInvalidRequest] it is 400, for [ErrManagementOff] 409, for [ErrClosed] 503, and for
-// any other error 500.
+// thing"}. For [ErrInvalidRequest] it is 400, for [ErrManagementOff] 409, for [ErrClosed] 503, and
+// for any other error 500.
 func (c *Cluster) ReplyError(w http.ResponseWriter, r *http.Request, err error) {
 	response := wire.Error{StatusCode: http.StatusInternalServerError, Message: err.Error()}
 	switch {
@@ -198,7 +198,8 @@ func (c *Cluster) mergeAnnounced(ctx context.Context, it wire.ItResource) (membe
 	if err := errors.Join(problems...); err != nil {
 		c.log.Warn("announcement contains invalid servers", zap.Error(err), correlationField(ctx))
 	}
-	announced = announced.Allowed().Without(c.cfg.ID) // this node's own entry comes from the registry only
+	// This node's own entry comes from the registry only.
+	announced = announced.Allowed().Without(c.cfg.ID)
 	view, err := c.state.applyAnnouncement(announced, c.policy.maxServers())
 	if err == nil && view.ID() != it.ID {
 		c.logIgnored(ctx, view.ID(), it.ID)
@@ -310,7 +311,8 @@ func (c *Cluster) readBody(w http.ResponseWriter, r *http.Request, into any) err
 	_ = control.SetReadDeadline(time.Now().Add(c.cfg.RequestTimeout)) // not all writers support it
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, c.cfg.MaxRequestBytes))
 	if err == nil {
-		// After an error the deadline stays: the server reads the rest of the body before it responds.
+		// After an error the deadline stays: the server reads the rest of the body before it
+		// responds.
 		_ = control.SetReadDeadline(time.Time{})
 		err = json.Unmarshal(body, into)
 	}

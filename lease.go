@@ -20,8 +20,8 @@ const (
 	maxRenewalFraction = 0.9 // so that the jitter of a tenth stays within the lease
 	maxRetryDelay      = 30 * time.Second
 
-	// Servers that register at the same moment may each be listed alone. A server that still is alone
-	// after this time renews once more.
+	// Servers that register at the same moment may each be listed alone. A server that still is
+	// alone after this time renews once more.
 	recheckDelay  = 60 * time.Second
 	recheckJitter = 10 * time.Second
 )
@@ -68,8 +68,8 @@ func (s *schedule) onTrigger() {
 	}
 }
 
-// due reports whether to renew now, and if so begins an attempt. isAlone says whether the view has no
-// other server than this node.
+// due reports whether to renew now, and if so begins an attempt. isAlone says whether the view has
+// no other server than this node.
 func (s *schedule) due(now time.Time, isAlone bool) bool {
 	s.rechecking = false
 	if !s.recheckAt.IsZero() && !now.Before(s.recheckAt) {
@@ -95,8 +95,8 @@ func (s *schedule) onFailure(now time.Time, retryIn time.Duration) {
 	}
 }
 
-// startLease starts the lease goroutine. If it runs already, it renews: the lease that has just been
-// granted may be shorter than the time until its next renewal.
+// startLease starts the lease goroutine. If it runs already, it renews: the lease that has just
+// been granted may be shorter than the time until its next renewal.
 func (c *Cluster) startLease(ctx context.Context, renewIn time.Duration) error {
 	if err := context.Cause(c.memberCtx); err != nil {
 		return err
@@ -191,8 +191,8 @@ func (c *Cluster) renewFailed(ctx context.Context, err error, retryIn time.Durat
 	c.trace.renewFailed(err, retryIn)
 }
 
-// newBackoff returns the delays between attempts to renew. They are short compared to the lease, and
-// have a maximum, so that the node soon notices that the registry is back.
+// newBackoff returns the delays between attempts to renew. They are short compared to the lease,
+// and have a maximum, so that the node soon notices that the registry is back.
 func (c *Cluster) newBackoff() backoff.BackOff {
 	limit := cmp.Or(c.state.status().LeaseTime, defaultLease) / 12
 	return backoff.NewExponentialBackOff(

@@ -27,9 +27,9 @@ func WithLogger(l *zap.Logger) Option {
 }
 
 // WithHTTPClient sends all requests through the Transport of hc. Nothing else of hc is used:
-// redirects are never followed, and Config.RequestTimeout bounds each request. The default transports
-// use no proxy towards peers, and check resolved addresses against [PeerPolicy].Networks; with this
-// option, both are up to hc.
+// redirects are never followed, and Config.RequestTimeout bounds each request. The default
+// transports use no proxy towards peers, and check resolved addresses against
+// [PeerPolicy].Networks; with this option, both are up to hc.
 func WithHTTPClient(hc *http.Client) Option {
 	return optionFunc(func(o *options) { o.client = hc })
 }
@@ -41,8 +41,8 @@ type TokenKey struct {
 	Customer string // the Customer of a [Request]
 }
 
-// WithTokens obtains tokens from source instead of from the token service. source is called once per
-// key, and may return any source of x/oauth2. The node keeps each token until shortly before it
+// WithTokens obtains tokens from source instead of from the token service. source is called once
+// per key, and may return any source of x/oauth2. The node keeps each token until shortly before it
 // expires.
 func WithTokens(source func(TokenKey) oauth2.TokenSource) Option {
 	return optionFunc(func(o *options) { o.tokens = source })
@@ -92,18 +92,18 @@ type Retry struct {
 	MaxRetries int
 	// Delay is the pause before each retry; 10 ms by default.
 	Delay time.Duration
-	// MaxElapsed bounds the time from the start of the first attempt to that of the last. There is no
-	// bound by default.
+	// MaxElapsed bounds the time from the start of the first attempt to that of the last. There is
+	// no bound by default.
 	MaxElapsed time.Duration
-	// RetryIf reports whether to retry a request of the given method that failed with err; [RetrySafe]
-	// by default.
+	// RetryIf reports whether to retry a request of the given method that failed with err;
+	// [RetrySafe] by default.
 	RetryIf func(method string, err error) bool
 }
 
-// RetrySafe is the default of [Retry].RetryIf. It allows a retry if the address could not be dialed,
-// or if the connection was lost before a response and the method is idempotent. It allows none after
-// a timeout, so that a peer that hangs costs a call one timeout only, and none after a response of
-// any status.
+// RetrySafe is the default of [Retry].RetryIf. It allows a retry if the address could not be
+// dialed, or if the connection was lost before a response and the method is idempotent. It allows
+// none after a timeout, so that a peer that hangs costs a call one timeout only, and none after a
+// response of any status.
 func RetrySafe(method string, err error) bool {
 	if !unreachable(err) || timedOut(err) {
 		return false
@@ -126,8 +126,8 @@ func RetryNPM() Retry {
 // An Eviction says when an unreachable peer is evicted: deleted from the registry, and removed from
 // the views of this node and of its peers, which it notifies.
 //
-// A peer becomes a suspect if it sends no response at all. At the end of a fan-out, the node asks the
-// registry to delete each suspect, on the condition that the registry has no newer entry of it:
+// A peer becomes a suspect if it sends no response at all. At the end of a fan-out, the node asks
+// the registry to delete each suspect, on the condition that the registry has no newer entry of it:
 //
 //   - If the registry deletes it, the peer is evicted.
 //   - If the registry has a newer entry, the peer has registered again. The node takes over that
@@ -136,15 +136,15 @@ func RetryNPM() Retry {
 //   - If the registry does not respond, the peer stays.
 //
 // No suspect is evicted if more than MaxSuspectFraction of the peers are unreachable, because the
-// fault is then likely local; this self-preservation applies from three peers on. A call also evicts
-// none if it reached MinResults, or if it called only one or two of three or more peers.
+// fault is then likely local; this self-preservation applies from three peers on. A call also
+// evicts none if it reached MinResults, or if it called only one or two of three or more peers.
 type Eviction struct {
 	// Disabled turns eviction off.
 	Disabled bool
 	// ServerErrors treats peers that answer with a 5xx as suspects, too, as the npm module does.
 	ServerErrors bool
-	// MaxSuspectFraction is the fraction of unreachable peers up to which suspects are evicted; 0.5 by
-	// default. 1 turns self-preservation off.
+	// MaxSuspectFraction is the fraction of unreachable peers up to which suspects are evicted; 0.5
+	// by default. 1 turns self-preservation off.
 	MaxSuspectFraction float64
 	// Timeout bounds how long a call waits for the registry to decide on all its suspects; 2 s by
 	// default.
@@ -158,10 +158,10 @@ type Eviction struct {
 // If the registry lists a server that is not allowed, the server stays in the view, and its
 // outcome in every fan-out is [KindNotAllowed]. If a peer announces one, it is ignored.
 type PeerPolicy struct {
-	// Networks are the networks in which peers may be. The check is made on the address that is dialed,
-	// after a name is resolved; with [WithHTTPClient] only URLs with an IP address are checked. By
-	// default all addresses are allowed except link-local, multicast and unspecified ones: cloud
-	// providers serve credentials at link-local addresses.
+	// Networks are the networks in which peers may be. The check is made on the address that is
+	// dialed, after a name is resolved; with [WithHTTPClient] only URLs with an IP address are
+	// checked. By default all addresses are allowed except link-local, multicast and unspecified
+	// ones: cloud providers serve credentials at link-local addresses.
 	Networks []netip.Prefix
 	// Allow, if set, returns an error for a server that must not be called. It is called whenever a
 	// server or its address is new, possibly for many servers in a row, and must not block.
@@ -170,8 +170,8 @@ type PeerPolicy struct {
 	// 10,000 by default. The registry may list more.
 	MaxServers int
 	// VerifyWithRegistry treats announcements and departures reported by peers as hints. Instead of
-	// applying them, the node renews at once and applies the registry's list. It does so at most once
-	// every Config.RegistrationRetry.
+	// applying them, the node renews at once and applies the registry's list. It does so at most
+	// once every Config.RegistrationRetry.
 	VerifyWithRegistry bool
 }
 
@@ -181,14 +181,14 @@ type PeerPolicy struct {
 type Trace struct {
 	// StateChanged is called when the [State] of the registration changes.
 	StateChanged func(from, to Status)
-	// Renewed is called when the registry has accepted a registration or a renewal. renewIn is the time
-	// until the next renewal.
+	// Renewed is called when the registry has accepted a registration or a renewal. renewIn is the
+	// time until the next renewal.
 	Renewed func(lease, renewIn time.Duration)
-	// RenewFailed is called when a registration or a renewal has failed. retryIn is the time until the
-	// next attempt.
+	// RenewFailed is called when a registration or a renewal has failed. retryIn is the time until
+	// the next attempt.
 	RenewFailed func(err error, retryIn time.Duration)
-	// PeerDone is called with the outcome of each peer in a fan-out, before eviction is decided. A call
-	// that waits for all peers calls it for all of them at its end.
+	// PeerDone is called with the outcome of each peer in a fan-out, before eviction is decided. A
+	// call that waits for all peers calls it for all of them at its end.
 	PeerDone func(Outcome)
 	// Evicted is called for each peer that this node evicts.
 	Evicted func(Server)

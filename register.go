@@ -42,8 +42,8 @@ func (c *Cluster) Register(ctx context.Context) (*Response, error) {
 
 // A Departure is the result of [Cluster.UnRegister].
 type Departure struct {
-	// NbServers is the number of servers the cluster had, this one included; 0 if the node had never
-	// registered.
+	// NbServers is the number of servers the cluster had, this one included; 0 if the node had
+	// never registered.
 	NbServers int
 	ServerID  string
 	// Errors are the reasons why the registry may list this node until its lease expires.
@@ -68,8 +68,8 @@ func (d Departure) MarshalJSON() ([]byte, error) {
 // Config.Management notifies all peers. A peer that does not answer within Config.RequestTimeout is
 // not evicted, and does not count as an error: its next renewal removes the node from its view.
 //
-// UnRegister blocks until it is done or ctx ends, and returns what failed in the Departure. It may be
-// called at any time, also before Register, and interrupts a Register in progress. A second call
+// UnRegister blocks until it is done or ctx ends, and returns what failed in the Departure. It may
+// be called at any time, also before Register, and interrupts a Register in progress. A second call
 // retries what failed and otherwise does nothing.
 func (c *Cluster) UnRegister(ctx context.Context) Departure {
 	left := fmt.Errorf("%w: it has left", ErrNotRegistered)
@@ -186,18 +186,19 @@ func (c *Cluster) renew(ctx context.Context) (renewal, error) {
 	return r, nil
 }
 
-// recreated reports whether the registry has created this node's entry again since the last renewal.
-// Then the entry had been deleted or lost, and peers may have been notified of a departure.
+// recreated reports whether the registry has created this node's entry again since the last
+// renewal. Then the entry had been deleted or lost, and peers may have been notified of a
+// departure.
 func recreated(before, listed membership.View, id string) bool {
 	previous, known := before.Get(id)
 	current, found := listed.Get(id)
 	return known && found && !current.CreatedAt.Equal(previous.CreatedAt)
 }
 
-// registryWasReset reports whether the registry has lost its data, as one without a persistent store
-// does when it restarts: it has created the entry of this node again, and has no entry that is as
-// old as in the view. Entries created since the last renewal of this node do not count, because
-// they may have been announced after the loss.
+// registryWasReset reports whether the registry has lost its data, as one without a persistent
+// store does when it restarts: it has created the entry of this node again, and has no entry that
+// is as old as in the view. Entries created since the last renewal of this node do not count,
+// because they may have been announced after the loss.
 func registryWasReset(before, listed membership.View, id string) bool {
 	if !recreated(before, listed, id) {
 		return false
@@ -212,8 +213,9 @@ func registryWasReset(before, listed membership.View, id string) bool {
 	return true
 }
 
-// announceSelf announces this node to all peers. It sends them no other server: they take those from
-// the registry, and in a large cluster full lists would be most of the traffic when nodes start.
+// announceSelf announces this node to all peers. It sends them no other server: they take those
+// from the registry, and in a large cluster full lists would be most of the traffic when nodes
+// start.
 func (c *Cluster) announceSelf(ctx context.Context) *Response {
 	view := c.state.view()
 	return c.announce(ctx, view.Select(c.cfg.ID), view)
@@ -240,8 +242,8 @@ func (c *Cluster) announce(ctx context.Context, servers, peers membership.View) 
 	}, peers)
 }
 
-// notifyDeparture reports to peers that a server has departed. A peer that cannot be reached takes it
-// from the registry later.
+// notifyDeparture reports to peers that a server has departed. A peer that cannot be reached takes
+// it from the registry later.
 func (c *Cluster) notifyDeparture(ctx context.Context, peers membership.View, departedID string) {
 	path := "/itResources/" + peers.ID() + "/servers/" + departedID
 	outcomes := c.peers.callAll(ctx, &preparedRequest{
@@ -256,8 +258,8 @@ func (c *Cluster) notifyDeparture(ctx context.Context, peers membership.View, de
 	}
 }
 
-// jitter changes d at random, by at most the given fraction. Without it, nodes that started together
-// would send their requests together from then on.
+// jitter changes d at random, by at most the given fraction. Without it, nodes that started
+// together would send their requests together from then on.
 func jitter(d time.Duration, fraction float64) time.Duration {
 	return time.Duration(float64(d) * (1 + fraction*(2*rand.Float64()-1)))
 }

@@ -110,7 +110,7 @@ func decodeDeleteResponse(body []byte, serverID string) (newer *wire.Server, err
 	}
 	switch {
 	case response.Server != nil && response.Server.ServerID != serverID:
-		return nil, errors.New("it is about another server") // the id is not quoted: it could echo a secret
+		return nil, errors.New("it is about another server") // its id could echo a secret
 	case response.Server == nil && (response.Data == nil || string(response.Data) == "null"):
 		return nil, errors.New("it has neither data nor a server")
 	}
@@ -143,8 +143,8 @@ func (r *registryClient) do(ctx context.Context, req registryRequest) error {
 	}
 }
 
-// withFailover tries the replicas, each at most once, until one sends a usable response. All replicas
-// share one request timeout.
+// withFailover tries the replicas, each at most once, until one sends a usable response. All
+// replicas share one request timeout.
 //
 // A replica may have executed the request before it failed. It is safe to repeat: registering twice
 // is renewing, and a server may be deleted twice.
@@ -232,8 +232,8 @@ type replicas struct {
 	current string
 }
 
-// newReplicas parses a valid list of URLs, and shuffles it: each replica then serves its share of the
-// nodes, and if it fails the others share them. The order is random instead of derived from the
+// newReplicas parses a valid list of URLs, and shuffles it: each replica then serves its share of
+// the nodes, and if it fails the others share them. The order is random instead of derived from the
 // server id, so that a node that restarts may start with another replica.
 func newReplicas(list string) *replicas {
 	urls := strings.Split(list, ",")
@@ -241,8 +241,8 @@ func newReplicas(list string) *replicas {
 	return &replicas{urls: urls, current: urls[0]}
 }
 
-// order returns the current URL, and all URLs in the order in which to try them: from the current one
-// on, or with failback from the preferred one on.
+// order returns the current URL, and all URLs in the order in which to try them: from the current
+// one on, or with failback from the preferred one on.
 func (r *replicas) order(failback bool) (current string, urls []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

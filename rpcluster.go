@@ -17,12 +17,13 @@ import (
 )
 
 // RPCluster sends req to every peer in the view, or to those that req selects, and waits for all of
-// them, or for as many results as req needs. The node does not call itself. A node without peers gets
-// an empty Response.
+// them, or for as many results as req needs. The node does not call itself. A node without peers
+// gets an empty Response.
 //
 // If a peer fails, or ctx ends before it answers, its [Outcome] has the error. RPCluster itself
-// returns an error only if no peer was called: because the request is invalid ([ErrInvalidRequest]),
-// management is off ([ErrManagementOff]), or the node is closed ([ErrClosed]).
+// returns an error only if no peer was called: because the request is invalid
+// ([ErrInvalidRequest]), management is off ([ErrManagementOff]), or the node is closed
+// ([ErrClosed]).
 //
 // A peer that cannot be reached may be evicted; see [Eviction].
 func (c *Cluster) RPCluster(ctx context.Context, req Request) (*Response, error) {
@@ -35,8 +36,8 @@ func (c *Cluster) RPCluster(ctx context.Context, req Request) (*Response, error)
 
 // Stream sends req like RPCluster, and yields each outcome as it arrives. Peers that cannot be
 // reached come last, after eviction has been decided. Breaking out of the loop cancels the requests
-// in flight. Where RPCluster would return an error, Stream yields one Outcome with that error, the kind
-// [KindInvalid] and no server.
+// in flight. Where RPCluster would return an error, Stream yields one Outcome with that error, the
+// kind [KindInvalid] and no server.
 func (c *Cluster) Stream(ctx context.Context, req Request) iter.Seq[Outcome] {
 	return func(yield func(Outcome) bool) {
 		call, err := c.prepare(req)
@@ -62,8 +63,8 @@ type Request struct {
 	Path string
 	// Query is added to the query of Path.
 	Query url.Values
-	// Header is sent with the request, except for Authorization, User-Agent, the correlation id, and
-	// hop-by-hop headers. So the header of an incoming request may be passed on.
+	// Header is sent with the request, except for Authorization, User-Agent, the correlation id,
+	// and hop-by-hop headers. So the header of an incoming request may be passed on.
 	Header http.Header
 	// Body is encoded as JSON; a json.RawMessage or []byte is sent as it is. Nil sends no body.
 	Body any
@@ -75,19 +76,19 @@ type Request struct {
 	// Retry replaces the policy of [WithRetry] for this request.
 	Retry *Retry
 
-	// Filter reports whether to call a peer; nil calls all. It is called for every peer before the first
-	// request is sent, and must not change its argument. A call to only one or two of three or more
-	// peers evicts none.
+	// Filter reports whether to call a peer; nil calls all. It is called for every peer before the
+	// first request is sent, and must not change its argument. A call to only one or two of three
+	// or more peers evicts none.
 	Filter func(Server) bool
-	// MinResults is the quorum: the number of results after which the call ends. The requests to the
-	// other peers are then canceled, and their outcomes have [ErrEnoughResults]. Such a call evicts no
-	// peer. 0 waits for all peers.
+	// MinResults is the quorum: the number of results after which the call ends. The requests to
+	// the other peers are then canceled, and their outcomes have [ErrEnoughResults]. Such a call
+	// evicts no peer. 0 waits for all peers.
 	MinResults int
-	// HedgeAfter is the delay after which a GET or HEAD without a response is sent a second time, with
-	// HTTP/1 on another connection. The first response counts, and the other request is canceled. Choose
-	// a delay within which nearly all responses arrive, because each hedged request costs a connection.
-	// Hedged requests count towards Config.MaxInFlight, and are not sent when no slot is free. 0 sends
-	// none.
+	// HedgeAfter is the delay after which a GET or HEAD without a response is sent a second time,
+	// with HTTP/1 on another connection. The first response counts, and the other request is
+	// canceled. Choose a delay within which nearly all responses arrive, because each hedged
+	// request costs a connection. Hedged requests count towards Config.MaxInFlight, and are not
+	// sent when no slot is free. 0 sends none.
 	HedgeAfter time.Duration
 }
 
@@ -102,7 +103,8 @@ type Outcome struct {
 	// Err is why the peer failed; nil if it did not. Kind classifies it.
 	Err  error
 	Kind Kind
-	// Evicted reports whether the peer was removed from the view because the registry has deleted it.
+	// Evicted reports whether the peer was removed from the view because the registry has deleted
+	// it.
 	Evicted bool
 	// EvictionSkipped is why a suspect was not evicted. It is nil for all other peers.
 	EvictionSkipped error
@@ -157,8 +159,8 @@ type Response struct {
 	Failures []Outcome         `json:"failures"`
 }
 
-// Decode decodes the Data of a response into values of one type. The error for a value that does not
-// fit names its index.
+// Decode decodes the Data of a response into values of one type. The error for a value that does
+// not fit names its index.
 func Decode[T any](r *Response) ([]T, error) {
 	if r == nil {
 		return nil, nil
@@ -174,7 +176,8 @@ func Decode[T any](r *Response) ([]T, error) {
 
 // newResponse splits outcomes into results and failures, and keeps their order.
 func newResponse(outcomes []Outcome) *Response {
-	r := &Response{Data: []json.RawMessage{}, Results: outcomes, Failures: []Outcome{}} // so that none is null in JSON
+	// None of the fields may be null in JSON.
+	r := &Response{Data: []json.RawMessage{}, Results: outcomes, Failures: []Outcome{}}
 	failures := 0
 	for i := range outcomes {
 		if outcomes[i].Err != nil {
@@ -197,8 +200,8 @@ func newResponse(outcomes []Outcome) *Response {
 	return r
 }
 
-// appendData appends the elements of data if it is an array, and otherwise data itself. data is valid
-// JSON without space around it, or empty.
+// appendData appends the elements of data if it is an array, and otherwise data itself. data is
+// valid JSON without space around it, or empty.
 func appendData(all []json.RawMessage, data json.RawMessage) []json.RawMessage {
 	if len(data) == 0 || data[0] != '[' {
 		if len(data) > 0 {
@@ -327,8 +330,8 @@ func isToken(s string) bool {
 	})
 }
 
-// hasDotSegments reports whether a server may resolve p to a path outside of the base path (RFC 3986,
-// section 5.2.4). Some servers treat a backslash as a slash.
+// hasDotSegments reports whether a server may resolve p to a path outside of the base path (RFC
+// 3986, section 5.2.4). Some servers treat a backslash as a slash.
 func hasDotSegments(p string) bool {
 	for segment := range strings.SplitSeq(strings.ReplaceAll(p, `\`, "/"), "/") {
 		if segment == ".." || segment == "." {

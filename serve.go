@@ -17,8 +17,8 @@ import (
 const drainTimeout = 30 * time.Second
 
 // ListenAndServe listens at srv.Addr and calls [Cluster.Serve]. If srv.Addr is empty, it listens at
-// Config.Port on all interfaces, or only on the loopback interface if Config.LocalIPv4 is a loopback
-// address.
+// Config.Port on all interfaces, or only on the loopback interface if Config.LocalIPv4 is a
+// loopback address.
 func (c *Cluster) ListenAndServe(ctx context.Context, srv *http.Server) error {
 	var lc net.ListenConfig
 	ln, err := lc.Listen(ctx, "tcp", cmp.Or(srv.Addr, c.listenAddr()))
@@ -33,9 +33,9 @@ func (c *Cluster) ListenAndServe(ctx context.Context, srv *http.Server) error {
 // srv is shut down, it unregisters the node, still serving requests, then waits up to 30 s for
 // requests in progress, and closes the Cluster.
 //
-// Serve blocks until all of this is done. It returns nil if serving ended because of ctx or a shutdown
-// of srv, and all of the following steps succeeded. Otherwise the error says why serving ended and
-// what failed.
+// Serve blocks until all of this is done. It returns nil if serving ended because of ctx or a
+// shutdown of srv, and all of the following steps succeeded. Otherwise the error says why serving
+// ended and what failed.
 func (c *Cluster) Serve(ctx context.Context, ln net.Listener, srv *http.Server) error {
 	defer c.Close()
 	ctx, cancel := context.WithCancel(ctx)

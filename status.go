@@ -20,8 +20,8 @@ import (
 // A State is the state of a node's registration.
 type State string
 
-// The states of a registration. A node is an Orphan until it first registers. It is then Registered,
-// Degraded or Lost, and may change between them any number of times, until it has Left.
+// The states of a registration. A node is an Orphan until it first registers. It is then
+// Registered, Degraded or Lost, and may change between them any number of times, until it has Left.
 const (
 	Orphan     State = "orphan"     // not registered yet
 	Registered State = "registered" // the last renewal succeeded
@@ -33,8 +33,8 @@ const (
 // A Status describes a registration at one moment.
 type Status struct {
 	State State
-	// Reason is why the node is not Registered, such as the error of the last renewal. It is nil if the
-	// node is Registered.
+	// Reason is why the node is not Registered, such as the error of the last renewal. It is nil if
+	// the node is Registered.
 	Reason error
 
 	ServerID string
@@ -154,8 +154,8 @@ type stateData struct {
 	view              membership.View
 	status            Status
 	mustReregister    bool            // a peer has reported this node as departed
-	deregistered      bool            // the registry has deleted this node, at its own request
-	pendingDepartures map[string]bool // ids of servers evicted by this node, of which peers are to be notified
+	deregistered      bool            // UnRegister has deleted this node from the registry
+	pendingDepartures map[string]bool // ids of servers whose eviction is yet to be broadcast
 }
 
 func newState(serverID string, o *options) *state {
@@ -212,8 +212,8 @@ type acceptedRenewal struct {
 	retainUntil time.Time // for servers that are not listed; zero drops them
 }
 
-// applyRenewal makes the registry's list the view, and the node Registered. It reports whether peers
-// may not know this node, so that it must announce itself.
+// applyRenewal makes the registry's list the view, and the node Registered. It reports whether
+// peers may not know this node, so that it must announce itself.
 func (s *state) applyRenewal(r acceptedRenewal) (needsAnnounce bool) {
 	s.update(func(d *stateData) {
 		needsAnnounce = d.status.State == Lost || d.mustReregister || r.recreated
@@ -252,8 +252,8 @@ func (s *state) checkExpiry() {
 	})
 }
 
-// leave makes the node Left. It returns the view, and reports whether there is nothing to deregister:
-// the node has never registered, or is deregistered already.
+// leave makes the node Left. It returns the view, and reports whether there is nothing to
+// deregister: the node has never registered, or is deregistered already.
 func (s *state) leave(reason error) (view membership.View, deregistered bool) {
 	s.update(func(d *stateData) {
 		view, deregistered = d.view, d.deregistered
