@@ -21,19 +21,20 @@ import (
 // The measure is a tenth of the time in which all nodes register again. Any interval of this length
 // may have at most twice the mean.
 func TestOutage(t *testing.T) {
-	faults := map[string]clustertest.Fault{"hanging": clustertest.Hang}
-	if full(t, "only an outage in which the registry hangs") {
-		faults["refusing"] = clustertest.Refuse
+	length, faults := 4, map[string]clustertest.Fault{"hanging": clustertest.Hang}
+	if full(t, "an outage of four leases, in which the registry hangs") {
+		length, faults["refusing"] = 10, clustertest.Refuse
 	}
 	for name, fault := range faults {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			synctest.Test(t, func(t *testing.T) { testOutage(t, fault) })
+			synctest.Test(t, func(t *testing.T) { testOutage(t, length, fault) })
 		})
 	}
 }
 
-func testOutage(t *testing.T, fault clustertest.Fault) {
+// testOutage runs an outage of that many leases, at least four.
+func testOutage(t *testing.T, length int, fault clustertest.Fault) {
 	t.Helper()
 	const (
 		nodes    = 1000
@@ -52,12 +53,13 @@ func testOutage(t *testing.T, fault clustertest.Fault) {
 
 	time.Sleep(lease)
 	w.Network.Fault(clustertest.Any, clustertest.RegistryHost, fault)
-	time.Sleep(4 * lease)
+	rest := time.Duration(length-4) * lease // without the fault of the token service
+	time.Sleep(rest * 2 / 3)
 	w.Network.Fault(clustertest.Any, clustertest.TokenHost, fault)
 	time.Sleep(4 * lease)
 	w.Network.Fault(clustertest.Any, clustertest.TokenHost, nil)
-	time.Sleep(2 * lease)
-	wantAll(t, w, cluster.Lost, "after ten leases without the registry")
+	time.Sleep(rest / 3)
+	wantAll(t, w, cluster.Lost, "at the end of the outage")
 
 	store.take()
 	w.Network.Fault(clustertest.Any, clustertest.RegistryHost, nil)
