@@ -320,7 +320,8 @@ func TestState(t *testing.T) {
 func TestStatePendingDepartures(t *testing.T) {
 	s := testState()
 	s.addPending([]string{"node-2", "node-3", "node-4", "node-5"})
-	s.update(func(d *stateData) { d.view = testView(time.Unix(1, 0), "node-1", "node-3") }) // node-3 is back
+	// node-3 is back.
+	s.update(func(d *stateData) { d.view = testView(time.Unix(1, 0), "node-1", "node-3") })
 	s.applyDeparture("r", "node-4")
 	s.cancelPending("node-5")
 	for id, want := range map[string]bool{"node-2": true, "node-3": false, "node-4": false, "node-5": false} {

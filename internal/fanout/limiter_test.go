@@ -11,14 +11,14 @@ import (
 	"pgregory.net/rapid"
 )
 
-// A caller is a call whose every request takes an hour.
-type caller struct {
+// An hourlyCall is a call with requests that take an hour each.
+type hourlyCall struct {
 	*Call
 	wg sync.WaitGroup
 }
 
-func (c *caller) work(g *Scheduler, requests int) {
-	c.Call = g.NewCall(requests)
+func (c *hourlyCall) work(s *Scheduler, requests int) {
+	c.Call = s.NewCall(requests)
 	c.register()
 	c.wg.Go(func() {
 		var workers sync.WaitGroup
@@ -33,7 +33,7 @@ func (c *caller) work(g *Scheduler, requests int) {
 			}
 			workers.Go(func() {
 				time.Sleep(time.Hour)
-				for g.limiter.keep(c.Call) {
+				for s.limiter.keep(c.Call) {
 					if _, more := <-left; !more {
 						c.Release()
 						return
@@ -47,109 +47,109 @@ func (c *caller) work(g *Scheduler, requests int) {
 	})
 }
 
-func (c *caller) holds(g *Scheduler) int {
-	g.limiter.mu.Lock()
-	defer g.limiter.mu.Unlock()
+func (c *hourlyCall) holds(s *Scheduler) int {
+	s.limiter.mu.Lock()
+	defer s.limiter.mu.Unlock()
 	return c.held
 }
 
-// Calls that come have places once requests before them have been answered, and soon about their
-// share: not quite, since here all are answered at one moment.
-func TestPlacesAreSharedOut(t *testing.T) {
+// A new call gets its first slots when requests of other calls end, and soon about its share. It is
+// not exactly its share, because here all requests end at the same moment.
+func TestLimiterIsFair(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := New(12)
-		var large, later, small caller
-		large.work(g, 12*10)
+		s := New(12)
+		var large, later, small hourlyCall
+		large.work(s, 12*10)
 		synctest.Wait()
-		if got := large.holds(g); got != 12 {
-			t.Errorf("alone: %d places", got)
+		if got := large.holds(s); got != 12 {
+			t.Errorf("alone: %d slots", got)
 		}
 		time.Sleep(time.Minute)
-		later.work(g, 12*5)
-		small.work(g, 2)
+		later.work(s, 12*5)
+		small.work(s, 2)
 		synctest.Wait()
-		if a, b, c := large.holds(g), later.holds(g), small.holds(g); a != 12 || b != 0 || c != 0 {
-			t.Errorf("before the first answer: %d, %d and %d places", a, b, c)
+		if a, b, c := large.holds(s), later.holds(s), small.holds(s); a != 12 || b != 0 || c != 0 {
+			t.Errorf("before the first response: %d, %d and %d slots", a, b, c)
 		}
 		time.Sleep(time.Hour)
-		if a, b, c := large.holds(g), later.holds(g), small.holds(g); a+b+c != 12 || b < 1 || c < 1 {
-			t.Errorf("among three: %d, %d and %d places", a, b, c)
+		if a, b, c := large.holds(s), later.holds(s), small.holds(s); a+b+c != 12 || b < 1 || c < 1 {
+			t.Errorf("among three: %d, %d and %d slots", a, b, c)
 		}
 		small.wg.Wait()
 		time.Sleep(time.Hour)
-		if a, b := large.holds(g), later.holds(g); a+b != 12 || max(a, b) > 7 {
-			t.Errorf("among two: %d and %d places", a, b)
+		if a, b := large.holds(s), later.holds(s); a+b != 12 || max(a, b) > 7 {
+			t.Errorf("among two: %d and %d slots", a, b)
 		}
 		large.wg.Wait()
 		later.wg.Wait()
-		if g.limiter.inFlight != 0 || len(g.limiter.calls) != 0 || len(g.limiter.waiters) != 0 {
-			t.Errorf("when all is over: %+v", g)
+		if s.limiter.inFlight != 0 || len(s.limiter.calls) != 0 || len(s.limiter.waiters) != 0 {
+			t.Errorf("at the end: %+v", s)
 		}
 	})
 }
 
-// Whoever comes, waits, gives up and leaves in whatever order: never are more places taken than
-// there are, none is lost, and nobody waits while one is free.
-func TestGate(t *testing.T) {
+// In any order of acquiring, waiting, giving up and releasing: the slots taken never exceed the
+// limit, no slot is lost, and no call waits while a slot is free.
+func TestLimiterInvariants(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		size := rapid.IntRange(1, 3).Draw(rt, "size")
 		steps := rapid.SliceOfN(rapid.IntRange(0, 3), 1, 40).Draw(rt, "steps")
-		who := rapid.SliceOfN(rapid.IntRange(0, 2), 40, 40).Draw(rt, "who")
+		callIndex := rapid.SliceOfN(rapid.IntRange(0, 2), 40, 40).Draw(rt, "call")
 		var problem string
 		synctest.Test(t, func(*testing.T) {
-			g := New(size)
-			passes := make([]*Call, 3)
-			for i := range passes {
-				passes[i] = g.NewCall(1)
-				passes[i].register()
+			s := New(size)
+			calls := make([]*Call, 3)
+			for i := range calls {
+				calls[i] = s.NewCall(1)
+				calls[i].register()
 			}
-			type entering struct {
+			type acquisition struct {
 				cancel context.CancelCauseFunc
 				done   chan struct{}
 			}
-			var under []entering
+			var pending []acquisition
 			collect := func() {
 				synctest.Wait()
-				for i := 0; i < len(under); {
+				for i := 0; i < len(pending); {
 					select {
-					case <-under[i].done:
-						under = append(under[:i], under[i+1:]...)
+					case <-pending[i].done:
+						pending = append(pending[:i], pending[i+1:]...)
 					default:
 						i++
 					}
 				}
 			}
 			for i, step := range steps {
-				p := who[i]
+				k := callIndex[i]
 				switch step {
 				case 0, 1:
 					ctx, cancel := context.WithCancelCause(context.Background())
-					e := entering{cancel, make(chan struct{})}
-					under = append(under, e)
+					a := acquisition{cancel, make(chan struct{})}
+					pending = append(pending, a)
 					go func() {
-						defer close(e.done)
-						_ = passes[p].Acquire(ctx) // or it was given up
+						defer close(a.done)
+						_ = calls[k].Acquire(ctx) // an error means that it was canceled
 					}()
 				case 2:
-					if passes[p].held > 0 {
-						passes[p].Release()
+					if calls[k].held > 0 {
+						calls[k].Release()
 					}
 				case 3:
-					if len(under) > 0 {
-						under[0].cancel(errors.New("given up"))
+					if len(pending) > 0 {
+						pending[0].cancel(errors.New("canceled"))
 					}
 				}
 				collect()
 				held := 0
-				for i := range passes {
-					held += passes[i].held
+				for i := range calls {
+					held += calls[i].held
 				}
-				if held != g.limiter.inFlight || held > size || len(under) != len(g.limiter.waiters) || len(under) > 0 && held < size {
-					problem = "places were lost or given twice"
+				if held != s.limiter.inFlight || held > size || len(pending) != len(s.limiter.waiters) || len(pending) > 0 && held < size {
+					problem = "a slot was lost or granted twice"
 				}
 			}
-			for _, e := range under {
-				e.cancel(errors.New("over"))
+			for _, a := range pending {
+				a.cancel(errors.New("end of test"))
 			}
 			synctest.Wait()
 		})
@@ -159,11 +159,11 @@ func TestGate(t *testing.T) {
 	})
 }
 
-// Who waits for something else holds no place meanwhile, and has one afterwards.
-func TestOutsideTheGate(t *testing.T) {
+// The slot is free while the function given to Released runs, and held again afterwards.
+func TestReleasedFreesTheSlot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		g := New(1)
-		a, b := g.NewCall(2), g.NewCall(2)
+		s := New(1)
+		a, b := s.NewCall(2), s.NewCall(2)
 		a.register()
 		b.register()
 		if err := a.Acquire(t.Context()); err != nil {
@@ -171,25 +171,25 @@ func TestOutsideTheGate(t *testing.T) {
 		}
 		a.Released(t.Context(), func() {
 			if !b.TryAcquire() || b.TryAcquire() {
-				t.Error("the place was not free, or free twice")
+				t.Error("the slot was not free, or free twice")
 			}
 			time.AfterFunc(time.Hour, func() { b.Release() })
 		})
-		if a.held != 1 || b.held != 0 || g.limiter.inFlight != 1 {
-			t.Errorf("afterwards %d and %d of %d", a.held, b.held, g.limiter.inFlight)
+		if a.held != 1 || b.held != 0 || s.limiter.inFlight != 1 {
+			t.Errorf("afterwards %d and %d of %d slots", a.held, b.held, s.limiter.inFlight)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
-		a.Released(ctx, func() { // the call is over, and somebody has the place
+		a.Released(ctx, func() { // the call ends while another call has the slot
 			if !b.TryAcquire() {
-				t.Error("the place was not free")
+				t.Error("the slot was not free")
 			}
 			cancel()
 		})
-		if a.held != 1 || g.limiter.inFlight != 2 || g.limiter.keep(a) {
-			t.Errorf("at the end of a call %d of %d", a.held, g.limiter.inFlight)
+		if a.held != 1 || s.limiter.inFlight != 2 || s.limiter.keep(a) {
+			t.Errorf("at the end of the call: %d of %d slots", a.held, s.limiter.inFlight)
 		}
-		if b.Release(); g.limiter.inFlight != 0 {
-			t.Errorf("%d places are taken by nobody", g.limiter.inFlight)
+		if b.Release(); s.limiter.inFlight != 0 {
+			t.Errorf("%d slots are lost", s.limiter.inFlight)
 		}
 	})
 }

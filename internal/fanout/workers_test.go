@@ -9,46 +9,46 @@ import (
 
 func TestWorkers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var c workers
-		together := func(n int) { // has n at work at once
+		var p workers
+		runTogether := func(n int) { // runs n tasks at the same time
 			var wg sync.WaitGroup
-			enough := make(chan struct{})
+			release := make(chan struct{})
 			for range n {
 				wg.Add(1)
-				c.run(func() { defer wg.Done(); <-enough })
+				p.run(func() { defer wg.Done(); <-release })
 			}
 			synctest.Wait()
-			close(enough)
+			close(release)
 			wg.Wait()
 			synctest.Wait()
 		}
-		idle := func(want int, when string) {
+		requireIdle := func(want int, when string) {
 			t.Helper()
-			c.mu.Lock()
-			defer c.mu.Unlock()
-			if got := len(c.idle); got != want {
-				t.Errorf("%s: %d are idle, want %d", when, got, want)
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			if got := len(p.idle); got != want {
+				t.Errorf("%s: %d idle workers, want %d", when, got, want)
 			}
 		}
-		together(5)
-		idle(5, "after work for five")
-		together(3)
-		idle(5, "after work for three more")
+		runTogether(5)
+		requireIdle(5, "after five tasks")
+		runTogether(3)
+		requireIdle(5, "after three more")
 		for began := time.Now(); time.Since(began) < time.Minute; time.Sleep(time.Second) {
-			together(2)
+			runTogether(2)
 		}
-		idle(2, "after a minute of work for two")
+		requireIdle(2, "after a minute of two tasks at a time")
 		time.Sleep(2*trimInterval + time.Second)
-		idle(0, "after none")
-		together(4)
-		idle(4, "after work for four again")
+		requireIdle(0, "after none")
+		runTogether(4)
+		requireIdle(4, "after four tasks")
 
 		busy := make(chan struct{})
-		c.run(func() { <-busy })
-		c.close()
-		idle(0, "after the end")
+		p.run(func() { <-busy })
+		p.close()
+		requireIdle(0, "after close")
 		close(busy)
-		together(3)
-		idle(0, "after work that came later")
-	}) // which fails if one of them waits for ever
+		runTogether(3)
+		requireIdle(0, "after tasks run later")
+	}) // fails if a worker has not exited
 }

@@ -10,8 +10,8 @@ import (
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
-// answer is what mIT tells of a cluster, in which each server was updated at a time of its own.
-func answer(b *testing.B, servers int, updated time.Time) []byte {
+// response is the registry's response to a renewal, with different times for all servers.
+func response(b *testing.B, servers int, updated time.Time) []byte {
 	b.Helper()
 	it := wire.ItResource{ID: "d3b07384-d9a0-4c9b-8f5e-0c6a1c1b1e11", Type: "mds", PublicBaseURL: "https://mds.example.com/mds/v1"}
 	for i := range servers {
@@ -41,13 +41,13 @@ func decode(b *testing.B, body []byte) wire.ItResource {
 
 func parse(s wire.Server) (*url.URL, error) { return url.Parse(s.ClusterBaseURL) }
 
-// BenchmarkSwap is what a renewal costs, once mIT has answered, in a cluster of a thousand: reading
-// the answer, making a roster of it, and joining to that what happened meanwhile. Only the last is
-// done while the view is locked.
-func BenchmarkSwap(b *testing.B) {
-	body := answer(b, 1000, time.UnixMilli(2e12))
+// BenchmarkRenewal measures a renewal in a cluster of a thousand servers, without its request: it
+// decodes the response, makes a view of it, and reconciles that with the current one. Only the last
+// step is done with the state locked.
+func BenchmarkRenewal(b *testing.B) {
+	body := response(b, 1000, time.UnixMilli(2e12))
 	it := decode(b, body)
-	before := New(decode(b, answer(b, 1000, time.UnixMilli(1e12))), parse, View{})
+	before := New(decode(b, response(b, 1000, time.UnixMilli(1e12))), parse, View{})
 	answered := New(it, parse, before)
 	b.Run("whole", func(b *testing.B) {
 		b.ReportAllocs()
@@ -69,7 +69,7 @@ func BenchmarkSwap(b *testing.B) {
 			New(it, parse, before)
 		}
 	})
-	b.Run("new to a node that knows nobody", func(b *testing.B) {
+	b.Run("new to a node with an empty view", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
 			New(it, parse, View{})
@@ -83,11 +83,11 @@ func BenchmarkSwap(b *testing.B) {
 	})
 }
 
-// BenchmarkUnion joins what peers announce to a view of a thousand servers.
-func BenchmarkUnion(b *testing.B) {
-	view := New(decode(b, answer(b, 1000, time.UnixMilli(1e12))), parse, View{})
+// BenchmarkMerge merges announcements into a view of a thousand servers.
+func BenchmarkMerge(b *testing.B) {
+	view := New(decode(b, response(b, 1000, time.UnixMilli(1e12))), parse, View{})
 	for _, announced := range []int{1, 1000} {
-		news := New(decode(b, answer(b, announced, time.UnixMilli(2e12))), parse, view)
+		news := New(decode(b, response(b, announced, time.UnixMilli(2e12))), parse, view)
 		b.Run(fmt.Sprintf("announced=%d", announced), func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
@@ -98,7 +98,7 @@ func BenchmarkUnion(b *testing.B) {
 }
 
 func BenchmarkGet(b *testing.B) {
-	view := New(decode(b, answer(b, 1000, time.UnixMilli(1e12))), parse, View{})
+	view := New(decode(b, response(b, 1000, time.UnixMilli(1e12))), parse, View{})
 	id := view.Peers()[777].ServerID
 	b.ReportAllocs()
 	for b.Loop() {

@@ -26,8 +26,8 @@ func check(s wire.Server) (*url.URL, error) {
 	return u, err
 }
 
-// entry is an entry of a server, updated so many milliseconds after all began, or with no date if
-// that is 0. Its address tells entries of one age apart.
+// entry is an entry of a server, with a number of milliseconds as its updatedAt, or none if 0.
+// Entries of the same age differ by their addresses.
 func entry(id string, updated int, address string) wire.Server {
 	s := wire.Server{ServerID: id, ClusterBaseURL: "http://" + address}
 	if updated > 0 {
@@ -40,13 +40,13 @@ func of(servers ...wire.Server) View {
 	return New(wire.ItResource{ID: "resource", Type: "mds", Servers: servers}, check, View{})
 }
 
-// read is what a roster says of its servers, in its order.
+// read describes the servers of a view, in its order.
 func read(r View) []string {
-	said := make([]string, r.Len())
+	texts := make([]string, r.Len())
 	for i, p := range r.Peers() {
-		said[i] = describePeer(p)
+		texts[i] = describePeer(p)
 	}
-	return said
+	return texts
 }
 
 func describePeer(p *Peer) string {
@@ -92,13 +92,13 @@ func TestNewestWins(t *testing.T) {
 	}
 }
 
-func TestSinceByCase(t *testing.T) {
+func TestReconcileByCase(t *testing.T) {
 	for _, tt := range []struct {
 		name          string
-		before, now   []wire.Server // what the node believed when it asked, and when it was answered
+		before, now   []wire.Server // the view when the request was sent, and at the response
 		answered      []wire.Server
 		want          []string
-		otherResource bool // what is believed now is of another resource
+		otherResource bool // now is of another resource
 	}{
 		{
 			name:     "nothing happened",
@@ -108,7 +108,7 @@ func TestSinceByCase(t *testing.T) {
 			want:     []string{"a at 5 http://a", "c at 4 http://c"},
 		},
 		{
-			name:     "one joined, whom the answer does not have yet",
+			name:     "a server joined that the response lacks",
 			now:      []wire.Server{entry("b", 6, "b")},
 			answered: []wire.Server{entry("a", 5, "a")},
 			want:     []string{"a at 5 http://a", "b at 6 http://b"},
@@ -162,7 +162,7 @@ func TestSinceByCase(t *testing.T) {
 	}
 }
 
-// entries are some entries of a few servers, any of them several times, of a few ages.
+// entries draws entries of a few servers and a few ages, several for some of the servers.
 func entries(name string) *rapid.Generator[[]wire.Server] {
 	one := rapid.Custom(func(t *rapid.T) wire.Server {
 		id := rapid.SampledFrom([]string{"a", "b", "c", "d", "e"}).Draw(t, "id")
@@ -170,12 +170,12 @@ func entries(name string) *rapid.Generator[[]wire.Server] {
 		address := rapid.SampledFrom([]string{name + "-1", name + "-2", name + "/denied"}).Draw(t, "address")
 		return entry(id, updated, address)
 	})
-	return rapid.SliceOfN(one, 0, 24) // sorting is another thing beyond a dozen
+	return rapid.SliceOfN(one, 0, 24) // with more than twelve elements, slices uses another algorithm
 }
 
 func draw(t *rapid.T, name string) View { return of(entries(name).Draw(t, name)...) }
 
-// requireSound checks that r keeps the order and names nobody twice, and that all ways to find a
+// requireSound checks that r is sorted and has no server twice, and that all ways to find a
 // server agree.
 func requireSound(t *rapid.T, what string, r View) {
 	t.Helper()
@@ -218,7 +218,7 @@ func TestNewLaws(t *testing.T) {
 		r := of(servers...)
 		requireSound(t, "New", r)
 
-		// Of each server named, its newest entry; of the newest, the first named.
+		// The newest entry of each server; the first one if several are the newest.
 		newest := make(map[string]wire.Server)
 		for _, s := range servers {
 			if had, named := newest[s.ServerID]; !named || s.LastUpdate().After(had.LastUpdate()) {
@@ -243,14 +243,14 @@ func TestNewLaws(t *testing.T) {
 	})
 }
 
-// What is known is not parsed again, and what has not changed is not even copied.
+// Known addresses are not parsed again, and unchanged peers are not copied.
 func TestNewKnown(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		known := draw(t, "known")
 		servers := entries("known").Draw(t, "servers")
-		told := rapid.Bool().Draw(t, "told")
+		announced := rapid.Bool().Draw(t, "announced")
 		describe := New
-		if told {
+		if announced {
 			describe = Announced
 		}
 		r := describe(wire.ItResource{ID: "resource", Servers: servers}, func(s wire.Server) (*url.URL, error) {
@@ -261,28 +261,28 @@ func TestNewKnown(t *testing.T) {
 		}, known)
 		requireEqual(t, "what is known changes nothing", of(servers...), r)
 		for _, p := range r.Peers() {
-			if p.Announced != told {
-				t.Fatalf("%s told by a peer: %v, want %v", describePeer(p), p.Announced, told)
+			if p.Announced != announced {
+				t.Fatalf("%s announced: %v, want %v", describePeer(p), p.Announced, announced)
 			}
 			was, ok := known.Get(p.ServerID)
-			if same := ok && !told && describePeer(was) == describePeer(p); same != (was == p && ok) {
+			if same := ok && !announced && describePeer(was) == describePeer(p); same != (was == p && ok) {
 				t.Fatalf("%s is the same entry: %v; it was copied: %v", describePeer(p), same, was != p)
 			}
 		}
 	})
 }
 
-func TestUnionLaws(t *testing.T) {
+func TestMergeLaws(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		a, b, c := draw(t, "a"), draw(t, "b"), draw(t, "c")
 		u := a.Merge(b)
-		requireSound(t, "Union", u)
+		requireSound(t, "Merge", u)
 		requireEqual(t, "idempotence", a, a.Merge(a))
 		requireEqual(t, "absorption", u, u.Merge(b))
 		requireEqual(t, "absorption", u, a.Merge(u))
 		requireEqual(t, "associativity", a.Merge(b).Merge(c), a.Merge(b.Merge(c)))
-		requireEqual(t, "the empty roster on the right", a, a.Merge(of()))
-		requireEqual(t, "the empty roster on the left", a, of().Merge(a))
+		requireEqual(t, "the empty view on the right", a, a.Merge(of()))
+		requireEqual(t, "the empty view on the left", a, of().Merge(a))
 
 		tie := slices.ContainsFunc(a.Peers(), func(p *Peer) bool {
 			q, ok := b.Get(p.ServerID)
@@ -330,7 +330,7 @@ func TestWithoutLaws(t *testing.T) {
 		only := r.Select(x)
 		requireSound(t, "Only", only)
 		requireEqual(t, "those and the others", r, w.Merge(only))
-		requireEqual(t, "nobody", only.Without(x), w.Select(x))
+		requireEqual(t, "no server", only.Without(x), w.Select(x))
 		c := r.Allowed()
 		requireSound(t, "Callable", c)
 		for _, p := range r.Peers() {
@@ -341,14 +341,14 @@ func TestWithoutLaws(t *testing.T) {
 	})
 }
 
-func TestSinceLaws(t *testing.T) {
+func TestReconcileLaws(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		answered, before, now := draw(t, "answered"), draw(t, "before"), draw(t, "now")
 		got := answered.Reconcile(before, now)
-		requireSound(t, "Since", got)
+		requireSound(t, "Reconcile", got)
 		requireEqual(t, "nothing happened", answered, answered.Reconcile(before, before))
-		requireEqual(t, "nobody was known, so all who are have joined", answered.Merge(now), answered.Reconcile(of(), now))
-		requireEqual(t, "nobody was known, nor a resource", answered.Merge(now), answered.Reconcile(View{}, now))
+		requireEqual(t, "the view was empty, so all servers have joined", answered.Merge(now), answered.Reconcile(of(), now))
+		requireEqual(t, "the view was empty, without a resource", answered.Merge(now), answered.Reconcile(View{}, now))
 		requireEqual(t, "another resource was known", answered, answered.Reconcile(View{id: "another", peers: before.peers}, now))
 		requireEqual(t, "another resource is known", answered, answered.Reconcile(before, View{id: "another", peers: now.peers}))
 
@@ -358,15 +358,15 @@ func TestSinceLaws(t *testing.T) {
 			is, isThere := now.Get(id)
 			var want *Peer
 			switch {
-			case wasThere && !isThere: // taken out meanwhile: mIT must know better
+			case wasThere && !isThere: // removed meanwhile: the registry needs a newer entry
 				if listed && mit.LastUpdate().After(was.LastUpdate()) {
 					want = mit
 				}
-			case isThere && (!wasThere || is.LastUpdate().After(was.LastUpdate())): // joined or came back meanwhile
+			case isThere && (!wasThere || is.LastUpdate().After(was.LastUpdate())): // joined or came back
 				if want = is; listed && !is.LastUpdate().After(mit.LastUpdate()) {
 					want = mit
 				}
-			case listed: // else it is as mIT says
+			case listed: // otherwise as listed by the registry
 				want = mit
 			}
 			if p, _ := got.Get(id); p != want {
@@ -376,11 +376,11 @@ func TestSinceLaws(t *testing.T) {
 	})
 }
 
-// Whatever is made of a roster, it and all that was made of it before stay what they were.
+// No method changes the view it is called on, or a view that was made from it before.
 func TestNothingChanges(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		made := []View{draw(t, "first"), draw(t, "second")}
-		said := [][]string{read(made[0]), read(made[1])}
+		texts := [][]string{read(made[0]), read(made[1])}
 		some := rapid.Custom(func(t *rapid.T) View { return rapid.SampledFrom(made).Draw(t, "of") })
 		steps := rapid.IntRange(1, 12).Draw(t, "steps")
 		for range steps {
@@ -399,22 +399,22 @@ func TestNothingChanges(t *testing.T) {
 				next = New(r.Resource(), check, some.Draw(t, "known"))
 			}
 			requireSound(t, "what was made", next)
-			made, said = append(made, next), append(said, read(next))
+			made, texts = append(made, next), append(texts, read(next))
 			for i, r := range made {
-				if diff := cmp.Diff(said[i], read(r)); diff != "" {
-					t.Fatalf("a roster changed (-was +is)\n%s", diff)
+				if diff := cmp.Diff(texts[i], read(r)); diff != "" {
+					t.Fatalf("a view changed (-was +is)\n%s", diff)
 				}
 			}
 		}
 	})
 }
 
-// Who tells a view on tells all that it was told.
+// Resource has all fields and servers that the view was made of.
 func TestResource(t *testing.T) {
 	it := wire.ItResource{
 		ID: "resource", Type: "mds", PublicBaseURL: "http://public",
 		Servers: []wire.Server{{ServerID: "a", ClusterBaseURL: "http://a", Raw: json.RawMessage(`{"serverId":"a","clusterBaseUrl":"http://a","shoe":43}`)}},
-		Extra:   map[string]json.RawMessage{"colour": json.RawMessage(`"red"`)},
+		Extra:   map[string]json.RawMessage{"color": json.RawMessage(`"red"`)},
 	}
 	r := New(it, check, View{})
 	if diff := cmp.Diff(it, r.Resource()); diff != "" {
@@ -423,8 +423,8 @@ func TestResource(t *testing.T) {
 	others := of(entry("b", 1, "b"))
 	others.id, others.typ = "other", "other"
 	for name, next := range map[string]View{
-		"Union": r.Merge(others), "Without": r.Without("a"), "Callable": r.Allowed(), "Since": r.Reconcile(of(), of(entry("b", 1, "b"))),
-		"Keep": r.Retain(others, time.Time{}, time.Time{}.Add(1)),
+		"Merge": r.Merge(others), "Without": r.Without("a"), "Allowed": r.Allowed(), "Reconcile": r.Reconcile(of(), of(entry("b", 1, "b"))),
+		"Retain": r.Retain(others, time.Time{}, time.Time{}.Add(1)),
 	} {
 		got := next.Resource()
 		got.Servers = it.Servers
@@ -434,9 +434,9 @@ func TestResource(t *testing.T) {
 	}
 }
 
-// What is kept is in the view, and in nothing that others are told, until mIT names it again or its
-// time is up.
-func TestKeep(t *testing.T) {
+// A retained server is in the view but not in Resource, until the registry lists it again or it
+// expires.
+func TestRetain(t *testing.T) {
 	at := func(minute int) time.Time { return time.UnixMilli(0).Add(time.Duration(minute) * time.Minute) }
 	requireRead := func(what string, r View, want ...string) {
 		t.Helper()
@@ -446,31 +446,31 @@ func TestKeep(t *testing.T) {
 	}
 	known := of(entry("a", 1, "a"), entry("b", 9, "b"), entry("c", 1, "c"))
 	answer := of(entry("b", 2, "b2"), entry("d", 2, "d"))
-	requireRead("nothing to keep", answer.Retain(known, at(0), time.Time{}), "b at 2 http://b2", "d at 2 http://d")
+	requireRead("nothing to retain", answer.Retain(known, at(0), time.Time{}), "b at 2 http://b2", "d at 2 http://d")
 	r := answer.Retain(known, at(0), at(60))
-	requireRead("kept", r, "a at 1 http://a", "b at 2 http://b2", "c at 1 http://c", "d at 2 http://d")
+	requireRead("retained", r, "a at 1 http://a", "b at 2 http://b2", "c at 1 http://c", "d at 2 http://d")
 	if diff := cmp.Diff(answer.Resource(), r.Resource()); diff != "" {
-		t.Errorf("what others are told (-want +got)\n%s", diff)
+		t.Errorf("the resource (-want +got)\n%s", diff)
 	}
 	if a, _ := known.Get("a"); !a.RetainUntil.IsZero() {
-		t.Error("it changed the peer that it kept")
+		t.Error("Retain changed the peer")
 	}
 	it := wire.ItResource{ID: "resource", Servers: []wire.Server{entry("a", 1, "a"), entry("b", 2, "b2")}}
-	next := New(it, check, r) // the next answer: d has left
-	requireRead("still kept", next.Retain(r, at(59), time.Time{}), "a at 1 http://a", "b at 2 http://b2", "c at 1 http://c")
-	requireRead("time is up", next.Retain(r, at(60), time.Time{}), "a at 1 http://a", "b at 2 http://b2")
-	requireRead("forgotten again", next.Retain(r, at(60), at(120)), "a at 1 http://a", "b at 2 http://b2", "d at 2 http://d")
+	next := New(it, check, r) // in the next response, d has left
+	requireRead("still retained", next.Retain(r, at(59), time.Time{}), "a at 1 http://a", "b at 2 http://b2", "c at 1 http://c")
+	requireRead("expired", next.Retain(r, at(60), time.Time{}), "a at 1 http://a", "b at 2 http://b2")
+	requireRead("lost once more", next.Retain(r, at(60), at(120)), "a at 1 http://a", "b at 2 http://b2", "d at 2 http://d")
 	if a, _ := next.Get("a"); !a.RetainUntil.IsZero() {
-		t.Error("mIT has named it again, and it is still kept")
+		t.Error("the registry lists it again, and it is still retained")
 	}
 	it.ID = "another"
 	requireRead("of another resource", New(it, check, r).Retain(r, at(0), at(60)), "a at 1 http://a", "b at 2 http://b2")
 }
 
-func TestZeroRoster(t *testing.T) {
+func TestZeroView(t *testing.T) {
 	var zero View
 	if zero.Len() != 0 || zero.ID() != "" || len(zero.Without("a").Peers()) != 0 {
-		t.Error("the zero roster is not empty")
+		t.Error("the zero view is not empty")
 	}
 	joined := zero.Merge(of(entry("a", 1, "a")))
 	if diff := cmp.Diff([]string{"a at 1 http://a"}, read(joined)); diff != "" {
