@@ -31,8 +31,8 @@ var (
 	// ErrResponseTooLarge is wrapped by the [InvalidResponseError] of a response that exceeds
 	// Config.MaxResponseBytes.
 	ErrResponseTooLarge = errors.New("response too large")
-	// ErrEnoughResults is the error of peers whose responses were not waited for, because
-	// [Request].MinResults results had arrived.
+	// ErrEnoughResults is the error of peers that did not answer before [Request].MinResults results
+	// had arrived.
 	ErrEnoughResults = errors.New("enough peers have answered")
 )
 

@@ -58,7 +58,7 @@ type conditionalDeleter interface {
 	deleteIf(ctx context.Context, resourceID, serverID, unmodifiedSince string) (newer *wire.Server, err error)
 }
 
-// A batch is a fan-out whose peers have all been called.
+// A batch is a fan-out at its end: all peers have been called.
 type batch struct {
 	peers    []*membership.Peer
 	outcomes []Outcome     // in the order of peers

@@ -239,8 +239,8 @@ func (o options) validate(p *problems) {
 	}
 }
 
-// shouldRetry decides on a retry of a request whose attempt number attempt failed with err. elapsed
-// is the time since its first attempt began.
+// shouldRetry decides on a retry after an attempt that failed with err. The first attempt is number
+// 1, and began elapsed ago.
 func (r Retry) shouldRetry(method string, err error, attempt int, elapsed time.Duration) bool {
 	if attempt > cmp.Or(r.MaxRetries, 1) || r.MaxElapsed > 0 && elapsed+r.delay() > r.MaxElapsed {
 		return false

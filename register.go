@@ -18,7 +18,7 @@ import (
 
 // Register joins the cluster. It registers with the registry, retrying every
 // Config.RegistrationRetry until it succeeds or ctx ends, and starts the lease. With
-// Config.Management it then announces the node to all peers, and returns their outcomes, whose data
+// Config.Management it then announces the node to all peers, and returns their outcomes. Their data
 // can be ignored. Without Config.Management the Response is nil.
 //
 // ctx bounds this call only. The lease lasts until [Cluster.UnRegister] or [Cluster.Close], which

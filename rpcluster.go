@@ -71,7 +71,7 @@ type Request struct {
 	// Timeout bounds each attempt; Config.RequestTimeout by default. A peer that misses a shorter
 	// timeout is not a suspect for eviction.
 	Timeout time.Duration
-	// Customer is the customer on whose behalf the token is requested; by default there is none.
+	// Customer is the customer that the token is requested for; none by default.
 	Customer string
 	// Retry replaces the policy of [WithRetry] for this request.
 	Retry *Retry

@@ -116,7 +116,7 @@ func (s Status) MarshalJSON() ([]byte, error) {
 // holdsLease reports whether the node has a lease that has not expired.
 func (s Status) holdsLease() bool { return s.State == Registered || s.State == Degraded }
 
-// setEnv writes Env to the process environment. A variable whose value is not known is unset,
+// setEnv writes Env to the process environment. A variable without a known value is unset,
 // because a value inherited from a parent process would be wrong.
 func (s Status) setEnv() {
 	vars := s.Env()
@@ -155,7 +155,7 @@ type stateData struct {
 	status            Status
 	mustReregister    bool            // a peer has reported this node as departed
 	deregistered      bool            // UnRegister has deleted this node from the registry
-	pendingDepartures map[string]bool // ids of servers whose eviction is yet to be broadcast
+	pendingDepartures map[string]bool // ids of evicted servers, until their departure is broadcast
 }
 
 func newState(serverID string, o *options) *state {

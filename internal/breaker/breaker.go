@@ -69,7 +69,7 @@ const (
 	Abandoned               // by the caller, which says nothing about the peer
 )
 
-// New returns a Set whose breakers open after timeout, for requests that share the given number of
+// New returns a Set of breakers that open after timeout. All requests share the given number of
 // slots.
 func New(timeout time.Duration, slots int) *Set {
 	return &Set{timeout: timeout, slots: slots, peers: make(map[string]*breaker), sweep: minSweep}

@@ -6,7 +6,7 @@ import (
 	"sync"
 )
 
-// A limiter is a semaphore whose slots are shared evenly between calls. A call that holds more than
+// A limiter is a semaphore that calls share evenly, slot by slot. A call that holds more than
 // its share gives up a slot after each task. The waiting call that holds the fewest slots gets it,
 // so a large call does not hold up a small one.
 type limiter struct {

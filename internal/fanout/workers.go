@@ -29,7 +29,7 @@ func (p *workers) run(task func()) {
 		go p.work(task)
 		return
 	}
-	worker := p.idle[last] // the one used last, whose stack may still be in the CPU's caches
+	worker := p.idle[last] // the one used last: its stack may still be in the CPU's caches
 	p.idle = p.idle[:last]
 	p.minIdle = min(p.minIdle, last)
 	p.mu.Unlock()

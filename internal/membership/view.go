@@ -144,7 +144,7 @@ func (v View) Retain(o View, now, until time.Time) View {
 	return k
 }
 
-// Allowed returns v without the servers whose address must not be called.
+// Allowed returns v without the servers that must not be called.
 func (v View) Allowed() View {
 	c := v
 	c.peers = slices.DeleteFunc(slices.Clone(v.peers), func(p *Peer) bool { return p.Err != nil })
