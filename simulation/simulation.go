@@ -1,5 +1,5 @@
-// Package simulation runs a cluster through days of random faults on a virtual clock. It checks what
-// must hold at any time, and what must hold after recovery.
+// Package simulation runs a cluster through days of random faults on a virtual clock. It checks
+// what must hold at any time, and what must hold after recovery.
 //
 // A run is a list of events. Nodes restart, crash, leave, join and call each other. The network is
 // partitioned, and the registry (mIT) and the token service (mST) fail. The kind, the time and the

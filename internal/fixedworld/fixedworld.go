@@ -1,6 +1,6 @@
 // Package fixedworld starts worlds of one node and any number of fixed peers. A fixed peer is an
-// entry of the registry (mIT) and a canned response. Tests use it for clusters that are too large to
-// run.
+// entry of the registry (mIT) and a canned response. Tests use it for clusters that are too large
+// to run.
 package fixedworld
 
 import (

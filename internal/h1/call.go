@@ -235,7 +235,7 @@ func (x *exchange) readSimple(h head) (Response, error) {
 func (t *Transport) readAll(src io.Reader, limit int64) ([]byte, error) {
 	buf := t.buffer()
 	defer t.recycle(buf)
-	_, err := buf.ReadFrom(io.LimitReader(src, max(limit+1, limit))) // one byte more, unless that overflows
+	_, err := buf.ReadFrom(io.LimitReader(src, max(limit+1, limit))) // limit+1 may overflow
 	if int64(buf.Len()) > limit {
 		buf.Truncate(int(limit))
 		err = fmt.Errorf("%w: more than %d bytes", ErrBodyTooLarge, limit)

@@ -14,7 +14,7 @@ type conn struct {
 	address string
 	abort   func()      // closes nc; made once, since each request needs it
 	probe   func() bool // reports whether there is nothing to read; nil if that takes a read
-	kernel  bool        // what is written goes to a buffer of the kernel, and does not wait for the peer
+	kernel  bool        // writes go to a kernel buffer, and do not wait for the peer
 
 	br        *bufio.Reader // while a response is read
 	headLimit int64         // bytes that may still be read for the head; negative in a body

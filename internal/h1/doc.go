@@ -20,28 +20,28 @@
 // that no request asked for, another is used. On unix that is one system call. Elsewhere, as on
 // Windows, and for connections that are not sockets, it is a read with a deadline of a millisecond.
 //
-// A request that finds no idle connection dials, and waits for that alone. net/http dials in another
-// goroutine, and takes a connection that becomes idle before. For that it would take two goroutines,
-// and what it saves is part of one dial after a burst.
+// A request that finds no idle connection dials, and waits for that alone. net/http dials in
+// another goroutine, and takes a connection that becomes idle before. For that it would take two
+// goroutines, and what it saves is part of one dial after a burst.
 //
 // # Writing
 //
 // A request of at most 16 KiB fits the send buffer of a socket. It is written before anything is
 // read, since that cannot wait for the peer. A longer one, one whose body is not in memory, and one
-// to a connection that is not a socket has a goroutine for writing alone, so that a response is read
-// that the peer sends before it has read the request.
+// to a connection that is not a socket has a goroutine for writing alone, so that a response is
+// read that the peer sends before it has read the request.
 //
 // # Retries
 //
 // They are those of net/http. A request is sent again if it was sent on a connection used before,
-// nothing of a response arrived, its body can be had again, and either none of it was sent or it may
-// be sent twice: its method is GET, HEAD, OPTIONS or TRACE, or it has an Idempotency-Key.
+// nothing of a response arrived, its body can be had again, and either none of it was sent or it
+// may be sent twice: its method is GET, HEAD, OPTIONS or TRACE, or it has an Idempotency-Key.
 //
 // # Differences from net/http
 //
 // Stricter, because a peer has no good reason for these:
 //
-//   - A head may have 64 KiB together with the 1xx responses before it, and there may be 7 of those.
+//   - A head may have 64 KiB together with the 1xx responses before it, of which there may be 7.
 //   - 101 is an error. Nothing here asks for another protocol.
 //   - A status below 100 is an error. net/http returns it, and closes the connection.
 //   - Bytes after a response close the connection before another request can use it. net/http has
@@ -51,8 +51,9 @@
 //
 // Different, because of how the package works:
 //
-//   - A response sent before the connection failed is returned even if the request could not be sent
-//     to its end. net/http returns the response or the error of writing, whichever it sees first.
+//   - A response sent before the connection failed is returned even if the request could not be
+//     sent to its end. net/http returns the response or the error of writing, whichever it sees
+//     first.
 //   - A peer that sends a response when a connection opens has it taken for that to the first
 //     request. net/http does so or fails, for the same reason.
 //   - When a request is canceled while it dials, the dial ends. That of net/http goes on.

@@ -12,9 +12,9 @@ import (
 	"testing"
 )
 
-// BenchmarkIdleConnection measures the memory of an idle connection to each of 1,000 peers, heap and
-// stacks. The peers have no goroutine for theirs. What is in the heap for the two sockets alone is
-// measured as well.
+// BenchmarkIdleConnection measures the memory of an idle connection to each of 1,000 peers, heap
+// and stacks. The peers have no goroutine for theirs. What is in the heap for the two sockets alone
+// is measured as well.
 func BenchmarkIdleConnection(b *testing.B) {
 	const peers = 1000
 	l := listen(b)

@@ -37,7 +37,8 @@ func ReadBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, erro
 	return body, nil
 }
 
-// BearerToken returns what follows "Bearer " in the authorization header. The error does not quote it.
+// BearerToken returns what follows "Bearer " in the authorization header. The error does not quote
+// it.
 func BearerToken(h http.Header) (string, error) {
 	values := h.Values("Authorization")
 	switch len(values) {

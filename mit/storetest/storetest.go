@@ -508,7 +508,8 @@ func (s *suite) concurrentFirstPuts() {
 }
 
 // concurrentRenewalAndDelete renews and conditionally deletes an entry at the same time. If the
-// renewal came first, the delete returns the renewed entry; otherwise the renewal created a new one.
+// renewal came first, the delete returns the renewed entry; otherwise the renewal created a new
+// one.
 func (s *suite) concurrentRenewalAndDelete() {
 	for range 50 {
 		before := s.entry(s.register("mds", "a", longTTL), "a")
