@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// TestMain lets the test binary be the program itself.
+// TestMain runs the program instead of the tests if the variable is set.
 func TestMain(m *testing.M) {
 	if os.Getenv("MIT_TEST_RUNS_MAIN") != "" {
 		main()
@@ -60,7 +60,7 @@ func TestSignals(t *testing.T) {
 		if err := cmd.Process.Signal(sig); err != nil {
 			t.Fatal(err)
 		}
-		for lines.Scan() { // until it is gone
+		for lines.Scan() { // until it exits
 		}
 		if err := cmd.Wait(); err != nil {
 			t.Errorf("after %v: %v", sig, err)

@@ -1,6 +1,6 @@
 // Command figures measures how many servers a registry can keep, in memory and on etcd, and prints
-// the rows of a table in Markdown. It runs registries and etcd in one process, and the members of
-// etcd wait for their disk: what it says is about the machine it runs on, and for comparing.
+// Markdown tables. Registries and etcd run in one process, and members of etcd wait for the disk:
+// compare figures of one machine only.
 package main
 
 import (
@@ -19,29 +19,28 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/mit"
 	"github.com/mimiktech/cluster/mit/etcd"
 	"github.com/mimiktech/cluster/mit/etcd/internal/etcdtest"
 )
 
 const (
-	typ  = "mds"
-	life = 3 * time.Hour // of an entry, with the default lease
+	typ      = "mds"
+	entryTTL = 3 * time.Hour // with the default lease
 )
 
 type settings struct {
-	sizes   []int
-	lives   []time.Duration
-	workers int
-	during  time.Duration
+	sizes    []int
+	ttls     []time.Duration
+	workers  int
+	duration time.Duration
 }
 
 func main() {
 	sizes := flag.String("servers", "100,1000,10000", "`numbers` of servers")
-	s := settings{lives: []time.Duration{3 * time.Second, 15 * time.Second, time.Minute}}
-	flag.IntVar(&s.workers, "workers", 32, "callers at once")
-	flag.DurationVar(&s.during, "during", 4*time.Second, "time that renewals are measured for")
+	s := settings{ttls: []time.Duration{3 * time.Second, 15 * time.Second, time.Minute}}
+	flag.IntVar(&s.workers, "workers", 32, "concurrent callers")
+	flag.DurationVar(&s.duration, "during", 4*time.Second, "`time` to measure renewals for")
 	flag.Parse()
 	for size := range strings.SplitSeq(*sizes, ",") {
 		n, err := strconv.Atoi(size)
@@ -58,7 +57,7 @@ func main() {
 }
 
 func (s settings) run(ctx context.Context) error {
-	fmt.Println("| store | replicas | servers | registrations/s | renewals/s | p50 | p99 | renewals/s with answers | p50 | p99 | an answer | and takes |")
+	fmt.Println("| store | replicas | servers | registrations/s | renewals/s | p50 | p99 | renewals/s with responses | p50 | p99 | response size | response time |")
 	fmt.Println("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
 	for _, n := range s.sizes {
 		if err := s.row(ctx, "memory", []mit.Store{mit.NewMemory()}, n); err != nil {
@@ -66,7 +65,7 @@ func (s settings) run(ctx context.Context) error {
 		}
 		for _, members := range []int{1, 3} {
 			for _, replicas := range []int{1, 3} {
-				err := s.onEtcd(ctx, members, replicas, func(stores []mit.Store) error {
+				err := s.withEtcd(ctx, members, replicas, func(stores []mit.Store) error {
 					return s.row(ctx, fmt.Sprintf("etcd, %d", members), stores, n)
 				})
 				if err != nil {
@@ -75,14 +74,14 @@ func (s settings) run(ctx context.Context) error {
 			}
 		}
 	}
-	fmt.Println("\n| an entry is to live | in memory it is gone after | on etcd, at the earliest | median | at the latest |")
+	fmt.Println("\n| TTL of an entry | expired in memory after | on etcd, earliest | median | latest |")
 	fmt.Println("| ---: | ---: | ---: | ---: | ---: |")
-	return s.onEtcd(ctx, 1, 1, func(stores []mit.Store) error {
+	return s.withEtcd(ctx, 1, 1, func(stores []mit.Store) error {
 		var wg sync.WaitGroup
-		rows := make([]string, len(s.lives))
-		errs := make([]error, len(s.lives))
-		for i, life := range s.lives {
-			wg.Go(func() { rows[i], errs[i] = expiry(ctx, stores[0], life) })
+		rows := make([]string, len(s.ttls))
+		errs := make([]error, len(s.ttls))
+		for i, ttl := range s.ttls {
+			wg.Go(func() { rows[i], errs[i] = expiry(ctx, stores[0], ttl) })
 		}
 		wg.Wait()
 		fmt.Print(strings.Join(rows, ""))
@@ -90,62 +89,70 @@ func (s settings) run(ctx context.Context) error {
 	})
 }
 
-// expiry measures for how long silent servers are listed that are to live for some time: some register
-// one after the other, as nodes do, and so share leases of etcd.
-func expiry(ctx context.Context, store mit.Store, life time.Duration) (string, error) {
+// expiry measures how long servers remain listed without renewal. They register one after another,
+// so that they share leases of etcd, as nodes do.
+func expiry(ctx context.Context, store mit.Store, ttl time.Duration) (string, error) {
 	reg := registration(0)
-	reg.Type = fmt.Sprint("life-", life)
+	reg.Type = fmt.Sprint("ttl-", ttl)
 	memory := mit.NewMemory()
-	if _, err := memory.Put(ctx, reg, life); err != nil {
+	if _, err := memory.Put(ctx, reg, ttl); err != nil {
 		return "", err
 	}
 	began := time.Now()
-	gone := func(store mit.Store, id string) (bool, error) {
-		res, err := store.Get(ctx, mit.ResourceID(reg.Type))
-		if err != nil && !errors.Is(err, mit.ErrNotFound) {
-			return false, err
-		}
-		return !slices.ContainsFunc(res.Servers, func(s cluster.Server) bool { return s.ServerID == id }), nil
-	}
-	since := map[string]time.Time{}
+	registeredAt := map[string]time.Time{}
 	for i := range 40 {
 		reg.ServerID = fmt.Sprint(i)
-		if _, err := store.Put(ctx, reg, life); err != nil {
+		if _, err := store.Put(ctx, reg, ttl); err != nil {
 			return "", err
 		}
-		since[reg.ServerID] = time.Now()
-		time.Sleep(life / 100)
+		registeredAt[reg.ServerID] = time.Now()
+		time.Sleep(ttl / 100)
 	}
 	var took []time.Duration
 	inMemory := time.Duration(0)
-	for len(since) > 0 || inMemory == 0 {
-		if is, err := gone(memory, registration(0).ServerID); err != nil {
+	for len(registeredAt) > 0 || inMemory == 0 {
+		ids, err := listed(ctx, memory, reg.Type)
+		if err != nil {
 			return "", err
-		} else if is && inMemory == 0 {
+		}
+		if inMemory == 0 && len(ids) == 0 {
 			inMemory = time.Since(began)
 		}
-		for id, registered := range since {
-			is, err := gone(store, id)
-			if err != nil {
-				return "", err
-			}
-			if is {
+		if ids, err = listed(ctx, store, reg.Type); err != nil {
+			return "", err
+		}
+		for id, registered := range registeredAt {
+			if !ids[id] {
 				took = append(took, time.Since(registered))
-				delete(since, id)
+				delete(registeredAt, id)
 			}
 		}
-		if time.Since(began) > 3*life+time.Minute {
-			return "", fmt.Errorf("after %v there are servers left that were to live for %v", time.Since(began), life)
+		if time.Since(began) > 3*ttl+time.Minute {
+			return "", fmt.Errorf("after %v, servers with a TTL of %v are still listed", time.Since(began), ttl)
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
 	slices.Sort(took)
-	seconds := func(d time.Duration) string { return strconv.FormatFloat(d.Seconds(), 'f', 1, 64) + " s" }
-	return fmt.Sprintf("| %v | %s | %s | %s | %s |\n", life, seconds(inMemory), seconds(took[0]), seconds(took[len(took)/2]), seconds(took[len(took)-1])), nil
+	return fmt.Sprintf("| %v | %s | %s | %s | %s |\n", ttl, seconds(inMemory), seconds(took[0]), seconds(took[len(took)/2]), seconds(took[len(took)-1])), nil
 }
 
-// onEtcd measures with stores on an etcd of their own.
-func (s settings) onEtcd(ctx context.Context, members, replicas int, measure func([]mit.Store) error) (err error) {
+func seconds(d time.Duration) string { return strconv.FormatFloat(d.Seconds(), 'f', 1, 64) + " s" }
+
+// listed returns the ids of the servers of a type.
+func listed(ctx context.Context, store mit.Store, typ string) (map[string]bool, error) {
+	res, err := store.Get(ctx, mit.ResourceID(typ))
+	if err != nil && !errors.Is(err, mit.ErrNotFound) {
+		return nil, err
+	}
+	ids := make(map[string]bool, len(res.Servers))
+	for _, s := range res.Servers {
+		ids[s.ServerID] = true
+	}
+	return ids, nil
+}
+
+// withEtcd calls measure with stores on a new etcd.
+func (s settings) withEtcd(ctx context.Context, members, replicas int, measure func([]mit.Store) error) (err error) {
 	dir, err := os.MkdirTemp("", "figures")
 	if err != nil {
 		return err
@@ -168,10 +175,10 @@ func (s settings) onEtcd(ctx context.Context, members, replicas int, measure fun
 	return measure(stores)
 }
 
-// row measures stores that are one registry, empty at first.
+// row measures replicas of one registry, empty at first.
 func (s settings) row(ctx context.Context, name string, stores []mit.Store, n int) error {
 	put := func(i int) error {
-		_, err := stores[i%len(stores)].Put(ctx, registration(i), life)
+		_, err := stores[i%len(stores)].Put(ctx, registration(i), entryTTL)
 		return err
 	}
 	var registries []*mit.Registry
@@ -195,7 +202,7 @@ func (s settings) row(ctx context.Context, name string, stores []mit.Store, n in
 		w := httptest.NewRecorder()
 		registries[i%len(registries)].ServeHTTP(w, r)
 		if w.Code != http.StatusOK {
-			return fmt.Errorf("answered %d: %s", w.Code, w.Body)
+			return fmt.Errorf("status %d: %s", w.Code, w.Body)
 		}
 		size.Store(int64(w.Body.Len()))
 		return nil
@@ -205,15 +212,15 @@ func (s settings) row(ctx context.Context, name string, stores []mit.Store, n in
 	if err != nil {
 		return err
 	}
-	puts, err := s.timed(n, s.workers, put)
+	puts, err := s.measureFor(n, s.workers, put)
 	if err != nil {
 		return err
 	}
-	posts, err := s.timed(n, s.workers, post)
+	posts, err := s.measureFor(n, s.workers, post)
 	if err != nil {
 		return err
 	}
-	alone, err := s.timed(n, 1, post)
+	alone, err := s.measureFor(n, 1, post)
 	if err != nil {
 		return err
 	}
@@ -245,14 +252,14 @@ type figures struct {
 	p50, p99 time.Duration
 }
 
-// timed measures calls for some time, those of the n servers in turn.
-func (s settings) timed(n, workers int, call func(i int) error) (figures, error) {
+// measureFor measures calls for the configured duration, for each of n servers in turn.
+func (s settings) measureFor(n, workers int, call func(i int) error) (figures, error) {
 	s.workers = workers
-	end := time.Now().Add(s.during)
+	end := time.Now().Add(s.duration)
 	return s.measure(n, func(int) bool { return time.Now().Before(end) }, call)
 }
 
-// measure makes calls, some at once, while there is one more to make.
+// measure makes concurrent calls while more returns true.
 func (s settings) measure(n int, more func(i int) bool, call func(i int) error) (figures, error) {
 	var (
 		wg    sync.WaitGroup
@@ -280,7 +287,7 @@ func (s settings) measure(n int, more func(i int) bool, call func(i int) error) 
 	all := slices.Concat(took...)
 	slices.SortFunc(all, cmp.Compare[time.Duration])
 	if err := errors.Join(errs...); err != nil || len(all) == 0 {
-		return figures{}, cmp.Or(err, errors.New("no call came to an end"))
+		return figures{}, cmp.Or(err, errors.New("no call has completed"))
 	}
 	return figures{
 		rate: float64(len(all)) / time.Since(start).Seconds(),
