@@ -1,5 +1,5 @@
-// Package token obtains and caches the tokens of a node, and verifies the tokens it receives. It does
-// no HTTP itself.
+// Package token obtains and caches the tokens of a node, and verifies the tokens it receives. It
+// does no HTTP itself.
 package token
 
 import (
@@ -49,8 +49,8 @@ type entry struct {
 	renewAt         time.Time // zero: never
 }
 
-// NewCache returns a Cache that obtains tokens from fetch. ctx bounds every fetch. After it has ended,
-// the Cache returns only the tokens it has: a node needs one to deregister.
+// NewCache returns a Cache that obtains tokens from fetch. ctx bounds every fetch. After it has
+// ended, the Cache returns only the tokens it has: a node needs one to deregister.
 func NewCache(ctx context.Context, fetch Fetch) *Cache {
 	return &Cache{ctx: ctx, fetch: fetch, entries: make(map[Key]entry)}
 }

@@ -49,8 +49,8 @@ type refreshRequest struct {
 	GrantType    string `json:"grant_type"`
 }
 
-// Fetch implements [Fetch]. It uses the refresh token if there is one and the issuer accepts it, and
-// client credentials otherwise. Errors are redacted; an unwrapped error of Post may contain a
+// Fetch implements [Fetch]. It uses the refresh token if there is one and the issuer accepts it,
+// and client credentials otherwise. Errors are redacted; an unwrapped error of Post may contain a
 // secret.
 func (c Client) Fetch(ctx context.Context, key Key, refresh string) (*oauth2.Token, error) {
 	if refresh != "" {
@@ -149,8 +149,8 @@ func checkAccessToken(access string) error {
 	return nil
 }
 
-// expClaim returns the exp of a JWT, unverified, because the token comes from its issuer. It reports
-// false for a token without exp and for one that is not a JWT.
+// expClaim returns the exp of a JWT, unverified, because the token comes from its issuer. It
+// reports false for a token without exp and for one that is not a JWT.
 func expClaim(token string) (time.Time, bool, error) {
 	claims := jwt.MapClaims{}
 	_, _, err := jwt.NewParser().ParseUnverified(token, claims)

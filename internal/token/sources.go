@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sync/singleflight"
 )
 
-// FromSources returns a [Fetch] that uses a token source for each key. It calls source once per key,
-// and again for a key that was evicted by a thousand others.
+// FromSources returns a [Fetch] that uses a token source for each key. It calls source once per
+// key, and again for a key that was evicted by a thousand others.
 //
 // A token source has no context, so each call runs in its own goroutine. The Fetch returns when its
 // ctx ends; the goroutine returns when the source does. There is at most one goroutine for a key. A

@@ -117,7 +117,8 @@ type payload struct {
 	expires, notBefore *float64
 }
 
-// UnmarshalJSON matches names exactly, as npm nodes do. encoding/json would accept "Type" as "type".
+// UnmarshalJSON matches names exactly, as npm nodes do. encoding/json would accept "Type" as
+// "type".
 func (p *payload) UnmarshalJSON(b []byte) error {
 	var all map[string]json.RawMessage
 	if err := json.Unmarshal(b, &all); err != nil {

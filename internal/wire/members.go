@@ -11,9 +11,9 @@ import (
 // Each splits JSON at its top level. It yields the quoted name and the value of each member of an
 // object, or each element of an array without a name.
 //
-// The JSON must be valid, as encoding/json guarantees for the input of UnmarshalJSON. Decoding every
-// level of nesting with encoding/json would scan long lists several times. For invalid JSON the
-// pieces are meaningless, but Each terminates.
+// The JSON must be valid, as encoding/json guarantees for the input of UnmarshalJSON. Decoding
+// every level of nesting with encoding/json would scan long lists several times. For invalid JSON
+// the pieces are meaningless, but Each terminates.
 func Each(b []byte) iter.Seq2[[]byte, []byte] {
 	return func(yield func(name, value []byte) bool) {
 		if len(b) == 0 || b[0] != '{' && b[0] != '[' {

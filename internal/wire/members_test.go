@@ -52,8 +52,9 @@ func FuzzEach(f *testing.F) {
 	})
 }
 
-// A long text full of escapes, such as one with many lines in it, takes no longer than to look at each
-// byte a few times. The bound is generous: searching for the end again after each escape took minutes.
+// A long text full of escapes, such as one with many lines in it, takes no longer than to look at
+// each byte a few times. The bound is generous: searching for the end again after each escape took
+// minutes.
 func TestEachIsLinear(t *testing.T) {
 	const lines = 4 << 20
 	text := []byte(`{"data":"` + strings.Repeat(`\n`, lines) + `","server":{"serverId":"a"}}`)

@@ -54,8 +54,8 @@ type Command struct {
 	Open func(ctx context.Context, log *zap.Logger) (mit.Store, func() error, error)
 }
 
-// Main runs the program with the command line of the process until SIGINT or SIGTERM. After an error
-// it prints the error and exits with status 1.
+// Main runs the program with the command line of the process until SIGINT or SIGTERM. After an
+// error it prints the error and exits with status 1.
 func Main(c Command) {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second signal kills the program

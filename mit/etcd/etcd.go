@@ -1,5 +1,5 @@
-// Package etcd is a [mit.Store] on etcd. Several registries (mIT) share it, and it keeps its servers
-// when they restart.
+// Package etcd is a [mit.Store] on etcd. Several registries (mIT) share it, and it keeps its
+// servers when they restart.
 //
 //	store, err := etcd.Open(ctx, etcd.Config{Endpoints: []string{"etcd-0:2379", "etcd-1:2379", "etcd-2:2379"}})
 //	defer store.Close()
@@ -46,8 +46,8 @@ import (
 	"github.com/mimiktech/cluster/mit"
 )
 
-// A Config configures a [Store]. Endpoints is mandatory. The zero value of any other field means its
-// default.
+// A Config configures a [Store]. Endpoints is mandatory. The zero value of any other field means
+// its default.
 type Config struct {
 	// Endpoints are members of the etcd cluster, preferably all, as host:port or as URLs.
 	Endpoints []string
@@ -117,8 +117,8 @@ type Store struct {
 
 var _ mit.Store = (*Store)(nil)
 
-// Open connects to etcd and loads the cache. It retries until [Config].Timeout; the error then names
-// the endpoints and the cause.
+// Open connects to etcd and loads the cache. It retries until [Config].Timeout; the error then
+// names the endpoints and the cause.
 //
 // ctx bounds this call only; the store works until [Store.Close].
 func Open(ctx context.Context, cfg Config) (*Store, error) {
@@ -190,8 +190,8 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// Health returns nil if the cache is current and all keys under the prefix are recognized. The store
-// works in both cases.
+// Health returns nil if the cache is current and all keys under the prefix are recognized. The
+// store works in both cases.
 func (s *Store) Health() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -202,8 +202,8 @@ func (s *Store) Health() error {
 	return errors.Join(errs...)
 }
 
-// Stale returns nil while the store is in contact with etcd, and otherwise an error with the time of
-// the last contact. Reads may then be stale, and writes are likely to fail. It does not block.
+// Stale returns nil while the store is in contact with etcd, and otherwise an error with the time
+// of the last contact. Reads may then be stale, and writes are likely to fail. It does not block.
 func (s *Store) Stale() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

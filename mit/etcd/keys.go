@@ -14,8 +14,8 @@ import (
 	"github.com/mimiktech/cluster/mit"
 )
 
-// keys is the prefix of all keys of a store, with a trailing slash. Names in a key are escaped as in
-// the path of a URL, so that a slash is always a separator.
+// keys is the prefix of all keys of a store, with a trailing slash. Names in a key are escaped as
+// in the path of a URL, so that a slash is always a separator.
 type keys string
 
 const (

@@ -199,8 +199,8 @@ func (s *Store) notifyLocked() {
 	}
 }
 
-// waitForRevision waits until the cache has reached a revision, and reports whether it has. It waits
-// for one probe interval at most, and not at all if the cache is stale.
+// waitForRevision waits until the cache has reached a revision, and reports whether it has. It
+// waits for one probe interval at most, and not at all if the cache is stale.
 func (s *Store) waitForRevision(ctx context.Context, revision int64) bool {
 	s.mu.Lock()
 	if revision <= s.cache.revision || s.staleLocked() {

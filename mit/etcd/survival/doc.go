@@ -1,3 +1,3 @@
-// Package survival contains tests only: a hundred nodes keep working while registries and members of
-// etcd die. Each of these is a process of its own, which the tests kill with SIGKILL.
+// Package survival contains tests only: a hundred nodes keep working while registries and members
+// of etcd die. Each of these is a process of its own, which the tests kill with SIGKILL.
 package survival

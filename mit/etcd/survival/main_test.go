@@ -24,7 +24,8 @@ import (
 	"github.com/mimiktech/cluster/mit/etcd/internal/mitcmd"
 )
 
-// roleVariable selects what the test binary runs as: tests start it again as the processes they kill.
+// roleVariable selects what the test binary runs as: tests start it again as the processes they
+// kill.
 const (
 	roleVariable = "SURVIVAL_ROLE"
 	roleMember   = "etcd"

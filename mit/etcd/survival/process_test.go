@@ -17,7 +17,8 @@ import (
 	"github.com/mimiktech/cluster/internal/proctest"
 )
 
-// A process runs this binary in another role. It ends with its test, at the latest with this process.
+// A process runs this binary in another role. It ends with its test, at the latest with this
+// process.
 type process struct {
 	t     *testing.T
 	name  string

@@ -71,8 +71,8 @@ func (w *world) readsOnly(r *replica) {
 	}
 }
 
-// Each replica is killed at least once, during a request, while all nodes renew continuously. No node
-// is lost and none fails.
+// Each replica is killed at least once, during a request, while all nodes renew continuously. No
+// node is lost and none fails.
 func TestReplicaKilled(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, setting{members: 1, replicas: 3, share: 0.15})
@@ -116,8 +116,8 @@ func TestLeaderKilled(t *testing.T) {
 	w.checkNoLoss()
 }
 
-// A replica is cut off from etcd, but not from the nodes. It reads, rejects writes and reports that it
-// is stale. After the connection is back it lists all changes. No node fails.
+// A replica is cut off from etcd, but not from the nodes. It reads, rejects writes and reports that
+// it is stale. After the connection is back it lists all changes. No node fails.
 func TestReplicaCutOff(t *testing.T) {
 	t.Parallel()
 	var road *etcdtest.Proxy

@@ -33,8 +33,8 @@ const (
 	registryPath = "/mIT/v1"
 	issuerPath   = "/mST/v1/oauth/token"
 
-	// A lease is renewed after 4 s, give or take a tenth, so that there are 5.6 s for a renewal: longer than etcd
-	// takes to elect a leader, and than a replica waits for etcd.
+	// A lease is renewed after 4 s, give or take a tenth, so that there are 5.6 s for a renewal:
+	// longer than etcd takes to elect a leader, and than a replica waits for etcd.
 	lease        = 10 * time.Second
 	renewalShare = 0.4
 	etcdTimeout  = 3 * time.Second
@@ -71,7 +71,8 @@ type setting struct {
 	road              func(replica int, member string) string // where a replica finds a member
 }
 
-// starting is held while a world starts, because the start of a hundred nodes needs the whole machine.
+// starting is held while a world starts, because the start of a hundred nodes needs the whole
+// machine.
 var starting sync.Mutex //nolint:gochecknoglobals // the machine is one for all tests
 
 // newWorld starts all processes and nodes, and waits until all nodes list each other.
@@ -455,7 +456,8 @@ func (w *world) accessToken() string {
 	return answer.Data.AccessToken
 }
 
-// nodeCount is smaller with the race detector, because the cost of announcing grows with its square.
+// nodeCount is smaller with the race detector, because the cost of announcing grows with its
+// square.
 func nodeCount() int {
 	if proctest.RaceDetector {
 		return 30
