@@ -15,6 +15,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/mimiktech/cluster/internal/httpjson"
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
@@ -26,22 +27,19 @@ func WithCorrelationID(ctx context.Context, id string) context.Context {
 	if !wire.ValidCorrelationID(id) {
 		id = wire.NewCorrelationID()
 	}
-	return context.WithValue(ctx, correlationKey{}, id)
+	return httpjson.WithCorrelationID(ctx, id)
 }
 
 // CorrelationID returns the correlation id of ctx, or "" if it has none.
 func CorrelationID(ctx context.Context) string {
-	id, _ := ctx.Value(correlationKey{}).(string)
-	return id
+	return httpjson.CorrelationID(ctx)
 }
-
-type correlationKey struct{}
 
 func ensureCorrelationID(ctx context.Context) context.Context {
 	if CorrelationID(ctx) != "" {
 		return ctx
 	}
-	return context.WithValue(ctx, correlationKey{}, wire.NewCorrelationID())
+	return httpjson.WithCorrelationID(ctx, wire.NewCorrelationID())
 }
 
 func correlationField(ctx context.Context) zap.Field {

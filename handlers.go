@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"strings"
@@ -13,6 +12,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/mimiktech/cluster/internal/httpjson"
 	"github.com/mimiktech/cluster/internal/membership"
 	"github.com/mimiktech/cluster/internal/token"
 	"github.com/mimiktech/cluster/internal/wire"
@@ -261,17 +261,9 @@ func (c *Cluster) wrongTypeMessage(claims Claims) string {
 }
 
 func (c *Cluster) verify(r *http.Request) (Claims, error) {
-	values := r.Header.Values("Authorization")
-	switch len(values) {
-	case 0:
-		return Claims{}, errors.New("missing authorization header")
-	case 1:
-	default:
-		return Claims{}, errors.New("duplicated authorization header")
-	}
-	scheme, text, _ := strings.Cut(values[0], " ")
-	if !strings.EqualFold(scheme, "Bearer") || text == "" {
-		return Claims{}, errors.New("the authorization is not a bearer token")
+	text, err := httpjson.BearerToken(r.Header)
+	if err != nil {
+		return Claims{}, err
 	}
 	return c.verifier.Verify(r.Context(), strings.TrimSpace(text))
 }
@@ -309,15 +301,15 @@ func pathValues(r *http.Request) (id, serverID string) {
 func (c *Cluster) readBody(w http.ResponseWriter, r *http.Request, into any) error {
 	control := http.NewResponseController(w)
 	_ = control.SetReadDeadline(time.Now().Add(c.cfg.RequestTimeout)) // not all writers support it
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, c.cfg.MaxRequestBytes))
+	body, err := httpjson.ReadBody(w, r, c.cfg.MaxRequestBytes)
 	if err == nil {
 		// After an error the deadline stays: the server reads the rest of the body before it
 		// responds.
 		_ = control.SetReadDeadline(time.Time{})
 		err = json.Unmarshal(body, into)
 	}
-	if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		return &StatusError{Code: http.StatusRequestEntityTooLarge, Message: fmt.Sprintf("the body has more than %d bytes", tooLarge.Limit)}
+	if bodyErr, ok := errors.AsType[*httpjson.BodyError](err); ok && bodyErr.StatusCode == http.StatusRequestEntityTooLarge {
+		return &StatusError{Code: bodyErr.StatusCode, Message: bodyErr.Message}
 	}
 	if err != nil {
 		return &StatusError{Code: http.StatusBadRequest, Message: "the body is not an itResource: " + err.Error()}

@@ -50,7 +50,7 @@ func BearerToken(h http.Header) (string, error) {
 	}
 	scheme, token, _ := strings.Cut(values[0], " ")
 	if !strings.EqualFold(scheme, "Bearer") || token == "" {
-		return "", errors.New("the authorization header has no bearer token")
+		return "", errors.New("the authorization is not a bearer token")
 	}
 	return token, nil
 }

@@ -47,9 +47,9 @@ func TestBearerToken(t *testing.T) {
 		"two spaces":   {[]string{"Bearer  t0ken"}, " t0ken", ""},
 		"missing":      {nil, "", "missing authorization header"},
 		"two headers":  {[]string{"Bearer t0ken", "Bearer t0ken"}, "", "duplicated authorization header"},
-		"empty":        {[]string{""}, "", "no bearer token"},
-		"no token":     {[]string{"Bearer "}, "", "no bearer token"},
-		"other scheme": {[]string{"Basic t0ken"}, "", "no bearer token"},
+		"empty":        {[]string{""}, "", "not a bearer token"},
+		"no token":     {[]string{"Bearer "}, "", "not a bearer token"},
+		"other scheme": {[]string{"Basic t0ken"}, "", "not a bearer token"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			token, err := BearerToken(http.Header{"Authorization": test.values})
