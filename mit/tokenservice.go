@@ -71,6 +71,7 @@ type TokenConfig struct {
 }
 
 func (c TokenConfig) accessTokenTTL() time.Duration { return cmp.Or(c.AccessTokenTTL, 24*time.Hour) }
+
 func (c TokenConfig) refreshTokenTTL() time.Duration {
 	return cmp.Or(c.RefreshTokenTTL, 30*24*time.Hour)
 }
