@@ -433,7 +433,8 @@ func TestVerifyWithRegistry(t *testing.T) {
 func FuzzCreateItResource(f *testing.F) {
 	for _, seed := range []string{
 		testResource("node-1", "node-2", "node-3"), testResource("node-3"), testResource("node-3", "node-3"), testResource(),
-		testResource("node-3", "node-4", "node-5"), testResource("node-3", "node-4", "node-5", "node-6"), // the limit, and one more
+		// The limit, and one more.
+		testResource("node-3", "node-4", "node-5"), testResource("node-3", "node-4", "node-5", "node-6"),
 		`{"id":"another","servers":[{"serverId":"x","clusterBaseUrl":"http://x.test"}]}`,
 		`{"id":"it","servers":[{"serverId":"x","clusterBaseUrl":"http://169.254.169.254/latest"}]}`,
 		`{"id":"it","servers":[{"serverId":"x","clusterBaseUrl":"http://[::ffff:169.254.169.254]/"},{"serverId":"y","clusterBaseUrl":"http://[fe80::1%25eth0]:80"}]}`,

@@ -245,7 +245,8 @@ func TestRejectedTokenIsReplacedOncePerCall(t *testing.T) {
 				requests := recordRequests(w)
 				rpc(t, n, cluster.Request{Path: "/things"})
 				old := requests.matching("GET", n.Host, w.Nodes[1].Host)[0].Header.Get("Authorization")
-				for i, peer := range w.Nodes[1:] { // one after the other, the last long after the new token was fetched
+				// One after the other, the last long after the new token was fetched.
+				for i, peer := range w.Nodes[1:] {
 					w.Network.Fault(n.Host, peer.Host, clustertest.If(func(r *http.Request) bool {
 						return r.Header.Get("Authorization") == old
 					}, clustertest.Chain(clustertest.Delay(time.Duration(1+i)*time.Second), clustertest.Status(code))))
@@ -351,7 +352,8 @@ func TestNoToken(t *testing.T) {
 		"401":       {clustertest.Status(401), 0},
 		"malformed": {respondOK("?"), 0},
 	} {
-		for _, nodes := range []int{4, 2} { // with two nodes the registry alone would decide about a suspect
+		// With two nodes the registry alone would decide about a suspect.
+		for _, nodes := range []int{4, 2} {
 			t.Run(fmt.Sprintf("%s/%d nodes", name, nodes), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					w := clustertest.Start(t, nodes)

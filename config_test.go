@@ -323,7 +323,8 @@ func FuzzConfigFromEnv(f *testing.F) {
 // setFuzzedEnv sets valid variables, and one fuzzed variable and a base path.
 func setFuzzedEnv(t *testing.T, name, value, basePath string) {
 	t.Helper()
-	set := func(name, value string) { t.Setenv(name, strings.ReplaceAll(value, "\x00", "\x01")) } // a variable cannot have a NUL
+	// A variable cannot have a NUL.
+	set := func(name, value string) { t.Setenv(name, strings.ReplaceAll(value, "\x00", "\x01")) }
 	setenv(t, testEnv())
 	set("SERVER_CLUSTER_BASE_URL", "")
 	set("SERVER_PUBLIC_DOMAIN_NAME", "")
@@ -425,8 +426,8 @@ func TestOptionsReplaceRequiredFields(t *testing.T) {
 	}
 }
 
-// The public address equals the one of a node of the npm module with the same settings. All nodes of
-// a cluster share this address in the registry.
+// The public address equals the one of a node of the npm module with the same settings. All nodes
+// of a cluster share this address in the registry.
 func TestAdvertisedAddresses(t *testing.T) {
 	for _, tt := range []struct {
 		name             string
@@ -501,7 +502,8 @@ func TestDefaultAddresses(t *testing.T) {
 	cfg := testConfig()
 	cfg.LocalIPv4 = ""
 	if _, err := cluster.New(cfg); err != nil {
-		if slices.Equal(namedVariables(err), []string{"SERVER_LOCAL_IPV4"}) { // this machine has none, and the error says so
+		// This machine has none, and the error says so.
+		if slices.Equal(namedVariables(err), []string{"SERVER_LOCAL_IPV4"}) {
 			return
 		}
 		t.Fatal(err)

@@ -284,7 +284,7 @@ func TestAnnouncedSuspect(t *testing.T) {
 	const epoch = "@1970-01-01T00:00:00.000Z"
 	for name, tt := range map[string]struct {
 		suspect func(t *testing.T, w *clustertest.World, n *clustertest.Node) // makes a suspect of n
-		deletes []string                                                      // ids and conditions at the registry
+		deletes []string                                                      // ids and conditions
 		view    []string
 		data    string
 	}{
@@ -356,7 +356,8 @@ func TestSelfPreservation(t *testing.T) {
 		evicted     int
 		why         string
 	}{
-		"one of one":                  {1, 1, cluster.Eviction{}, 1, ""}, // with one or two peers the registry alone decides
+		// With one or two peers the registry alone decides.
+		"one of one":                  {1, 1, cluster.Eviction{}, 1, ""},
 		"one of two":                  {2, 1, cluster.Eviction{}, 1, ""},
 		"two of two":                  {2, 2, cluster.Eviction{}, 2, ""},
 		"one of three":                {3, 1, cluster.Eviction{}, 1, ""},

@@ -99,7 +99,8 @@ func registerAsync(ctx context.Context, n *clustertest.Node) <-chan error {
 // then newer than the entry of n.
 func renewUnnoticed(t *testing.T, w *clustertest.World, n, peer *clustertest.Node) {
 	t.Helper()
-	w.Network.Fault(peer.Host, n.Host, clustertest.Status(http.StatusServiceUnavailable)) // a response: n does not become suspect
+	// A response: n does not become suspect.
+	w.Network.Fault(peer.Host, n.Host, clustertest.Status(http.StatusServiceUnavailable))
 	defer w.Network.Fault(peer.Host, n.Host, nil)
 	if _, err := peer.Register(t.Context()); err != nil {
 		t.Fatal(err)
@@ -436,7 +437,8 @@ func resourceWithDate(date string, ids ...string) string {
 	for _, id := range ids {
 		servers = append(servers, server{id, "http://" + id + ":8080/mds/v1", date})
 	}
-	b, _ := json.Marshal(map[string]any{"id": mit.ResourceID("mds"), "publicBaseUrl": "http://x/mds/v1", "servers": servers}) // nothing in it can fail
+	// Nothing in it can fail.
+	b, _ := json.Marshal(map[string]any{"id": mit.ResourceID("mds"), "publicBaseUrl": "http://x/mds/v1", "servers": servers})
 	return string(b)
 }
 

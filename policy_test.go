@@ -155,7 +155,8 @@ func TestKindsOnSockets(t *testing.T) {
 				}
 				c, _ = newSocketNode(t, peer.URL, cfg, cluster.WithEviction(cluster.Eviction{Disabled: true}))
 			}
-			if tt.kind == cluster.KindTimeout { // the announcement has opened the breaker: wait for the next probe
+			// The announcement has opened the breaker: wait for the next probe.
+			if tt.kind == cluster.KindTimeout {
 				time.Sleep(2 * cfg.RequestTimeout)
 			}
 			o := callOnePeer(t, c, cluster.Request{Method: "POST", Path: "/things", Body: 1})

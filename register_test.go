@@ -549,7 +549,8 @@ func TestUnRegisterBeforeRegister(t *testing.T) {
 func TestUnRegisterAfterAnnouncementsOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
-		registryFault(w, onPost(clustertest.Reset)) // the registry lists the node, but its response is lost
+		// The registry lists the node, but its response is lost.
+		registryFault(w, onPost(clustertest.Reset))
 		n := w.Add()
 		done := registerAsync(t.Context(), n)
 		time.Sleep(10 * time.Second)

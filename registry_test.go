@@ -298,7 +298,8 @@ func TestTokenRefreshDuringFailover(t *testing.T) {
 		attempts, _ := nextRenewal(w, n)
 		next := attempts[1].host
 		refused := attempt{home, 0}
-		rest := slices.DeleteFunc(slices.Clone(attempts), func(t attempt) bool { return t == refused }) // the second request may try it again first
+		// The second request may try it again first.
+		rest := slices.DeleteFunc(slices.Clone(attempts), func(t attempt) bool { return t == refused })
 		if want := []attempt{{next, 403}, {next, 200}}; attempts[0] != refused || len(attempts) > 4 || !slices.Equal(rest, want) {
 			t.Errorf("requests to %v, want %s, then %v", attempts, home, want)
 		}
@@ -315,12 +316,13 @@ func TestEvictionFailsOver(t *testing.T) {
 		fail  int           // number of failing replicas
 		wait  time.Duration // shared by three replicas
 	}{
-		"one refuses":               {clustertest.Refuse, 1, 0},
-		"one hangs":                 {clustertest.Hang, 1, 2 * time.Second},
-		"two hang":                  {clustertest.Hang, 2, 2 * time.Second},
-		"two answer 503":            {clustertest.Status(503), 2, 0},
-		"one answers without data":  {respondOK("{}"), 1, 0},
-		"one executes, then resets": {clustertest.Reset, 1, 0}, // for the second the server is already deleted
+		"one refuses":              {clustertest.Refuse, 1, 0},
+		"one hangs":                {clustertest.Hang, 1, 2 * time.Second},
+		"two hang":                 {clustertest.Hang, 2, 2 * time.Second},
+		"two answer 503":           {clustertest.Status(503), 2, 0},
+		"one answers without data": {respondOK("{}"), 1, 0},
+		// For the second the server is already deleted.
+		"one executes, then resets": {clustertest.Reset, 1, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -178,7 +178,8 @@ func TestUnevenRenewalsAfterReset(t *testing.T) {
 		late := w.Nodes[4].Host
 		w.Network.Fault(late, clustertest.RegistryHost, clustertest.Refuse)
 		time.AfterFunc(lease*9/10, func() { w.Network.Fault(late, clustertest.RegistryHost, nil) })
-		if _, err := w.Nodes[0].Register(t.Context()); err != nil { // the lease goroutine renews once more
+		// The lease goroutine renews once more.
+		if _, err := w.Nodes[0].Register(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		for began := time.Now(); time.Since(began) < 3*lease; time.Sleep(time.Minute) {
@@ -200,7 +201,8 @@ func TestPeerLearnedAfterReset(t *testing.T) {
 		time.Sleep(time.Minute) // triggered renewals have ended
 		w.ResetRegistry()
 		renewUnnoticed(t, w, n, peer)
-		w.Network.Fault(n.Host, peer.Host, clustertest.FirstN(2, clustertest.Refuse)) // so that n learns the entry of the registry
+		// So that n learns the entry of the registry.
+		w.Network.Fault(n.Host, peer.Host, clustertest.FirstN(2, clustertest.Refuse))
 		if res := rpc(t, n, cluster.Request{Path: "/things"}); len(res.Results) != 4 {
 			t.Fatalf("%v", failures(res))
 		}
@@ -244,7 +246,8 @@ func TestRetainedPeersExpire(t *testing.T) {
 			clustertest.WithOptions(cluster.WithEviction(cluster.Eviction{Disabled: true})))
 		time.Sleep(time.Hour)
 		w.Nodes[2].Kill()
-		time.Sleep(4 * time.Hour) // the lease and the grace period of the dead node, and two renewals of the others
+		// The lease and the grace period of the dead node, and two renewals of the others.
+		time.Sleep(4 * time.Hour)
 		wantView(t, w.Nodes[0], "node-1", "node-2")
 		wantView(t, w.Nodes[1], "node-1", "node-2")
 	})

@@ -160,30 +160,32 @@ func TestFaultsOfOnePeer(t *testing.T) {
 		took     time.Duration
 		evicted  bool
 	}{
-		"none":                      {nil, "GET", cluster.KindOK, 1, 0, false},
-		"refused":                   {clustertest.Refuse, "GET", cluster.KindRefused, 2, 10 * time.Millisecond, true},
-		"refused once":              {clustertest.FirstN(1, clustertest.Refuse), "POST", cluster.KindOK, 2, 10 * time.Millisecond, false},
-		"hanging":                   {clustertest.Hang, "GET", cluster.KindTimeout, 1, timeout, true},
-		"slow":                      {clustertest.Delay(9 * time.Second), "GET", cluster.KindOK, 1, 9 * time.Second, false},
-		"too slow":                  {clustertest.Delay(11 * time.Second), "GET", cluster.KindTimeout, 1, timeout, true},
-		"slow, then refused":        {clustertest.Chain(clustertest.Delay(time.Second), clustertest.Refuse), "GET", cluster.KindRefused, 2, 2*time.Second + 10*time.Millisecond, true},
-		"reset":                     {clustertest.Reset, "GET", cluster.KindConnectionLost, 2, 10 * time.Millisecond, true},
-		"reset once":                {clustertest.FirstN(1, clustertest.Reset), "GET", cluster.KindOK, 2, 10 * time.Millisecond, false},
-		"reset, POST":               {clustertest.Reset, "POST", cluster.KindConnectionLost, 1, 0, true},
-		"400":                       {clustertest.Status(400), "GET", cluster.KindStatus, 1, 0, false},
-		"401":                       {clustertest.Status(401), "GET", cluster.KindStatus, 2, 0, false},
-		"403":                       {clustertest.Status(403), "GET", cluster.KindStatus, 2, 0, false},
-		"404":                       {clustertest.Status(404), "GET", cluster.KindStatus, 1, 0, false},
-		"429":                       {clustertest.Status(429), "GET", cluster.KindStatus, 1, 0, false},
-		"500":                       {clustertest.Status(500), "GET", cluster.KindStatus, 1, 0, false}, // the npm module evicts it
-		"503":                       {clustertest.Status(503), "GET", cluster.KindStatus, 1, 0, false}, // the npm module evicts it
+		"none":               {nil, "GET", cluster.KindOK, 1, 0, false},
+		"refused":            {clustertest.Refuse, "GET", cluster.KindRefused, 2, 10 * time.Millisecond, true},
+		"refused once":       {clustertest.FirstN(1, clustertest.Refuse), "POST", cluster.KindOK, 2, 10 * time.Millisecond, false},
+		"hanging":            {clustertest.Hang, "GET", cluster.KindTimeout, 1, timeout, true},
+		"slow":               {clustertest.Delay(9 * time.Second), "GET", cluster.KindOK, 1, 9 * time.Second, false},
+		"too slow":           {clustertest.Delay(11 * time.Second), "GET", cluster.KindTimeout, 1, timeout, true},
+		"slow, then refused": {clustertest.Chain(clustertest.Delay(time.Second), clustertest.Refuse), "GET", cluster.KindRefused, 2, 2*time.Second + 10*time.Millisecond, true},
+		"reset":              {clustertest.Reset, "GET", cluster.KindConnectionLost, 2, 10 * time.Millisecond, true},
+		"reset once":         {clustertest.FirstN(1, clustertest.Reset), "GET", cluster.KindOK, 2, 10 * time.Millisecond, false},
+		"reset, POST":        {clustertest.Reset, "POST", cluster.KindConnectionLost, 1, 0, true},
+		"400":                {clustertest.Status(400), "GET", cluster.KindStatus, 1, 0, false},
+		"401":                {clustertest.Status(401), "GET", cluster.KindStatus, 2, 0, false},
+		"403":                {clustertest.Status(403), "GET", cluster.KindStatus, 2, 0, false},
+		"404":                {clustertest.Status(404), "GET", cluster.KindStatus, 1, 0, false},
+		"429":                {clustertest.Status(429), "GET", cluster.KindStatus, 1, 0, false},
+		// The npm module evicts peers for a 500, a 503 and a response without a server. It drops the
+		// response of another server.
+		"500":                       {clustertest.Status(500), "GET", cluster.KindStatus, 1, 0, false},
+		"503":                       {clustertest.Status(503), "GET", cluster.KindStatus, 1, 0, false},
 		"a redirect":                {clustertest.Answer(http.RedirectHandler("http://node-2:8080/mds/v1/things", http.StatusFound)), "GET", cluster.KindStatus, 1, 0, false},
-		"another server":            {clustertest.RouteTo("node-2:8080"), "GET", cluster.KindWrongServer, 1, 0, false}, // the npm module drops it
+		"another server":            {clustertest.RouteTo("node-2:8080"), "GET", cluster.KindWrongServer, 1, 0, false},
 		"malformed":                 {respondOK("<html>"), "GET", cluster.KindMalformed, 1, 0, false},
 		"empty":                     {respondOK(""), "GET", cluster.KindMalformed, 1, 0, false},
 		"not an object":             {respondOK("[1]"), "GET", cluster.KindMalformed, 1, 0, false},
 		"null":                      {respondOK("null"), "GET", cluster.KindMalformed, 1, 0, false},
-		"no server":                 {respondOK(`{"data":1}`), "GET", cluster.KindMalformed, 1, 0, false}, // the npm module evicts it
+		"no server":                 {respondOK(`{"data":1}`), "GET", cluster.KindMalformed, 1, 0, false},
 		"a server without id":       {respondOK(`{"data":1,"server":{}}`), "GET", cluster.KindMalformed, 1, 0, false},
 		"a string as server":        {respondOK(`{"data":1,"server":"node-3"}`), "GET", cluster.KindMalformed, 1, 0, false},
 		"endless":                   {endlessBody(false), "GET", cluster.KindTooLarge, 1, 0, false},
