@@ -36,7 +36,8 @@ type Config struct {
 
 	// Port is the port at which the node listens [SERVER_PORT]. Mandatory.
 	Port int
-	// BasePath is the prefix of all paths of the node [SERVER_BASE_PATH]; "/{type}/v1" by default.
+	// BasePath is the prefix of all paths of the node [SERVER_BASE_PATH]; "/{type}/v1" by default. A
+	// slash at its end is removed.
 	BasePath string
 	// LocalIPv4 is the address at which peers reach the node [SERVER_LOCAL_IPV4]; by default the
 	// first IPv4 address of the machine that is not a loopback address.
@@ -354,7 +355,7 @@ func (cfg Config) validateAddresses(p *problems) {
 	} else if cfg.Port < 0 || cfg.Port > 65535 {
 		p.add("SERVER_PORT", "%d is not a port", cfg.Port)
 	}
-	if base := cfg.BasePath; base != "" && (base[0] != '/' || path.Clean(base) != base || !validPath(base)) {
+	if base := cfg.BasePath; base != "" && !validBasePath(base) {
 		p.add("SERVER_BASE_PATH", "%.40q is not a clean absolute path", base)
 	}
 	if cfg.LocalIPv4 != "" && !isIPv4(cfg.LocalIPv4) {
@@ -435,6 +436,12 @@ func validName(s string) bool {
 	})
 }
 
+// validBasePath reports whether base is a clean absolute path, with or without a slash at its end.
+func validBasePath(base string) bool {
+	trimmed := strings.TrimSuffix(base, "/")
+	return base[0] == '/' && trimmed != "/" && path.Clean(base) == cmp.Or(trimmed, "/") && validPath(base)
+}
+
 // validPath reports whether p needs no escaping in a URL and in a pattern of http.ServeMux.
 func validPath(p string) bool {
 	return utf8.ValidString(p) && !strings.ContainsFunc(p, func(r rune) bool {
@@ -466,9 +473,11 @@ func localIPv4() string {
 func (cfg Config) withDefaults() Config {
 	cfg.ID = cmp.Or(cfg.ID, uuid.NewString())
 	cfg.Version = cmp.Or(cfg.Version, "1.0")
+	cfg.LocalIPv4 = cmp.Or(cfg.LocalIPv4, localIPv4())
+	cfg.PublicProtocol = strings.TrimSuffix(cmp.Or(cfg.PublicProtocol, "http"), ":") + ":"
 	cfg.BasePath = strings.TrimSuffix(cmp.Or(cfg.BasePath, "/"+cfg.Type+"/v1"), "/")
 	if cfg.ClusterBaseURL == "" {
-		cfg.ClusterBaseURL = fmt.Sprintf("http://%s:%d%s", cmp.Or(cfg.LocalIPv4, localIPv4()), cfg.Port, cfg.BasePath)
+		cfg.ClusterBaseURL = fmt.Sprintf("http://%s:%d%s", cfg.LocalIPv4, cfg.Port, cfg.BasePath)
 	}
 	cfg.ClusterBaseURL = strings.TrimRight(cfg.ClusterBaseURL, "/")
 	urls, _ := peeraddr.ParseList(cfg.RegistryURL)
@@ -485,11 +494,11 @@ func (cfg Config) withDefaults() Config {
 func (cfg Config) publicBaseURL() string {
 	host := cfg.PublicDomainName
 	if host == "" {
-		host = fmt.Sprintf("%s:%d", cmp.Or(cfg.PublicIPv4, cfg.LocalIPv4, localIPv4()), cfg.Port)
+		host = fmt.Sprintf("%s:%d", cmp.Or(cfg.PublicIPv4, cfg.LocalIPv4), cfg.Port)
 	}
 	// Without the default port, as npm nodes do: all nodes of a cluster must register their common
 	// public base URL in the same spelling.
-	if strings.TrimSuffix(cfg.PublicProtocol, ":") == "https" {
+	if cfg.PublicProtocol == "https:" {
 		return "https://" + strings.TrimSuffix(host, ":443") + cfg.BasePath
 	}
 	return "http://" + strings.TrimSuffix(host, ":80") + cfg.BasePath

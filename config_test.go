@@ -22,6 +22,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
 	"golang.org/x/oauth2"
@@ -223,7 +224,7 @@ func TestConfigFromEnvMalformed(t *testing.T) {
 		"SERVER_ID":                 {"a b", "a/b", "a@b", ".", "..", "a\x01", strings.Repeat("a", 257)},
 		"SERVER_VERSION":            {"1.\x010", "é"},
 		"SERVER_PORT":               {"0", "-1", "65536", "70000", "80.5", "http", "0x50", "1e3", "99999999999999999999"},
-		"SERVER_BASE_PATH":          {"a", "a/b", "/a/", "//", "/a//b", "/a/../b", "/./a", "/..", "/{id}", "/a?b", "/a#b", "/a%2fb", "/a b", "/a\x01b", "/a\x7f", "/a\xff"},
+		"SERVER_BASE_PATH":          {"a", "a/b", "a/", "/a//", "//", "/a//b", "/a/../b", "/./a", "/..", "/{id}", "/a?b", "/a#b", "/a%2fb", "/a b", "/a\x01b", "/a\x7f", "/a\xff"},
 		"SERVER_LOCAL_IPV4":         {"localhost", "10.0.0", "10.0.0.256", "10.0.0.7:80", "::1", "::ffff:10.0.0.7", "0.0.0.0", "10.0.0.07"},
 		"SERVER_PUBLIC_IPV4":        {"example.com", "2001:db8::1", "::ffff:203.0.113.7", "0.0.0.0"},
 		"SERVER_CLUSTER_BASE_URL":   {"/a", "node:80", "ftp://node", "http://", "http:///a", "http://:80", "http://a b/", "http://node:port", "http://node?x", "http://node?", "http://node#x", "http://node/#", "http://user@node"},
@@ -463,6 +464,7 @@ func TestAdvertisedAddresses(t *testing.T) {
 		{"another base path", func(c *cluster.Config) { c.BasePath = "/a/b-c" }, "http://10.0.0.7:8080/a/b-c", "http://10.0.0.7:8080/a/b-c"},
 		{"an IPv6 address as domain name", func(c *cluster.Config) { c.PublicDomainName = "[2001:db8::1]" }, "http://[2001:db8::1]/mds/v1", "http://10.0.0.7:8080/mds/v1"},
 		{"the root as base path", func(c *cluster.Config) { c.BasePath = "/" }, "http://10.0.0.7:8080", "http://10.0.0.7:8080"},
+		{"a base path with a slash at its end", func(c *cluster.Config) { c.BasePath = "/shop/v1/" }, "http://10.0.0.7:8080/shop/v1", "http://10.0.0.7:8080/shop/v1"},
 		{
 			"a cluster URL with trailing slashes",
 			func(c *cluster.Config) { c.ClusterBaseURL = "https://node-1.internal/mds/v1//" },
@@ -514,6 +516,27 @@ func TestDefaultAddresses(t *testing.T) {
 		if !form.MatchString(address) || strings.Contains(address, "//127.") {
 			t.Errorf("address %q", address)
 		}
+	}
+}
+
+// Config returns each default that the documentation of Config names.
+func TestConfigHasDefaults(t *testing.T) {
+	cfg := testConfig()
+	cfg.ID, cfg.LocalIPv4, cfg.PublicProtocol = "", "", ""
+	c, err := cluster.New(cfg)
+	if err != nil {
+		t.Skip("this machine has no address: ", err)
+	}
+	defer c.Close()
+	got := c.Config()
+	if got.LocalIPv4 == "" || got.ClusterBaseURL != "http://"+got.LocalIPv4+":8080/mds/v1" || got.PublicProtocol != "http:" {
+		t.Errorf("LocalIPv4 %q, ClusterBaseURL %q, PublicProtocol %q", got.LocalIPv4, got.ClusterBaseURL, got.PublicProtocol)
+	}
+	if _, err := uuid.Parse(got.ID); err != nil || got.BasePath != "/mds/v1" || got.Version != "1.0" {
+		t.Errorf("ID %q, BasePath %q, Version %q", got.ID, got.BasePath, got.Version)
+	}
+	if got.RegistrationRetry == 0 || got.RenewalFraction == 0 || got.RequestTimeout == 0 || got.MaxResponseBytes == 0 || got.MaxRequestBytes == 0 || got.MaxInFlight == 0 {
+		t.Errorf("limits without a default: %+v", got)
 	}
 }
 
@@ -675,7 +698,7 @@ func TestSizeLimits(t *testing.T) {
 }
 
 func TestBasePathOfEndpoints(t *testing.T) {
-	for base, path := range map[string]string{"": "/mds/v1/itResources", "/": "/itResources", "/a/b": "/a/b/itResources", "/é": "/%C3%A9/itResources"} {
+	for base, path := range map[string]string{"": "/mds/v1/itResources", "/": "/itResources", "/a/b": "/a/b/itResources", "/a/": "/a/itResources", "/é": "/%C3%A9/itResources"} {
 		cfg := testConfig()
 		cfg.BasePath = base
 		mux := http.NewServeMux()

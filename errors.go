@@ -28,6 +28,10 @@ var (
 	ErrClosed = errors.New("cluster: closed")
 	// ErrNotAllowed means that the [PeerPolicy] does not allow the address of a peer.
 	ErrNotAllowed = errors.New("address not allowed")
+	// ErrVerifierUnavailable is wrapped by the error of a [Verifier] that cannot verify any token at
+	// the moment, such as one without a connection to its keys. The request is answered with 503 and
+	// a message without details: the caller's token may be valid.
+	ErrVerifierUnavailable = errors.New("cluster: tokens cannot be verified at the moment")
 	// ErrResponseTooLarge is wrapped by the [InvalidResponseError] of a response that exceeds
 	// Config.MaxResponseBytes.
 	ErrResponseTooLarge = errors.New("response too large")

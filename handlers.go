@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -19,13 +20,36 @@ import (
 )
 
 // Mount registers the two endpoints that peers call, under Config.BasePath. mux may be any router
-// that accepts the patterns of net/http.
+// that accepts the patterns of net/http. For other routers, use [Cluster.Routes].
 func (c *Cluster) Mount(mux interface {
 	Handle(pattern string, handler http.Handler)
 },
 ) {
-	mux.Handle("POST "+c.cfg.BasePath+"/itResources", http.HandlerFunc(c.CreateItResource))
-	mux.Handle("DELETE "+c.cfg.BasePath+"/itResources/{id}/servers/{serverId}", http.HandlerFunc(c.DeleteServer))
+	for _, r := range c.Routes() {
+		mux.Handle(r.Method+" "+r.Pattern, r.Handler)
+	}
+}
+
+// A Route is an endpoint to register with a router.
+type Route struct {
+	Method  string
+	Pattern string // a path with wildcards like {id}, as net/http, chi and gorilla/mux spell them
+	Handler http.Handler
+}
+
+// ColonPattern returns the Pattern with wildcards like :id, as gin, echo and fiber spell them.
+func (r Route) ColonPattern() string {
+	return strings.NewReplacer("{", ":", "}", "").Replace(r.Pattern)
+}
+
+// Routes returns the two endpoints that peers call, under Config.BasePath, for routers that Mount
+// does not fit. The handlers need nothing from the router: they read the wildcards from the path.
+func (c *Cluster) Routes() []Route {
+	resources := c.cfg.BasePath + "/itResources"
+	return []Route{
+		{http.MethodPost, resources, http.HandlerFunc(c.CreateItResource)},
+		{http.MethodDelete, resources + "/{id}/servers/{serverId}", http.HandlerFunc(c.DeleteServer)},
+	}
 }
 
 // CreateItResource is the endpoint at which peers announce themselves: POST {base}/itResources with
@@ -65,13 +89,17 @@ func (c *Cluster) CreateItResource(w http.ResponseWriter, r *http.Request) {
 // again.
 func (c *Cluster) DeleteServer(w http.ResponseWriter, r *http.Request) {
 	c.servePeer(w, r, func(ctx context.Context) (any, error) {
-		id, serverID := pathValues(r)
+		id, serverID, err := departedServer(r)
+		if err != nil {
+			return nil, err
+		}
 		return c.removeDeparted(ctx, id, serverID), nil
 	})
 }
 
 // A Verifier verifies the token of an incoming request: its signature, issuer, audience and expiry.
-// Verify may block until ctx ends. Its error is sent to the caller.
+// Verify may block until ctx ends. Its error is sent to the caller, except for one that wraps
+// [ErrVerifierUnavailable].
 type Verifier interface {
 	Verify(ctx context.Context, token string) (Claims, error)
 }
@@ -96,14 +124,20 @@ func ClaimsFrom(ctx context.Context) (Claims, bool) {
 }
 
 // Authenticate calls next for requests with a valid bearer token: issued by the token service, for
-// this node's audience, and not expired. It answers all others with 401. The context of the request
-// has the claims ([ClaimsFrom]) and the correlation id ([CorrelationID]). The response has the
-// correlation id, too. Authenticate does not check what the caller is allowed to do.
+// this node's audience, and not expired. It answers all others with 401, or with 503 if the
+// [Verifier] cannot verify tokens at the moment. The context of the request has the claims
+// ([ClaimsFrom]) and the correlation id ([CorrelationID]). The response has the correlation id,
+// too. Authenticate does not check what the caller is allowed to do.
 func (c *Cluster) Authenticate(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ctx := WithCorrelationID(r.Context(), wire.NextCorrelationID(r.Header.Get(wire.CorrelationHeader)))
 		r = r.WithContext(ctx)
 		claims, err := c.verify(r)
+		if errors.Is(err, ErrVerifierUnavailable) {
+			c.log.Error("token verification unavailable", zap.String("reason", c.http.redact(err.Error(), bearerToken(r.Header))), correlationField(ctx))
+			c.ReplyError(w, r, &StatusError{Code: http.StatusServiceUnavailable, Message: "tokens cannot be verified at the moment"})
+			return
+		}
 		if err != nil {
 			w.Header().Set("WWW-Authenticate", "Bearer")
 			message := "invalid token: " + c.http.redact(err.Error(), bearerToken(r.Header))
@@ -127,9 +161,52 @@ func (c *Cluster) AuthenticatePeer(next http.Handler) http.Handler {
 	}))
 }
 
+// RequireScope passes requests to next whose token has all words of scope in its scope claim, and
+// answers others with 403. The claims must be in the request's context: wrap the result in
+// [Cluster.Authenticate] or [Cluster.AuthenticatePeer]. A request without claims is answered with
+// 401. An empty scope lets no request through.
+func (c *Cluster) RequireScope(scope string, next http.Handler) http.Handler {
+	required := strings.Fields(scope)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		claims, ok := ClaimsFrom(r.Context())
+		if !ok {
+			w.Header().Set("WWW-Authenticate", "Bearer")
+			c.ReplyError(w, r, &StatusError{Code: http.StatusUnauthorized, Message: "the request is not authenticated"})
+			return
+		}
+		granted := strings.Fields(claims.Scope)
+		lacks := func(word string) bool { return !slices.Contains(granted, word) }
+		if len(required) == 0 || slices.ContainsFunc(required, lacks) {
+			w.Header().Set("WWW-Authenticate", fmt.Sprintf("Bearer error=%q, scope=%q", "insufficient_scope", scope))
+			c.ReplyError(w, r, &StatusError{Code: http.StatusForbidden, Message: fmt.Sprintf("the token lacks the scope %q", scope)})
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
 // Reply sends a 200 response with data in the envelope that peers expect: {"data": …, "server":
 // {"serverId": …}}. Endpoints that peers call with [Cluster.RPCluster] must use it.
 func (c *Cluster) Reply(w http.ResponseWriter, r *http.Request, data any) {
+	c.ReplyStatus(w, r, http.StatusOK, data)
+}
+
+// ReplyStatus is like Reply with another 2xx status, such as 201. The statuses 204 and 205 have no
+// body, and so do not allow data. Any status that is not a 2xx is answered with 500. For an error,
+// use [Cluster.ReplyError].
+func (c *Cluster) ReplyStatus(w http.ResponseWriter, r *http.Request, status int, data any) {
+	if status < 200 || status > 299 {
+		c.ReplyError(w, r, fmt.Errorf("a reply with the status %d, which is not a 2xx", status))
+		return
+	}
+	if status == http.StatusNoContent || status == http.StatusResetContent {
+		if data != nil {
+			c.ReplyError(w, r, fmt.Errorf("a reply with data and the status %d, which has no body", status))
+			return
+		}
+		c.writeJSON(w, r, status, nil)
+		return
+	}
 	envelope := struct {
 		Data   any            `json:"data"`
 		Server wire.ServerRef `json:"server"`
@@ -139,7 +216,7 @@ func (c *Cluster) Reply(w http.ResponseWriter, r *http.Request, data any) {
 		c.ReplyError(w, r, fmt.Errorf("encoding the response: %w", err))
 		return
 	}
-	c.writeJSON(w, r, http.StatusOK, body)
+	c.writeJSON(w, r, status, body)
 }
 
 // ReplyError sends an error response: {"statusCode", "title", "message", "info"?}. The status is
@@ -283,18 +360,23 @@ func prefersMinimal(h http.Header) bool {
 	return false
 }
 
-// pathValues returns the ids in the path of a request to DeleteServer. It parses the path if the
-// router has not set the path values.
-func pathValues(r *http.Request) (id, serverID string) {
-	id, serverID = r.PathValue("id"), r.PathValue("serverId")
-	if parts := strings.Split(r.URL.EscapedPath(), "/"); id == "" && serverID == "" && len(parts) >= 4 {
+// departedServer returns the ids in a request to DeleteServer. They are the end of the path. The
+// path values of the router are used only for a path that has another form, because an outer router
+// may use the same names for other parts of the path.
+func departedServer(r *http.Request) (id, serverID string, err error) {
+	if parts := strings.Split(r.URL.EscapedPath(), "/"); len(parts) >= 4 {
 		parts = parts[len(parts)-4:]
 		if parts[0] == "itResources" && parts[2] == "servers" {
-			id, _ = url.PathUnescape(parts[1])
+			id, _ = url.PathUnescape(parts[1]) // EscapedPath is valid
 			serverID, _ = url.PathUnescape(parts[3])
+			return id, serverID, nil
 		}
 	}
-	return id, serverID
+	id, serverID = r.PathValue("id"), r.PathValue("serverId")
+	if id == "" || serverID == "" {
+		return "", "", &StatusError{Code: http.StatusBadRequest, Message: "the path does not end in /itResources/{id}/servers/{serverId}"}
+	}
+	return id, serverID, nil
 }
 
 // readBody decodes the body of a request, bounded in size and in time.
@@ -323,7 +405,9 @@ func (c *Cluster) writeJSON(w http.ResponseWriter, r *http.Request, status int, 
 		id = wire.NextCorrelationID(r.Header.Get(wire.CorrelationHeader))
 	}
 	w.Header().Set(wire.CorrelationHeader, id)
-	w.Header().Set("Content-Type", "application/json")
+	if body != nil {
+		w.Header().Set("Content-Type", "application/json")
+	}
 	w.WriteHeader(status)
 	_, _ = w.Write(body) // if it fails, the client has disconnected
 }

@@ -276,6 +276,149 @@ func TestEndpointsUnderAnyRouter(t *testing.T) {
 	})
 }
 
+// The endpoints read the ids from the path, whatever path values an outer router has set.
+func TestEndpointsUnderOuterPatterns(t *testing.T) {
+	for _, pattern := range []string{
+		"/", "/{id}/", "/{serverId}/", "DELETE /{rest...}", "DELETE /mds/v1/itResources/{rest...}", "DELETE /mds/v1/{id}/{rest...}",
+		"DELETE /mds/v1/itResources/{serverId}/servers/{id}", "DELETE /mds/v1/itResources/{id}/servers/{name}",
+	} {
+		t.Run(pattern, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := clustertest.Start(t, 3)
+				n := w.Nodes[0]
+				inner := http.NewServeMux()
+				n.Mount(inner)
+				for name, h := range map[string]http.Handler{"node-2": http.HandlerFunc(n.DeleteServer), "node-3": inner} {
+					outer := http.NewServeMux()
+					outer.Handle(pattern, h)
+					req := httptest.NewRequest("DELETE", serverPath(name), nil)
+					req.Header.Set("Authorization", "Bearer "+w.Token("mds", true))
+					if data := serve(outer, req).data(t); data != `"`+name+`"` {
+						t.Errorf("the reply is %s", data)
+					}
+				}
+				wantView(t, n, "node-1")
+			})
+		})
+	}
+}
+
+// A path from which no server can be read is not answered with a success.
+func TestDeleteServerWithoutIDs(t *testing.T) {
+	c := newRegisteredNode(t, &remotes{view: []string{"node-1", "node-2"}})
+	for path, values := range map[string][2]string{
+		"/gone/it/node-2": {"it", "node-2"}, // a router that rewrites the path
+		"/gone":           {},
+		"/gone/it":        {"it", ""},
+		"/gone/node-2":    {"", "node-2"},
+		"/a/b/c/d":        {"", ""},
+	} {
+		req := httptest.NewRequest("DELETE", path, nil)
+		req.Header.Set("Authorization", "Bearer peer")
+		req.SetPathValue("id", values[0])
+		req.SetPathValue("serverId", values[1])
+		got := serve(http.HandlerFunc(c.DeleteServer), req)
+		if values[0] != "" && values[1] != "" {
+			if data := got.decode(t); string(data) != `"node-2"` {
+				t.Errorf("%s: the reply is %s", path, data)
+			}
+		} else if got.Code != http.StatusBadRequest {
+			t.Errorf("%s: %d %s", path, got.Code, got.Body)
+		}
+	}
+}
+
+func TestRoutes(t *testing.T) {
+	c := newNode(t, testConfig(), http.DefaultTransport)
+	var got []string
+	for _, r := range c.Routes() {
+		got = append(got, r.Method+" "+r.Pattern+" "+r.ColonPattern())
+		req := httptest.NewRequest(r.Method, strings.NewReplacer("{id}", "it", "{serverId}", "node-2").Replace(r.Pattern), nil)
+		if got := serve(r.Handler, req); got.Code != http.StatusUnauthorized {
+			t.Errorf("%s %s: %d", r.Method, r.Pattern, got.Code)
+		}
+	}
+	want := []string{
+		"POST /mds/v1/itResources /mds/v1/itResources",
+		"DELETE /mds/v1/itResources/{id}/servers/{serverId} /mds/v1/itResources/:id/servers/:serverId",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestRequireScope(t *testing.T) {
+	for name, tt := range map[string]struct {
+		granted, required string
+		code              int
+	}{
+		"the scope":        {"things:read", "things:read", 200},
+		"among others":     {"a  things:read\tb", "things:read", 200},
+		"two":              {"b a", "a b", 200},
+		"one of two":       {"a", "a b", 403},
+		"a longer one":     {"things:readall", "things:read", 403},
+		"none":             {"", "things:read", 403},
+		"an empty scope":   {"a", "", 403},
+		"a blank scope":    {"a", " ", 403},
+		"no claims":        {"unauthenticated", "a", 401},
+		"another spelling": {"Things:Read", "things:read", 403},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newNode(t, testConfig(), http.DefaultTransport, cluster.WithVerifier(scopeVerifier(tt.granted)))
+			h := c.RequireScope(tt.required, responder(http.StatusOK, "{}"))
+			if tt.granted != "unauthenticated" {
+				h = c.Authenticate(h)
+			}
+			req := httptest.NewRequest("GET", "/things", nil)
+			req.Header.Set("Authorization", "Bearer token")
+			got := serve(h, req)
+			if got.Code != tt.code || (tt.code != 200) != (got.Header.Get("WWW-Authenticate") != "") {
+				t.Errorf("%d %v %s", got.Code, got.Header, got.Body)
+			}
+		})
+	}
+}
+
+type scopeVerifier string
+
+func (v scopeVerifier) Verify(context.Context, string) (cluster.Claims, error) {
+	return cluster.Claims{Scope: string(v)}, nil
+}
+
+// A verifier that cannot reach its keys says nothing about the token.
+func TestVerifierUnavailable(t *testing.T) {
+	logs, entries := observer.New(zap.DebugLevel)
+	c := newNode(t, testConfig(), http.DefaultTransport, cluster.WithLogger(zap.New(logs)), cluster.WithVerifier(failingVerifier{
+		fmt.Errorf("fetching keys with bearer-token of 10.0.0.9: %w", cluster.ErrVerifierUnavailable),
+	}))
+	for name, h := range map[string]http.Handler{
+		"Authenticate": c.Authenticate(responder(http.StatusOK, "")), "AuthenticatePeer": c.AuthenticatePeer(responder(http.StatusOK, "")),
+		"CreateItResource": http.HandlerFunc(c.CreateItResource),
+	} {
+		req := httptest.NewRequest("POST", "/things", nil)
+		req.Header.Set("Authorization", "Bearer bearer-token")
+		got := serve(h, req)
+		if got.Code != http.StatusServiceUnavailable || strings.Contains(got.Body, "10.0.0.9") || got.Header.Get("WWW-Authenticate") != "" {
+			t.Errorf("%s: %d %v %s", name, got.Code, got.Header, got.Body)
+		}
+	}
+	lines := entries.FilterMessage("token verification unavailable").All()
+	if len(lines) == 0 {
+		t.Error("nothing is logged")
+	}
+	for _, line := range lines {
+		if text := marshal(t, line.ContextMap()); !strings.Contains(text, "10.0.0.9") || strings.Contains(text, "bearer-token") {
+			t.Errorf("logged %s", text)
+		}
+	}
+}
+
+type failingVerifier struct{ err error }
+
+func (v failingVerifier) Verify(context.Context, string) (cluster.Claims, error) {
+	return cluster.Claims{}, v.err
+}
+
 // Peers may call a node before the registry has answered its registration. The npm module crashes
 // then.
 func TestPeerRequestsBeforeRegistration(t *testing.T) {
@@ -401,19 +544,22 @@ func TestReply(t *testing.T) {
 		code  int
 		body  string
 	}{
-		"a value":            {func(w http.ResponseWriter, r *http.Request) { c.Reply(w, r, []int{1}) }, 200, `{"data":[1],"server":{"serverId":"node-1"}}`},
-		"nil":                {func(w http.ResponseWriter, r *http.Request) { c.Reply(w, r, nil) }, 200, `{"data":null,"server":{"serverId":"node-1"}}`},
-		"not encodable":      {func(w http.ResponseWriter, r *http.Request) { c.Reply(w, r, make(chan int)) }, 500, `{"statusCode":500,"title":"Internal Server Error","message":"encoding the response: json: unsupported type: chan int"}`},
-		"an error":           {func(w http.ResponseWriter, r *http.Request) { c.ReplyError(w, r, errors.New("broken")) }, 500, `{"statusCode":500,"title":"Internal Server Error","message":"broken"}`},
-		"a status":           {replyWith(c, &cluster.StatusError{Code: 404, Message: "no such thing"}), 404, `{"statusCode":404,"title":"Not Found","message":"no such thing"}`},
-		"a status, wrapped":  {replyWith(c, fmt.Errorf("context: %w", &cluster.StatusError{Code: 404, Message: "no such thing"})), 404, `{"statusCode":404,"title":"Not Found","message":"no such thing"}`},
-		"with info":          {replyWith(c, &cluster.StatusError{Code: 409, Message: "taken", Info: []byte(`{"by":1}`)}), 409, `{"statusCode":409,"title":"Conflict","message":"taken","info":{"by":1}}`},
-		"with invalid info":  {replyWith(c, &cluster.StatusError{Code: 409, Message: "taken", Info: []byte(`{`)}), 409, `{"statusCode":409,"title":"Conflict","message":"taken"}`},
-		"status 200":         {replyWith(c, &cluster.StatusError{Code: 200, Message: "fine"}), 500, `{"statusCode":500,"title":"Internal Server Error","message":"200 OK: fine"}`},
-		"an error of a peer": {replyWith(c, &cluster.StatusError{Remote: `peer "x"`, Method: "GET", URL: "http://x", Code: 404}), 500, `{"statusCode":500,"title":"Internal Server Error","message":"peer \"x\" answered 404 Not Found to GET http://x"}`},
-		"management is off":  {replyWith(c, cluster.ErrManagementOff), 409, `{"statusCode":409,"title":"Conflict","message":"cluster: management is off"}`},
-		"closed":             {replyWith(c, cluster.ErrClosed), 503, `{"statusCode":503,"title":"Service Unavailable","message":"cluster: closed"}`},
-		"an invalid request": {replyWith(c, cluster.ErrInvalidRequest), 400, `{"statusCode":400,"title":"Bad Request","message":"cluster: invalid request"}`},
+		"a value":             {func(w http.ResponseWriter, r *http.Request) { c.Reply(w, r, []int{1}) }, 200, `{"data":[1],"server":{"serverId":"node-1"}}`},
+		"created":             {func(w http.ResponseWriter, r *http.Request) { c.ReplyStatus(w, r, 201, "x") }, 201, `{"data":"x","server":{"serverId":"node-1"}}`},
+		"status 404 as reply": {func(w http.ResponseWriter, r *http.Request) { c.ReplyStatus(w, r, 404, "x") }, 500, `{"statusCode":500,"title":"Internal Server Error","message":"a reply with the status 404, which is not a 2xx"}`},
+		"data without a body": {func(w http.ResponseWriter, r *http.Request) { c.ReplyStatus(w, r, 204, "x") }, 500, `{"statusCode":500,"title":"Internal Server Error","message":"a reply with data and the status 204, which has no body"}`},
+		"nil":                 {func(w http.ResponseWriter, r *http.Request) { c.Reply(w, r, nil) }, 200, `{"data":null,"server":{"serverId":"node-1"}}`},
+		"not encodable":       {func(w http.ResponseWriter, r *http.Request) { c.Reply(w, r, make(chan int)) }, 500, `{"statusCode":500,"title":"Internal Server Error","message":"encoding the response: json: unsupported type: chan int"}`},
+		"an error":            {func(w http.ResponseWriter, r *http.Request) { c.ReplyError(w, r, errors.New("broken")) }, 500, `{"statusCode":500,"title":"Internal Server Error","message":"broken"}`},
+		"a status":            {replyWith(c, &cluster.StatusError{Code: 404, Message: "no such thing"}), 404, `{"statusCode":404,"title":"Not Found","message":"no such thing"}`},
+		"a status, wrapped":   {replyWith(c, fmt.Errorf("context: %w", &cluster.StatusError{Code: 404, Message: "no such thing"})), 404, `{"statusCode":404,"title":"Not Found","message":"no such thing"}`},
+		"with info":           {replyWith(c, &cluster.StatusError{Code: 409, Message: "taken", Info: []byte(`{"by":1}`)}), 409, `{"statusCode":409,"title":"Conflict","message":"taken","info":{"by":1}}`},
+		"with invalid info":   {replyWith(c, &cluster.StatusError{Code: 409, Message: "taken", Info: []byte(`{`)}), 409, `{"statusCode":409,"title":"Conflict","message":"taken"}`},
+		"status 200":          {replyWith(c, &cluster.StatusError{Code: 200, Message: "fine"}), 500, `{"statusCode":500,"title":"Internal Server Error","message":"200 OK: fine"}`},
+		"an error of a peer":  {replyWith(c, &cluster.StatusError{Remote: `peer "x"`, Method: "GET", URL: "http://x", Code: 404}), 500, `{"statusCode":500,"title":"Internal Server Error","message":"peer \"x\" answered 404 Not Found to GET http://x"}`},
+		"management is off":   {replyWith(c, cluster.ErrManagementOff), 409, `{"statusCode":409,"title":"Conflict","message":"cluster: management is off"}`},
+		"closed":              {replyWith(c, cluster.ErrClosed), 503, `{"statusCode":503,"title":"Service Unavailable","message":"cluster: closed"}`},
+		"an invalid request":  {replyWith(c, cluster.ErrInvalidRequest), 400, `{"statusCode":400,"title":"Bad Request","message":"cluster: invalid request"}`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			rec := httptest.NewRecorder()
@@ -425,6 +571,17 @@ func TestReply(t *testing.T) {
 				t.Errorf("headers %v", rec.Header())
 			}
 		})
+	}
+}
+
+func TestReplyWithoutBody(t *testing.T) {
+	c := newNode(t, testConfig(), http.DefaultTransport)
+	for _, status := range []int{http.StatusNoContent, http.StatusResetContent} {
+		rec := httptest.NewRecorder()
+		c.ReplyStatus(rec, httptest.NewRequest("DELETE", "/", nil), status, nil)
+		if rec.Code != status || rec.Body.Len() != 0 || rec.Header().Get("Content-Type") != "" || rec.Header().Get("X-Correlation-Id") == "" {
+			t.Errorf("%d %v %q", rec.Code, rec.Header(), rec.Body)
+		}
 	}
 }
 
