@@ -109,8 +109,8 @@ func (f *fanOut) run(ctx context.Context) iter.Seq[int] {
 	}
 }
 
-// yieldOutcomes yields all outcomes except those of suspects, and returns their indices. ok is false
-// if yield has returned false. enough is called with the result that reaches MinResults.
+// yieldOutcomes yields all outcomes except those of suspects, and returns their indices. ok is
+// false if yield has returned false. enough is called with the result that reaches MinResults.
 func (f *fanOut) yieldOutcomes(enough context.CancelCauseFunc, yield func(int) bool) (suspects []int, results int, ok bool) {
 	for i := range f.peers {
 		if !f.waitForAll {

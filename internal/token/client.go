@@ -154,7 +154,7 @@ func checkAccessToken(access string) error {
 func expClaim(token string) (time.Time, bool, error) {
 	claims := jwt.MapClaims{}
 	_, _, err := jwt.NewParser().ParseUnverified(token, claims)
-	if err != nil && !errors.Is(err, jwt.ErrTokenUnverifiable) { // an unknown algorithm does not matter here
+	if err != nil && !errors.Is(err, jwt.ErrTokenUnverifiable) { // an unknown algorithm is fine
 		return time.Time{}, false, nil
 	}
 	exp, ok := claims["exp"]

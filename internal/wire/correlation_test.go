@@ -177,7 +177,7 @@ func FuzzCorrelationID(f *testing.F) {
 	} {
 		f.Add(seed)
 	}
-	whole := regexp.MustCompile(`^([ -.0-?A-~]+)@(-?[0-9]+)/([ -.0-~]+)$`) // no '/' or '@' in the name, no '/' in the date
+	whole := regexp.MustCompile(`^([ -.0-?A-~]+)@(-?[0-9]+)/([ -.0-~]+)$`) // no '/' or '@' within a part
 	f.Fuzz(func(t *testing.T, incoming string) {
 		next := wire.NextCorrelationID(incoming)
 		parts := whole.FindStringSubmatch(next)

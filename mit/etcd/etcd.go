@@ -1,7 +1,8 @@
 // Package etcd is a [mit.Store] on etcd. Several registries (mIT) share it, and it keeps its
 // servers when they restart.
 //
-//	store, err := etcd.Open(ctx, etcd.Config{Endpoints: []string{"etcd-0:2379", "etcd-1:2379", "etcd-2:2379"}})
+//	endpoints := []string{"etcd-0:2379", "etcd-1:2379", "etcd-2:2379"}
+//	store, err := etcd.Open(ctx, etcd.Config{Endpoints: endpoints})
 //	defer store.Close()
 //	registry, err := mit.NewRegistry(store, cfg)
 //
@@ -501,7 +502,8 @@ func retry[T any](ctx context.Context, s *Store, op func(context.Context) (T, er
 	defer context.AfterFunc(s.ctx, cancel)()
 	var cause error // the last error other than a timeout
 	v, err := backoff.RetryWithData(func() (T, error) {
-		attemptCtx, cancel := context.WithTimeout(callCtx, s.cfg.probeInterval()) // another member may respond
+		// Another member may respond.
+		attemptCtx, cancel := context.WithTimeout(callCtx, s.cfg.probeInterval())
 		defer cancel()
 		v, err := op(attemptCtx)
 		timedOut := err != nil && attemptCtx.Err() != nil

@@ -20,7 +20,7 @@ var (
 
 const (
 	maxRetryInterval     = 2 * time.Second // between attempts to watch etcd
-	maxUnrecognizedLines = 100             // log lines, one for each key; [Store.Health] counts all keys
+	maxUnrecognizedLines = 100             // log lines, one per key; [Store.Health] counts all
 )
 
 // follow keeps the cache up to date until ctx ends.
@@ -85,7 +85,8 @@ func (s *Store) watch(ctx context.Context, onContact func()) error {
 
 	// Half the timeout leaves time to try another member before the cache is stale.
 	silenceTimeout := s.cfg.timeout() / 2
-	giveUp := time.AfterFunc(silenceTimeout, func() { cancel(errNoContact) }) // Watch blocks without a member
+	// Watch blocks without a member.
+	giveUp := time.AfterFunc(silenceTimeout, func() { cancel(errNoContact) })
 	// The watch begins at the known revision, not at the next: etcd sends no progress
 	// notifications to a watch of a future revision.
 	events := s.client.Watch(ctx, string(s.keys), clientv3.WithPrefix(), clientv3.WithRev(revision), clientv3.WithCreatedNotify())

@@ -108,7 +108,7 @@ func runMember(settings string) error {
 		if !errors.Is(err, syscall.EADDRINUSE) {
 			return err
 		}
-		_ = sleep(context.Background(), 100*time.Millisecond) // another process may use the port for a moment
+		_ = sleep(context.Background(), 100*time.Millisecond) // the port may be in use for a moment
 	}
 	return err
 }
