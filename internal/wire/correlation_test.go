@@ -177,7 +177,8 @@ func FuzzCorrelationID(f *testing.F) {
 	} {
 		f.Add(seed)
 	}
-	whole := regexp.MustCompile(`^([ -.0-?A-~]+)@(-?[0-9]+)/([ -.0-~]+)$`) // no '/' or '@' within a part
+	// The name has no '/' and no '@', the date has no '/'.
+	whole := regexp.MustCompile(`^([ -.0-?A-~]+)@(-?[0-9]+)/([ -.0-~]+)$`)
 	f.Fuzz(func(t *testing.T, incoming string) {
 		next := wire.NextCorrelationID(incoming)
 		parts := whole.FindStringSubmatch(next)
