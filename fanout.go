@@ -219,9 +219,9 @@ func addHeader(header, added http.Header) {
 	}
 }
 
-// A sharedDeadline gives requests that begin at about the same moment one context, because a timer
-// for each request would cost more than all other work of this package for it. A request may lose
-// up to 2 % of its timeout, and at most 5 ms.
+// A sharedDeadline gives one context to requests that begin at about the same moment. A timer for
+// each request would cost more than all other work of this package for it. A request may lose up to
+// 2 % of its timeout, and at most 5 ms.
 type sharedDeadline struct {
 	current    context.Context    //nolint:containedctx // derived from that of a call, which outlives it
 	cancel     context.CancelFunc // not called: the end of the call's context releases the timer

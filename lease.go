@@ -171,8 +171,8 @@ func (c *Cluster) renewBeforeExpiry(ctx context.Context) (renewal, error) {
 }
 
 // announceRenewal announces this node if peers may not know it. After a recheck it announces all
-// servers: of several nodes that were listed alone, only the first to recheck may find the others,
-// because they are no longer alone once they hear of it.
+// servers. Of several nodes that were listed alone, the first to recheck finds the others. They are
+// then no longer alone, and do not recheck, so that it must announce them to each other.
 func (c *Cluster) announceRenewal(ctx context.Context, r renewal, recheck bool) {
 	if !c.cfg.Management {
 		return

@@ -85,7 +85,7 @@ func WithoutEnv() Option {
 
 // A Retry says how a request to a peer is retried. The zero Retry makes one retry after 10 ms, on a
 // new connection, of requests that are safe to retry according to [RetrySafe]. So a peer that is
-// gone delays a call by milliseconds only, and a pooled connection that the peer's restart broke
+// gone delays a call by milliseconds only. A pooled connection that broke when the peer restarted
 // does not fail the request.
 type Retry struct {
 	// MaxRetries is the maximum number of retries; 1 by default, none if negative.
@@ -102,8 +102,8 @@ type Retry struct {
 
 // RetrySafe is the default of [Retry].RetryIf. It allows a retry if the address could not be
 // dialed, or if the connection was lost before a response and the method is idempotent. It allows
-// none after a timeout, so that a peer that hangs costs a call one timeout only, and none after a
-// response of any status.
+// none after a response of any status, and none after a timeout: a peer that hangs then costs a
+// call one timeout only.
 func RetrySafe(method string, err error) bool {
 	if !unreachable(err) || timedOut(err) {
 		return false
@@ -127,7 +127,7 @@ func RetryNPM() Retry {
 // the views of this node and of its peers, which it notifies.
 //
 // A peer becomes a suspect if it sends no response at all. At the end of a fan-out, the node asks
-// the registry to delete each suspect, on the condition that the registry has no newer entry of it:
+// the registry to delete each suspect unless the registry has a newer entry of it:
 //
 //   - If the registry deletes it, the peer is evicted.
 //   - If the registry has a newer entry, the peer has registered again. The node takes over that

@@ -154,8 +154,8 @@ type renewal struct {
 }
 
 // renew registers the node or renews its lease, and makes the registry's list the view. If the
-// registry has lost its data, the servers that it does not list yet are retained for the time of a
-// lease, after which all running nodes have renewed.
+// registry has lost its data, renew retains the servers that it does not list yet. They expire
+// after the time of a lease, because all running nodes have renewed by then.
 func (c *Cluster) renew(ctx context.Context) (renewal, error) {
 	unlock, err := c.lockRegistration(ctx)
 	if err != nil {

@@ -16,7 +16,7 @@ import (
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
-// RPCluster sends req to every peer in the view, or to those that req selects, and waits for all of
+// RPCluster sends req to every peer in the view, or to those that req selects. It waits for all of
 // them, or for as many results as req needs. The node does not call itself. A node without peers
 // gets an empty Response.
 //

@@ -196,8 +196,8 @@ func (b *breaker) wake(n int) {
 	b.waiters = slices.Delete(b.waiters, 0, n)
 }
 
-// sweepLocked removes the breakers that are as good as new, and those of peers that have been
-// silent for ten minutes and more and are not asked any more.
+// sweepLocked removes breakers that are as good as new. It also removes those of peers that have
+// been silent for ten minutes, if their next probe is overdue.
 func (s *Set) sweepLocked(now time.Time) {
 	for id, b := range s.peers {
 		unused := b.inFlight == 0 && len(b.waiters) == 0

@@ -183,9 +183,9 @@ func (v View) Resource() wire.ItResource {
 	return wire.ItResource{ID: v.id, Type: v.typ, PublicBaseURL: v.publicBaseURL, Servers: servers, Extra: v.extra}
 }
 
-// Reconcile returns v, the registry's response to a request, with the changes applied that were
-// made to the node's view while the request was in flight: from before to now. A server that joined
-// or came back is added. One that was removed is left out, unless v has a newer entry.
+// Reconcile returns v, the registry's response to a request, with the changes that were made to the
+// node's view during the request: from before to now. A server that joined or came back is added.
+// One that was removed is left out, unless v has a newer entry.
 func (v View) Reconcile(before, now View) View {
 	if now.id != v.id || before.id != now.id && before.id != "" {
 		return v
