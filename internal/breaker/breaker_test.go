@@ -58,6 +58,12 @@ func TestActiveBreakersAreKept(t *testing.T) {
 	}
 }
 
+// A scenario is a test of one set of breakers.
+type scenario struct {
+	*testing.T
+	set *Set
+}
+
 func TestBreaker(t *testing.T) {
 	const timeout = 10 * time.Second
 	peer := func(at string) *membership.Peer {
@@ -65,98 +71,98 @@ func TestBreaker(t *testing.T) {
 	}
 	p := peer("http://a")
 	request := func(timeout time.Duration) Request { return Request{Peers: 9, Now: time.Now(), Timeout: timeout} }
-	requireAllowed := func(t *testing.T, s *Set, p *membership.Peer, r Request) {
+	requireAllowed := func(t scenario, p *membership.Peer, r Request) {
 		t.Helper()
-		if wait, err := s.Allow(p, r); wait != nil || err != nil {
+		if wait, err := t.set.Allow(p, r); wait != nil || err != nil {
 			t.Errorf("not allowed: wait %v, error %v", wait, err)
 		}
 	}
 	// fill sends requests until one would have to wait, and returns the number of those allowed.
-	fill := func(s *Set, peers int) (n int) {
+	fill := func(t scenario, peers int) (n int) {
 		for {
-			if wait, err := s.Allow(p, Request{Peers: peers, Now: time.Now(), Timeout: timeout}); wait != nil || err != nil {
+			if wait, err := t.set.Allow(p, Request{Peers: peers, Now: time.Now(), Timeout: timeout}); wait != nil || err != nil {
 				return n
 			}
 			n++
 		}
 	}
-	for name, check := range map[string]func(t *testing.T, s *Set){
-		"one of two peers gets half of the slots": func(t *testing.T, s *Set) {
-			if got := fill(s, 2); got != 32 {
+	for name, check := range map[string]func(scenario){
+		"one of two peers gets half of the slots": func(t scenario) {
+			if got := fill(t, 2); got != 32 {
 				t.Errorf("%d requests in flight", got)
 			}
 		},
-		"one of many gets a quarter, and less once it is silent": func(t *testing.T, s *Set) {
-			if got := fill(s, 9); got != 16 {
+		"one of many gets a quarter, and less once it is silent": func(t scenario) {
+			if got := fill(t, 9); got != 16 {
 				t.Errorf("%d requests in flight", got)
 			}
 			time.Sleep(time.Second)
 			for range 12 {
-				s.Record(p, Abandoned, time.Now(), timeout)
+				t.set.Record(p, Abandoned, time.Now(), timeout)
 			}
-			if got := fill(s, 9); got != 0 {
+			if got := fill(t, 9); got != 0 {
 				t.Errorf("%d more in flight once it is silent", got)
 			}
 		},
-		"a canceled waiter wakes the next one": func(_ *testing.T, s *Set) {
-			fill(s, 9)
-			first, _ := s.Allow(p, request(timeout))
-			second, _ := s.Allow(p, request(timeout))
-			waiting := len(s.peers[p.ServerID].waiters) // with that of fill
+		"a canceled waiter wakes the next one": func(t scenario) {
+			fill(t, 9)
+			first, _ := t.set.Allow(p, request(timeout))
+			second, _ := t.set.Allow(p, request(timeout))
+			waiting := len(t.set.peers[p.ServerID].waiters) // with that of fill
 			for range waiting - 1 {
-				s.Record(p, Answered, time.Now(), timeout)
+				t.set.Record(p, Answered, time.Now(), timeout)
 			}
 			<-first
-			s.Cancel(p, first)
+			t.set.Cancel(p, first)
 			<-second
 		},
-		"a response counts for requests that began before it": func(t *testing.T, s *Set) {
+		"a response counts for requests that began before it": func(t scenario) {
 			began := time.Now()
-			requireAllowed(t, s, p, request(timeout))
+			requireAllowed(t, p, request(timeout))
 			time.Sleep(time.Second)
-			requireAllowed(t, s, p, request(timeout))
-			s.Record(p, Answered, time.Now(), timeout)
+			requireAllowed(t, p, request(timeout))
+			t.set.Record(p, Answered, time.Now(), timeout)
 			time.Sleep(9 * time.Second)
-			s.Record(p, TimedOut, began, timeout)
-			requireAllowed(t, s, p, request(timeout))
+			t.set.Record(p, TimedOut, began, timeout)
+			requireAllowed(t, p, request(timeout))
 		},
-		"the silence begins with a request, not with the last response": func(t *testing.T, s *Set) {
+		"the silence begins with a request, not with the last response": func(t scenario) {
 			const short = 100 * time.Millisecond
-			requireAllowed(t, s, p, request(short))
-			s.Record(p, Answered, time.Now(), short)
+			requireAllowed(t, p, request(short))
+			t.set.Record(p, Answered, time.Now(), short)
 			time.Sleep(timeout + 5*time.Second)
 			retry := request(short)
 			retry.Retry = true
-			requireAllowed(t, s, p, retry)
+			requireAllowed(t, p, retry)
 			time.Sleep(short)
-			s.Record(p, TimedOut, retry.Now, short)
-			requireAllowed(t, s, p, request(short))
+			t.set.Record(p, TimedOut, retry.Now, short)
+			requireAllowed(t, p, request(short))
 		},
-		"nor with an abandoned request": func(t *testing.T, s *Set) {
+		"nor with an abandoned request": func(t scenario) {
 			began := time.Now()
-			n := fill(s, 9) // and one waits
+			n := fill(t, 9) // and one waits
 			time.Sleep(52 * time.Second)
 			for range n {
-				s.Record(p, Abandoned, began, time.Minute)
+				t.set.Record(p, Abandoned, began, time.Minute)
 			}
 			waited := request(timeout)
 			waited.Waited = true
-			requireAllowed(t, s, p, waited)
+			requireAllowed(t, p, waited)
 		},
-		"a peer with a new address is probed at once": func(t *testing.T, s *Set) {
+		"a peer with a new address is probed at once": func(t scenario) {
 			began := time.Now()
-			requireAllowed(t, s, p, request(timeout))
+			requireAllowed(t, p, request(timeout))
 			time.Sleep(timeout)
-			s.Record(p, TimedOut, began, timeout)
-			_, err := s.Allow(p, request(timeout))
+			t.set.Record(p, TimedOut, began, timeout)
+			_, err := t.set.Allow(p, request(timeout))
 			if _, open := errors.AsType[*OpenError](err); !open {
 				t.Errorf("at its old address: %v", err)
 			}
-			requireAllowed(t, s, peer("http://b"), request(timeout))
+			requireAllowed(t, peer("http://b"), request(timeout))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { check(t, New(timeout, 64)) })
+			synctest.Test(t, func(t *testing.T) { check(scenario{t, New(timeout, 64)}) })
 		})
 	}
 }
