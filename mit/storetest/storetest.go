@@ -53,7 +53,7 @@ func Run(t *testing.T, newStore func(t *testing.T) mit.Store, opts Options) {
 	}
 }
 
-var tests = []struct {
+var tests = []struct { //nolint:gochecknoglobals // a table
 	name string
 	run  func(*suite)
 }{
