@@ -97,8 +97,8 @@ func (f *fanOut) attempt(ctx context.Context, p *membership.Peer, rt http.RoundT
 
 // A reply is the result of one request.
 type reply struct {
+	response
 	bearer string // the token that was sent
-	body   []byte
 	err    error
 }
 
@@ -110,10 +110,15 @@ func (f *fanOut) send(ctx context.Context, p *membership.Peer, rt http.RoundTrip
 		return reply{err: err}
 	}
 	o.Attempts++
+	info := RequestInfo{Target: TargetPeer, Server: o.Server, Attempt: o.Attempts}
+	var r reply
 	if f.hedgeAfter > 0 {
-		return f.sendHedged(ctx, p, rt, o, timeout)
+		r = f.sendHedged(ctx, p, rt, info, o, timeout)
+	} else {
+		r = f.sendOnce(ctx, p, rt, info, began, timeout)
 	}
-	return f.sendOnce(ctx, p, rt, began, timeout)
+	o.StatusCode, o.Header = r.status, r.header
+	return r
 }
 
 // admit waits until the peer's breaker allows a request, and returns when that was. The wait is
@@ -153,14 +158,14 @@ func (f *fanOut) await(ctx context.Context, p *membership.Peer, wait <-chan stru
 
 // sendHedged sends a request, and a second one if there is no response after HedgeAfter. It returns
 // the first response and cancels the other request.
-func (f *fanOut) sendHedged(ctx context.Context, p *membership.Peer, rt http.RoundTripper, o *Outcome, timeout time.Duration) reply {
+func (f *fanOut) sendHedged(ctx context.Context, p *membership.Peer, rt http.RoundTripper, info RequestInfo, o *Outcome, timeout time.Duration) reply {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	replies := make(chan reply, 2)
 	firstDone := make(chan struct{})
 	f.wg.Go(func() {
 		defer close(firstDone)
-		replies <- f.sendOnce(ctx, p, rt, time.Now(), timeout)
+		replies <- f.sendOnce(ctx, p, rt, info, time.Now(), timeout)
 	})
 	hedge := time.NewTimer(f.hedgeAfter)
 	defer hedge.Stop()
@@ -177,9 +182,11 @@ func (f *fanOut) sendHedged(ctx context.Context, p *membership.Peer, rt http.Rou
 			}
 			inFlight++
 			o.Attempts++
+			info := info
+			info.Attempt, info.Hedge = o.Attempts, true
 			f.wg.Go(func() {
 				defer f.slots.Release()
-				replies <- f.sendOnce(ctx, p, rt, time.Now(), timeout)
+				replies <- f.sendOnce(ctx, p, rt, info, time.Now(), timeout)
 				<-firstDone // sendHedged has returned, and the slot of the first request may be in use again
 			})
 		}
@@ -203,7 +210,7 @@ func (f *fanOut) admitHedge(p *membership.Peer, timeout time.Duration) bool {
 }
 
 // sendOnce sends a request that the breaker has allowed, and records its result there.
-func (f *fanOut) sendOnce(ctx context.Context, p *membership.Peer, rt http.RoundTripper, began time.Time, timeout time.Duration) (r reply) {
+func (f *fanOut) sendOnce(ctx context.Context, p *membership.Peer, rt http.RoundTripper, info RequestInfo, began time.Time, timeout time.Duration) (r reply) {
 	defer func() { f.record(ctx, p, r.err, began, timeout) }()
 	f.mu.Lock()
 	bearer, template := f.bearer, f.template
@@ -223,8 +230,8 @@ func (f *fanOut) sendOnce(ctx context.Context, p *membership.Peer, rt http.Round
 	if f.body != nil {
 		req.Body, _ = req.GetBody() // never fails
 	}
-	body, err := f.client.http.do(rt, remote{"peer", p.ServerID}, req)
-	return reply{bearer, body, err}
+	resp, err := f.client.http.do(rt, info, req)
+	return reply{resp, bearer, err}
 }
 
 // record tells the peer's breaker how a request ended.
@@ -241,7 +248,9 @@ func (f *fanOut) record(ctx context.Context, p *membership.Peer, err error, bega
 	case timedOut(err):
 		result = breaker.TimedOut
 	}
-	f.client.breakers.Record(p, result, began, timeout)
+	if change := f.client.breakers.Record(p, result, began, timeout); change != breaker.Unchanged {
+		f.client.trace.breakerChanged(ctx, Server(p.Server), change == breaker.Opened)
+	}
 }
 
 // appendRef appends a path and a query to a base URL.

@@ -447,9 +447,7 @@ func FuzzTokenResponse(f *testing.F) {
 			bearer = r.Header.Get("Authorization")
 			return http.StatusOK, registrationResponse(time.Hour, "node-1")
 		}
-		c := newNode(t, testConfig(), o, cluster.WithTokens(nil), cluster.WithTrace(&cluster.Trace{
-			RenewFailed: func(err error, _ time.Duration) { failed = err; cancel() },
-		}))
+		c := newNode(t, testConfig(), o, cluster.WithTokens(nil), onRenewalFailure(func(err error) { failed = err; cancel() }))
 		_, err := c.Register(ctx)
 		checkNoSecrets(t, err)
 		checkNoSecrets(t, failed)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -59,6 +60,7 @@ type httpClient struct {
 	timeout     time.Duration // of requests to the registry and the token service
 	maxResponse int64         // bytes; below math.MaxInt64, because one byte more is read
 	secrets     []string      // of this node; none is empty
+	trace       *hooks
 }
 
 func newHTTPClient(cfg Config, hc *http.Client, policy PeerPolicy) *httpClient {
@@ -67,6 +69,7 @@ func newHTTPClient(cfg Config, hc *http.Client, policy PeerPolicy) *httpClient {
 		userAgent:   wire.UserAgent(cfg.Type, cfg.Version, cfg.ID),
 		timeout:     cfg.RequestTimeout,
 		maxResponse: min(cfg.MaxResponseBytes, math.MaxInt64-1),
+		trace:       new(hooks),
 	}
 	for _, secret := range []Secret{cfg.ClientSecret, cfg.ClientAccessKey, cfg.GenericKey, cfg.GenericPreviousKey} {
 		if secret != "" {
@@ -79,6 +82,16 @@ func newHTTPClient(cfg Config, hc *http.Client, policy PeerPolicy) *httpClient {
 // A remote is where a request goes: the registry, the token service, or the peer of that id.
 type remote struct{ name, id string }
 
+func (i *RequestInfo) remote() remote {
+	switch i.Target {
+	case TargetRegistry:
+		return remote{"mIT", ""}
+	case TargetTokenService:
+		return remote{"mST", ""}
+	}
+	return remote{"peer", i.Server.ServerID}
+}
+
 func (r remote) String() string {
 	if r.id == "" {
 		return r.name
@@ -86,22 +99,44 @@ func (r remote) String() string {
 	return fmt.Sprintf("%s %q", r.name, r.id)
 }
 
-// do sends a request and returns the body of a 2xx response. Its errors are *UnreachableError,
-// *StatusError and *InvalidResponseError, and name the remote.
-func (h *httpClient) do(rt http.RoundTripper, to remote, req *http.Request) ([]byte, error) {
+// A response is what is used of an HTTP response; the zero response if there was none.
+type response struct {
+	status int
+	header http.Header
+	body   []byte // nil unless it is a 2xx response that was read
+}
+
+// do sends a request and returns the response. Without a 2xx response there is an error, too. The
+// errors are *UnreachableError, *StatusError and *InvalidResponseError, and name the remote.
+func (h *httpClient) do(rt http.RoundTripper, info RequestInfo, req *http.Request) (response, error) {
+	req, end := h.trace.request(info, req)
+	if end == nil {
+		return h.exchange(rt, info.remote(), req)
+	}
+	start := time.Now()
+	resp, err := h.exchange(rt, info.remote(), req)
+	result := RequestResult{StatusCode: resp.status, Kind: classify(err), Err: err, Duration: time.Since(start)}
+	if err != nil && errors.Is(req.Context().Err(), context.Canceled) {
+		result.Kind = KindCanceled
+	}
+	end(result)
+	return resp, err
+}
+
+func (h *httpClient) exchange(rt http.RoundTripper, to remote, req *http.Request) (response, error) {
 	resp, err := rt.RoundTrip(req)
 	if err != nil {
-		return nil, &UnreachableError{to.String(), req.Method, withoutQuery(req.URL), err}
+		return response{}, &UnreachableError{to.String(), req.Method, withoutQuery(req.URL), err}
 	}
 	defer resp.Body.Close()
+	r := response{status: resp.StatusCode, header: resp.Header}
 	if resp.StatusCode < 200 || resp.StatusCode > 299 {
-		return nil, h.statusError(to, req, resp)
+		return r, h.statusError(to, req, resp)
 	}
-	body, err := readBounded(resp, h.maxResponse)
-	if err != nil {
-		return nil, &InvalidResponseError{to.String(), req.Method, withoutQuery(req.URL), err}
+	if r.body, err = readBounded(resp, h.maxResponse); err != nil {
+		return r, &InvalidResponseError{to.String(), req.Method, withoutQuery(req.URL), err}
 	}
-	return body, nil
+	return r, nil
 }
 
 func readBounded(resp *http.Response, limit int64) ([]byte, error) {
@@ -143,26 +178,27 @@ func (h *httpClient) statusError(from remote, req *http.Request, resp *http.Resp
 
 // sendJSON sends a request to the registry or the token service. A nil body sends none; an empty
 // bearer sends no token.
-func (h *httpClient) sendJSON(ctx context.Context, name, method, address, bearer string, body any) ([]byte, error) {
+func (h *httpClient) sendJSON(ctx context.Context, info RequestInfo, method, address, bearer string, body any) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, h.timeout)
 	defer cancel()
 	var content io.Reader
 	if body != nil {
 		b, err := json.Marshal(body)
 		if err != nil {
-			return nil, fmt.Errorf("encoding the request to %s: %w", name, err)
+			return nil, fmt.Errorf("encoding the request to %s: %w", info.remote(), err)
 		}
 		content = bytes.NewReader(b)
 	}
 	req, err := http.NewRequestWithContext(ctx, method, address, content)
 	if err != nil {
-		return nil, fmt.Errorf("request to %s: %w", name, err)
+		return nil, fmt.Errorf("request to %s: %w", info.remote(), err)
 	}
 	req.Header = h.header(ctx, bearer)
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	return h.do(h.transports.backend, remote{name, ""}, req)
+	resp, err := h.do(h.transports.backend, info, req)
+	return resp.body, err
 }
 
 // header returns what every request carries. All values share one array: this runs once per call.
@@ -189,6 +225,9 @@ func (h *httpClient) redact(text, bearer string) string {
 	}
 	return text
 }
+
+// redactSecrets is redact for text that cannot contain a token.
+func (h *httpClient) redactSecrets(text string) string { return h.redact(text, "") }
 
 // containsSecret reports whether redact would change any name or value in raw. It decodes them
 // first, because JSON can escape the same text in many ways.

@@ -37,7 +37,8 @@
 // One goroutine renews the lease and never gives up. The node recovers without a restart from an
 // expired token, a lost entry, and an outage of the registry of any length. [Cluster.Status]
 // returns the status of the registration, which is also in the process environment (see
-// [Status.Env]). [Trace] has functions that are called on events.
+// [Status.Env]). [Cluster.Watch] yields the changes of the view. [Trace] has functions that are
+// called on events.
 //
 // # Tokens
 //
@@ -57,8 +58,8 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/mimiktech/cluster/internal/breaker"
-	"github.com/mimiktech/cluster/internal/ctxutil"
 	"github.com/mimiktech/cluster/internal/fanout"
+	"github.com/mimiktech/cluster/internal/membership"
 	"github.com/mimiktech/cluster/internal/token"
 	"github.com/mimiktech/cluster/internal/wire"
 )
@@ -71,7 +72,7 @@ type Cluster struct {
 	policy   PeerPolicy
 	verifier Verifier
 	log      *zap.Logger
-	trace    *Trace
+	trace    *hooks
 
 	http     *httpClient
 	registry *registryClient
@@ -130,12 +131,12 @@ func New(cfg Config, opts ...Option) (*Cluster, error) {
 		policy:           o.policy,
 		verifier:         o.verifier,
 		log:              o.log,
-		trace:            &o.trace,
 		http:             newHTTPClient(cfg, o.client, o.policy),
-		state:            newState(cfg.ID, &o),
 		renewNow:         make(chan struct{}, 1),
 		registrationLock: make(chan struct{}, 1),
 	}
+	c.trace = newHooks(o.traces, o.log, c.http.redactSecrets)
+	c.http.trace, c.state = c.trace, newState(cfg.ID, &o, c.trace)
 	if c.verifier == nil {
 		c.verifier = newKeyVerifier(cfg)
 	}
@@ -157,6 +158,7 @@ func (c *Cluster) connect(o options) {
 		audience:      c.cfg.RegistryAudience,
 		deleteTimeout: o.eviction.timeout(),
 		log:           c.log,
+		trace:         c.trace,
 	}
 	c.evictor = &evictor{
 		policy:         o.eviction,
@@ -194,7 +196,7 @@ func (c *Cluster) connect(o options) {
 func (c *Cluster) Close() error {
 	c.tasks.close(ErrClosed)
 	c.peers.scheduler.Close()
-	c.state.leave(ErrClosed)
+	c.state.leave(ensureCorrelationID(context.Background()), ErrClosed)
 	c.http.transports.close()
 	return nil
 }
@@ -204,14 +206,10 @@ func (c *Cluster) Config() Config { return c.cfg }
 
 // Servers returns the node's view: all known servers of the cluster, this one included, sorted by
 // id. It does not block. The caller owns the slice.
-func (c *Cluster) Servers() []Server {
-	peers := c.state.view().Peers()
-	servers := make([]Server, len(peers))
-	for i, p := range peers {
-		servers[i] = Server(p.Server)
-	}
-	return servers
-}
+func (c *Cluster) Servers() []Server { return serversOf(c.state.view()) }
+
+// Peers is like Servers, without this node.
+func (c *Cluster) Peers() []Server { return serversOf(c.state.view().Without(c.cfg.ID)) }
 
 // Status returns the status of the registration. It does not block.
 func (c *Cluster) Status() Status { return c.state.status() }
@@ -219,6 +217,15 @@ func (c *Cluster) Status() Status { return c.state.status() }
 // Format implements fmt.Formatter. It prints the type and the id of the node under any verb: by
 // default fmt would print all fields, and with them the secrets.
 func (c *Cluster) Format(f fmt.State, _ rune) { _, _ = fmt.Fprintf(f, "%s/%s", c.cfg.Type, c.cfg.ID) }
+
+func serversOf(view membership.View) []Server {
+	peers := view.Peers()
+	servers := make([]Server, len(peers))
+	for i, p := range peers {
+		servers[i] = Server(p.Server)
+	}
+	return servers
+}
 
 // tasks are the goroutines of a Cluster. None starts after close.
 type tasks struct {
@@ -230,18 +237,16 @@ type tasks struct {
 }
 
 // start runs work in a goroutine, until close at the latest. The context that work gets has the
-// values of ctx, but does not end with it.
+// correlation id of ctx and no other value: what goes on in the background is not part of the
+// operation that started it.
 func (t *tasks) start(ctx context.Context, work func(context.Context)) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.ctx.Err() != nil {
 		return context.Cause(t.ctx)
 	}
-	t.wg.Go(func() {
-		ctx, cancel := ctxutil.Merge(context.WithoutCancel(ctx), t.ctx)
-		defer cancel()
-		work(ctx)
-	})
+	own := WithCorrelationID(t.ctx, CorrelationID(ctx))
+	t.wg.Go(func() { work(own) })
 	return nil
 }
 

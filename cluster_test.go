@@ -1,6 +1,7 @@
 package cluster_test
 
 import (
+	"context"
 	"errors"
 	"math"
 	"net/http"
@@ -81,7 +82,7 @@ func TestNewHasNoSideEffects(t *testing.T) {
 			return http.StatusOK, ""
 		})
 		c, err := cluster.New(testConfig(), cluster.WithHTTPClient(client), cluster.WithTrace(&cluster.Trace{
-			StateChanged: func(_, to cluster.Status) { t.Errorf("state %s", to.State) },
+			StateChanged: func(_ context.Context, _, to cluster.Status) { t.Errorf("state %s", to.State) },
 		}))
 		if err != nil {
 			t.Fatal(err)

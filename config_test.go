@@ -632,14 +632,15 @@ func TestDefaults(t *testing.T) {
 					}
 					<-r.Context().Done()
 					return nil, r.Context().Err()
-				}), cluster.WithTrace(&cluster.Trace{
-					RenewFailed: func(_ error, retryIn time.Duration) {
-						if took := time.Since(start); len(retries) == 0 && took != tt.timeout {
-							t.Errorf("a hanging request ended after %v, want %v", took, tt.timeout)
-						}
-						retries = append(retries, retryIn)
-					},
-					Renewed: func(_, renewIn time.Duration) { renewals = append(renewals, renewIn) },
+				}), onRenewal(func(r cluster.RenewalResult) {
+					if r.Err == nil {
+						renewals = append(renewals, r.RenewIn)
+						return
+					}
+					if took := time.Since(start); len(retries) == 0 && took != tt.timeout {
+						t.Errorf("a hanging request ended after %v, want %v", took, tt.timeout)
+					}
+					retries = append(retries, r.RetryIn)
 				}))
 				if _, err := c.Register(t.Context()); err != nil {
 					t.Fatal(err)
@@ -676,9 +677,7 @@ func TestSizeLimits(t *testing.T) {
 			var failed error
 			full := registrationResponse(time.Hour, cfg.ID)
 			full += strings.Repeat(" ", tt.response-len(full))
-			c := newNode(t, cfg, stubClient(func(*http.Request) (int, string) { return http.StatusOK, full }).Transport, cluster.WithTrace(&cluster.Trace{
-				RenewFailed: func(err error, _ time.Duration) { failed = err; cancel() },
-			}))
+			c := newNode(t, cfg, stubClient(func(*http.Request) (int, string) { return http.StatusOK, full }).Transport, onRenewalFailure(func(err error) { failed = err; cancel() }))
 			_, err := c.Register(ctx)
 			if got := errors.Is(failed, cluster.ErrResponseTooLarge); got != tt.responseTooLarge || (err == nil) == tt.responseTooLarge {
 				t.Errorf("a response of %d bytes: %v, %v", tt.response, failed, err)

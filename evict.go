@@ -43,7 +43,7 @@ type evictor struct {
 	state     *state
 	check     membership.Check
 	log       *zap.Logger
-	trace     *Trace
+	trace     *hooks
 
 	// background runs work in a goroutine.
 	background func(ctx context.Context, work func(context.Context)) error
@@ -91,9 +91,9 @@ func (e *evictor) review(ctx context.Context, b batch, suspects []int) {
 	if len(suspects) == 0 {
 		return
 	}
-	if reason := e.selfPreservation(b, len(suspects)); reason != nil {
+	if decision, reason := e.selfPreservation(b, len(suspects)); reason != nil {
 		for _, i := range suspects {
-			e.skipEviction(ctx, &b.outcomes[i], reason)
+			e.skipEviction(ctx, &b.outcomes[i], decision, reason)
 		}
 		return
 	}
@@ -105,7 +105,7 @@ func (e *evictor) review(ctx context.Context, b batch, suspects []int) {
 	for n, i := range suspects {
 		wg.Go(func() {
 			if sem.Acquire(decisionCtx, 1) != nil {
-				e.skipEviction(ctx, &b.outcomes[i], context.Cause(decisionCtx))
+				e.skipEviction(ctx, &b.outcomes[i], DecisionNotConfirmed, context.Cause(decisionCtx))
 				return
 			}
 			defer sem.Release(1)
@@ -125,7 +125,7 @@ func (e *evictor) review(ctx context.Context, b batch, suspects []int) {
 
 // selfPreservation returns the reason why none of the suspects is evicted; nil if each of them is
 // to be decided on.
-func (e *evictor) selfPreservation(b batch, suspects int) error {
+func (e *evictor) selfPreservation(b batch, suspects int) (Decision, error) {
 	unreachableCount := suspects
 	for i := range b.outcomes {
 		if b.outcomes[i].Kind == KindCircuitOpen {
@@ -134,23 +134,23 @@ func (e *evictor) selfPreservation(b batch, suspects int) error {
 	}
 	switch called := len(b.peers); {
 	case e.policy.Disabled:
-		return errors.New("eviction is off")
+		return DecisionDisabled, errors.New("eviction is off")
 	case e.memberCtx.Err() != nil:
-		return fmt.Errorf("this node is leaving: %w", context.Cause(e.memberCtx))
+		return DecisionLeaving, fmt.Errorf("this node is leaving: %w", context.Cause(e.memberCtx))
 	case b.enough:
-		return ErrEnoughResults
+		return DecisionEnoughResults, ErrEnoughResults
 	case called >= minPeersForJudgement && float64(unreachableCount) > e.policy.maxSuspectFraction()*float64(called):
-		return fmt.Errorf("too many peers unreachable (%d of %d): assuming a local fault", unreachableCount, called)
+		return DecisionSelfPreservation, fmt.Errorf("too many peers unreachable (%d of %d): assuming a local fault", unreachableCount, called)
 	case called < minPeersForJudgement && called < b.total && b.total >= minPeersForJudgement:
-		return fmt.Errorf("only %d of %d peers were called: too few to rule out a local fault", called, b.total)
+		return DecisionTooFewCalled, fmt.Errorf("only %d of %d peers were called: too few to rule out a local fault", called, b.total)
 	}
-	return nil
+	return "", nil
 }
 
-func (e *evictor) skipEviction(ctx context.Context, o *Outcome, reason error) {
+func (e *evictor) skipEviction(ctx context.Context, o *Outcome, decision Decision, reason error) {
 	o.EvictionSkipped = reason
 	e.log.Warn("eviction skipped", zap.String("peer", o.Server.ServerID), zap.NamedError("failure", o.Err), zap.NamedError("reason", reason), correlationField(ctx))
-	e.trace.evictionSkipped(o.Server, reason)
+	e.trace.evictionDecided(ctx, EvictionDecision{o.Server, decision, reason})
 }
 
 // resolveSuspect decides on one suspect: it is gone, or it stays with an error, or it has
@@ -163,25 +163,31 @@ func (e *evictor) resolveSuspect(ctx, decisionCtx context.Context, b batch, i in
 		found, err := e.checkRegistry(ctx, decisionCtx, p)
 		switch {
 		case err != nil:
-			e.skipEviction(ctx, o, err)
+			e.skipEviction(ctx, o, DecisionNotConfirmed, err)
 			return false
 		case found.peer == nil:
 			o.Evicted = true
+			decision := DecisionGone
+			if found.evicted {
+				decision = DecisionEvicted
+			}
+			e.trace.evictionDecided(ctx, EvictionDecision{Server(p.Server), decision, nil})
 			return found.evicted
 		case found.tried:
 			p = found.peer
 			continue
 		case o.Kind == KindTimeout && !found.peer.Announced && found.peer.ClusterBaseURL == p.ClusterBaseURL:
-			e.skipEviction(ctx, o, errors.New("peer renewed its lease since: it is alive"))
+			e.skipEviction(ctx, o, DecisionAlive, errors.New("peer renewed its lease since: it is alive"))
 			return false
 		}
 		p = found.peer
 		b.retry(ctx, p, o)
 		if !e.isSuspect(o, b.timeout) {
+			e.trace.evictionDecided(ctx, EvictionDecision{o.Server, DecisionReturned, nil})
 			return false
 		}
 	}
-	e.skipEviction(ctx, o, fmt.Errorf("the registry had %d newer entries of it in a row", maxNewerEntries))
+	e.skipEviction(ctx, o, DecisionUnstable, fmt.Errorf("the registry had %d newer entries of it in a row", maxNewerEntries))
 	return false
 }
 
@@ -207,7 +213,7 @@ func (e *evictor) checkRegistry(ctx, decisionCtx context.Context, p *membership.
 		return checkResult{evicted: e.evict(ctx, known)}, nil
 	}
 	entry := membership.New(wire.ItResource{Servers: []wire.Server{*newer}}, e.check, e.state.view())
-	e.state.replaceEntry(newer.ServerID, entry)
+	e.state.replaceEntry(ctx, newer.ServerID, entry)
 	current, ok := e.state.view().Get(p.ServerID)
 	if !ok {
 		return checkResult{}, nil // another call has evicted it meanwhile
@@ -246,9 +252,8 @@ func (e *evictor) conditionalDelete(ctx context.Context, p *membership.Peer) (ne
 
 // evict removes a server that the registry has deleted from the view, unless it is back already.
 func (e *evictor) evict(ctx context.Context, p *membership.Peer) (evicted bool) {
-	if evicted = e.state.evict(p); evicted {
+	if evicted = e.state.evict(ctx, p); evicted {
 		e.log.Info("peer evicted", zap.String("peer", p.ServerID), correlationField(ctx))
-		e.trace.evicted(Server(p.Server))
 	}
 	return evicted
 }
@@ -260,12 +265,12 @@ func (e *evictor) broadcastDepartures(ctx context.Context, evictedIDs []string) 
 	if len(evictedIDs) == 0 {
 		return
 	}
-	e.state.addPending(evictedIDs)
+	e.state.addPending(ctx, evictedIDs)
 	_ = e.background(ctx, func(ctx context.Context) { // or the node is closed
 		maxDelay := broadcastDelayPerServer * time.Duration(1+e.state.view().Len())
 		_ = ctxutil.Sleep(ctx, rand.N(maxDelay)) // if ctx has ended, notify returns at once
 		for _, id := range evictedIDs {
-			if peers, pending := e.state.takePending(id); pending {
+			if peers, pending := e.state.takePending(ctx, id); pending {
 				e.notify(ctx, peers, id)
 			}
 		}

@@ -1,6 +1,7 @@
 package cluster_test
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -853,7 +854,13 @@ type evictionCounter struct{ evicted, skipped atomic.Int64 }
 
 func (v *evictionCounter) trace() cluster.Option {
 	return cluster.WithTrace(&cluster.Trace{
-		Evicted:         func(cluster.Server) { v.evicted.Add(1) },
-		EvictionSkipped: func(cluster.Server, error) { v.skipped.Add(1) },
+		EvictionDecided: func(_ context.Context, d cluster.EvictionDecision) {
+			switch {
+			case d.Decision == cluster.DecisionEvicted:
+				v.evicted.Add(1)
+			case d.Err != nil:
+				v.skipped.Add(1)
+			}
+		},
 	})
 }

@@ -91,9 +91,7 @@ func ExampleCluster_Status() {
 	withCluster(0, func(w *clustertest.World) {
 		ctx, cancel := context.WithCancel(context.Background())
 		defer cancel()
-		c := w.Add(cluster.WithTrace(&cluster.Trace{
-			RenewFailed: func(error, time.Duration) { cancel() },
-		}))
+		c := w.Add(onRenewalFailure(func(error) { cancel() }))
 		w.Network.Down(clustertest.RegistryHost)
 
 		_, err := c.Register(ctx) // retries until ctx ends
@@ -285,7 +283,7 @@ func ExampleCluster_ListenAndServe() {
 	ctx, stop := context.WithCancel(context.Background())
 	defer stop()
 	opts := clustertest.WithOptions(cluster.WithTrace(&cluster.Trace{
-		StateChanged: func(from, to cluster.Status) {
+		StateChanged: func(_ context.Context, from, to cluster.Status) {
 			fmt.Println(from.State, "->", to.State)
 			if to.State == cluster.Registered {
 				stop()
@@ -336,19 +334,41 @@ func (gateway) Verify(_ context.Context, token string) (cluster.Claims, error) {
 	return cluster.Claims{SubType: typ, Type: "cluster"}, nil
 }
 
+// The hook of an operation returns the context for what is nested in it, and the function that is
+// called at its end.
 func ExampleWithTrace() {
-	opts := clustertest.WithOptions(cluster.WithTrace(&cluster.Trace{
-		StateChanged: func(from, to cluster.Status) { fmt.Println(from.State, "->", to.State) },
-		Renewed:      func(lease, _ time.Duration) { fmt.Println("lease of", lease) },
-	}))
-	withCluster(0, func(w *clustertest.World) {
-		c := w.Join()
-		c.UnRegister(context.Background())
-	}, opts)
+	type parentKey struct{}
+	trace := &cluster.Trace{
+		Renewal: func(ctx context.Context, _ cluster.RenewalInfo) (context.Context, func(cluster.RenewalResult)) {
+			ctx = context.WithValue(ctx, parentKey{}, "renewal")
+			return ctx, func(r cluster.RenewalResult) { fmt.Println("renewal: lease of", r.Lease) }
+		},
+		Call: func(ctx context.Context, call cluster.CallInfo) (context.Context, func(cluster.CallResult)) {
+			ctx = context.WithValue(ctx, parentKey{}, call.Operation)
+			return ctx, func(r cluster.CallResult) { fmt.Printf("%s %s: %d results\n", call.Operation, call.Name, r.Results) }
+		},
+		Request: func(ctx context.Context, req cluster.RequestInfo) (context.Context, func(cluster.RequestResult)) {
+			parent := ctx.Value(parentKey{})
+			return ctx, func(r cluster.RequestResult) {
+				fmt.Printf("  %v: %s to %s: %d\n", parent, req.Method, req.Target, r.StatusCode)
+			}
+		},
+	}
+	withCluster(1, func(w *clustertest.World) {
+		caller := w.Join(cluster.WithTrace(trace))
+		if _, err := caller.RPCluster(context.Background(), cluster.Request{Name: "list-things", Path: "/things"}); err != nil {
+			fmt.Println(err)
+		}
+	})
 	// Output:
-	// orphan -> registered
-	// lease of 1h0m0s
-	// registered -> left
+	//   renewal: POST to token_service: 200
+	//   renewal: POST to registry: 200
+	// renewal: lease of 1h0m0s
+	//   announce: POST to token_service: 200
+	//   announce: POST to peer: 200
+	// announce : 1 results
+	//   fan_out: GET to peer: 200
+	// fan_out list-things: 1 results
 }
 
 // The id is sent unchanged. Each node that receives it increments the step after the @.

@@ -27,7 +27,7 @@ type peerClient struct {
 	scheduler *fanout.Scheduler
 	breakers  *breaker.Set
 	evictor   *evictor
-	trace     *Trace
+	trace     *hooks
 }
 
 // collect sends a request to the peers of a view, and waits for them.
@@ -51,6 +51,7 @@ type fanOut struct {
 	total        int                // peers in the view, called or not
 	outcomes     []Outcome          // in the order of peers
 	waitForAll   bool               // no outcome is read before all are complete
+	reported     []bool             // to the hook PeerDone, if it is set
 	done         chan int           // indices of complete outcomes; nil if waitForAll
 	start        time.Time
 	initialToken string
@@ -76,6 +77,9 @@ func (c *peerClient) newFanOut(call *preparedRequest, view membership.View) *fan
 		}
 	}
 	f.outcomes = make([]Outcome, len(f.peers))
+	if c.trace.hasPeerDone {
+		f.reported = make([]bool, len(f.peers))
+	}
 	f.slots = c.scheduler.NewCall(len(f.peers))
 	return f
 }
@@ -84,6 +88,11 @@ func (c *peerClient) newFanOut(call *preparedRequest, view membership.View) *fan
 // suspects that is when all peers have been called and eviction has been decided.
 func (f *fanOut) run(ctx context.Context) iter.Seq[int] {
 	return func(yield func(int) bool) {
+		ctx, end := f.client.trace.call(ctx, CallInfo{f.operation, f.name, f.method, len(f.peers)})
+		if end != nil {
+			start := time.Now()
+			defer func() { end(f.result(start)) }()
+		}
 		if len(f.peers) == 0 {
 			return
 		}
@@ -92,6 +101,7 @@ func (f *fanOut) run(ctx context.Context) iter.Seq[int] {
 		if f.minResults > 0 {
 			callCtx, enough = context.WithCancelCause(ctx)
 		}
+		defer f.reportAll(ctx)
 		defer f.wg.Wait()
 		defer cancel()
 		defer enough(nil)
@@ -117,13 +127,12 @@ func (f *fanOut) yieldOutcomes(enough context.CancelCauseFunc, yield func(int) b
 			i = <-f.done
 		}
 		o := &f.outcomes[i]
-		f.client.trace.peerDone(*o)
 		if o.Err == nil {
 			if results++; results == f.minResults {
 				enough(ErrEnoughResults)
 			}
 		}
-		if !f.noEviction && f.client.evictor.isSuspect(o, f.timeout) {
+		if f.isSuspect(i) {
 			suspects = append(suspects, i)
 		} else if !yield(i) {
 			return nil, 0, false
@@ -144,6 +153,7 @@ func (f *fanOut) yieldSuspects(ctx context.Context, suspects []int, results int,
 		timeout:  f.timeout,
 		retry:    f.retryPeer,
 	}, suspects)
+	f.reportAll(ctx)
 	for _, i := range suspects {
 		if !yield(i) {
 			return
@@ -157,7 +167,7 @@ func (f *fanOut) callPeers(ctx context.Context) {
 	skip := func(i int, err error) {
 		f.outcomes[i] = Outcome{Server: Server(f.peers[i].Server), Duration: time.Since(f.start)}
 		f.setError(ctx, &f.outcomes[i], err)
-		f.deliver(i)
+		f.deliver(ctx, i)
 	}
 	if err := f.buildTemplate(ctx, ""); err != nil {
 		for i := range f.peers {
@@ -168,14 +178,50 @@ func (f *fanOut) callPeers(ctx context.Context) {
 	f.initialToken = f.bearer
 	f.slots.Run(ctx, func(i int) {
 		f.callPeer(ctx, f.peers[i], &f.outcomes[i], f.start)
-		f.deliver(i)
+		f.deliver(ctx, i)
 	}, skip)
 }
 
-func (f *fanOut) deliver(i int) {
+// deliver passes on an outcome. That of a suspect is not final before eviction has been decided.
+func (f *fanOut) deliver(ctx context.Context, i int) {
+	if f.reported != nil && !f.isSuspect(i) {
+		f.report(ctx, i)
+	}
 	if !f.waitForAll {
 		f.done <- i
 	}
+}
+
+func (f *fanOut) isSuspect(i int) bool {
+	return !f.noEviction && f.client.evictor.isSuspect(&f.outcomes[i], f.timeout)
+}
+
+// report passes an outcome to the hook PeerDone.
+func (f *fanOut) report(ctx context.Context, i int) {
+	f.reported[i] = true
+	f.client.trace.peerDone(ctx, f.outcomes[i])
+}
+
+// reportAll reports the outcomes that have not been reported. It is called when all are final.
+func (f *fanOut) reportAll(ctx context.Context) {
+	for i, reported := range f.reported {
+		if !reported {
+			f.report(ctx, i)
+		}
+	}
+}
+
+// result describes the call when all its outcomes are final.
+func (f *fanOut) result(start time.Time) CallResult {
+	r := CallResult{Duration: time.Since(start)}
+	for i := range f.outcomes {
+		if f.outcomes[i].Err == nil {
+			r.Results++
+		} else {
+			r.Failures++
+		}
+	}
+	return r
 }
 
 // buildTemplate makes the template of all requests. If rejected is set, it replaces that token

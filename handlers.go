@@ -129,36 +129,18 @@ func ClaimsFrom(ctx context.Context) (Claims, bool) {
 // ([ClaimsFrom]) and the correlation id ([CorrelationID]). The response has the correlation id,
 // too. Authenticate does not check what the caller is allowed to do.
 func (c *Cluster) Authenticate(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		ctx := WithCorrelationID(r.Context(), wire.NextCorrelationID(r.Header.Get(wire.CorrelationHeader)))
-		r = r.WithContext(ctx)
-		claims, err := c.verify(r)
-		if errors.Is(err, ErrVerifierUnavailable) {
-			c.log.Error("token verification unavailable", zap.String("reason", c.http.redact(err.Error(), bearerToken(r.Header))), correlationField(ctx))
-			c.ReplyError(w, r, &StatusError{Code: http.StatusServiceUnavailable, Message: "tokens cannot be verified at the moment"})
-			return
-		}
-		if err != nil {
-			w.Header().Set("WWW-Authenticate", "Bearer")
-			message := "invalid token: " + c.http.redact(err.Error(), bearerToken(r.Header))
-			c.ReplyError(w, r, &StatusError{Code: http.StatusUnauthorized, Message: message})
-			return
-		}
-		w.Header().Set(wire.CorrelationHeader, CorrelationID(ctx))
-		next.ServeHTTP(w, r.WithContext(context.WithValue(ctx, claimsKey{}, claims)))
-	})
+	return c.authenticate(next, func(Claims) (CallerCheck, error) { return CallerAuthenticated, nil })
 }
 
 // AuthenticatePeer is like Authenticate, for endpoints that peers call. It answers with 403 if the
 // token was issued to another type of service. The token need not be a cluster token.
 func (c *Cluster) AuthenticatePeer(next http.Handler) http.Handler {
-	return c.Authenticate(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if claims, _ := ClaimsFrom(r.Context()); claims.SubType != c.cfg.Type {
-			c.ReplyError(w, r, &StatusError{Code: http.StatusForbidden, Message: c.wrongTypeMessage(claims)})
-			return
+	return c.authenticate(next, func(claims Claims) (CallerCheck, error) {
+		if claims.SubType != c.cfg.Type {
+			return CallerWrongType, &StatusError{Code: http.StatusForbidden, Message: c.wrongTypeMessage(claims)}
 		}
-		next.ServeHTTP(w, r)
-	}))
+		return CallerAuthenticated, nil
+	})
 }
 
 // RequireScope passes requests to next whose token has all words of scope in its scope claim, and
@@ -261,6 +243,51 @@ func (v keyVerifier) Verify(_ context.Context, text string) (Claims, error) {
 	return Claims(claims), err
 }
 
+// authenticate passes requests with a valid token to next, if check accepts its claims.
+func (c *Cluster) authenticate(next http.Handler, check func(Claims) (CallerCheck, error)) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx := WithCorrelationID(r.Context(), wire.NextCorrelationID(r.Header.Get(wire.CorrelationHeader)))
+		r = r.WithContext(ctx)
+		caller := c.verifyCaller(r)
+		if caller.Err == nil {
+			caller.Result, caller.Err = check(caller.Claims)
+		}
+		c.trace.callerChecked(ctx, caller)
+		if caller.Err != nil {
+			if caller.Result == CallerNoToken || caller.Result == CallerInvalidToken {
+				w.Header().Set("WWW-Authenticate", "Bearer")
+			}
+			c.ReplyError(w, r, caller.Err)
+			return
+		}
+		w.Header().Set(wire.CorrelationHeader, CorrelationID(ctx))
+		next.ServeHTTP(w, r.WithContext(context.WithValue(ctx, claimsKey{}, caller.Claims)))
+	})
+}
+
+// verifyCaller verifies the token of a request.
+func (c *Cluster) verifyCaller(r *http.Request) CallerInfo {
+	caller := CallerInfo{Result: CallerNoToken, RemoteAddr: r.RemoteAddr}
+	text, err := httpjson.BearerToken(r.Header)
+	if err == nil {
+		caller.Result = CallerInvalidToken
+		var claims Claims
+		if claims, err = c.verifier.Verify(r.Context(), text); err == nil {
+			caller.Result, caller.Claims = CallerAuthenticated, claims
+			return caller
+		}
+	}
+	reason := c.http.redact(err.Error(), bearerToken(r.Header))
+	if errors.Is(err, ErrVerifierUnavailable) {
+		c.log.Error("token verification unavailable", zap.String("reason", reason), correlationField(r.Context()))
+		caller.Result = CallerNotVerified
+		caller.Err = &StatusError{Code: http.StatusServiceUnavailable, Message: "tokens cannot be verified at the moment"}
+		return caller
+	}
+	caller.Err = &StatusError{Code: http.StatusUnauthorized, Message: "invalid token: " + reason}
+	return caller
+}
+
 // mergeAnnounced merges an announcement into the view, and returns the view.
 func (c *Cluster) mergeAnnounced(ctx context.Context, it wire.ItResource) (membership.View, error) {
 	if c.policy.VerifyWithRegistry {
@@ -277,7 +304,7 @@ func (c *Cluster) mergeAnnounced(ctx context.Context, it wire.ItResource) (membe
 	}
 	// This node's own entry comes from the registry only.
 	announced = announced.Allowed().Without(c.cfg.ID)
-	view, err := c.state.applyAnnouncement(announced, c.policy.maxServers())
+	view, err := c.state.applyAnnouncement(ctx, announced, c.policy.maxServers())
 	if err == nil && view.ID() != it.ID {
 		c.logIgnored(ctx, view.ID(), it.ID)
 	}
@@ -287,11 +314,11 @@ func (c *Cluster) mergeAnnounced(ctx context.Context, it wire.ItResource) (membe
 // removeDeparted removes a server from the view. It returns the data of the response.
 func (c *Cluster) removeDeparted(ctx context.Context, id, serverID string) any {
 	if c.policy.VerifyWithRegistry && serverID != c.cfg.ID {
-		c.state.cancelPending(serverID) // whether true or not, the peers have been notified
+		c.state.cancelPending(ctx, serverID) // whether true or not, the peers have been notified
 		c.triggerRenewal()
 		return serverID
 	}
-	switch c.state.applyDeparture(id, serverID) {
+	switch c.state.applyDeparture(ctx, id, serverID) {
 	case departureIgnored:
 		c.logIgnored(ctx, c.state.view().ID(), id)
 		return nil
@@ -308,41 +335,28 @@ func (c *Cluster) logIgnored(ctx context.Context, own, received string) {
 
 // servePeer authenticates a peer, and sends the result of handle.
 func (c *Cluster) servePeer(w http.ResponseWriter, r *http.Request, handle func(context.Context) (any, error)) {
-	c.Authenticate(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		claims, _ := ClaimsFrom(r.Context())
-		var data any
-		err := c.checkPeer(claims)
-		if err == nil {
-			data, err = handle(r.Context())
-		}
+	c.authenticate(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		data, err := handle(r.Context())
 		if err != nil {
 			c.ReplyError(w, r, err)
 			return
 		}
 		c.Reply(w, r, data)
-	})).ServeHTTP(w, r)
+	}), c.checkPeer).ServeHTTP(w, r)
 }
 
-func (c *Cluster) checkPeer(claims Claims) error {
+func (c *Cluster) checkPeer(claims Claims) (CallerCheck, error) {
 	switch {
 	case claims.Type != "cluster":
-		return &StatusError{Code: http.StatusBadRequest, Message: "invalid token: must be a cluster token"}
+		return CallerNoPeer, &StatusError{Code: http.StatusBadRequest, Message: "invalid token: must be a cluster token"}
 	case claims.SubType != c.cfg.Type:
-		return &StatusError{Code: http.StatusBadRequest, Message: c.wrongTypeMessage(claims)}
+		return CallerWrongType, &StatusError{Code: http.StatusBadRequest, Message: c.wrongTypeMessage(claims)}
 	}
-	return nil
+	return CallerAuthenticated, nil
 }
 
 func (c *Cluster) wrongTypeMessage(claims Claims) string {
 	return fmt.Sprintf("invalid token: its type is %.40q, not %q", claims.SubType, c.cfg.Type)
-}
-
-func (c *Cluster) verify(r *http.Request) (Claims, error) {
-	text, err := httpjson.BearerToken(r.Header)
-	if err != nil {
-		return Claims{}, err
-	}
-	return c.verifier.Verify(r.Context(), strings.TrimSpace(text))
 }
 
 const returnMinimal = "return=minimal"

@@ -769,18 +769,25 @@ type traceEntry struct {
 
 func (l *traceLog) trace() *cluster.Trace {
 	return &cluster.Trace{
-		StateChanged: func(from, to cluster.Status) {
+		StateChanged: func(_ context.Context, from, to cluster.Status) {
 			if to.Reason == nil {
 				l.record(to, "%s→%s", from.State, to.State)
 				return
 			}
 			l.record(to, "%s→%s: %v", from.State, to.State, to.Reason)
 		},
-		Renewed:     func(lease, _ time.Duration) { l.record(cluster.Status{}, "renewed for %v", lease) },
-		RenewFailed: func(err error, _ time.Duration) { l.record(cluster.Status{}, "failed: %v", err) },
-		Evicted:     func(s cluster.Server) { l.record(cluster.Status{}, "evicted %s", s.ServerID) },
-		TokenFetched: func(key cluster.TokenKey, err error) {
-			l.record(cluster.Status{}, "token for %s: %v", key.Audience, err)
+		Renewal: func(ctx context.Context, _ cluster.RenewalInfo) (context.Context, func(cluster.RenewalResult)) {
+			return ctx, func(r cluster.RenewalResult) {
+				switch {
+				case r.Err == nil:
+					l.record(cluster.Status{}, "renewed for %v", r.Lease)
+				case r.RetryIn > 0: // otherwise the node has ended the renewal itself
+					l.record(cluster.Status{}, "failed: %v", r.Err)
+				}
+			}
+		},
+		TokenFetch: func(ctx context.Context, key cluster.TokenKey) (context.Context, func(error)) {
+			return ctx, func(err error) { l.record(cluster.Status{}, "token for %s: %v", key.Audience, err) }
 		},
 	}
 }
@@ -833,4 +840,22 @@ func (l *traceLog) first(t *testing.T, state cluster.State) traceEntry {
 		t.Fatalf("never %s: %q", state, l.texts())
 	}
 	return changes[0]
+}
+
+// onRenewal calls hook at the end of each renewal.
+func onRenewal(hook func(cluster.RenewalResult)) cluster.Option {
+	return cluster.WithTrace(&cluster.Trace{
+		Renewal: func(ctx context.Context, _ cluster.RenewalInfo) (context.Context, func(cluster.RenewalResult)) {
+			return ctx, hook
+		},
+	})
+}
+
+// onRenewalFailure calls hook with the error of each renewal that fails and is to be retried.
+func onRenewalFailure(hook func(error)) cluster.Option {
+	return onRenewal(func(r cluster.RenewalResult) {
+		if r.RetryIn > 0 {
+			hook(r.Err)
+		}
+	})
 }

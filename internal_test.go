@@ -89,6 +89,7 @@ func testHTTPClient(rt roundTripper) *httpClient {
 	return &httpClient{
 		transports:  transports{backend: rt, peers: rt, newConn: rt},
 		userAgent:   "test",
+		trace:       new(hooks),
 		timeout:     10 * time.Second,
 		maxResponse: 100,
 		secrets:     []string{"hidden"},
@@ -111,7 +112,9 @@ func (s *testTokens) Drop(_ token.Key, rejected string) {
 	}
 }
 
-func testState() *state { return newState("node-1", &options{noEnv: true, log: zap.NewNop()}) }
+func testState() *state {
+	return newState("node-1", &options{noEnv: true, log: zap.NewNop()}, new(hooks))
+}
 
 // testView is a view of itResource "r" with servers that were updated at the same time.
 func testView(updated time.Time, ids ...string) membership.View {
@@ -173,7 +176,7 @@ func TestHTTPClient(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := testHTTPClient(tt.respond)
-			body, err := h.sendJSON(t.Context(), "mIT", http.MethodGet, "http://mit/path?query=private", "token-1", nil)
+			body, err := h.sendJSON(t.Context(), RequestInfo{Target: TargetRegistry}, http.MethodGet, "http://mit/path?query=private", "token-1", nil)
 			if kind := classify(err); kind != tt.kind || err == nil && string(body) != "body" {
 				t.Fatalf("%s: body %q, error %v", kind, body, err)
 			}
@@ -206,6 +209,7 @@ func TestRegistryClient(t *testing.T) {
 		replicas:      &replicas{urls: []string{"http://a", "http://b"}, current: "http://a"},
 		deleteTimeout: time.Second,
 		log:           zap.NewNop(),
+		trace:         new(hooks),
 	}
 	requireSent := func(want ...string) {
 		t.Helper()
@@ -256,7 +260,9 @@ func TestState(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := testState()
 		var changes []string
-		s.trace = &Trace{StateChanged: func(from, to Status) { changes = append(changes, fmt.Sprintf("%s→%s", from.State, to.State)) }}
+		s.trace = newHooks([]Trace{{StateChanged: func(_ context.Context, from, to Status) {
+			changes = append(changes, fmt.Sprintf("%s→%s", from.State, to.State))
+		}}}, zap.NewNop(), nil)
 		start := time.Now()
 		requireServers := func(want ...string) {
 			t.Helper()
@@ -265,7 +271,7 @@ func TestState(t *testing.T) {
 			}
 		}
 		announce := func(v membership.View, limit int) error {
-			_, err := s.applyAnnouncement(v, limit)
+			_, err := s.applyAnnouncement(t.Context(), v, limit)
 			return err
 		}
 
@@ -274,7 +280,7 @@ func TestState(t *testing.T) {
 		}
 		requireServers("node-2") // before the first registration
 		renewal := acceptedRenewal{sent: start, lease: time.Minute, before: s.view(), listed: testView(start, "node-1", "node-3")}
-		if s.applyRenewal(renewal) {
+		if s.applyRenewal(t.Context(), renewal) {
 			t.Error("the first registration is to be announced as a recreated one")
 		}
 		requireServers("node-1", "node-3")
@@ -290,24 +296,24 @@ func TestState(t *testing.T) {
 			resource, server string
 			want             departureResult
 		}{{"other", "node-3", departureIgnored}, {"r", "node-3", departureApplied}, {"r", "node-1", departureOfSelf}} {
-			if got := s.applyDeparture(tt.resource, tt.server); got != tt.want {
+			if got := s.applyDeparture(t.Context(), tt.resource, tt.server); got != tt.want {
 				t.Errorf("departure of %s of %s: %d, want %d", tt.server, tt.resource, got, tt.want)
 			}
 		}
 		requireServers("node-1")
 		renewal.before = s.view()
-		if !s.applyRenewal(renewal) {
+		if !s.applyRenewal(t.Context(), renewal) {
 			t.Error("a node reported as departed does not announce itself")
 		}
 
-		s.applyFailure(errors.New("failed"))
+		s.applyFailure(t.Context(), errors.New("failed"))
 		time.Sleep(time.Minute)
-		s.checkExpiry()
-		if view, deregistered := s.leave(ErrNotRegistered); view.Len() != 2 || deregistered {
+		s.checkExpiry(t.Context())
+		if view, deregistered := s.leave(t.Context(), ErrNotRegistered); view.Len() != 2 || deregistered {
 			t.Errorf("left a view of %d, deregistered %t", view.Len(), deregistered)
 		}
-		s.setDeregistered()
-		if _, deregistered := s.leave(ErrClosed); !deregistered || !errors.Is(s.status().Reason, ErrNotRegistered) {
+		s.setDeregistered(t.Context())
+		if _, deregistered := s.leave(t.Context(), ErrClosed); !deregistered || !errors.Is(s.status().Reason, ErrNotRegistered) {
 			t.Errorf("left again: deregistered %t, reason %v", deregistered, s.status().Reason)
 		}
 		want := []string{"orphan→registered", "registered→degraded", "degraded→lost", "lost→left"}
@@ -319,17 +325,17 @@ func TestState(t *testing.T) {
 
 func TestStatePendingDepartures(t *testing.T) {
 	s := testState()
-	s.addPending([]string{"node-2", "node-3", "node-4", "node-5"})
+	s.addPending(t.Context(), []string{"node-2", "node-3", "node-4", "node-5"})
 	// node-3 is back.
-	s.update(func(d *stateData) { d.view = testView(time.Unix(1, 0), "node-1", "node-3") })
-	s.applyDeparture("r", "node-4")
-	s.cancelPending("node-5")
+	s.updateView(t.Context(), SourceRegistry, func(d *stateData) { d.view = testView(time.Unix(1, 0), "node-1", "node-3") })
+	s.applyDeparture(t.Context(), "r", "node-4")
+	s.cancelPending(t.Context(), "node-5")
 	for id, want := range map[string]bool{"node-2": true, "node-3": false, "node-4": false, "node-5": false} {
-		if _, got := s.takePending(id); got != want {
+		if _, got := s.takePending(t.Context(), id); got != want {
 			t.Errorf("%s is pending: %t, want %t", id, got, want)
 		}
 	}
-	if _, again := s.takePending("node-2"); again {
+	if _, again := s.takePending(t.Context(), "node-2"); again {
 		t.Error("a departure was pending twice")
 	}
 }
@@ -381,7 +387,7 @@ func TestEvictor(t *testing.T) {
 			e := &evictor{
 				requestTimeout: time.Second,
 				ctx:            t.Context(), memberCtx: t.Context(),
-				registry: tt.registry, state: testState(), check: PeerPolicy{}.checkServer, log: zap.NewNop(), trace: &Trace{},
+				registry: tt.registry, state: testState(), check: PeerPolicy{}.checkServer, log: zap.NewNop(), trace: new(hooks),
 				background: func(ctx context.Context, work func(context.Context)) error { work(ctx); return nil },
 			}
 			var notified []string
@@ -391,7 +397,7 @@ func TestEvictor(t *testing.T) {
 				cancel()
 				e.memberCtx = ctx
 			}
-			e.state.update(func(d *stateData) { d.view = testView(updated, append(tt.peers, "node-1")...) })
+			e.state.updateView(t.Context(), SourceRegistry, func(d *stateData) { d.view = testView(updated, append(tt.peers, "node-1")...) })
 			b := batch{peers: e.state.view().Without("node-1").Peers(), enough: tt.enough, total: max(tt.total, len(tt.peers))}
 			retried := ""
 			b.retry = func(_ context.Context, p *membership.Peer, o *Outcome) {
@@ -435,7 +441,7 @@ func TestEvictor(t *testing.T) {
 func TestPeerClient(t *testing.T) {
 	c := &peerClient{
 		ctx: t.Context(), selfID: "node-1", timeout: time.Second,
-		tokens: &testTokens{}, scheduler: fanout.New(8), breakers: breaker.New(time.Second, 8), trace: &Trace{},
+		tokens: &testTokens{}, scheduler: fanout.New(8), breakers: breaker.New(time.Second, 8), trace: new(hooks),
 		http: testHTTPClient(func(r *http.Request) (*http.Response, error) {
 			if bearerToken(r.Header) == "token-1" {
 				return respond(r, 401, "")

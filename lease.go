@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
-	"go.uber.org/zap"
 
 	"github.com/mimiktech/cluster/internal/ctxutil"
 )
@@ -127,7 +126,7 @@ func (c *Cluster) keepLease(ctx context.Context, renewIn time.Duration) {
 		if triggered {
 			s.onTrigger()
 		}
-		c.state.checkExpiry()
+		c.state.checkExpiry(ctx)
 		if s.due(time.Now(), c.state.view().Len() == 1) {
 			c.renewScheduled(ctx, s)
 		}
@@ -135,16 +134,16 @@ func (c *Cluster) keepLease(ctx context.Context, renewIn time.Duration) {
 }
 
 func (c *Cluster) renewScheduled(ctx context.Context, s *schedule) {
-	r, err := c.renewBeforeExpiry(ctx)
-	switch {
-	case ctx.Err() != nil:
-	case err != nil:
+	r, err := c.tryRenew(ctx, c.renewBeforeExpiry, func() time.Duration {
 		if s.retries == nil {
 			s.retries = c.newBackoff()
 		}
-		retryIn := s.retries.NextBackOff()
-		c.renewFailed(ctx, err, retryIn)
-		s.onFailure(time.Now(), retryIn)
+		return s.retries.NextBackOff()
+	})
+	switch {
+	case ctx.Err() != nil:
+	case err != nil:
+		s.onFailure(time.Now(), r.retryIn)
 	default:
 		c.announceRenewal(ctx, r, s.rechecking)
 		s.onSuccess(time.Now(), r.renewIn)
@@ -183,12 +182,6 @@ func (c *Cluster) announceRenewal(ctx context.Context, r renewal, recheck bool) 
 	case r.needsAnnounce:
 		_ = c.tasks.start(ctx, func(ctx context.Context) { c.announceSelf(ctx) })
 	}
-}
-
-func (c *Cluster) renewFailed(ctx context.Context, err error, retryIn time.Duration) {
-	c.state.applyFailure(err)
-	c.log.Warn("registration failed", zap.Error(err), zap.Duration("retryIn", retryIn), correlationField(ctx))
-	c.trace.renewFailed(err, retryIn)
 }
 
 // newBackoff returns the delays between attempts to renew. They are short compared to the lease,

@@ -53,15 +53,6 @@ func WithVerifier(v Verifier) Option {
 	return optionFunc(func(o *options) { o.verifier = v })
 }
 
-// WithTrace sets functions to call on events; see [Trace].
-func WithTrace(t *Trace) Option {
-	return optionFunc(func(o *options) {
-		if t != nil {
-			o.trace = *t
-		}
-	})
-}
-
 // WithRetry sets how requests to peers are retried; see [Retry] for the default.
 func WithRetry(r Retry) Option {
 	return optionFunc(func(o *options) { o.retry = r })
@@ -175,29 +166,6 @@ type PeerPolicy struct {
 	VerifyWithRegistry bool
 }
 
-// A Trace has functions that are called on events in a [Cluster]. Any of them may be nil. They are
-// called synchronously, from any goroutine, and without a lock held. A function that blocks delays
-// the operation that called it.
-type Trace struct {
-	// StateChanged is called when the [State] of the registration changes.
-	StateChanged func(from, to Status)
-	// Renewed is called when the registry has accepted a registration or a renewal. renewIn is the
-	// time until the next renewal.
-	Renewed func(lease, renewIn time.Duration)
-	// RenewFailed is called when a registration or a renewal has failed. retryIn is the time until
-	// the next attempt.
-	RenewFailed func(err error, retryIn time.Duration)
-	// PeerDone is called with the outcome of each peer in a fan-out, before eviction is decided. A
-	// call that waits for all peers calls it for all of them at its end.
-	PeerDone func(Outcome)
-	// Evicted is called for each peer that this node evicts.
-	Evicted func(Server)
-	// EvictionSkipped is called for each suspect that is not evicted, with the reason.
-	EvictionSkipped func(s Server, reason error)
-	// TokenFetched is called when a token has been fetched, or could not be.
-	TokenFetched func(key TokenKey, err error)
-}
-
 type optionFunc func(*options)
 
 func (f optionFunc) apply(o *options) { f(o) }
@@ -207,7 +175,7 @@ type options struct {
 	client   *http.Client
 	tokens   func(TokenKey) oauth2.TokenSource
 	verifier Verifier
-	trace    Trace
+	traces   []Trace
 	retry    Retry
 	eviction Eviction
 	policy   PeerPolicy
@@ -294,46 +262,4 @@ func (p PeerPolicy) dialControl(network, address string, conn syscall.RawConn) e
 		return fmt.Errorf("%w: %w", ErrNotAllowed, err)
 	}
 	return nil
-}
-
-func (t *Trace) stateChanged(from, to Status) {
-	if t.StateChanged != nil {
-		t.StateChanged(from, to)
-	}
-}
-
-func (t *Trace) renewed(lease, renewIn time.Duration) {
-	if t.Renewed != nil {
-		t.Renewed(lease, renewIn)
-	}
-}
-
-func (t *Trace) renewFailed(err error, retryIn time.Duration) {
-	if t.RenewFailed != nil {
-		t.RenewFailed(err, retryIn)
-	}
-}
-
-func (t *Trace) peerDone(o Outcome) {
-	if t.PeerDone != nil {
-		t.PeerDone(o)
-	}
-}
-
-func (t *Trace) evicted(s Server) {
-	if t.Evicted != nil {
-		t.Evicted(s)
-	}
-}
-
-func (t *Trace) evictionSkipped(s Server, reason error) {
-	if t.EvictionSkipped != nil {
-		t.EvictionSkipped(s, reason)
-	}
-}
-
-func (t *Trace) tokenFetched(key TokenKey, err error) {
-	if t.TokenFetched != nil {
-		t.TokenFetched(key, err)
-	}
 }

@@ -1,6 +1,7 @@
 package cluster_test
 
 import (
+	"context"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
@@ -276,12 +277,20 @@ func startRedactionTest(t *testing.T) *redactionTest {
 			cluster.WithLogger(zap.New(core)),
 			cluster.WithEviction(cluster.Eviction{MaxSuspectFraction: 1}),
 			cluster.WithTrace(&cluster.Trace{
-				StateChanged:    func(from, to cluster.Status) { r.collect("%v %+v", from, to) },
-				RenewFailed:     func(err error, _ time.Duration) { r.collect("%v", err) },
-				PeerDone:        func(o cluster.Outcome) { r.collect("%v %+v %s", o.Err, o, o.Body) },
-				EvictionSkipped: func(_ cluster.Server, why error) { r.collect("%v", why) },
-				TokenFetched:    func(_ cluster.TokenKey, err error) { r.collect("%v", err) },
-			})))
+				StateChanged:    func(_ context.Context, from, to cluster.Status) { r.collect("%v %+v", from, to) },
+				PeerDone:        func(_ context.Context, o cluster.Outcome) { r.collect("%v %+v %s", o.Err, o, o.Body) },
+				EvictionDecided: func(_ context.Context, d cluster.EvictionDecision) { r.collect("%+v", d) },
+				CallerChecked:   func(_ context.Context, i cluster.CallerInfo) { r.collect("%v %+v", i.Err, i) },
+				ReplicaChanged:  func(_ context.Context, from, to string, err error) { r.collect("%s %s %v", from, to, err) },
+				Request: func(ctx context.Context, i cluster.RequestInfo) (context.Context, func(cluster.RequestResult)) {
+					r.collect("%+v", i)
+					return ctx, func(result cluster.RequestResult) { r.collect("%v %+v", result.Err, result) }
+				},
+				TokenFetch: func(ctx context.Context, _ cluster.TokenKey) (context.Context, func(error)) {
+					return ctx, func(err error) { r.collect("%v", err) }
+				},
+			}),
+			onRenewal(func(result cluster.RenewalResult) { r.collect("%v", result.Err) })))
 	if err := r.world.Tokens.SetClient(mit.Client{ID: "mds", Secret: echoedSecret, Type: "mds"}); err != nil {
 		t.Fatal(err)
 	}

@@ -85,7 +85,7 @@ func (c *Cluster) UnRegister(ctx context.Context) Departure {
 	} else {
 		defer unlock()
 	}
-	view, deregistered := c.state.leave(left)
+	view, deregistered := c.state.leave(ctx, left)
 	d.NbServers = view.Len()
 	if deregistered || err != nil {
 		return d
@@ -93,7 +93,7 @@ func (c *Cluster) UnRegister(ctx context.Context) Departure {
 	if err := c.deregister(ctx, view); err != nil {
 		d.Errors = append(d.Errors, err)
 	} else {
-		c.state.setDeregistered()
+		c.state.setDeregistered(ctx)
 	}
 	return d
 }
@@ -124,10 +124,10 @@ func (c *Cluster) lockRegistration(ctx context.Context) (unlock func(), err erro
 // registerWithRetry registers until the registry accepts. It returns the time until the first
 // renewal.
 func (c *Cluster) registerWithRetry(ctx context.Context) (renewIn time.Duration, err error) {
-	c.state.publish() // as an orphan
+	c.state.publish(ctx) // as an orphan
 	var last error
 	for {
-		r, err := c.renew(ctx)
+		r, err := c.tryRenew(ctx, c.renew, func() time.Duration { return jitter(c.cfg.RegistrationRetry, 1.0/3) })
 		if err == nil {
 			return r.renewIn, nil
 		}
@@ -141,16 +141,36 @@ func (c *Cluster) registerWithRetry(ctx context.Context) (renewIn time.Duration,
 			return 0, fmt.Errorf("cluster: registering: %w, after: %w", cause, last)
 		}
 		last = err
-		wait := jitter(c.cfg.RegistrationRetry, 1.0/3)
-		c.renewFailed(ctx, err, wait)
-		_ = ctxutil.Sleep(ctx, wait) // if ctx has ended, so does the next renew
+		_ = ctxutil.Sleep(ctx, r.retryIn) // if ctx has ended, so does the next renew
 	}
 }
 
-// A renewal is the result of a successful renewal.
+// A renewal is the result of an attempt to renew.
 type renewal struct {
+	lease         time.Duration
 	renewIn       time.Duration // until the next one is due
 	needsAnnounce bool          // peers may not know this node
+
+	retryIn time.Duration // until the next attempt, after a failure
+}
+
+// tryRenew makes an attempt to renew. If it fails, and ctx goes on, tryRenew records the failure, and
+// sets retryIn to the delay until the next attempt.
+func (c *Cluster) tryRenew(ctx context.Context, renew func(context.Context) (renewal, error), delay func() time.Duration) (renewal, error) {
+	if err := context.Cause(ctx); err != nil {
+		return renewal{}, err
+	}
+	renewCtx, end := c.trace.renewal(ctx, RenewalInfo{First: c.state.status().RenewedAt.IsZero()})
+	r, err := renew(renewCtx)
+	if err != nil && ctx.Err() == nil {
+		r.retryIn = delay()
+		c.state.applyFailure(renewCtx, err)
+		c.log.Warn("registration failed", zap.Error(err), zap.Duration("retryIn", r.retryIn), correlationField(ctx))
+	}
+	if end != nil {
+		end(RenewalResult{Lease: r.lease, RenewIn: r.renewIn, RetryIn: r.retryIn, Err: err})
+	}
+	return r, err
 }
 
 // renew registers the node or renews its lease, and makes the registry's list the view. If the
@@ -181,9 +201,7 @@ func (c *Cluster) renew(ctx context.Context) (renewal, error) {
 	}
 	// The lease began when the request was sent.
 	renewIn := jitter(time.Duration(c.cfg.RenewalFraction*float64(lease)), 0.1) - time.Since(sent)
-	r := renewal{renewIn: max(0, renewIn), needsAnnounce: c.state.applyRenewal(accepted)}
-	c.trace.renewed(lease, r.renewIn)
-	return r, nil
+	return renewal{lease: lease, renewIn: max(0, renewIn), needsAnnounce: c.state.applyRenewal(ctx, accepted)}, nil
 }
 
 // recreated reports whether the registry has created this node's entry again since the last
@@ -235,10 +253,11 @@ func (c *Cluster) announce(ctx context.Context, servers, peers membership.View) 
 		return newResponse(nil)
 	}
 	return c.peers.collect(ctx, &preparedRequest{
-		method: http.MethodPost,
-		ref:    &url.URL{Path: "/itResources"},
-		header: http.Header{"Prefer": {returnMinimal}},
-		body:   body,
+		operation: OperationAnnounce,
+		method:    http.MethodPost,
+		ref:       &url.URL{Path: "/itResources"},
+		header:    http.Header{"Prefer": {returnMinimal}},
+		body:      body,
 	}, peers)
 }
 
@@ -247,6 +266,7 @@ func (c *Cluster) announce(ctx context.Context, servers, peers membership.View) 
 func (c *Cluster) notifyDeparture(ctx context.Context, peers membership.View, departedID string) {
 	path := "/itResources/" + peers.ID() + "/servers/" + departedID
 	outcomes := c.peers.callAll(ctx, &preparedRequest{
+		operation:  OperationDepart,
 		method:     http.MethodDelete,
 		ref:        &url.URL{Path: path, RawPath: serverPath(peers.ID(), departedID)},
 		noEviction: true,

@@ -33,6 +33,7 @@ type registryClient struct {
 	audience      string
 	deleteTimeout time.Duration // of a delete, for all replicas together
 	log           *zap.Logger
+	trace         *hooks
 }
 
 // A tokenSource is what is needed of a *token.Cache.
@@ -122,6 +123,7 @@ type registryRequest struct {
 	path   string // under the base URL of a replica
 	body   any
 	bearer string
+	sent   int // the number of requests sent
 	// decode reads the response. An error makes it an *InvalidResponseError.
 	decode func(body []byte) error
 }
@@ -135,7 +137,7 @@ func (r *registryClient) do(ctx context.Context, req registryRequest) error {
 		if req.bearer, err = r.tokens.Token(ctx, key); err != nil {
 			return err
 		}
-		err = r.withFailover(ctx, req)
+		err = r.withFailover(ctx, &req)
 		if !tokenRejected(err) || attempt > 1 {
 			return err
 		}
@@ -148,7 +150,7 @@ func (r *registryClient) do(ctx context.Context, req registryRequest) error {
 //
 // A replica may have executed the request before it failed. It is safe to repeat: registering twice
 // is renewing, and a server may be deleted twice.
-func (r *registryClient) withFailover(ctx context.Context, req registryRequest) error {
+func (r *registryClient) withFailover(ctx context.Context, req *registryRequest) error {
 	ctx, cancel := context.WithTimeout(ctx, r.http.timeout)
 	defer cancel()
 	deadline, _ := ctx.Deadline()
@@ -178,10 +180,12 @@ func (r *registryClient) withFailover(ctx context.Context, req registryRequest) 
 	return failure
 }
 
-func (r *registryClient) doReplica(ctx context.Context, base string, timeout time.Duration, req registryRequest) error {
+func (r *registryClient) doReplica(ctx context.Context, base string, timeout time.Duration, req *registryRequest) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	body, err := r.http.sendJSON(ctx, "mIT", req.method, base+req.path, req.bearer, req.body)
+	req.sent++
+	info := RequestInfo{Target: TargetRegistry, Attempt: req.sent}
+	body, err := r.http.sendJSON(ctx, info, req.method, base+req.path, req.bearer, req.body)
 	if err != nil {
 		return err
 	}
@@ -222,6 +226,7 @@ func (r *registryClient) switchTo(ctx context.Context, current, url string, fail
 	} else {
 		r.log.Info("failed back to preferred registry replica", fields...)
 	}
+	r.trace.replicaChanged(ctx, current, url, failure)
 }
 
 // replicas are the base URLs of one registry, and the one that is in use.
@@ -274,7 +279,7 @@ type tokenFetcher struct {
 	issuer  string
 	sources func(TokenKey) oauth2.TokenSource
 	log     *zap.Logger
-	trace   *Trace
+	trace   *hooks
 }
 
 // fetch returns the function to pass to token.NewCache.
@@ -283,7 +288,7 @@ func (f *tokenFetcher) fetch(clientID string, secret Secret) token.Fetch {
 		ID:     clientID,
 		Secret: string(secret),
 		Post: func(ctx context.Context, body any) ([]byte, error) {
-			return f.http.sendJSON(ctx, "mST", http.MethodPost, f.issuer, "", body)
+			return f.http.sendJSON(ctx, RequestInfo{Target: TargetTokenService, Attempt: 1}, http.MethodPost, f.issuer, "", body)
 		},
 		Refused: func(err error) bool {
 			se, ok := errors.AsType[*StatusError](err)
@@ -295,13 +300,15 @@ func (f *tokenFetcher) fetch(clientID string, secret Secret) token.Fetch {
 		fetch = token.FromSources(func(k token.Key) oauth2.TokenSource { return f.sources(TokenKey(k)) })
 	}
 	return func(ctx context.Context, key token.Key, refresh string) (*oauth2.Token, error) {
-		ctx = ensureCorrelationID(ctx)
+		ctx, end := f.trace.tokenFetch(ensureCorrelationID(ctx), TokenKey(key))
 		t, err := fetch(ctx, key, refresh)
 		if err != nil {
 			err = f.wrap(key, err)
 			f.log.Warn("token request failed", zap.Error(err), correlationField(ctx))
 		}
-		f.trace.tokenFetched(TokenKey(key), err)
+		if end != nil {
+			end(err)
+		}
 		return t, err
 	}
 }

@@ -150,9 +150,7 @@ func TestNoFailoverOnClientErrors(t *testing.T) {
 		t.Run(fmt.Sprint(tt.status), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				failed := make(chan error, 1)
-				w := startReplicas(t, 0, clustertest.WithOptions(cluster.WithTrace(&cluster.Trace{
-					RenewFailed: func(err error, _ time.Duration) { failed <- err },
-				})))
+				w := startReplicas(t, 0, clustertest.WithOptions(onRenewalFailure(func(err error) { failed <- err })))
 				n, home := joinReplica(w)
 				for _, host := range replicaHosts() {
 					w.Network.Fault(clustertest.Any, host, clustertest.FirstN(tt.attempts, clustertest.Status(tt.status)))
@@ -257,7 +255,7 @@ func TestAllReplicasFail(t *testing.T) {
 func TestShortLeaseWithSilentReplicas(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startReplicas(t, 10, clustertest.WithLease(3*time.Second), clustertest.WithOptions(cluster.WithTrace(&cluster.Trace{
-			StateChanged: func(_, to cluster.Status) {
+			StateChanged: func(_ context.Context, _, to cluster.Status) {
 				if to.State == cluster.Lost {
 					t.Errorf("%s: %v", to.ServerID, to.Reason)
 				}

@@ -413,9 +413,7 @@ func FuzzRegistryResponse(f *testing.F) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		o := &remotes{view: []string{"node-1", "node-2"}}
-		c := newRegisteredNode(t, o, cluster.WithTrace(&cluster.Trace{
-			RenewFailed: func(err error, _ time.Duration) { failed = err; cancel() },
-		}))
+		c := newRegisteredNode(t, o, onRenewalFailure(func(err error) { failed = err; cancel() }))
 		before := c.Servers()
 		o.registry = func(*http.Request) (int, string) { return validStatus(status), string(body) }
 		_, err := c.Register(ctx)

@@ -56,6 +56,9 @@ func (c *Cluster) Stream(ctx context.Context, req Request) iter.Seq[Outcome] {
 
 // A Request is a request to be sent to peers.
 type Request struct {
+	// Name names the request for hooks ([CallInfo].Name). As it may become a metric label, it should be
+	// one of few, such as "list-things". It is not sent.
+	Name string
 	// Method is GET by default.
 	Method string
 	// Path is appended to the base URL of each peer. It begins with "/", may have a query, and must
@@ -99,6 +102,10 @@ type Outcome struct {
 	Body json.RawMessage
 	// Data is the data in Body; nil if it has none.
 	Data json.RawMessage
+	// StatusCode and Header are those of the last HTTP response of the peer, as received, also if the
+	// peer failed; zero if there was none.
+	StatusCode int
+	Header     http.Header
 
 	// Err is why the peer failed; nil if it did not. Kind classifies it.
 	Err  error
@@ -217,6 +224,9 @@ func appendData(all []json.RawMessage, data json.RawMessage) []json.RawMessage {
 
 // A preparedRequest is a valid, encoded request, the same for all peers.
 type preparedRequest struct {
+	operation Operation
+	name      string
+
 	method string
 	ref    *url.URL    // path and query, to be appended to the base URL of a peer
 	header http.Header // of the caller; may be nil
@@ -251,6 +261,7 @@ func (c *Cluster) prepare(req Request) (*preparedRequest, error) {
 		return nil, fmt.Errorf("%w: %w", ErrInvalidRequest, err)
 	}
 	return &preparedRequest{
+		operation: OperationFanOut, name: req.Name,
 		method: req.Method, ref: ref, header: req.Header, body: body, key: token.Key{Customer: req.Customer},
 		timeout: req.Timeout, retry: req.Retry, filter: req.Filter, minResults: req.MinResults, hedgeAfter: req.HedgeAfter,
 	}, nil

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -139,15 +140,16 @@ func formatTime(t time.Time) string {
 }
 
 // A state is what the node knows: its view of the cluster and how its registration stands. All
-// changes go through update, which keeps the process environment in step. The methods are safe for
+// changes go through updateView, which keeps the process environment in step. The methods are safe for
 // concurrent use.
 type state struct {
 	noEnv bool
 	log   *zap.Logger
-	trace *Trace
+	trace *hooks
 
-	mu   sync.Mutex // guards the field below
-	data stateData
+	mu       sync.Mutex // guards the fields below
+	data     stateData
+	watchers map[*watcher]struct{}
 }
 
 type stateData struct {
@@ -158,9 +160,9 @@ type stateData struct {
 	pendingDepartures map[string]bool // ids of evicted servers, until their departure is broadcast
 }
 
-func newState(serverID string, o *options) *state {
+func newState(serverID string, o *options, trace *hooks) *state {
 	return &state{
-		noEnv: o.noEnv, log: o.log, trace: &o.trace,
+		noEnv: o.noEnv, log: o.log, trace: trace, watchers: make(map[*watcher]struct{}),
 		data: stateData{
 			status:            Status{State: Orphan, Reason: ErrNotRegistered, ServerID: serverID},
 			pendingDepartures: make(map[string]bool),
@@ -180,26 +182,34 @@ func (s *state) status() Status {
 	return s.data.status
 }
 
-// update is the only function that changes the state. edit runs with the lock held.
-func (s *state) update(edit func(*stateData)) {
+// update changes the state, but not the view. edit runs with the lock held.
+func (s *state) update(ctx context.Context, edit func(*stateData)) { s.updateView(ctx, "", edit) }
+
+// updateView is the only function that changes the state. edit runs with the lock held. source is
+// where a change of the view comes from.
+func (s *state) updateView(ctx context.Context, source Source, edit func(*stateData)) {
 	s.mu.Lock()
-	before := s.data.status
+	before, view := s.data.status, s.data.view
 	edit(&s.data)
 	s.data.status.Servers = s.data.view.Len()
 	after := s.data.status
 	if !s.noEnv {
 		after.setEnv() // with the lock held, so that concurrent updates are written in their order
 	}
+	changes := s.changesLocked(view, source)
 	s.mu.Unlock()
 
+	for _, change := range changes {
+		s.trace.membershipChanged(ctx, change)
+	}
 	if before.State != after.State {
 		s.log.Info("registration "+string(after.State), zap.NamedError("reason", after.Reason), zap.Int("servers", after.Servers))
-		s.trace.stateChanged(before, after)
+		s.trace.stateChanged(ctx, before, after)
 	}
 }
 
 // publish writes the status to the process environment.
-func (s *state) publish() { s.update(func(*stateData) {}) }
+func (s *state) publish(ctx context.Context) { s.update(ctx, func(*stateData) {}) }
 
 // An acceptedRenewal is a renewal that the registry has accepted.
 type acceptedRenewal struct {
@@ -214,8 +224,8 @@ type acceptedRenewal struct {
 
 // applyRenewal makes the registry's list the view, and the node Registered. It reports whether
 // peers may not know this node, so that it must announce itself.
-func (s *state) applyRenewal(r acceptedRenewal) (needsAnnounce bool) {
-	s.update(func(d *stateData) {
+func (s *state) applyRenewal(ctx context.Context, r acceptedRenewal) (needsAnnounce bool) {
+	s.updateView(ctx, SourceRegistry, func(d *stateData) {
 		needsAnnounce = d.status.State == Lost || d.mustReregister || r.recreated
 		d.mustReregister = false
 		d.view = r.listed.Reconcile(r.before, d.view).Retain(d.view, r.sent, r.retainUntil)
@@ -229,20 +239,20 @@ func (s *state) applyRenewal(r acceptedRenewal) (needsAnnounce bool) {
 }
 
 // applyFailure records the error of a failed renewal.
-func (s *state) applyFailure(err error) {
-	s.update(func(d *stateData) {
+func (s *state) applyFailure(ctx context.Context, err error) {
+	s.update(ctx, func(d *stateData) {
 		d.status.Reason = err
 		if d.status.State == Registered {
 			d.status.State = Degraded
 		}
 	})
-	s.checkExpiry()
+	s.checkExpiry(ctx)
 }
 
 // checkExpiry makes the node Lost if its lease has expired.
-func (s *state) checkExpiry() {
+func (s *state) checkExpiry(ctx context.Context) {
 	now := time.Now()
-	s.update(func(d *stateData) {
+	s.update(ctx, func(d *stateData) {
 		if d.status.holdsLease() && !now.Before(d.status.ExpiresAt()) {
 			d.status.State = Lost
 			if d.status.Reason == nil {
@@ -254,8 +264,8 @@ func (s *state) checkExpiry() {
 
 // leave makes the node Left. It returns the view, and reports whether there is nothing to
 // deregister: the node has never registered, or is deregistered already.
-func (s *state) leave(reason error) (view membership.View, deregistered bool) {
-	s.update(func(d *stateData) {
+func (s *state) leave(ctx context.Context, reason error) (view membership.View, deregistered bool) {
+	s.update(ctx, func(d *stateData) {
 		view, deregistered = d.view, d.deregistered
 		if d.status.RenewedAt.IsZero() {
 			view, deregistered = membership.View{}, true // announcements alone make no registration
@@ -267,15 +277,15 @@ func (s *state) leave(reason error) (view membership.View, deregistered bool) {
 	return view, deregistered
 }
 
-func (s *state) setDeregistered() {
-	s.update(func(d *stateData) { d.deregistered = true })
+func (s *state) setDeregistered(ctx context.Context) {
+	s.update(ctx, func(d *stateData) { d.deregistered = true })
 }
 
 // applyAnnouncement merges servers announced by a peer into the view, and returns the view. If they
 // are of another itResource, nothing changes. If the view would have more than limit servers, and
 // more than now, nothing changes and an error is returned.
-func (s *state) applyAnnouncement(announced membership.View, limit int) (view membership.View, err error) {
-	s.update(func(d *stateData) {
+func (s *state) applyAnnouncement(ctx context.Context, announced membership.View, limit int) (view membership.View, err error) {
+	s.updateView(ctx, SourceAnnouncement, func(d *stateData) {
 		view = d.view
 		merged := announced // before the first registration, there is no view to merge with
 		switch view.ID() {
@@ -307,8 +317,8 @@ const (
 )
 
 // applyDeparture removes a server that a peer has reported as departed.
-func (s *state) applyDeparture(resourceID, serverID string) (result departureResult) {
-	s.update(func(d *stateData) {
+func (s *state) applyDeparture(ctx context.Context, resourceID, serverID string) (result departureResult) {
+	s.updateView(ctx, SourceDeparture, func(d *stateData) {
 		switch id := d.view.ID(); {
 		case id != resourceID || id == "":
 			result = departureIgnored
@@ -324,15 +334,15 @@ func (s *state) applyDeparture(resourceID, serverID string) (result departureRes
 }
 
 // replaceEntry replaces the entry of one server, whatever its age, with that in entry.
-func (s *state) replaceEntry(serverID string, entry membership.View) {
-	s.update(func(d *stateData) {
+func (s *state) replaceEntry(ctx context.Context, serverID string, entry membership.View) {
+	s.updateView(ctx, SourceRegistry, func(d *stateData) {
 		d.view, d.status.UpdatedAt = d.view.Without(serverID).Merge(entry), time.Now()
 	})
 }
 
 // evict removes a server, unless the view has a newer entry of it. It reports whether it did.
-func (s *state) evict(p *membership.Peer) (evicted bool) {
-	s.update(func(d *stateData) {
+func (s *state) evict(ctx context.Context, p *membership.Peer) (evicted bool) {
+	s.updateView(ctx, SourceEviction, func(d *stateData) {
 		if current, ok := d.view.Get(p.ServerID); ok && !current.LastUpdate().After(p.LastUpdate()) {
 			d.view, d.status.UpdatedAt = d.view.Without(p.ServerID), time.Now()
 			evicted = true
@@ -342,8 +352,8 @@ func (s *state) evict(p *membership.Peer) (evicted bool) {
 }
 
 // addPending records departures of which peers are to be notified.
-func (s *state) addPending(serverIDs []string) {
-	s.update(func(d *stateData) {
+func (s *state) addPending(ctx context.Context, serverIDs []string) {
+	s.update(ctx, func(d *stateData) {
 		for _, id := range serverIDs {
 			d.pendingDepartures[id] = true
 		}
@@ -352,8 +362,8 @@ func (s *state) addPending(serverIDs []string) {
 
 // takePending returns the peers to notify of a departure. It reports false if there is no need to:
 // another node has announced the departure, or the server is back.
-func (s *state) takePending(serverID string) (view membership.View, pending bool) {
-	s.update(func(d *stateData) {
+func (s *state) takePending(ctx context.Context, serverID string) (view membership.View, pending bool) {
+	s.update(ctx, func(d *stateData) {
 		view, pending = d.view, d.pendingDepartures[serverID]
 		delete(d.pendingDepartures, serverID)
 		if _, back := view.Get(serverID); back {
@@ -364,6 +374,6 @@ func (s *state) takePending(serverID string) (view membership.View, pending bool
 }
 
 // cancelPending records that another node has notified the peers of a departure.
-func (s *state) cancelPending(serverID string) {
-	s.update(func(d *stateData) { delete(d.pendingDepartures, serverID) })
+func (s *state) cancelPending(ctx context.Context, serverID string) {
+	s.update(ctx, func(d *stateData) { delete(d.pendingDepartures, serverID) })
 }

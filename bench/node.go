@@ -45,13 +45,15 @@ func newNode(ctx context.Context, e endpoints, req cluster.Request) (contestant,
 		RegistryURL:    e.Registry, RegistryAudience: "mIT", PeerAudience: "mds", Issuer: e.Issuer,
 		ClientID: "mds", ClientSecret: "secret", ClientAccessKey: "key", ClientAudience: "mds",
 	}, cluster.WithHTTPClient(client), cluster.WithTrace(&cluster.Trace{
-		StateChanged:    func(_, _ cluster.Status) { count() },
-		Renewed:         func(_, _ time.Duration) { count() },
-		RenewFailed:     func(error, time.Duration) { count() },
-		PeerDone:        func(cluster.Outcome) { n.done.Add(1) },
-		Evicted:         func(cluster.Server) { count() },
-		EvictionSkipped: func(cluster.Server, error) { count() },
-		TokenFetched:    func(cluster.TokenKey, error) { count() },
+		StateChanged:    func(context.Context, cluster.Status, cluster.Status) { count() },
+		PeerDone:        func(context.Context, cluster.Outcome) { n.done.Add(1) },
+		EvictionDecided: func(context.Context, cluster.EvictionDecision) { count() },
+		Renewal: func(ctx context.Context, _ cluster.RenewalInfo) (context.Context, func(cluster.RenewalResult)) {
+			return ctx, func(cluster.RenewalResult) { count() }
+		},
+		TokenFetch: func(ctx context.Context, _ cluster.TokenKey) (context.Context, func(error)) {
+			return ctx, func(error) { count() }
+		},
 	}))
 	if err != nil {
 		return nil, err

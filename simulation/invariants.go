@@ -1,6 +1,7 @@
 package simulation
 
 import (
+	"context"
 	"slices"
 	"time"
 
@@ -10,15 +11,29 @@ import (
 // trace counts what the nodes report, and checks each eviction.
 func (s *simulation) trace() *cluster.Trace {
 	return &cluster.Trace{
-		StateChanged: func(_, to cluster.Status) {
+		StateChanged: func(_ context.Context, _, to cluster.Status) {
 			if to.State == cluster.Lost {
 				s.lost.Add(1)
 			}
 		},
-		Renewed:         func(time.Duration, time.Duration) { s.renewed.Add(1) },
-		RenewFailed:     func(error, time.Duration) { s.renewalsFailed.Add(1) },
-		Evicted:         s.checkEviction,
-		EvictionSkipped: func(cluster.Server, error) { s.skipped.Add(1) },
+		Renewal: func(ctx context.Context, _ cluster.RenewalInfo) (context.Context, func(cluster.RenewalResult)) {
+			return ctx, func(r cluster.RenewalResult) {
+				switch {
+				case r.Err == nil:
+					s.renewed.Add(1)
+				case r.RetryIn > 0: // otherwise the node has stopped
+					s.renewalsFailed.Add(1)
+				}
+			}
+		},
+		EvictionDecided: func(_ context.Context, d cluster.EvictionDecision) {
+			switch {
+			case d.Decision == cluster.DecisionEvicted:
+				s.checkEviction(d.Server)
+			case d.Err != nil:
+				s.skipped.Add(1)
+			}
+		},
 	}
 }
 

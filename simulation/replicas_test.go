@@ -1,6 +1,7 @@
 package simulation_test
 
 import (
+	"context"
 	"net/http"
 	"strings"
 	"sync"
@@ -73,7 +74,13 @@ func startReplicas(t *testing.T) *replicaTest {
 			cfg.RegistryURL = "http://" + strings.Join(replicaHosts(), "/mIT/v1, http://") + "/mIT/v1"
 		}),
 		clustertest.WithOptions(cluster.WithTrace(&cluster.Trace{
-			RenewFailed: func(err error, _ time.Duration) { t.Errorf("a renewal failed: %v", err) },
+			Renewal: func(ctx context.Context, _ cluster.RenewalInfo) (context.Context, func(cluster.RenewalResult)) {
+				return ctx, func(r cluster.RenewalResult) {
+					if r.RetryIn > 0 {
+						t.Errorf("a renewal failed: %v", r.Err)
+					}
+				}
+			},
 		})))
 	r.world.Network.Remove(clustertest.RegistryHost)
 	for _, host := range replicaHosts() {

@@ -1,6 +1,7 @@
 package simulation_test
 
 import (
+	"context"
 	"runtime"
 	"slices"
 	"strings"
@@ -116,7 +117,9 @@ func TestRenewalDuringFanOut(t *testing.T) {
 		store := fixedworld.NewStore(oldServers)
 		var renewAt time.Time
 		w := fixedworld.Start(t, store, delay, clustertest.WithOptions(cluster.WithTrace(&cluster.Trace{
-			Renewed: func(_, renewIn time.Duration) { renewAt = time.Now().Add(renewIn) },
+			Renewal: func(ctx context.Context, _ cluster.RenewalInfo) (context.Context, func(cluster.RenewalResult)) {
+				return ctx, func(r cluster.RenewalResult) { renewAt = time.Now().Add(r.RenewIn) }
+			},
 		})))
 		n := w.Join()
 		store.Set(newServers)

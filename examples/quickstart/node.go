@@ -127,7 +127,7 @@ func (n *node) recordDepartures(next http.Handler) http.Handler {
 	})
 }
 
-func (n *node) recordState(_, to cluster.Status) {
+func (n *node) recordState(_ context.Context, _, to cluster.Status) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.states = append(n.states, string(to.State))

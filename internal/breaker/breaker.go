@@ -69,6 +69,16 @@ const (
 	Abandoned               // by the caller, which says nothing about the peer
 )
 
+// A Change is what Record did to a breaker.
+type Change int
+
+// The changes of a breaker.
+const (
+	Unchanged Change = iota
+	Opened
+	Closed
+)
+
 // New returns a Set of breakers that open after timeout. All requests share the given number of
 // slots.
 func New(timeout time.Duration, slots int) *Set {
@@ -160,14 +170,16 @@ func (s *Set) Cancel(p *membership.Peer, wait <-chan struct{}) {
 	b.waiters = slices.Delete(b.waiters, i, i+1)
 }
 
-// Record reports how an allowed request ended, when it had begun, and what its timeout was.
-func (s *Set) Record(p *membership.Peer, result Result, began time.Time, timeout time.Duration) {
+// Record reports how an allowed request ended, when it had begun, and what its timeout was. It
+// returns whether this has opened or closed the breaker.
+func (s *Set) Record(p *membership.Peer, result Result, began time.Time, timeout time.Duration) Change {
 	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	b := s.peers[p.ServerID]
 	b.inFlight--
 	b.wake(1)
+	wasOpen := b.trips > 0
 	switch {
 	case result == Abandoned:
 	case result == Answered:
@@ -180,6 +192,13 @@ func (s *Set) Record(p *membership.Peer, result Result, began time.Time, timeout
 			b.trip(p, now.Add(min(timeout<<min(b.trips, 10), maxProbeInterval)))
 		}
 	}
+	switch isOpen := b.trips > 0; {
+	case isOpen && !wasOpen:
+		return Opened
+	case wasOpen && !isOpen:
+		return Closed
+	}
+	return Unchanged
 }
 
 func (b *breaker) trip(p *membership.Peer, probeAt time.Time) {

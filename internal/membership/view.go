@@ -5,6 +5,7 @@ package membership
 import (
 	"cmp"
 	"encoding/json"
+	"iter"
 	"net/url"
 	"slices"
 	"time"
@@ -214,4 +215,32 @@ func (v View) Reconcile(before, now View) View {
 	}
 	slices.SortFunc(s.peers, func(a, b *Peer) int { return cmp.Compare(a.ServerID, b.ServerID) })
 	return s
+}
+
+// Diff yields the servers in which two views differ, sorted by id, as they are in before and in after.
+// A server that joined is nil in before, and one that left is nil in after. A server that is in both
+// is yielded if its ClusterBaseURL differs.
+func Diff(before, after View) iter.Seq2[*Peer, *Peer] {
+	return func(yield func(old, current *Peer) bool) {
+		a, b := before.peers, after.peers
+		for len(a) > 0 || len(b) > 0 {
+			var old, current *Peer
+			if len(b) == 0 || len(a) > 0 && a[0].ServerID <= b[0].ServerID {
+				old = a[0]
+			}
+			if len(a) == 0 || len(b) > 0 && b[0].ServerID <= a[0].ServerID {
+				current = b[0]
+			}
+			if old != nil {
+				a = a[1:]
+			}
+			if current != nil {
+				b = b[1:]
+			}
+			same := old == current || old != nil && current != nil && old.ClusterBaseURL == current.ClusterBaseURL
+			if !same && !yield(old, current) {
+				return
+			}
+		}
+	}
 }

@@ -229,8 +229,14 @@ func (w *world) newNode(id string, share float64, registry string) *node {
 	}, cluster.WithHTTPClient(&http.Client{Transport: w.transport}), cluster.WithoutEnv(),
 		// On a busy machine a peer may be slow: only the registry is to lose one, or not.
 		cluster.WithEviction(cluster.Eviction{Disabled: true}), cluster.WithTrace(&cluster.Trace{
-			Renewed: func(time.Duration, time.Duration) { n.renewals.Add(1) },
-			StateChanged: func(from, to cluster.Status) {
+			Renewal: func(ctx context.Context, _ cluster.RenewalInfo) (context.Context, func(cluster.RenewalResult)) {
+				return ctx, func(r cluster.RenewalResult) {
+					if r.Err == nil {
+						n.renewals.Add(1)
+					}
+				}
+			},
+			StateChanged: func(_ context.Context, from, to cluster.Status) {
 				if from.State == cluster.Orphan {
 					return
 				}

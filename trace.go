@@ -1,0 +1,383 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// A Trace has functions, the hooks, that are called on what happens in a [Cluster]. Any of them
+// may be nil; an unset hook costs nothing. With several [WithTrace] options, the hooks of all of
+// them are called, in the order of the options.
+//
+// # Operations
+//
+// Call, Request, Renewal and TokenFetch are called at the beginning of an operation, each before
+// anything else happens in it. A hook returns the context with which the operation continues, and
+// a function that is called at its end. The context must be derived from the given one, which
+// counts if the hook returns nil. The function may be nil, too. So a span begins in the hook,
+// travels in the context, and ends in the function:
+//
+//	func request(ctx context.Context, req RequestInfo) (context.Context, func(RequestResult)) {
+//		ctx, span := tracer.Start(ctx, req.Method)
+//		return ctx, func(RequestResult) { span.End() }
+//	}
+//
+// The context of a Call is the parent of those of its Requests and TokenFetches, and that of a
+// Renewal likewise. The context of a Request is that of the [http.Request] which a transport gets.
+// At the end of an operation the functions of several traces are called in reverse order, so that
+// operations nest.
+//
+// # Order
+//
+// In a call: Call, then TokenFetch if a token is needed. Then, for each peer, each Request with
+// its end, and PeerDone. For a suspect, MembershipChanged if it was evicted and EvictionDecided
+// come before PeerDone. The function of Call is the last. In a renewal: Renewal, TokenFetch,
+// Request, MembershipChanged for each server, StateChanged, and the function of Renewal.
+//
+// # Calling conventions
+//
+// Hooks are called synchronously, from any goroutine, and without a lock held. The context of each
+// has a correlation id ([CorrelationID]). A hook that blocks delays the operation, and a request
+// to a peer keeps its slot. Hooks may call Servers, Peers and Status, but must not make calls,
+// register, or close the Cluster.
+//
+// A panic of a hook is recovered. It is logged, at most once a minute for each hook, and the
+// operation continues as if the hook had returned nil.
+type Trace struct {
+	// Call is called when a call to the peers begins: by RPCluster, by Stream, or by the node
+	// itself to announce a server or to report a departure. It is not called if the call is not
+	// possible at all, for example because the [Request] is invalid.
+	Call func(context.Context, CallInfo) (context.Context, func(CallResult))
+	// Request is called before each HTTP request that the node sends, when it no longer waits for
+	// a slot or for a circuit breaker.
+	Request func(context.Context, RequestInfo) (context.Context, func(RequestResult))
+	// Renewal is called before each attempt to register or to renew the lease.
+	Renewal func(context.Context, RenewalInfo) (context.Context, func(RenewalResult))
+	// TokenFetch is called before a token is fetched. The error of the function is nil if that
+	// succeeded. Operations that need the same token share one fetch, in the context of the first.
+	TokenFetch func(context.Context, TokenKey) (context.Context, func(error))
+
+	// PeerDone is called with the final outcome of each peer of a call, as soon as it is final:
+	// after the last request to the peer, and for a suspect when eviction has been decided. The
+	// context is that of the Call.
+	PeerDone func(context.Context, Outcome)
+	// EvictionDecided is called for each suspect of a call.
+	EvictionDecided func(context.Context, EvictionDecision)
+	// MembershipChanged is called for each server that joins or leaves the view, or moves. Changes
+	// that are made at the same time by different goroutines may be reported in either order; see
+	// [Cluster.Watch] for a consistent sequence.
+	MembershipChanged func(context.Context, Change)
+	// StateChanged is called when the [State] of the registration changes.
+	StateChanged func(ctx context.Context, from, to Status)
+	// CallerChecked is called for each request to the peer endpoints and to the handlers of
+	// Authenticate and AuthenticatePeer.
+	CallerChecked func(context.Context, CallerInfo)
+	// ReplicaChanged is called when the node continues with another replica of the registry, given
+	// by its base URL. err is the reason; it is nil if the node returns to the preferred replica.
+	ReplicaChanged func(ctx context.Context, from, to string, err error)
+	// BreakerChanged is called when the circuit breaker of a peer opens or closes.
+	BreakerChanged func(ctx context.Context, s Server, open bool)
+}
+
+// WithTrace sets functions to call on events; see [Trace]. Several such options all apply, in
+// order.
+func WithTrace(t *Trace) Option {
+	return optionFunc(func(o *options) {
+		if t != nil {
+			o.traces = append(o.traces, *t)
+		}
+	})
+}
+
+// An Operation is what a call to the peers is for. It is fit for a metric label.
+type Operation string
+
+// The operations.
+const (
+	OperationFanOut   Operation = "fan_out"  // RPCluster or Stream
+	OperationAnnounce Operation = "announce" // the node announces itself, or all servers
+	OperationDepart   Operation = "depart"   // the node, or an evicted peer, has departed
+)
+
+// A CallInfo describes a call that begins.
+type CallInfo struct {
+	Operation Operation
+	Name      string // the Name of the [Request]; empty if it has none
+	Method    string
+	Peers     int // to be called
+}
+
+// A CallResult describes a call that has ended.
+type CallResult struct {
+	Results, Failures int // of the peers
+	Duration          time.Duration
+}
+
+// A Target is what kind of server a request is for. It is fit for a metric label.
+type Target string
+
+// The targets of requests.
+const (
+	TargetRegistry     Target = "registry"
+	TargetTokenService Target = "token_service"
+	TargetPeer         Target = "peer"
+)
+
+// A RequestInfo describes an HTTP request that is about to be sent.
+type RequestInfo struct {
+	Target Target
+	Server Server // the peer; zero for other targets
+	Method string
+	URL    string // without its query
+	// Attempt counts, from 1, the requests to one peer in a call, or those to the registry that
+	// make up one operation: retries, hedged requests, and those to another replica or with
+	// another token. A suspect that is called at a newer address is counted from 1 again. For the
+	// token service it is always 1.
+	Attempt int
+	Hedge   bool // the second of a hedged request
+}
+
+// A RequestResult describes how an HTTP request ended.
+type RequestResult struct {
+	StatusCode int // 0 if there was no response
+	// Kind classifies Err. It is KindOK for a 2xx response that was read, whether or not its
+	// content is valid, and KindCanceled for a request that was not needed any more.
+	Kind     Kind
+	Err      error
+	Duration time.Duration // from sending the request to the end of the response
+}
+
+// A RenewalInfo describes an attempt to register or to renew the lease.
+type RenewalInfo struct {
+	First bool // the node has not registered yet
+}
+
+// A RenewalResult describes how an attempt to register or to renew the lease ended.
+type RenewalResult struct {
+	Lease   time.Duration // that the registry granted
+	RenewIn time.Duration // until the next renewal, after a success
+	RetryIn time.Duration // until the next attempt, after a failure; 0 if there is none
+	Err     error
+}
+
+// A Decision is the result of deciding on a suspect. It is fit for a metric label.
+type Decision string
+
+// The decisions on suspects; see [Eviction]. Only with DecisionEvicted, this call has removed the
+// peer.
+const (
+	DecisionEvicted          Decision = "evicted"           // the registry deleted it
+	DecisionGone             Decision = "gone"              // it was no longer in the view
+	DecisionReturned         Decision = "returned"          // it registered again: called there
+	DecisionAlive            Decision = "alive"             // it timed out, but renewed its lease
+	DecisionNotConfirmed     Decision = "not_confirmed"     // the registry did not confirm it
+	DecisionUnstable         Decision = "unstable"          // it had several newer entries
+	DecisionSelfPreservation Decision = "self_preservation" // too many were unreachable
+	DecisionTooFewCalled     Decision = "too_few_called"    // only one or two of the peers
+	DecisionEnoughResults    Decision = "enough_results"    // MinResults was reached
+	DecisionDisabled         Decision = "disabled"          // eviction is off
+	DecisionLeaving          Decision = "leaving"           // this node is leaving
+)
+
+// An EvictionDecision is the decision on one suspect.
+type EvictionDecision struct {
+	Server   Server
+	Decision Decision
+	// Err is the reason if the peer was not evicted, the same as in [Outcome].EvictionSkipped. It
+	// is nil with DecisionEvicted, DecisionGone and DecisionReturned.
+	Err error
+}
+
+// A CallerCheck is the result of checking the caller of an endpoint. It is fit for a metric label.
+type CallerCheck string
+
+// The results of checking a caller.
+const (
+	CallerAuthenticated CallerCheck = "authenticated"
+	CallerNoToken       CallerCheck = "no_token"      // no authorization header, or not a bearer token
+	CallerInvalidToken  CallerCheck = "invalid_token" // the [Verifier] rejected it
+	CallerNotVerified   CallerCheck = "not_verified"  // see [ErrVerifierUnavailable]
+	CallerWrongType     CallerCheck = "wrong_type"    // issued to another type of service
+	CallerNoPeer        CallerCheck = "no_peer"       // not a cluster token, at an endpoint for peers
+)
+
+// A CallerInfo describes the caller of an endpoint.
+type CallerInfo struct {
+	Result     CallerCheck
+	Claims     Claims // zero unless the token is valid
+	RemoteAddr string // that of the [http.Request]
+	Err        error  // as it is sent to the caller; nil with CallerAuthenticated
+}
+
+// hooks are the traces of a node, in the order of their options.
+type hooks struct {
+	traces      []Trace
+	hasRequest  bool // a trace has the hook that is called most often
+	hasPeerDone bool
+	hasChanged  bool // a trace has a hook for changes of the view
+	log         *zap.Logger
+	redact      func(string) string
+
+	mu     sync.Mutex           // guards the field below
+	panics map[string]time.Time // when the panic of a hook was last logged, by its name
+}
+
+func newHooks(traces []Trace, log *zap.Logger, redact func(string) string) *hooks {
+	return &hooks{
+		traces:      traces,
+		hasRequest:  slices.ContainsFunc(traces, func(t Trace) bool { return t.Request != nil }),
+		hasPeerDone: slices.ContainsFunc(traces, func(t Trace) bool { return t.PeerDone != nil }),
+		hasChanged:  slices.ContainsFunc(traces, func(t Trace) bool { return t.MembershipChanged != nil }),
+		log:         log,
+		redact:      redact,
+		panics:      make(map[string]time.Time),
+	}
+}
+
+// An operation is the type of a hook for an operation.
+type operation[I, R any] = func(context.Context, I) (context.Context, func(R))
+
+// begin calls a hook of all traces, which of selects. It returns the context to continue with, and
+// the function to call at the end of the operation; nil if there is none.
+func begin[I, R any](ctx context.Context, h *hooks, name string, info I, of func(*Trace) operation[I, R]) (context.Context, func(R)) {
+	var ends []func(R)
+	for i := range h.traces {
+		hook := of(&h.traces[i])
+		if hook == nil {
+			continue
+		}
+		h.protect(ctx, name, func() {
+			next, end := hook(ctx, info)
+			if next != nil {
+				ctx = next
+			}
+			if end != nil {
+				ends = append(ends, end)
+			}
+		})
+	}
+	return ctx, joinEnds(ctx, h, name, ends)
+}
+
+func joinEnds[R any](ctx context.Context, h *hooks, name string, ends []func(R)) func(R) {
+	if len(ends) == 0 {
+		return nil
+	}
+	return func(result R) {
+		for _, end := range slices.Backward(ends) {
+			h.protect(ctx, name, func() { end(result) })
+		}
+	}
+}
+
+// protect calls a hook. It recovers a panic, so that a fault in a hook breaks no operation.
+func (h *hooks) protect(ctx context.Context, name string, call func()) {
+	defer func() {
+		if p := recover(); p != nil && h.mayLog(name) {
+			h.log.Error("trace hook panicked", zap.String("hook", name), zap.String("panic", h.redact(fmt.Sprint(p))), zap.Stack("stack"), correlationField(ctx))
+		}
+	}()
+	call()
+}
+
+func (h *hooks) mayLog(name string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	last, logged := h.panics[name]
+	if logged && time.Since(last) < time.Minute {
+		return false
+	}
+	h.panics[name] = time.Now()
+	return true
+}
+
+func (h *hooks) call(ctx context.Context, info CallInfo) (context.Context, func(CallResult)) {
+	return begin(ctx, h, "Call", info, func(t *Trace) operation[CallInfo, CallResult] { return t.Call })
+}
+
+// request returns the request to send. Method and URL of info are set here.
+func (h *hooks) request(info RequestInfo, req *http.Request) (*http.Request, func(RequestResult)) {
+	if !h.hasRequest {
+		return req, nil
+	}
+	info.Method, info.URL = req.Method, withoutQuery(req.URL)
+	ctx, end := begin(req.Context(), h, "Request", info, func(t *Trace) operation[RequestInfo, RequestResult] { return t.Request })
+	return req.WithContext(ctx), end
+}
+
+func (h *hooks) renewal(ctx context.Context, info RenewalInfo) (context.Context, func(RenewalResult)) {
+	return begin(ctx, h, "Renewal", info, func(t *Trace) operation[RenewalInfo, RenewalResult] { return t.Renewal })
+}
+
+func (h *hooks) tokenFetch(ctx context.Context, key TokenKey) (context.Context, func(error)) {
+	return begin(ctx, h, "TokenFetch", key, func(t *Trace) operation[TokenKey, error] { return t.TokenFetch })
+}
+
+// each calls emit, which calls a hook if it is set, for all traces.
+func (h *hooks) each(ctx context.Context, name string, emit func(*Trace)) {
+	for i := range h.traces {
+		h.protect(ctx, name, func() { emit(&h.traces[i]) })
+	}
+}
+
+func (h *hooks) peerDone(ctx context.Context, o Outcome) {
+	h.each(ctx, "PeerDone", func(t *Trace) {
+		if t.PeerDone != nil {
+			t.PeerDone(ctx, o)
+		}
+	})
+}
+
+func (h *hooks) evictionDecided(ctx context.Context, d EvictionDecision) {
+	h.each(ctx, "EvictionDecided", func(t *Trace) {
+		if t.EvictionDecided != nil {
+			t.EvictionDecided(ctx, d)
+		}
+	})
+}
+
+func (h *hooks) membershipChanged(ctx context.Context, change Change) {
+	h.each(ctx, "MembershipChanged", func(t *Trace) {
+		if t.MembershipChanged != nil {
+			t.MembershipChanged(ctx, change)
+		}
+	})
+}
+
+func (h *hooks) stateChanged(ctx context.Context, from, to Status) {
+	h.each(ctx, "StateChanged", func(t *Trace) {
+		if t.StateChanged != nil {
+			t.StateChanged(ctx, from, to)
+		}
+	})
+}
+
+func (h *hooks) callerChecked(ctx context.Context, info CallerInfo) {
+	h.each(ctx, "CallerChecked", func(t *Trace) {
+		if t.CallerChecked != nil {
+			t.CallerChecked(ctx, info)
+		}
+	})
+}
+
+func (h *hooks) replicaChanged(ctx context.Context, from, to string, err error) {
+	h.each(ctx, "ReplicaChanged", func(t *Trace) {
+		if t.ReplicaChanged != nil {
+			t.ReplicaChanged(ctx, from, to, err)
+		}
+	})
+}
+
+func (h *hooks) breakerChanged(ctx context.Context, s Server, open bool) {
+	h.each(ctx, "BreakerChanged", func(t *Trace) {
+		if t.BreakerChanged != nil {
+			t.BreakerChanged(ctx, s, open)
+		}
+	})
+}
