@@ -48,7 +48,7 @@ type evictor struct {
 	// background runs work in a goroutine.
 	background func(ctx context.Context, work func(context.Context)) error
 	// notify reports to peers that a server has departed.
-	notify func(ctx context.Context, peers membership.View, departedID string)
+	notify func(ctx context.Context, peers membership.View, departed departure)
 
 	deletes singleflight.Group // by path
 }
@@ -271,7 +271,7 @@ func (e *evictor) broadcastDepartures(ctx context.Context, evictedIDs []string) 
 		_ = ctxutil.Sleep(ctx, rand.N(maxDelay)) // if ctx has ended, notify returns at once
 		for _, id := range evictedIDs {
 			if peers, pending := e.state.takePending(ctx, id); pending {
-				e.notify(ctx, peers, id)
+				e.notify(ctx, peers, departure{serverID: id})
 			}
 		}
 	})

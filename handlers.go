@@ -86,14 +86,16 @@ func (c *Cluster) CreateItResource(w http.ResponseWriter, r *http.Request) {
 //
 // The request must carry a cluster token of the node's own type. If the itResource has another id,
 // nothing changes and the response is null. A node that is reported as departed itself registers
-// again.
+// again. If the request has the header X-Unmodified-Since, with the updatedAt of the entry that is
+// gone, a newer entry of the server stays.
 func (c *Cluster) DeleteServer(w http.ResponseWriter, r *http.Request) {
 	c.servePeer(w, r, func(ctx context.Context) (any, error) {
 		id, serverID, err := departedServer(r)
 		if err != nil {
 			return nil, err
 		}
-		return c.removeDeparted(ctx, id, serverID), nil
+		since, _ := time.Parse(time.RFC3339, r.Header.Get(unmodifiedSinceHeader)) // invalid: as if there were none
+		return c.removeDeparted(ctx, id, serverID, since), nil
 	})
 }
 
@@ -229,6 +231,10 @@ func (c *Cluster) ReplyError(w http.ResponseWriter, r *http.Request, err error) 
 	c.writeJSON(w, r, response.StatusCode, body)
 }
 
+// unmodifiedSinceHeader has the precondition of a departure. Its name is not If-Unmodified-Since,
+// because that has whole seconds.
+const unmodifiedSinceHeader = "X-Unmodified-Since"
+
 type claimsKey struct{}
 
 // keyVerifier verifies tokens with the keys of a Config.
@@ -311,14 +317,15 @@ func (c *Cluster) mergeAnnounced(ctx context.Context, it wire.ItResource) (membe
 	return view, err
 }
 
-// removeDeparted removes a server from the view. It returns the data of the response.
-func (c *Cluster) removeDeparted(ctx context.Context, id, serverID string) any {
+// removeDeparted removes a server from the view, unless its entry is newer than unmodifiedSince. It
+// returns the data of the response.
+func (c *Cluster) removeDeparted(ctx context.Context, id, serverID string, unmodifiedSince time.Time) any {
 	if c.policy.VerifyWithRegistry && serverID != c.cfg.ID {
 		c.state.cancelPending(ctx, serverID) // whether true or not, the peers have been notified
 		c.triggerRenewal()
 		return serverID
 	}
-	switch c.state.applyDeparture(ctx, id, serverID) {
+	switch c.state.applyDeparture(ctx, id, serverID, unmodifiedSince) {
 	case departureIgnored:
 		c.logIgnored(ctx, c.state.view().ID(), id)
 		return nil

@@ -296,7 +296,7 @@ func TestState(t *testing.T) {
 			resource, server string
 			want             departureResult
 		}{{"other", "node-3", departureIgnored}, {"r", "node-3", departureApplied}, {"r", "node-1", departureOfSelf}} {
-			if got := s.applyDeparture(t.Context(), tt.resource, tt.server); got != tt.want {
+			if got := s.applyDeparture(t.Context(), tt.resource, tt.server, time.Time{}); got != tt.want {
 				t.Errorf("departure of %s of %s: %d, want %d", tt.server, tt.resource, got, tt.want)
 			}
 		}
@@ -328,7 +328,7 @@ func TestStatePendingDepartures(t *testing.T) {
 	s.addPending(t.Context(), []string{"node-2", "node-3", "node-4", "node-5"})
 	// node-3 is back.
 	s.updateView(t.Context(), SourceRegistry, func(d *stateData) { d.view = testView(time.Unix(1, 0), "node-1", "node-3") })
-	s.applyDeparture(t.Context(), "r", "node-4")
+	s.applyDeparture(t.Context(), "r", "node-4", time.Time{})
 	s.cancelPending(t.Context(), "node-5")
 	for id, want := range map[string]bool{"node-2": true, "node-3": false, "node-4": false, "node-5": false} {
 		if _, got := s.takePending(t.Context(), id); got != want {
@@ -391,7 +391,7 @@ func TestEvictor(t *testing.T) {
 				background: func(ctx context.Context, work func(context.Context)) error { work(ctx); return nil },
 			}
 			var notified []string
-			e.notify = func(_ context.Context, _ membership.View, id string) { notified = append(notified, id) }
+			e.notify = func(_ context.Context, _ membership.View, d departure) { notified = append(notified, d.serverID) }
 			if tt.left {
 				ctx, cancel := context.WithCancel(t.Context())
 				cancel()

@@ -3,12 +3,14 @@ package cluster
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
 
 	"github.com/mimiktech/cluster/internal/ctxutil"
+	"github.com/mimiktech/cluster/internal/wire"
 )
 
 const (
@@ -25,15 +27,24 @@ const (
 	recheckJitter = 10 * time.Second
 )
 
-// leaseOf returns the lease for a leaseTime of the registry, in milliseconds.
-func leaseOf(ms *float64) time.Duration {
-	if ms == nil || *ms <= 0 {
-		return defaultLease
+// leaseOf returns the lease that a response grants, and what is unusual about its lease time.
+func leaseOf(r wire.Registered) (lease time.Duration, problem error) {
+	if r.LeaseTimeErr != nil {
+		return defaultLease, r.LeaseTimeErr
 	}
-	if *ms >= float64(maxLease/time.Millisecond) {
-		return maxLease
+	if r.LeaseTime == nil {
+		return defaultLease, nil
 	}
-	return max(time.Duration(*ms*float64(time.Millisecond)), minLease)
+	switch ms := *r.LeaseTime; {
+	case ms <= 0:
+		return defaultLease, fmt.Errorf("leaseTime %g is not above 0", ms)
+	case ms > float64(maxLease/time.Millisecond):
+		return maxLease, fmt.Errorf("leaseTime %g is above %d", ms, maxLease/time.Millisecond)
+	case ms < float64(minLease/time.Millisecond):
+		return minLease, fmt.Errorf("leaseTime %g is below %d", ms, minLease/time.Millisecond)
+	default:
+		return time.Duration(ms * float64(time.Millisecond)), nil
+	}
 }
 
 // A schedule decides when the lease goroutine renews. It has no clock: the caller passes the time.

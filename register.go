@@ -14,12 +14,14 @@ import (
 
 	"github.com/mimiktech/cluster/internal/ctxutil"
 	"github.com/mimiktech/cluster/internal/membership"
+	"github.com/mimiktech/cluster/internal/peeraddr"
+	"github.com/mimiktech/cluster/internal/wire"
 )
 
 // Register joins the cluster. It registers with the registry, retrying every
 // Config.RegistrationRetry until it succeeds or ctx ends, and starts the lease. With
 // Config.Management it then announces the node to all peers, and returns their outcomes. Their data
-// can be ignored. Without Config.Management the Response is nil.
+// can be ignored. Without Config.Management the Response is empty. It is nil only if there is an error.
 //
 // ctx bounds this call only. The lease lasts until [Cluster.UnRegister] or [Cluster.Close], which
 // also interrupt a Register in progress. Calling Register again renews the lease and announces the
@@ -35,7 +37,7 @@ func (c *Cluster) Register(ctx context.Context) (*Response, error) {
 		return nil, err
 	}
 	if !c.cfg.Management {
-		return nil, nil
+		return newResponse([]Outcome{}), nil
 	}
 	return c.announceSelf(ctx), nil
 }
@@ -68,6 +70,9 @@ func (d Departure) MarshalJSON() ([]byte, error) {
 // Config.Management notifies all peers. A peer that does not answer within Config.RequestTimeout is
 // not evicted, and does not count as an error: its next renewal removes the node from its view.
 //
+// If another process has registered with this node's id at another address, its entry stays, and no
+// peer is notified.
+//
 // UnRegister blocks until it is done or ctx ends, and returns what failed in the Departure. It may
 // be called at any time, also before Register, and interrupts a Register in progress. A second call
 // retries what failed and otherwise does nothing.
@@ -98,16 +103,48 @@ func (c *Cluster) UnRegister(ctx context.Context) Departure {
 	return d
 }
 
-// deregister deletes this node from the registry, and notifies the peers even if that fails.
+// deregister deletes this node's entry from the registry, and notifies the peers even if that fails.
+// It does neither if the id is now that of another process.
 func (c *Cluster) deregister(ctx context.Context, view membership.View) error {
-	err := c.registry.deregister(ctx, view.ID(), c.cfg.ID)
+	entry, err := c.deleteOwnEntry(ctx, view)
+	if !peeraddr.Same(entry.ClusterBaseURL, c.self.ClusterBaseURL) {
+		c.log.Warn("another process is registered with this node's id; its entry stays",
+			zap.String("clusterBaseUrl", c.self.ClusterBaseURL), zap.String("other", entry.ClusterBaseURL), correlationField(ctx))
+		return nil
+	}
 	if err != nil {
 		c.log.Warn("deregistration failed", zap.Error(err), correlationField(ctx))
 	}
 	if c.cfg.Management {
-		c.notifyDeparture(ctx, view, c.cfg.ID)
+		c.notifyDeparture(ctx, view, departure{c.cfg.ID, entry.UpdatedAtText()})
 	}
 	return err
+}
+
+// deleteOwnEntry deletes this node's entry, on the condition that the registry has none that is newer
+// than that of the last renewal. A newer entry at this node's address is that of a renewal whose
+// response was lost, and is deleted, too. deleteOwnEntry returns the newest entry that it knows. If
+// that is at another address, it is not deleted.
+func (c *Cluster) deleteOwnEntry(ctx context.Context, view membership.View) (entry wire.Server, err error) {
+	entry = wire.Server{ServerID: c.cfg.ID, ClusterBaseURL: c.self.ClusterBaseURL}
+	if own, known := view.Get(c.cfg.ID); known {
+		entry = own.Server
+	}
+	for range maxNewerEntries {
+		if !peeraddr.Same(entry.ClusterBaseURL, c.self.ClusterBaseURL) {
+			return entry, nil
+		}
+		date := entry.UpdatedAtText()
+		if date == "" { // this registry sends no dates, and so has no conditional deletes
+			return entry, c.registry.deregister(ctx, view.ID(), c.cfg.ID)
+		}
+		newer, err := c.registry.deleteIf(ctx, view.ID(), c.cfg.ID, date)
+		if err != nil || newer == nil {
+			return entry, err
+		}
+		entry = *newer
+	}
+	return entry, fmt.Errorf("the registry had %d newer entries of this node in a row", maxNewerEntries)
 }
 
 // lockRegistration serializes requests to the registry about this node. Otherwise a renewal in
@@ -130,6 +167,12 @@ func (c *Cluster) registerWithRetry(ctx context.Context) (renewIn time.Duration,
 		r, err := c.tryRenew(ctx, c.renew, func() time.Duration { return jitter(c.cfg.RegistrationRetry, 1.0/3) })
 		if err == nil {
 			return r.renewIn, nil
+		}
+		if left := context.Cause(c.memberCtx); left != nil {
+			if last == nil {
+				return 0, left
+			}
+			return 0, fmt.Errorf("%w, after: %w", left, last)
 		}
 		if cause := context.Cause(ctx); cause != nil {
 			if last == nil {
@@ -250,7 +293,7 @@ func (c *Cluster) announce(ctx context.Context, servers, peers membership.View) 
 	body, err := servers.Resource().MarshalJSON()
 	if err != nil { // the entries are valid JSON, or they would not have been decoded
 		c.log.Error("encoding the announcement failed", zap.Error(err), correlationField(ctx))
-		return newResponse(nil)
+		return newResponse([]Outcome{})
 	}
 	return c.peers.collect(ctx, &preparedRequest{
 		operation: OperationAnnounce,
@@ -261,16 +304,26 @@ func (c *Cluster) announce(ctx context.Context, servers, peers membership.View) 
 	}, peers)
 }
 
-// notifyDeparture reports to peers that a server has departed. A peer that cannot be reached takes
-// it from the registry later.
-func (c *Cluster) notifyDeparture(ctx context.Context, peers membership.View, departedID string) {
-	path := "/itResources/" + peers.ID() + "/servers/" + departedID
-	outcomes := c.peers.callAll(ctx, &preparedRequest{
+// A departure says which entry of a server is gone. Peers of this package keep a newer entry.
+type departure struct {
+	serverID  string
+	updatedAt string // of the entry, as it is spelled; empty if the entry has no date
+}
+
+// notifyDeparture reports to peers that a server has departed. A peer that cannot be reached takes it
+// from the registry later.
+func (c *Cluster) notifyDeparture(ctx context.Context, peers membership.View, departed departure) {
+	path := "/itResources/" + peers.ID() + "/servers/" + departed.serverID
+	call := &preparedRequest{
 		operation:  OperationDepart,
 		method:     http.MethodDelete,
-		ref:        &url.URL{Path: path, RawPath: serverPath(peers.ID(), departedID)},
+		ref:        &url.URL{Path: path, RawPath: serverPath(peers.ID(), departed.serverID)},
 		noEviction: true,
-	}, peers)
+	}
+	if departed.updatedAt != "" {
+		call.header = http.Header{unmodifiedSinceHeader: {departed.updatedAt}}
+	}
+	outcomes := c.peers.callAll(ctx, call, peers)
 	for _, o := range outcomes {
 		if o.Err != nil {
 			c.log.Debug("departure notification failed", zap.String("peer", o.Server.ServerID), zap.Error(o.Err), correlationField(ctx))

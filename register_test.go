@@ -17,6 +17,7 @@ import (
 
 	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/clustertest"
+	"github.com/mimiktech/cluster/mit"
 )
 
 // Register sends its first request at once, and the next ones at jittered intervals.
@@ -244,8 +245,8 @@ func TestRegisterWithManagementOff(t *testing.T) {
 		n := w.Add()
 		requests := recordRequests(w)
 		res, err := n.Register(t.Context())
-		if res != nil || err != nil {
-			t.Errorf("Register returned %v, %v, want nil, nil", res, err)
+		if err != nil || res == nil || marshal(t, res) != `{"data":[],"results":[],"failures":[]}` {
+			t.Errorf("Register returned %v, %v, want an empty response", res, err)
 		}
 		time.Sleep(24 * time.Hour)
 		synctest.Wait()
@@ -325,7 +326,7 @@ func TestRegisterAfterClose(t *testing.T) {
 		n := w.Add(cluster.WithTrace(hooks.trace()))
 		n.Close()
 		res, err := n.Register(t.Context())
-		if res != nil || !errors.Is(err, cluster.ErrClosed) {
+		if res != nil || !errors.Is(err, cluster.ErrClosed) || err.Error() != "cluster: closed" {
 			t.Errorf("Register returned %v, %v", res, err)
 		}
 		if got := hooks.texts(); !cmp.Equal(got, []string{"orphan→left: cluster: closed"}) {
@@ -526,6 +527,132 @@ func TestNoRenewalAfterDeregistration(t *testing.T) {
 	})
 }
 
+// sameID gives node-3 of a world the id of node-1, as a process that replaces another has.
+func sameID() clustertest.Option {
+	return clustertest.WithConfig(func(cfg *cluster.Config) {
+		if cfg.ID == "node-3" {
+			cfg.ID = "node-1"
+		}
+	})
+}
+
+// wantAddress checks the address of a server in a list.
+func wantAddress(t *testing.T, servers []cluster.Server, id, host string) {
+	t.Helper()
+	for _, s := range servers {
+		if s.ServerID == id {
+			if want := "http://" + host + "/mds/v1"; s.ClusterBaseURL != want {
+				t.Errorf("%s is at %s, want %s", id, s.ClusterBaseURL, want)
+			}
+			return
+		}
+	}
+	t.Errorf("%s is not in %q", id, idsOf(servers))
+}
+
+// A process that leaves does not take the place of another from it that has registered with its id
+// since.
+func TestDepartureKeepsTheSuccessor(t *testing.T) {
+	tests := map[string]func(t *testing.T, w *clustertest.World, n *clustertest.Node){
+		"registered since": func(t *testing.T, w *clustertest.World, n *clustertest.Node) {},
+		// The response to the last renewal lists the entry of the successor.
+		"listed by the last renewal": func(t *testing.T, w *clustertest.World, n *clustertest.Node) {
+			list := marshal(t, map[string]any{"id": mit.ResourceID("mds"), "publicBaseUrl": "http://x/mds/v1", "servers": w.Registered()})
+			w.Network.Fault(n.Host, clustertest.RegistryHost, onPost(respondOK(`{"itResource":`+list+`}`)))
+			if _, err := n.Register(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		},
+		// The registry executes the delete, but its response is lost, and the node repeats it.
+		"after a lost response": func(t *testing.T, w *clustertest.World, n *clustertest.Node) {
+			w.Network.Fault(n.Host, clustertest.RegistryHost, onDelete(clustertest.FirstN(1, clustertest.Reset)))
+			n.UnRegister(t.Context())
+		},
+	}
+	for name, before := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := clustertest.Start(t, 3, sameID())
+				before(t, w, w.Nodes[0])
+				requests := recordRequests(w)
+				if d := w.Nodes[0].UnRegister(t.Context()); d.Errors != nil {
+					t.Errorf("UnRegister: %v", d.Errors)
+				}
+				wantState(t, w.Nodes[0], cluster.Left)
+				wantAddress(t, w.Registered(), "node-1", "node-3:8080")
+				wantAddress(t, w.Nodes[1].Servers(), "node-1", "node-3:8080")
+				if got := requests.countToPeers(w.Nodes[0]); got != 0 {
+					t.Errorf("%d requests to peers, want no notification", got)
+				}
+			})
+		})
+	}
+}
+
+// The registry executes a delete after the node has restarted at the same address.
+func TestLateDeleteKeepsTheRestartedNode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 2)
+		n := w.Nodes[0]
+		var late *http.Request
+		w.Network.Fault(n.Host, clustertest.RegistryHost, onDelete(func(http.RoundTripper) http.RoundTripper {
+			return clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
+				late = req.Clone(context.WithoutCancel(req.Context()))
+				return nil, syscall.ECONNRESET
+			})
+		}))
+		if d := n.UnRegister(t.Context()); len(d.Errors) != 1 {
+			t.Errorf("UnRegister: %v, want an error", d.Errors)
+		}
+		n.Restart()
+		resp, err := w.Network.Client("test").Do(late)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			t.Errorf("the delete was answered %s", resp.Status)
+		}
+		wantAddress(t, w.Registered(), "node-1", n.Host)
+	})
+}
+
+// A renewal whose response is lost makes the entry newer than the node knows. The node deletes it.
+func TestDepartureAfterLostRenewal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 2)
+		n := w.Nodes[0]
+		w.Network.Fault(n.Host, clustertest.RegistryHost, onPost(clustertest.Reset))
+		time.Sleep(50 * time.Minute)
+		wantState(t, n, cluster.Degraded)
+		if d := n.UnRegister(t.Context()); d.Errors != nil {
+			t.Errorf("UnRegister: %v", d.Errors)
+		}
+		if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-2"}) {
+			t.Errorf("the registry lists %q", got)
+		}
+		wantView(t, w.Nodes[1], "node-2")
+	})
+}
+
+// A registry whose entries have no dates cannot delete on a condition.
+func TestDepartureWithoutDates(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 2)
+		n := w.Nodes[0]
+		w.Network.Fault(n.Host, clustertest.RegistryHost, onPost(respondOK(`{"itResource":`+resourceWithDate("", "node-1", "node-2")+`}`)))
+		if _, err := n.Register(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if d := n.UnRegister(t.Context()); d.Errors != nil {
+			t.Errorf("UnRegister: %v", d.Errors)
+		}
+		if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-2"}) {
+			t.Errorf("the registry lists %q", got)
+		}
+	})
+}
+
 func TestUnRegisterBeforeRegister(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 0)
@@ -693,4 +820,34 @@ func TestDepartureAsJSON(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A notification of a departure that arrives after the server has returned does not remove it.
+func TestLateDepartureKeepsTheReturnedPeer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 2)
+		n, peer := w.Nodes[0], w.Nodes[1]
+		var late *http.Request
+		w.Network.Fault(n.Host, peer.Host, onDelete(clustertest.FirstN(1, func(http.RoundTripper) http.RoundTripper {
+			return clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
+				late = req.Clone(context.WithoutCancel(req.Context()))
+				return newHTTPResponse(req, http.StatusServiceUnavailable, "{}"), nil
+			})
+		})))
+		n.UnRegister(t.Context())
+		time.Sleep(time.Second)
+		n.Move("elsewhere:8080")
+		if _, err := n.Register(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		resp, err := w.Network.Client("test").Do(late)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			t.Errorf("the departure was answered %s", resp.Status)
+		}
+		wantAddress(t, peer.Servers(), "node-1", "elsewhere:8080")
+	})
 }

@@ -34,6 +34,8 @@ type registryClient struct {
 	deleteTimeout time.Duration // of a delete, for all replicas together
 	log           *zap.Logger
 	trace         *hooks
+
+	unusualLease sync.Once // the warning
 }
 
 // A tokenSource is what is needed of a *token.Cache.
@@ -49,12 +51,21 @@ func (r *registryClient) register(ctx context.Context, self wire.Registration, m
 	if !managed {
 		req.path += "?managedCluster=off"
 	}
+	var response wire.Registered
 	req.decode = func(body []byte) (err error) {
-		it, lease, err = decodeRegistration(body, self.ServerID)
+		response, err = decodeRegistration(body, self.ServerID)
 		return err
 	}
-	err = r.do(ctx, req)
-	return it, lease, err
+	if err := r.do(ctx, req); err != nil {
+		return wire.ItResource{}, 0, err
+	}
+	lease, problem := leaseOf(response)
+	if problem != nil {
+		r.unusualLease.Do(func() {
+			r.log.Warn("unusual lease time of the registry", zap.NamedError("reason", problem), zap.Duration("lease", lease), correlationField(ctx))
+		})
+	}
+	return *response.ItResource, lease, nil
 }
 
 // deregister deletes a server.
@@ -84,24 +95,24 @@ func ignoreBody([]byte) error { return nil }
 
 // decodeRegistration rejects a response that does not list this node. Such a list is not usable as
 // a view: it would make the node drop its peers because of a fault of the registry.
-func decodeRegistration(body []byte, serverID string) (wire.ItResource, time.Duration, error) {
+func decodeRegistration(body []byte, serverID string) (wire.Registered, error) {
 	var response wire.Registered
 	if err := json.Unmarshal(body, &response); err != nil {
-		return wire.ItResource{}, 0, err
+		return wire.Registered{}, err
 	}
 	if response.ItResource == nil {
-		return wire.ItResource{}, 0, errors.New("it has no itResource")
+		return wire.Registered{}, errors.New("it has no itResource")
 	}
 	for _, s := range response.ItResource.Servers {
 		if s.ServerID == serverID {
-			return *response.ItResource, leaseOf(response.LeaseTime), nil
+			return response, nil
 		}
 	}
 	err := fmt.Errorf("this node is not among its %d servers", len(response.ItResource.Servers))
 	if skipped := response.ItResource.Skipped; skipped != nil {
 		err = fmt.Errorf("%w; %w", err, skipped)
 	}
-	return wire.ItResource{}, 0, err
+	return wire.Registered{}, err
 }
 
 func decodeDeleteResponse(body []byte, serverID string) (newer *wire.Server, err error) {

@@ -118,21 +118,26 @@ func TestLeaseTimeValues(t *testing.T) {
 	tests := map[string]struct {
 		leaseTime string // JSON; "" for none
 		want      time.Duration
+		warning   string // "" for none
 	}{
-		"missing":          {"", 2 * time.Hour},
-		"null":             {"null", 2 * time.Hour},
-		"zero":             {"0", 2 * time.Hour},
-		"negative":         {"-3600000", 2 * time.Hour},
-		"very negative":    {"-1e300", 2 * time.Hour},
-		"an hour":          {"3600000", time.Hour},
-		"a fraction":       {"1500.5", 1500*time.Millisecond + 500*time.Microsecond},
-		"with an exponent": {"36e5", time.Hour},
-		"a second":         {"1000", time.Second},
-		"tiny":             {"5", time.Second},
-		"almost zero":      {"1e-300", time.Second},
-		"beyond 2^31":      {"4294967296", 4294967296 * time.Millisecond},
-		"beyond 2^63":      {"1e300", 365 * 24 * time.Hour},
-		"a string":         {`"3600000"`, time.Hour},
+		"missing":          {"", 2 * time.Hour, ""},
+		"null":             {"null", 2 * time.Hour, ""},
+		"zero":             {"0", 2 * time.Hour, "leaseTime 0 is not above 0"},
+		"negative":         {"-3600000", 2 * time.Hour, "leaseTime -3.6e+06 is not above 0"},
+		"very negative":    {"-1e300", 2 * time.Hour, "leaseTime -1e+300 is not above 0"},
+		"an hour":          {"3600000", time.Hour, ""},
+		"a fraction":       {"1500.5", 1500*time.Millisecond + 500*time.Microsecond, ""},
+		"with an exponent": {"36e5", time.Hour, ""},
+		"a second":         {"1000", time.Second, ""},
+		"tiny":             {"5", time.Second, "leaseTime 5 is below 1000"},
+		"almost zero":      {"1e-300", time.Second, "leaseTime 1e-300 is below 1000"},
+		"beyond 2^31":      {"4294967296", 4294967296 * time.Millisecond, ""},
+		"beyond 2^63":      {"1e300", 365 * 24 * time.Hour, "leaseTime 1e+300 is above 31536000000"},
+		"a word":           {`"soon"`, 2 * time.Hour, "leaseTime is not a number"},
+		"an empty string":  {`""`, 2 * time.Hour, "leaseTime is not a number"},
+		"an object":        {`{"ms":1}`, 2 * time.Hour, "leaseTime is not a number"},
+		"beyond numbers":   {"1e999", 2 * time.Hour, "leaseTime is out of range"},
+		"a string":         {`"3600000"`, time.Hour, ""},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -144,7 +149,8 @@ func TestLeaseTimeValues(t *testing.T) {
 				}
 				registryFault(w, respondOK(response))
 				requests := recordRequests(w)
-				n := w.Join()
+				core, logs := observer.New(zap.WarnLevel)
+				n := w.Join(cluster.WithLogger(zap.New(core)))
 				if got := n.Status().LeaseTime; got != test.want {
 					t.Fatalf("the lease is %v, want %v", got, test.want)
 				}
@@ -154,6 +160,13 @@ func TestLeaseTimeValues(t *testing.T) {
 					t.Errorf("%d POSTs in ten leases, want about 16", got)
 				}
 				wantState(t, n, cluster.Registered)
+				var warnings []string
+				for _, line := range logs.FilterMessage("unusual lease time of the registry").All() {
+					warnings = append(warnings, fmt.Sprint(line.ContextMap()["reason"]))
+				}
+				if got := strings.Join(warnings, "\n"); got != test.warning {
+					t.Errorf("warnings %q, want %q", got, test.warning)
+				}
 			})
 		})
 	}
@@ -283,29 +296,26 @@ func TestPartialListKeepsView(t *testing.T) {
 		"an itResource without id": {
 			respondOK(`{"itResource":{"servers":[{"serverId":"node-1","clusterBaseUrl":"http://node-1:8080"}]}}`), "itResource without id",
 		},
-		"a server without id":    {respondOK(`{"itResource":{"id":"x","servers":[{"clusterBaseUrl":"http://y"}]}}`), "not among its 0 servers; 1 of 1 entries left out: server without serverId"},
-		"an object of servers":   {respondOK(`{"itResource":{"id":"x","servers":{"node-1":{}}}}`), "its servers cannot be read"},
-		"an array":               {respondOK(`[]`), "not an object"},
-		"a string":               {respondOK(`"ok"`), "not an object"},
-		"null":                   {respondOK(`null`), "it has no itResource"},
-		"HTML":                   {respondOK(`<html>`), "invalid character '<'"},
-		"an empty body":          {respondOK(``), "unexpected end of JSON input"},
-		"no content":             {respond(http.StatusNoContent, ""), "unexpected end of JSON input"},
-		"half a response":        {respondOK(`{"itResource":` + withMe[:len(withMe)/2]), "unexpected end of JSON input"},
-		"two values":             {respondOK(`{"itResource":` + withMe + `}{}`), "invalid character '{' after top-level value"},
-		"deeply nested":          {respondOK(strings.Repeat("[", 100_000)), "exceeded max depth"},
-		"a leaseTime too large":  {respondOK(`{"itResource":` + withMe + `,"leaseTime":1e999}`), "leaseTime"},
-		"a word as leaseTime":    {respondOK(`{"itResource":` + withMe + `,"leaseTime":"soon"}`), "leaseTime"},
-		"a leaseTime of NaN":     {respondOK(`{"itResource":` + withMe + `,"leaseTime":NaN}`), "invalid character 'N'"},
-		"an object as leaseTime": {respondOK(`{"itResource":` + withMe + `,"leaseTime":{}}`), "leaseTime"},
-		"truncated":              {clustertest.Truncate(30), "response truncated"},
-		"stalled":                {clustertest.Stall(30), "response truncated: context deadline exceeded"},
-		"declared too large":     {endlessBody(true), "response too large: 1048577 bytes, 1048576 allowed"},
-		"endless":                {endlessBody(false), "response too large: more than 1048576 bytes"},
-		"a redirect":             {redirect("http://node-2:8080/"), "mIT answered 307 Temporary Redirect"},
-		"a teapot":               {clustertest.Status(http.StatusTeapot), "mIT answered 418 I'm a teapot"},
-		"an unknown status":      {clustertest.Status(799), "mIT answered 799 "},
-		"an error with HTML":     {respond(http.StatusBadGateway, "<html>"), "mIT answered 502 Bad Gateway"},
+		"a server without id":  {respondOK(`{"itResource":{"id":"x","servers":[{"clusterBaseUrl":"http://y"}]}}`), "not among its 0 servers; 1 of 1 entries left out: server without serverId"},
+		"an object of servers": {respondOK(`{"itResource":{"id":"x","servers":{"node-1":{}}}}`), "its servers cannot be read"},
+		"an array":             {respondOK(`[]`), "not an object"},
+		"a string":             {respondOK(`"ok"`), "not an object"},
+		"null":                 {respondOK(`null`), "it has no itResource"},
+		"HTML":                 {respondOK(`<html>`), "invalid character '<'"},
+		"an empty body":        {respondOK(``), "unexpected end of JSON input"},
+		"no content":           {respond(http.StatusNoContent, ""), "unexpected end of JSON input"},
+		"half a response":      {respondOK(`{"itResource":` + withMe[:len(withMe)/2]), "unexpected end of JSON input"},
+		"two values":           {respondOK(`{"itResource":` + withMe + `}{}`), "invalid character '{' after top-level value"},
+		"deeply nested":        {respondOK(strings.Repeat("[", 100_000)), "exceeded max depth"},
+		"a leaseTime of NaN":   {respondOK(`{"itResource":` + withMe + `,"leaseTime":NaN}`), "invalid character 'N'"},
+		"truncated":            {clustertest.Truncate(30), "response truncated"},
+		"stalled":              {clustertest.Stall(30), "response truncated: context deadline exceeded"},
+		"declared too large":   {endlessBody(true), "response too large: 1048577 bytes, 1048576 allowed"},
+		"endless":              {endlessBody(false), "response too large: more than 1048576 bytes"},
+		"a redirect":           {redirect("http://node-2:8080/"), "mIT answered 307 Temporary Redirect"},
+		"a teapot":             {clustertest.Status(http.StatusTeapot), "mIT answered 418 I'm a teapot"},
+		"an unknown status":    {clustertest.Status(799), "mIT answered 799 "},
+		"an error with HTML":   {respond(http.StatusBadGateway, "<html>"), "mIT answered 502 Bad Gateway"},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {

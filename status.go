@@ -316,8 +316,9 @@ const (
 	departureOfSelf                  // which the node answers by registering again
 )
 
-// applyDeparture removes a server that a peer has reported as departed.
-func (s *state) applyDeparture(ctx context.Context, resourceID, serverID string) (result departureResult) {
+// applyDeparture removes a server that a peer has reported as departed. If unmodifiedSince is not
+// zero, an entry that is newer stays.
+func (s *state) applyDeparture(ctx context.Context, resourceID, serverID string, unmodifiedSince time.Time) (result departureResult) {
 	s.updateView(ctx, SourceDeparture, func(d *stateData) {
 		switch id := d.view.ID(); {
 		case id != resourceID || id == "":
@@ -326,8 +327,12 @@ func (s *state) applyDeparture(ctx context.Context, resourceID, serverID string)
 			result = departureOfSelf
 			d.mustReregister = d.status.State != Left
 		default:
-			d.view, d.status.UpdatedAt = d.view.Without(serverID), time.Now()
 			delete(d.pendingDepartures, serverID)
+			current, known := d.view.Get(serverID)
+			if known && !unmodifiedSince.IsZero() && current.LastUpdate().After(unmodifiedSince) {
+				return
+			}
+			d.view, d.status.UpdatedAt = d.view.Without(serverID), time.Now()
 		}
 	})
 	return result

@@ -50,6 +50,9 @@ const NoLease time.Duration = -1
 const (
 	defaultLease = 2 * time.Hour
 
+	minLease = time.Second     // nodes renew no more often
+	minGrace = 5 * time.Second // so that one slow renewal does not end a short lease
+
 	// maxLease is the longest delay of a JavaScript timer. A longer one fires at once, so that an
 	// npm node would renew continuously.
 	maxLease = math.MaxInt32 * time.Millisecond
@@ -58,11 +61,11 @@ const (
 // RegistryConfig configures a [Registry]. Issuer, Audience and Keys are mandatory unless Verify is
 // set. The zero value of any other field means its default.
 type RegistryConfig struct {
-	// Lease is the time within which nodes must renew; 2 hours by default, at most about 24 days.
-	// [NoLease] sends none.
+	// Lease is the time within which nodes must renew; 2 hours by default, at least a second, at most
+	// about 24 days. [NoLease] sends none.
 	Lease time.Duration
-	// Grace is how long an entry is kept after its lease; half the lease by default. Nodes use the
-	// lease as their renewal interval, so some is needed.
+	// Grace is how long an entry is kept after its lease; half the lease by default, and at least 5
+	// seconds. npm nodes use the lease as their renewal interval, so some is needed.
 	Grace time.Duration
 	// MaxServers bounds the servers of one resource; 10,000 by default. Further servers get a 409;
 	// registered servers may renew.
@@ -95,7 +98,7 @@ func (c RegistryConfig) invalidTokenStatus() int {
 }
 
 func (c RegistryConfig) grace(lease time.Duration) time.Duration {
-	return cmp.Or(c.Grace, lease/2)
+	return cmp.Or(c.Grace, max(lease/2, minGrace))
 }
 
 func (c RegistryConfig) validate() error {
@@ -103,8 +106,8 @@ func (c RegistryConfig) validate() error {
 	if c.Verify == nil {
 		errs = append(errs, require("Issuer", c.Issuer), require("Audience", c.Audience), checkKeys(c.Keys))
 	}
-	if c.Lease < 0 && c.Lease != NoLease || c.Lease > maxLease {
-		errs = append(errs, fmt.Errorf("invalid Lease %v: not between 0 and %v", c.Lease, maxLease))
+	if c.Lease != 0 && c.Lease != NoLease && (c.Lease < minLease || c.Lease > maxLease) {
+		errs = append(errs, fmt.Errorf("invalid Lease %v: not between %v and %v", c.Lease, minLease, maxLease))
 	}
 	if c.Grace < 0 || c.Grace > maxLease {
 		errs = append(errs, fmt.Errorf("invalid Grace %v: not between 0 and %v", c.Grace, maxLease))
@@ -172,12 +175,14 @@ func NewRegistry(store Store, cfg RegistryConfig) (*Registry, error) {
 }
 
 // SetLease changes the lease. As in [RegistryConfig], 0 is the default and [NoLease] sends none. A
-// lease that is too long is cut to the maximum. Each node receives the new lease with its next
-// renewal and keeps the old one until then.
+// lease that is too short or too long is changed to the minimum or the maximum. Each node receives
+// the new lease with its next renewal and keeps the old one until then.
 func (g *Registry) SetLease(lease time.Duration) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.lease = min(lease, maxLease)
+	if g.lease = min(lease, maxLease); lease > 0 {
+		g.lease = max(g.lease, minLease)
+	}
 }
 
 // SetKeys replaces the keys that tokens may be signed with, and [RegistryConfig.Verify] by the

@@ -513,7 +513,10 @@ func TestLease(t *testing.T) {
 		"configured":  {func(c *mit.RegistryConfig) { c.Lease = time.Minute }, nil, 60_000, 90 * time.Second},
 		"grace":       {func(c *mit.RegistryConfig) { c.Lease, c.Grace = time.Minute, time.Second }, nil, 60_000, 61 * time.Second},
 		"none":        {func(c *mit.RegistryConfig) { c.Lease = mit.NoLease }, nil, 0, 3 * time.Hour},
-		"set":         {nil, func(g *mit.Registry) { g.SetLease(time.Second) }, 1000, 1500 * time.Millisecond},
+		"short":       {func(c *mit.RegistryConfig) { c.Lease = time.Second }, nil, 1000, 6 * time.Second},
+		"short, set":  {nil, func(g *mit.Registry) { g.SetLease(8 * time.Second) }, 8000, 13 * time.Second},
+		"too short":   {nil, func(g *mit.Registry) { g.SetLease(1) }, 1000, 6 * time.Second},
+		"set":         {nil, func(g *mit.Registry) { g.SetLease(time.Minute) }, 60_000, 90 * time.Second},
 		"set none":    {func(c *mit.RegistryConfig) { c.Lease = time.Minute }, func(g *mit.Registry) { g.SetLease(mit.NoLease) }, 0, 3 * time.Hour},
 		"set default": {func(c *mit.RegistryConfig) { c.Lease = time.Minute }, func(g *mit.Registry) { g.SetLease(0) }, 7_200_000, 3 * time.Hour},
 		"cut":         {nil, func(g *mit.Registry) { g.SetLease(1 << 62) }, 1<<31 - 1, (1<<31 - 1) * time.Millisecond * 3 / 2},
@@ -655,7 +658,9 @@ func TestNewRegistryReportsAllProblems(t *testing.T) {
 		"values": {mit.NewMemory(), func(c *mit.RegistryConfig) {
 			c.Lease, c.Grace, c.MaxServers, c.BasePath, c.InvalidTokenStatus, c.Keys = -2, -1, -1, "mIT/", 400, []string{""}
 		}, []string{"Lease", "Grace", "MaxServers", "BasePath", "InvalidTokenStatus", "Keys"}},
-		"long lease": {mit.NewMemory(), func(c *mit.RegistryConfig) { c.Lease = 25 * 24 * time.Hour }, []string{"Lease"}},
+		"tiny lease":  {mit.NewMemory(), func(c *mit.RegistryConfig) { c.Lease = 1 }, []string{"Lease"}},
+		"short lease": {mit.NewMemory(), func(c *mit.RegistryConfig) { c.Lease = time.Second - 1 }, []string{"Lease"}},
+		"long lease":  {mit.NewMemory(), func(c *mit.RegistryConfig) { c.Lease = 25 * 24 * time.Hour }, []string{"Lease"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := good

@@ -32,6 +32,20 @@ func Parse(text string) (*url.URL, error) {
 	return u, nil
 }
 
+// Same reports whether two texts are the same base URL, whatever the case of its host and the slashes
+// at its end.
+func Same(a, b string) bool {
+	if a == b {
+		return true
+	}
+	u, err := Parse(a)
+	if err != nil {
+		return false
+	}
+	v, err := Parse(b)
+	return err == nil && u.Scheme == v.Scheme && strings.EqualFold(u.Host, v.Host) && u.EscapedPath() == v.EscapedPath()
+}
+
 // ParseList returns the base URLs in a comma-separated list, each once and without slashes at its
 // end. It skips blank entries.
 func ParseList(list string) (urls []string, err error) {

@@ -253,6 +253,9 @@ type Registration struct {
 type Registered struct {
 	ItResource *ItResource `json:"itResource"`
 	LeaseTime  *float64    `json:"leaseTime,omitempty"`
+
+	// LeaseTimeErr is why the leaseTime of a decoded response cannot be read; nil if it can.
+	LeaseTimeErr error `json:"-"`
 }
 
 // EncodeRegistered returns the JSON of a [Registered] whose resource has n servers in place of
@@ -273,7 +276,8 @@ func EncodeRegistered(r Registered, n int, server func(i int) *Server) ([]byte, 
 	return append(b, '}'), nil
 }
 
-// UnmarshalJSON accepts a string that contains a number as lease time, as npm nodes do.
+// UnmarshalJSON accepts a string that contains a number as lease time, as npm nodes do. A lease time
+// that cannot be read is treated as missing; see LeaseTimeErr.
 func (r *Registered) UnmarshalJSON(b []byte) error {
 	if !bytes.HasPrefix(b, []byte("{")) && string(b) != "null" {
 		return errors.New("not an object")
@@ -288,7 +292,7 @@ func (r *Registered) UnmarshalJSON(b []byte) error {
 			in.ItResource = new(ItResource)
 			err = in.ItResource.UnmarshalJSON(value)
 		default:
-			in.LeaseTime, err = decodeMilliseconds(value)
+			in.LeaseTime, in.LeaseTimeErr = decodeMilliseconds(value)
 		}
 		if err != nil {
 			return err

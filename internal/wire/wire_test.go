@@ -275,7 +275,7 @@ func TestRegistered(t *testing.T) {
 	for name, tt := range map[string]struct {
 		in        string
 		id        string
-		leaseTime float64 // -1 for none
+		leaseTime float64 // -1 for none, -2 for one that cannot be read
 		refused   bool
 	}{
 		"both":                    {`{"itResource":{"id":"it"},"leaseTime":36e5}`, "it", 36e5, false},
@@ -285,11 +285,11 @@ func TestRegistered(t *testing.T) {
 		"nulls":                   {`{"itResource":null,"leaseTime":null}`, "", -1, false},
 		"null":                    {`null`, "", -1, false},
 		"a text with a number":    {`{"leaseTime":"7200000"}`, "", 7.2e6, false},
-		"a text with none":        {`{"leaseTime":"2h"}`, "", 0, true},
-		"an empty text":           {`{"leaseTime":""}`, "", 0, true},
-		"beyond all":              {`{"leaseTime":1e999}`, "", 0, true},
-		"a list":                  {`{"leaseTime":[1]}`, "", 0, true},
-		"true":                    {`{"leaseTime":true}`, "", 0, true},
+		"a text with none":        {`{"leaseTime":"2h"}`, "", -2, false},
+		"an empty text":           {`{"leaseTime":""}`, "", -2, false},
+		"beyond all":              {`{"leaseTime":1e999}`, "", -2, false},
+		"a list":                  {`{"leaseTime":[1]}`, "", -2, false},
+		"true":                    {`{"leaseTime":true}`, "", -2, false},
 		"a resource that is none": {`{"itResource":[]}`, "", 0, true},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -307,6 +307,8 @@ func TestRegistered(t *testing.T) {
 			}
 			if r.LeaseTime != nil {
 				leaseTime = *r.LeaseTime
+			} else if r.LeaseTimeErr != nil {
+				leaseTime = -2
 			}
 			if id != tt.id || leaseTime != tt.leaseTime {
 				t.Errorf("id %q and lease time %v, want %q and %v", id, leaseTime, tt.id, tt.leaseTime)

@@ -138,8 +138,8 @@ func (c Command) flags(s *settings) *flag.FlagSet {
 	fs.StringVar(&s.secret, "client-secret", "", "`secret` of that client (default: the variable "+secretVariable+", otherwise random)")
 	fs.StringVar(&s.clientsFile, "clients", "", "`file` with clients: a JSON array of {\"id\", \"secret\", \"type\", \"scope\"}")
 	fs.StringVar(&s.key, "key", "", "`key` to sign tokens with (default: the variable "+keyVariable+", otherwise random)")
-	fs.DurationVar(&s.lease, "lease", 2*time.Hour, "lease: time within which nodes must renew")
-	fs.DurationVar(&s.grace, "grace", 0, "time that a server is kept after its lease (default: half the lease)")
+	fs.DurationVar(&s.lease, "lease", 2*time.Hour, "lease: time within which nodes must renew, at least 1s")
+	fs.DurationVar(&s.grace, "grace", 0, "time that a server is kept after its lease (default: half the lease, at least 5s)")
 	fs.DurationVar(&s.access, "token-life", 24*time.Hour, "lifetime of access tokens")
 	fs.IntVar(&s.maxServers, "max-servers", 10_000, "maximum number of servers of one type")
 	fs.StringVar(&s.level, "log", "info", "`level` of the log on stderr: debug, info, warn, error or off")
@@ -196,6 +196,9 @@ func (s *settings) resolve() error {
 	}
 	if u, err := url.Parse(s.url); s.url != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "") {
 		errs = append(errs, errors.New("invalid --url: not an absolute http or https URL without credentials"))
+	}
+	if s.lease < time.Second {
+		errs = append(errs, fmt.Errorf("invalid --lease %v: below 1s, nodes would renew continuously", s.lease))
 	}
 	if _, err := zapcore.ParseLevel(s.level); err != nil && s.level != "off" {
 		errs = append(errs, fmt.Errorf("invalid --log %q: not debug, info, warn, error or off", s.level))
