@@ -9,7 +9,10 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"sync"
 	"time"
+
+	"go.uber.org/zap"
 
 	"github.com/mimiktech/cluster/internal/breaker"
 	"github.com/mimiktech/cluster/internal/ctxutil"
@@ -41,9 +44,12 @@ func (f *fanOut) retryPeer(ctx context.Context, p *membership.Peer, o *Outcome) 
 // setError sets the error and the kind of an outcome; err is nil if there is a result.
 func (f *fanOut) setError(ctx context.Context, o *Outcome, err error) {
 	o.Err, o.Kind = err, classify(err)
+	if o.Kind == KindLocal && ctx.Err() == nil {
+		f.client.warnLocalFault(ctx, err)
+	}
 	if err != nil && ctx.Err() != nil {
 		o.Kind = KindCanceled
-		o.Err = fmt.Errorf("peer %q: canceled: %w", o.Server.ServerID, context.Cause(ctx))
+		o.Err = fmt.Errorf("peer %q: canceled: %w", excerpt(o.Server.ServerID), context.Cause(ctx))
 	}
 }
 
@@ -60,17 +66,95 @@ func (f *fanOut) withRetry(ctx context.Context, p *membership.Peer, o *Outcome) 
 		retry = *f.retry
 	}
 	rt, start := f.client.http.transports.peers, time.Now()
+	if f.client.stalled.contains(p.ServerID, start) {
+		rt = f.client.http.transports.newConn
+	}
 	for attempt := 1; ; attempt++ {
 		err := f.attempt(ctx, p, rt, o)
-		if err == nil || ctx.Err() != nil || !retry.shouldRetry(f.method, err, attempt, time.Since(start)) {
+		if err == nil || ctx.Err() != nil {
 			return err
 		}
-		f.slots.Released(ctx, func() { _ = ctxutil.Sleep(ctx, retry.delay()) })
-		if ctx.Err() != nil {
+		again, err := f.shouldRetry(ctx, retry, err, attempt, time.Since(start))
+		if again {
+			f.slots.Released(ctx, func() { _ = ctxutil.Sleep(ctx, retry.delay()) })
+		}
+		if !again || ctx.Err() != nil {
 			return err
 		}
 		rt = f.client.http.transports.newConn // a stale pooled connection may have been the cause
 	}
+}
+
+// shouldRetry decides on a retry. It returns err, and adds a panic of RetryIf to it.
+func (f *fanOut) shouldRetry(ctx context.Context, retry Retry, err error, attempt int, elapsed time.Duration) (again bool, _ error) {
+	var panicked error
+	decide := func() { again, panicked = retry.shouldRetry(f.method, err, attempt, elapsed) }
+	if retry.RetryIf == nil {
+		decide()
+	} else {
+		f.slots.Released(ctx, decide) // the program's function may take its time
+	}
+	if panicked != nil {
+		f.client.log.Error("no retry", zap.Error(panicked), stackOf(panicked), correlationField(ctx))
+		err = fmt.Errorf("%w (and %s)", err, panicked.Error()) // not wrapped: the kind is that of err
+	}
+	return again, err
+}
+
+// keepReason returns why a suspect is kept; nil if it has failed on a connection of its own. A
+// request on a connection that had been in use fails if the peer, or a firewall, has just closed
+// that one. A lost connection may also mean that one endpoint of the peer panics. So the peer is
+// probed with a request that has no effect and no token.
+func (f *fanOut) keepReason(ctx context.Context, p *membership.Peer, o *Outcome) (Decision, error) {
+	failure, ok := errors.AsType[*UnreachableError](o.Err)
+	switch {
+	case !ok || o.Kind == KindRefused || o.Kind == KindTimeout && !failure.Reused:
+		return "", nil
+	case o.Kind == KindTimeout: // a probe would take as long as the next request
+		return DecisionUnproven, errors.New("timed out on a connection that had been in use; the next request uses a new one")
+	}
+	ctx, cancel := context.WithTimeout(ctx, f.client.evictor.policy.timeout()/2)
+	defer cancel()
+	for n := 1; n <= maxReusedTries; n++ {
+		req := (&http.Request{
+			Method: http.MethodHead,
+			URL:    appendRef(p.Base, &url.URL{Path: "/itResources"}),
+			Header: f.client.http.header(ctx, ""),
+		}).WithContext(ctx)
+		info := RequestInfo{Target: TargetPeer, Server: o.Server, Attempt: o.Attempts + n}
+		resp, err := f.client.http.do(f.client.http.transports.newConn, info, req)
+		switch {
+		case !unreachable(err):
+			return DecisionAlive, errors.New("it responds on a new connection")
+		case ctx.Err() != nil || timedOut(err):
+			return DecisionUnproven, errors.New("it has not responded on a new connection yet")
+		case isLocalFault(err):
+			return DecisionUnproven, err
+		case !resp.reused:
+			return "", nil
+		}
+	}
+	return DecisionUnproven, errors.New("it could not be probed on a new connection")
+}
+
+// A stallLog has the peers to which a request timed out on a connection that had been in use. Such
+// a connection may be dead, and the pool may hold more that are, until it closes them for being
+// idle.
+type stallLog struct{ until sync.Map } // by server id: when the pool may be used again
+
+func (l *stallLog) add(serverID string, now time.Time) {
+	l.until.Range(func(id, until any) bool {
+		if now.After(until.(time.Time)) {
+			l.until.Delete(id)
+		}
+		return true
+	})
+	l.until.Store(serverID, now.Add(idleConnTimeout))
+}
+
+func (l *stallLog) contains(serverID string, now time.Time) bool {
+	until, ok := l.until.Load(serverID)
+	return ok && now.Before(until.(time.Time))
 }
 
 // attempt sends a request, and a second one if the peer rejects the token. The token is replaced
@@ -88,7 +172,10 @@ func (f *fanOut) attempt(ctx context.Context, p *membership.Peer, rt http.RoundT
 		return r.err
 	}
 	var err error
-	o.Body, o.Data, err = readEnvelope(r.body, p, f.method)
+	if o.Unverified = len(r.body) == 0 && mayBeEmpty(f.method, r.status); o.Unverified {
+		return nil
+	}
+	o.Body, o.Data, err = readEnvelope(r.body, p, f.method, f.ref)
 	if wrong, ok := errors.AsType[*WrongServerError](err); ok {
 		wrong.Got = f.client.http.redact(wrong.Got, r.bearer) // a server may echo what it is sent
 	}
@@ -156,8 +243,8 @@ func (f *fanOut) await(ctx context.Context, p *membership.Peer, wait <-chan stru
 	}
 }
 
-// sendHedged sends a request, and a second one if there is no response after HedgeAfter. It returns
-// the first response and cancels the other request.
+// sendHedged sends a request, and a second one if there is no response after HedgeAfter. It
+// returns the first response and cancels the other request.
 func (f *fanOut) sendHedged(ctx context.Context, p *membership.Peer, rt http.RoundTripper, info RequestInfo, o *Outcome, timeout time.Duration) reply {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -231,6 +318,9 @@ func (f *fanOut) sendOnce(ctx context.Context, p *membership.Peer, rt http.Round
 		req.Body, _ = req.GetBody() // never fails
 	}
 	resp, err := f.client.http.do(rt, info, req)
+	if resp.reused && timedOut(err) {
+		f.client.stalled.add(p.ServerID, time.Now())
+	}
 	return reply{resp, bearer, err}
 }
 
@@ -243,7 +333,7 @@ func (f *fanOut) record(ctx context.Context, p *membership.Peer, err error, bega
 		if timedOut(err) {
 			result = breaker.TimedOut
 		}
-	case err != nil && ctx.Err() != nil:
+	case err != nil && ctx.Err() != nil || isLocalFault(err):
 		result = breaker.Abandoned
 	case timedOut(err):
 		result = breaker.TimedOut
@@ -264,11 +354,16 @@ func appendRef(base, ref *url.URL) *url.URL {
 	return &u
 }
 
-// readEnvelope returns the body and the data of a peer's response. A response from another server
-// is an error. It does not decode the data, which may be large.
-func readEnvelope(response []byte, p *membership.Peer, method string) (body, data json.RawMessage, err error) {
+// mayBeEmpty reports whether a response has no envelope, because HTTP does not allow it a body.
+func mayBeEmpty(method string, status int) bool {
+	return method == http.MethodHead || status == http.StatusNoContent || status == http.StatusResetContent
+}
+
+// readEnvelope returns the body and the data of a peer's response to a request for ref. A response
+// from another server is an error. It does not decode the data, which may be large.
+func readEnvelope(response []byte, p *membership.Peer, method string, ref *url.URL) (body, data json.RawMessage, err error) {
 	invalidResponse := func(err error) error {
-		return &InvalidResponseError{remote{"peer", p.ServerID}.String(), method, withoutQuery(p.Base), err}
+		return &InvalidResponseError{remote{"peer", p.ServerID}.String(), method, withoutQuery(appendRef(p.Base, ref)), err}
 	}
 	if !json.Valid(response) {
 		return nil, nil, invalidResponse(json.Unmarshal(response, new(any)))
@@ -294,5 +389,5 @@ func readEnvelope(response []byte, p *membership.Peer, method string) (body, dat
 	if got == "" {
 		return nil, nil, invalidResponse(errors.New("it does not say which server it is from"))
 	}
-	return nil, nil, &WrongServerError{URL: withoutQuery(p.Base), Want: p.ServerID, Got: got}
+	return nil, nil, &WrongServerError{URL: withoutQuery(appendRef(p.Base, ref)), Want: p.ServerID, Got: got}
 }

@@ -4,8 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -111,27 +115,308 @@ func TestRetry(t *testing.T) {
 	})
 }
 
-// A panic in a function of the caller ends the call, and releases its slot.
-func TestPanicReleasesSlot(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := clustertest.Start(t, 2)
-		n := w.Nodes[0]
-		w.Network.Fault(n.Host, w.Nodes[1].Host, clustertest.FirstN(1, clustertest.Refuse))
-		func() {
-			defer func() {
-				if recover() == nil {
-					t.Error("the call did not panic")
+// A panic in code of the program does not end the process, and releases the slot. A filter is
+// called on the goroutine of the caller, so its panic goes on to the caller.
+func TestPanicsOfTheProgram(t *testing.T) {
+	panics := func(http.RoundTripper) http.RoundTripper {
+		return clustertest.RoundTripperFunc(func(*http.Request) (*http.Response, error) { panic("of the program") })
+	}
+	panickingBody := func(http.RoundTripper) http.RoundTripper {
+		return clustertest.RoundTripperFunc(func(r *http.Request) (*http.Response, error) {
+			resp := newHTTPResponse(r, http.StatusOK, "")
+			resp.Body = panickingReader{}
+			return resp, nil
+		})
+	}
+	for name, tt := range map[string]struct {
+		fault clustertest.Fault
+		req   cluster.Request
+		kind  cluster.Kind
+		text  string
+	}{
+		"RoundTripper": {panics, cluster.Request{}, cluster.KindLocal, "RoundTripper panicked: of the program"},
+		"Body":         {panickingBody, cluster.Request{}, cluster.KindLocal, "Body of a Response panicked: of the program"},
+		"RetryIf": {
+			clustertest.Refuse,
+			cluster.Request{Retry: &cluster.Retry{RetryIf: func(string, error) bool { panic("of the program") }}},
+			cluster.KindRefused, "(and RetryIf panicked: of the program)",
+		},
+		"Filter": {nil, cluster.Request{Filter: func(cluster.Server) bool { panic("of the program") }}, "", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := clustertest.Start(t, 3, noEviction())
+				n := w.Nodes[0]
+				for _, peer := range w.Nodes[1:] {
+					w.Network.Fault(n.Host, peer.Host, tt.fault)
 				}
-			}()
-			rpc(t, n, cluster.Request{Path: "/things", Retry: &cluster.Retry{RetryIf: func(string, error) bool { panic("of the caller's") }}})
-		}()
-		if got := cluster.SlotsInFlight(n.Cluster); got != 0 {
-			t.Errorf("%d slots are taken", got)
+				tt.req.Path = "/things"
+				func() {
+					defer func() {
+						if v := recover(); (v != nil) != (name == "Filter") {
+							t.Errorf("panic: %v", v)
+						}
+					}()
+					res := rpc(t, n, tt.req)
+					for _, o := range res.Failures {
+						if o.Kind != tt.kind || !strings.Contains(o.Err.Error(), tt.text) {
+							t.Errorf("%s: %v", o.Kind, o.Err)
+						}
+					}
+					wantOneOutcomeEach(t, res, w.Nodes[1:])
+				}()
+				if got := cluster.SlotsInFlight(n.Cluster); got != 0 {
+					t.Errorf("%d slots are taken", got)
+				}
+				for _, peer := range w.Nodes[1:] {
+					w.Network.Fault(n.Host, peer.Host, nil)
+				}
+				if res := rpc(t, n, cluster.Request{Path: "/things"}); len(res.Results) != 2 {
+					t.Errorf("failures %v", failures(res))
+				}
+			})
+		})
+	}
+}
+
+type panickingReader struct{}
+
+func (panickingReader) Read([]byte) (int, error) { panic("of the program") }
+func (panickingReader) Close() error             { return nil }
+
+// A RoundTripper of the program may change the header of a request. Such a change is not seen in
+// other requests of the call, and does not race with them.
+func TestRoundTripperMayChangeHeader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 8)
+		n := w.Nodes[0]
+		var changed atomic.Int64
+		w.Network.Fault(n.Host, clustertest.Any, func(next http.RoundTripper) http.RoundTripper {
+			return clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
+				if req.Header.Get("X-Signature") != "" {
+					t.Error("the header has a change of another request")
+				}
+				req.Header.Set("X-Signature", req.URL.Host)
+				changed.Add(1)
+				return next.RoundTrip(req)
+			})
+		})
+		header := http.Header{"X-Mine": {"1"}}
+		if res := rpc(t, n, cluster.Request{Path: "/things", Header: header}); len(res.Results) != 7 || changed.Load() < 7 {
+			t.Errorf("%d requests, failures %v", changed.Load(), failures(res))
 		}
-		if res := rpc(t, n, cluster.Request{Path: "/things"}); len(res.Results) != 1 {
-			t.Errorf("failures %v", failures(res))
+		if len(header) != 1 {
+			t.Errorf("the header of the caller became %v", header)
 		}
 	})
+}
+
+// A response that a RoundTripper of the program makes may lack what net/http always sets.
+func TestIncompleteResponseOfRoundTripper(t *testing.T) {
+	for name, tt := range map[string]struct {
+		resp *http.Response
+		body string
+		kind cluster.Kind
+	}{
+		"nil":               {nil, "", cluster.KindLocal},
+		"nil body":          {&http.Response{StatusCode: http.StatusOK}, "", cluster.KindMalformed},
+		"nil body of a 404": {&http.Response{StatusCode: http.StatusNotFound}, "", cluster.KindStatus},
+		"nil body, length":  {&http.Response{StatusCode: http.StatusOK, ContentLength: 5}, "", cluster.KindMalformed},
+		"no length":         {&http.Response{StatusCode: http.StatusOK}, `{"data":["a"],"server":{"serverId":"node-2"}}`, cluster.KindOK},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newRegisteredNode(t, &remotes{view: []string{"node-1", "node-2"}, peer: func(*http.Request) (*http.Response, error) {
+				if tt.body != "" {
+					tt.resp.Body = io.NopCloser(strings.NewReader(tt.body))
+				}
+				return tt.resp, nil
+			}})
+			if o := callOnePeer(t, c, cluster.Request{Path: "/things"}); o.Kind != tt.kind || o.Evicted {
+				t.Errorf("%s: %v, evicted %t", o.Kind, o.Err, o.Evicted)
+			}
+		})
+	}
+}
+
+// RetryIf holds no slot: with one slot, a call proceeds while that of another one takes its time.
+func TestRetryIfHoldsNoSlot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 2, noEviction(), clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = 1 }))
+		n := w.Nodes[0]
+		w.Network.Fault(n.Host, w.Nodes[1].Host, clustertest.FirstN(1, clustertest.Refuse))
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			rpc(t, n, cluster.Request{Path: "/things", Retry: &cluster.Retry{RetryIf: func(string, error) bool {
+				time.Sleep(time.Minute)
+				return false
+			}}})
+		})
+		time.Sleep(time.Second)
+		start := time.Now()
+		if res := rpc(t, n, cluster.Request{Path: "/things"}); len(res.Results) != 1 || time.Since(start) != 0 {
+			t.Errorf("after %v: failures %v", time.Since(start), failures(res))
+		}
+		wg.Wait()
+	})
+}
+
+// Responses that net/http takes for something else than a response, or cannot parse, end the call
+// in time, are not a reason to evict the peer, and do not keep Close from returning. The test uses
+// sockets, because net/http hands a connection over only if it is one.
+func TestUnusualHTTP(t *testing.T) {
+	const timeout = 2 * time.Second
+	endless := func(text string, pause time.Duration) func(net.Conn) {
+		return func(c net.Conn) {
+			for {
+				if _, err := io.WriteString(c, text); err != nil {
+					return
+				}
+				time.Sleep(pause)
+			}
+		}
+	}
+	once := func(text string) func(net.Conn) {
+		return func(c net.Conn) {
+			_, _ = io.WriteString(c, text)
+			_, _ = io.Copy(io.Discard, c) // keeps it open
+		}
+	}
+	for name, tt := range map[string]struct {
+		respond func(net.Conn)
+		kind    cluster.Kind // empty: malformed, or a timeout on a slow machine
+	}{
+		"101":                      {once("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n"), cluster.KindStatus},
+		"101 with data":            {endless("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n", 0), cluster.KindStatus},
+		"101 without an upgrade":   {once("HTTP/1.1 101 Switching Protocols\r\n\r\n"), cluster.KindStatus},
+		"100 without end":          {endless("HTTP/1.1 100 Continue\r\n\r\n", 0), ""},
+		"103 without end":          {endless("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n", 0), ""},
+		"103 without end, slow":    {endless("HTTP/1.1 103 Early Hints\r\n\r\n", 50*time.Millisecond), cluster.KindTimeout},
+		"a head without end":       {endless("HTTP/1.1 200 OK\r\nA: "+strings.Repeat("a", 1<<16)+"\r\nB: ", 0), ""},
+		"a head of 12 MB":          {once("HTTP/1.1 200 OK\r\nA: " + strings.Repeat("a", 12<<20) + "\r\n\r\n"), ""},
+		"two lengths":              {once("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}"), cluster.KindMalformed},
+		"a length that is a word":  {once("HTTP/1.1 200 OK\r\nContent-Length: two\r\n\r\n{}"), cluster.KindMalformed},
+		"an unknown coding":        {once("HTTP/1.1 200 OK\r\nTransfer-Encoding: rot13\r\n\r\n{}"), cluster.KindMalformed},
+		"another protocol":         {once("SSH-2.0-OpenSSH_9.6\r\n"), cluster.KindMalformed},
+		"a head that stops":        {once("HTTP/1.1 200 OK\r\nContent-"), cluster.KindTimeout},
+		"a connection lost in it":  {func(c net.Conn) { _, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-") }, cluster.KindMalformed},
+		"the token of the request": {nil, cluster.KindMalformed},
+	} {
+		for _, method := range []string{"GET", "POST"} {
+			t.Run(name+", "+method, func(t *testing.T) {
+				t.Parallel()
+				peer := rawServer(t, func(c net.Conn, r *http.Request) {
+					if r.URL.Path == itResources { // the announcement
+						_, _ = io.WriteString(c, "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+						return
+					}
+					if tt.respond == nil {
+						_, _ = io.WriteString(c, r.Header.Get("Authorization")+"\r\n")
+						return
+					}
+					tt.respond(c)
+				})
+				cfg := testConfig()
+				cfg.RequestTimeout = timeout
+				c, deleted := newSocketNode(t, peer+"/mds/v1", cfg)
+				start := time.Now()
+				o := callOnePeer(t, c, cluster.Request{Method: method, Path: "/things"})
+				if took := time.Since(start); took > 5*timeout {
+					t.Errorf("the call took %v", took)
+				}
+				right := o.Kind == tt.kind || tt.kind == "" && (o.Kind == cluster.KindMalformed || o.Kind == cluster.KindTimeout)
+				if !right || o.EvictionSkipped != nil || deleted.Load() != 0 {
+					t.Errorf("%s: %v, evicted %t, skipped: %v", o.Kind, o.Err, o.Evicted, o.EvictionSkipped)
+				}
+				checkNoSecrets(t, o.Err)
+				if len(o.Err.Error()) > 512 {
+					t.Errorf("the error has %d bytes", len(o.Err.Error()))
+				}
+				_ = c.Close()
+			})
+		}
+	}
+}
+
+// The registry and the token service may answer with a 101, too, and so may a peer to an
+// announcement.
+func TestUpgradeByRemotes(t *testing.T) {
+	remote := rawServer(t, func(c net.Conn, _ *http.Request) {
+		_, _ = io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
+		_, _ = io.Copy(io.Discard, c)
+	})
+	for name, opts := range map[string][]cluster.Option{
+		"registry":      {cluster.WithHTTPClient(nil)},
+		"token service": {cluster.WithHTTPClient(nil), cluster.WithTokens(nil)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			cfg := testConfig()
+			cfg.RegistryURL, cfg.Issuer, cfg.RequestTimeout = remote, remote, 500*time.Millisecond
+			c := newNode(t, cfg, nil, opts...)
+			_, err := c.Register(withTimeout(t, time.Second))
+			if se, ok := errors.AsType[*cluster.StatusError](err); !ok || se.Code != http.StatusSwitchingProtocols {
+				t.Errorf("Register: %v", err)
+			}
+			_ = c.Close()
+		})
+	}
+	t.Run("announcement", func(t *testing.T) {
+		t.Parallel()
+		c, deleted := newSocketNode(t, remote+"/mds/v1", testConfig())
+		_ = c.Close()
+		if deleted.Load() != 0 {
+			t.Error("the peer was evicted")
+		}
+	})
+}
+
+// A response that must not have a body is a result, which says that the server is not verified.
+func TestResultsWithoutBody(t *testing.T) {
+	for name, tt := range map[string]struct {
+		method     string
+		code       int
+		body       string
+		kind       cluster.Kind
+		unverified bool
+	}{
+		"HEAD":                    {"HEAD", 200, "", cluster.KindOK, true},
+		"HEAD, 201":               {"HEAD", 201, "", cluster.KindOK, true},
+		"HEAD, 204":               {"HEAD", 204, "", cluster.KindOK, true},
+		"HEAD, a length":          {"HEAD", 200, "the body of a GET", cluster.KindOK, true},
+		"HEAD, 404":               {"HEAD", 404, "", cluster.KindStatus, false},
+		"204":                     {"DELETE", 204, "", cluster.KindOK, true},
+		"205":                     {"POST", 205, "", cluster.KindOK, true},
+		"205 with another server": {"POST", 205, `{"server":{"serverId":"node-9"}}`, cluster.KindWrongServer, false},
+		"200":                     {"GET", 200, "", cluster.KindMalformed, false},
+		"201":                     {"POST", 201, "", cluster.KindMalformed, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			peer := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				if tt.method == http.MethodHead {
+					w.Header().Set("Content-Length", strconv.Itoa(len(tt.body)))
+				}
+				w.WriteHeader(tt.code)
+				if tt.method != http.MethodHead && tt.code != http.StatusResetContent {
+					_, _ = io.WriteString(w, tt.body)
+				}
+			}))
+			t.Cleanup(peer.Close)
+			address := peer.URL
+			if tt.code == http.StatusResetContent && tt.body != "" { // which net/http does not send
+				address = rawServer(t, func(c net.Conn, _ *http.Request) {
+					_, _ = fmt.Fprintf(c, "HTTP/1.1 205 Reset Content\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s", len(tt.body), tt.body)
+				})
+			}
+			c, _ := newSocketNode(t, address+"/mds/v1", testConfig())
+			o := callOnePeer(t, c, cluster.Request{Method: tt.method, Path: "/things"})
+			if o.Kind != tt.kind || o.Unverified != tt.unverified || o.Body != nil || o.Data != nil {
+				t.Errorf("%s, %v, unverified %t, body %s", o.Kind, o.Err, o.Unverified, o.Body)
+			}
+			if strings.Contains(marshal(t, o), `"unverified":true`) != tt.unverified {
+				t.Errorf("as JSON: %s", marshal(t, o))
+			}
+		})
+	}
 }
 
 func TestHedge(t *testing.T) {
@@ -234,8 +519,8 @@ func TestMaxInFlightCountsHedgedRequests(t *testing.T) {
 	})
 }
 
-// If any number of peers reject the token of a call, the call fetches one new token. mimik services
-// reject with 403, or with 401 after their key has changed.
+// If any number of peers reject the token of a call, the call fetches one new token. mimik
+// services reject with 403, or with 401 after their key has changed.
 func TestRejectedTokenIsReplacedOncePerCall(t *testing.T) {
 	for _, code := range []int{http.StatusForbidden, http.StatusUnauthorized} {
 		t.Run(fmt.Sprint(code), func(t *testing.T) {

@@ -10,8 +10,10 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -96,7 +98,7 @@ func (r remote) String() string {
 	if r.id == "" {
 		return r.name
 	}
-	return fmt.Sprintf("%s %q", r.name, r.id)
+	return fmt.Sprintf("%s %q", r.name, excerpt(r.id))
 }
 
 // A response is what is used of an HTTP response; the zero response if there was none.
@@ -104,6 +106,7 @@ type response struct {
 	status int
 	header http.Header
 	body   []byte // nil unless it is a 2xx response that was read
+	reused bool   // the request was sent on a connection that had been in use before
 }
 
 // do sends a request and returns the response. Without a 2xx response there is an error, too. The
@@ -124,14 +127,19 @@ func (h *httpClient) do(rt http.RoundTripper, info RequestInfo, req *http.Reques
 }
 
 func (h *httpClient) exchange(rt http.RoundTripper, to remote, req *http.Request) (response, error) {
-	resp, err := rt.RoundTrip(req)
+	ctx, conn := traceConn(req.Context())
+	req = req.WithContext(ctx)
+	resp, err := h.roundTrip(rt, req)
 	if err != nil {
-		return response{}, &UnreachableError{to.String(), req.Method, withoutQuery(req.URL), err}
+		return response{reused: conn.reused.Load()}, h.requestError(to, req, conn, err)
 	}
 	defer resp.Body.Close()
-	r := response{status: resp.StatusCode, header: resp.Header}
+	r := response{status: resp.StatusCode, header: resp.Header, reused: conn.reused.Load()}
 	if resp.StatusCode < 200 || resp.StatusCode > 299 {
 		return r, h.statusError(to, req, resp)
+	}
+	if req.Method == http.MethodHead { // its Content-Length is that of another response
+		return r, nil
 	}
 	if r.body, err = readBounded(resp, h.maxResponse); err != nil {
 		return r, &InvalidResponseError{to.String(), req.Method, withoutQuery(req.URL), err}
@@ -139,15 +147,69 @@ func (h *httpClient) exchange(rt http.RoundTripper, to remote, req *http.Request
 	return r, nil
 }
 
-func readBounded(resp *http.Response, limit int64) ([]byte, error) {
+// roundTrip makes up for what a RoundTripper of the program may do wrong.
+func (h *httpClient) roundTrip(rt http.RoundTripper, req *http.Request) (resp *http.Response, err error) {
+	defer catchPanic("RoundTripper", &err)
+	if h.transports.foreign {
+		req.Header = req.Header.Clone() // rt might change it, and the requests of a call share it
+	}
+	resp, err = rt.RoundTrip(req)
+	switch {
+	case err != nil:
+		return nil, err
+	case resp == nil:
+		return nil, errNoResponse
+	case resp.Body == nil:
+		resp.Body = http.NoBody
+	}
+	return resp, nil
+}
+
+// requestError returns the error of a request that has no response. A response that begins, and
+// does not get as far as its body, is an invalid one: the remote is alive.
+func (h *httpClient) requestError(to remote, req *http.Request, conn *connTrace, err error) error {
+	// net/http quotes what it cannot parse.
+	if text := h.redact(err.Error(), bearerToken(req.Header)); text != err.Error() {
+		err = &redactedError{text, err}
+	}
+	if conn.answered.Load() {
+		return &InvalidResponseError{to.String(), req.Method, withoutQuery(req.URL), err}
+	}
+	return &UnreachableError{to.String(), req.Method, withoutQuery(req.URL), err, conn.reused.Load()}
+}
+
+// A connTrace records what a transport reports about the connection of one request. net/http may
+// still report when the request has ended.
+type connTrace struct {
+	httptrace.ClientTrace
+	reused   atomic.Bool // the request was sent on a connection that had been in use before
+	answered atomic.Bool // a response has begun
+}
+
+// traceConn returns a context for one request, and what its transport reports.
+func traceConn(ctx context.Context) (context.Context, *connTrace) {
+	t := new(connTrace)
+	t.GotConn = func(info httptrace.GotConnInfo) { t.reused.Store(info.Reused) }
+	t.GotFirstResponseByte = func() { t.answered.Store(true) }
+	return httptrace.WithClientTrace(ctx, &t.ClientTrace), t
+}
+
+// A redactedError is an error with secrets removed from its text.
+type redactedError struct {
+	text string
+	err  error
+}
+
+func (e *redactedError) Error() string { return e.text }
+func (e *redactedError) Unwrap() error { return e.err }
+
+func readBounded(resp *http.Response, limit int64) (_ []byte, err error) {
+	defer catchPanic("Body of a Response", &err)
 	if resp.ContentLength > limit {
 		return nil, fmt.Errorf("%w: %d bytes, %d allowed", ErrResponseTooLarge, resp.ContentLength, limit)
 	}
-	var (
-		body []byte
-		err  error
-	)
-	if resp.ContentLength < 0 || resp.ContentLength > maxPreallocated {
+	var body []byte
+	if resp.ContentLength <= 0 || resp.ContentLength > maxPreallocated { // 0 may mean: not set
 		body, err = io.ReadAll(io.LimitReader(resp.Body, limit+1))
 	} else {
 		body = make([]byte, resp.ContentLength)
@@ -164,11 +226,14 @@ func readBounded(resp *http.Response, limit int64) ([]byte, error) {
 
 func (h *httpClient) statusError(from remote, req *http.Request, resp *http.Response) error {
 	e := &StatusError{Remote: from.String(), Method: req.Method, URL: withoutQuery(req.URL), Code: resp.StatusCode}
-	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBody)) // a part of the body is no envelope
+	if resp.StatusCode < 200 {
+		return e // the body of a 101 is the connection, which no context ends
+	}
+	body, _ := readErrorBody(resp) // a part of it is not an envelope
 	var envelope wire.Error
 	if json.Unmarshal(body, &envelope) == nil {
 		bearer := bearerToken(req.Header)
-		e.Message = h.redact(envelope.Message, bearer)
+		e.Message = excerpt(h.redact(envelope.Message, bearer))
 		if !h.containsSecret(envelope.Info, bearer) {
 			e.Info = envelope.Info
 		}
@@ -176,29 +241,49 @@ func (h *httpClient) statusError(from remote, req *http.Request, resp *http.Resp
 	return e
 }
 
+func readErrorBody(resp *http.Response) (body []byte, err error) {
+	defer catchPanic("Body of a Response", &err)
+	return io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
+}
+
+// How often a request to the registry or the token service is sent at most, if the connections
+// that it is sent on have been in use before and are lost.
+const maxReusedTries = 3
+
 // sendJSON sends a request to the registry or the token service. A nil body sends none; an empty
 // bearer sends no token.
+//
+// If the connection is lost and had been in use before, the remote may have closed it for being
+// idle, just when the request was sent. The request is then repeated, which is safe: a
+// registration, a delete and a token request may each be executed twice.
 func (h *httpClient) sendJSON(ctx context.Context, info RequestInfo, method, address, bearer string, body any) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, h.timeout)
 	defer cancel()
-	var content io.Reader
+	var content []byte
 	if body != nil {
-		b, err := json.Marshal(body)
-		if err != nil {
+		var err error
+		if content, err = json.Marshal(body); err != nil {
 			return nil, fmt.Errorf("encoding the request to %s: %w", info.remote(), err)
 		}
-		content = bytes.NewReader(b)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, address, content)
-	if err != nil {
-		return nil, fmt.Errorf("request to %s: %w", info.remote(), err)
+	for try := 1; ; try++ {
+		req, err := http.NewRequestWithContext(ctx, method, address, bytes.NewReader(content))
+		if err != nil {
+			return nil, fmt.Errorf("request to %s: %w", info.remote(), err)
+		}
+		req.Header = h.header(ctx, bearer)
+		if body != nil {
+			req.Header.Set("Content-Type", "application/json")
+		}
+		resp, err := h.do(h.transports.backend, info, req)
+		if err == nil || !resp.reused || !unreachable(err) {
+			return resp.body, err
+		}
+		h.transports.closeIdleBackend()
+		if try == maxReusedTries || timedOut(err) || ctx.Err() != nil {
+			return nil, err
+		}
 	}
-	req.Header = h.header(ctx, bearer)
-	if body != nil {
-		req.Header.Set("Content-Type", "application/json")
-	}
-	resp, err := h.do(h.transports.backend, info, req)
-	return resp.body, err
 }
 
 // header returns what every request carries. All values share one array: this runs once per call.
@@ -264,6 +349,7 @@ type transports struct {
 	peers   http.RoundTripper
 	newConn http.RoundTripper // to peers, on a new connection for each request
 	owned   []*http.Transport // those that close may close
+	foreign bool              // the round trippers contain code of the program
 }
 
 // newTransports returns the transport of hc for everything, or new transports if hc is nil.
@@ -273,24 +359,38 @@ func newTransports(hc *http.Client, policy PeerPolicy, maxInFlight int) transpor
 		if rt == nil {
 			rt = http.DefaultTransport
 		}
-		return transports{backend: rt, peers: rt, newConn: rt}
+		return transports{backend: rt, peers: rt, newConn: rt, foreign: true}
 	}
 	backend := newTransport(net.Dialer{}, 4)
 	backend.Proxy = http.ProxyFromEnvironment
 	peers := newTransport(net.Dialer{Control: policy.dialControl}, max(2, maxInFlight/16))
 	newConn := newTransport(net.Dialer{Control: policy.dialControl}, 0)
 	newConn.DisableKeepAlives = true
-	return transports{backend, peers, newConn, []*http.Transport{backend, peers, newConn}}
+	return transports{backend: backend, peers: peers, newConn: newConn, owned: []*http.Transport{backend, peers, newConn}}
 }
+
+// How long an unused connection is kept.
+const idleConnTimeout = 90 * time.Second
 
 func newTransport(dialer net.Dialer, idlePerHost int) *http.Transport {
 	dialer.Timeout, dialer.KeepAlive = 10*time.Second, 30*time.Second
 	return &http.Transport{
 		DialContext:         dialer.DialContext,
 		MaxIdleConnsPerHost: idlePerHost, // the number of hosts is not limited
-		IdleConnTimeout:     90 * time.Second,
+		IdleConnTimeout:     idleConnTimeout,
 		TLSHandshakeTimeout: 10 * time.Second,
 		ForceAttemptHTTP2:   true, // DialContext is set, which turns it off
+		// All requests to a host share one connection of HTTP/2. If a firewall drops it without a word,
+		// only the missing response to a ping shows it.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: 10 * time.Second, PingTimeout: 5 * time.Second},
+	}
+}
+
+// closeIdleBackend closes the connections to the registry and the token service that are not in
+// use, so that the next request is sent on a new one.
+func (t transports) closeIdleBackend() {
+	if len(t.owned) > 0 {
+		t.owned[0].CloseIdleConnections()
 	}
 }
 

@@ -185,6 +185,7 @@ func (c *Cluster) connect(o options) {
 		breakers:  breaker.New(c.cfg.RequestTimeout, c.cfg.MaxInFlight),
 		evictor:   c.evictor,
 		trace:     c.trace,
+		log:       c.log,
 	}
 }
 

@@ -8,8 +8,12 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"runtime/debug"
 	"strings"
+	"syscall"
 	"time"
+
+	"go.uber.org/zap"
 
 	"github.com/mimiktech/cluster/internal/breaker"
 	"github.com/mimiktech/cluster/internal/membership"
@@ -69,17 +73,20 @@ type UnreachableError struct {
 	Method string
 	URL    string // without its query
 	Err    error
+	// Reused reports that the request was sent on a connection that had been in use before. The
+	// remote may have closed that one for being idle, so the error does not show that it is gone.
+	Reused bool
 }
 
 func (e *UnreachableError) Error() string {
-	return fmt.Sprintf("%s cannot be reached by %s %s: %v", e.Remote, e.Method, e.URL, e.Err)
+	return fmt.Sprintf("%s cannot be reached by %s %s: %s", e.Remote, e.Method, e.URL, excerpt(fmt.Sprint(e.Err)))
 }
 
 // Unwrap returns the cause, such as context.DeadlineExceeded or syscall.ECONNREFUSED.
 func (e *UnreachableError) Unwrap() error { return e.Err }
 
-// An InvalidResponseError is a response that was received but cannot be used: it does not follow
-// the protocol, is too large ([ErrResponseTooLarge]), or was truncated.
+// An InvalidResponseError is a response that was received but cannot be used: it is not HTTP, does
+// not follow the protocol, is too large ([ErrResponseTooLarge]), or was truncated.
 type InvalidResponseError struct {
 	Remote string
 	Method string
@@ -88,7 +95,7 @@ type InvalidResponseError struct {
 }
 
 func (e *InvalidResponseError) Error() string {
-	return fmt.Sprintf("%s gave an invalid response to %s %s: %v", e.Remote, e.Method, e.URL, e.Err)
+	return fmt.Sprintf("%s gave an invalid response to %s %s: %s", e.Remote, e.Method, e.URL, excerpt(fmt.Sprint(e.Err)))
 }
 
 // Unwrap returns the cause.
@@ -102,7 +109,7 @@ type WrongServerError struct {
 }
 
 func (e *WrongServerError) Error() string {
-	return fmt.Sprintf("peer %q expected at %s, but server %q answered", e.Want, e.URL, e.Got)
+	return fmt.Sprintf("peer %q expected at %s, but server %q answered", excerpt(e.Want), e.URL, excerpt(e.Got))
 }
 
 // A CircuitOpenError means that nothing was sent, because the peer's circuit breaker is open. A
@@ -132,10 +139,43 @@ type TokenError struct {
 	Err      error
 }
 
-func (e *TokenError) Error() string { return fmt.Sprintf("no token for %q: %v", e.Audience, e.Err) }
+func (e *TokenError) Error() string {
+	text := fmt.Sprint(e.Err)
+	if !namesRemote(e.Err) { // it is an error of the program's own source
+		text = excerpt(text)
+	}
+	return fmt.Sprintf("no token for %q: %s", e.Audience, text)
+}
 
 // Unwrap returns the cause, such as the [StatusError] of the token service.
 func (e *TokenError) Unwrap() error { return e.Err }
+
+// A PanicError is a panic in code that the program has given to this package, such as a
+// RoundTripper or a token source. The package recovers it, and treats it as an error of that code.
+type PanicError struct {
+	In    string // what panicked
+	Value any    // what it panicked with
+	Stack []byte // of the goroutine that panicked
+}
+
+func (e *PanicError) Error() string {
+	return fmt.Sprintf("%s panicked: %s", e.In, excerpt(fmt.Sprint(e.Value)))
+}
+
+// stackOf returns the stack of a panic in err, to be logged.
+func stackOf(err error) zap.Field {
+	if p, ok := errors.AsType[*PanicError](err); ok {
+		return zap.ByteString("stack", p.Stack)
+	}
+	return zap.Skip()
+}
+
+// catchPanic turns a panic into a *PanicError. It must be deferred itself.
+func catchPanic(in string, err *error) {
+	if v := recover(); v != nil {
+		*err = &PanicError{In: in, Value: v, Stack: debug.Stack()}
+	}
+}
 
 // A Kind classifies the outcome of one peer. It is a single word, fit for a metric label.
 type Kind string
@@ -149,9 +189,10 @@ const (
 	KindConnectionLost Kind = "connection_lost" // the connection was lost before a response
 	KindTimeout        Kind = "timeout"         // no response in time, or only a part of one
 	KindTLS            Kind = "tls"             // no TLS connection, as with an invalid certificate
+	KindLocal          Kind = "local_fault"     // this node could not send, as without free ports
 	KindStatus         Kind = "status"          // a non-2xx response: see StatusError
 	KindWrongServer    Kind = "wrong_server"    // see WrongServerError
-	KindMalformed      Kind = "malformed"       // a truncated response, or one without the envelope
+	KindMalformed      Kind = "malformed"       // not HTTP, without the envelope, or truncated
 	KindTooLarge       Kind = "too_large"       // a response that exceeds Config.MaxResponseBytes
 	KindCanceled       Kind = "canceled"        // the call ended first; see ErrEnoughResults
 	KindCircuitOpen    Kind = "circuit_open"    // nothing was sent: see CircuitOpenError
@@ -172,6 +213,8 @@ func classify(err error) Kind {
 		return KindTooLarge
 	case isCircuitOpen(err):
 		return KindCircuitOpen
+	case isLocalFault(err):
+		return KindLocal
 	case errors.Is(err, context.DeadlineExceeded) || timedOut(err):
 		return KindTimeout
 	}
@@ -201,6 +244,29 @@ func circuitOpen(p *membership.Peer, err error) error {
 	return err
 }
 
+// errNoResponse is the error of a RoundTripper that returns neither a response nor an error.
+var errNoResponse = errors.New("the RoundTripper returned no response and no error")
+
+// isLocalFault reports whether a request failed for a reason on this node, which says nothing
+// about the remote. Such are exhausted resources, a local firewall, a resolver that does not
+// answer, and faults of a RoundTripper. ENETUNREACH is not among them: routers on the way cause
+// it, too.
+func isLocalFault(err error) bool {
+	for _, errno := range []syscall.Errno{
+		syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL, syscall.EAGAIN,
+		syscall.ENETDOWN, syscall.EAFNOSUPPORT, syscall.EPERM, syscall.EACCES,
+	} {
+		if errors.Is(err, errno) {
+			return true
+		}
+	}
+	if dns, ok := errors.AsType[*net.DNSError](err); ok {
+		return !dns.IsNotFound
+	}
+	_, panicked := errors.AsType[*PanicError](err)
+	return panicked || errors.Is(err, errNoResponse)
+}
+
 // isTLSError reports whether there was a server, but no TLS connection to it.
 func isTLSError(err error) bool {
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
@@ -225,6 +291,15 @@ func isTokenError(err error) bool {
 func isCircuitOpen(err error) bool {
 	_, ok := errors.AsType[*CircuitOpenError](err)
 	return ok
+}
+
+// excerpt bounds text that an error quotes.
+func excerpt(text string) string {
+	const limit = 256
+	if len(text) <= limit {
+		return text
+	}
+	return strings.ToValidUTF8(text[:limit-len("…")], "") + "…"
 }
 
 // tokenRejected reports whether a response says that the token was not accepted. Both the registry

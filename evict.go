@@ -68,12 +68,14 @@ type batch struct {
 
 	// retry calls a peer once more and adds to its outcome.
 	retry func(ctx context.Context, p *membership.Peer, o *Outcome)
+	// keep returns why a suspect is kept; nil if it has failed on a connection of its own.
+	keep func(ctx context.Context, p *membership.Peer, o *Outcome) (Decision, error)
 }
 
 // isSuspect reports whether a peer with this outcome may be gone. timeout is that of the request;
 // zero for Config.RequestTimeout.
 func (e *evictor) isSuspect(o *Outcome, timeout time.Duration) bool {
-	if o.Err == nil || o.Kind == KindCanceled || o.Kind == KindNoToken {
+	if o.Err == nil || o.Kind == KindCanceled || o.Kind == KindNoToken || o.Kind == KindLocal {
 		return false
 	}
 	if se, ok := errors.AsType[*StatusError](o.Err); ok {
@@ -128,7 +130,7 @@ func (e *evictor) review(ctx context.Context, b batch, suspects []int) {
 func (e *evictor) selfPreservation(b batch, suspects int) (Decision, error) {
 	unreachableCount := suspects
 	for i := range b.outcomes {
-		if b.outcomes[i].Kind == KindCircuitOpen {
+		if kind := b.outcomes[i].Kind; kind == KindCircuitOpen || kind == KindLocal {
 			unreachableCount++
 		}
 	}
@@ -160,6 +162,10 @@ func (e *evictor) skipEviction(ctx context.Context, o *Outcome, decision Decisio
 func (e *evictor) resolveSuspect(ctx, decisionCtx context.Context, b batch, i int) (evicted bool) {
 	p, o := b.peers[i], &b.outcomes[i]
 	for range maxNewerEntries {
+		if decision, err := b.keep(decisionCtx, p, o); err != nil {
+			e.skipEviction(ctx, o, decision, err)
+			return false
+		}
 		found, err := e.checkRegistry(ctx, decisionCtx, p)
 		switch {
 		case err != nil:
@@ -258,9 +264,9 @@ func (e *evictor) evict(ctx context.Context, p *membership.Peer) (evicted bool) 
 	return evicted
 }
 
-// broadcastDepartures notifies the remaining peers of evictions, in a goroutine. In a large cluster
-// all nodes may evict the same server at the same moment. So each waits for a random delay, and
-// skips departures of which it has been notified meanwhile.
+// broadcastDepartures notifies the remaining peers of evictions, in a goroutine. In a large
+// cluster all nodes may evict the same server at the same moment. So each waits for a random
+// delay, and skips departures of which it has been notified meanwhile.
 func (e *evictor) broadcastDepartures(ctx context.Context, evictedIDs []string) {
 	if len(evictedIDs) == 0 {
 		return

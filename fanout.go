@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/mimiktech/cluster/internal/breaker"
 	"github.com/mimiktech/cluster/internal/ctxutil"
 	"github.com/mimiktech/cluster/internal/fanout"
@@ -28,6 +30,35 @@ type peerClient struct {
 	breakers  *breaker.Set
 	evictor   *evictor
 	trace     *hooks
+	log       *zap.Logger
+
+	stalled      stallLog
+	localWarning limitedWarning
+}
+
+// warnLocalFault logs that this node cannot send requests. All requests may fail for the same
+// reason.
+func (c *peerClient) warnLocalFault(ctx context.Context, err error) {
+	if !c.localWarning.due(time.Now()) {
+		return
+	}
+	c.log.Warn("local fault: requests to peers cannot be sent", zap.Error(err), stackOf(err), correlationField(ctx))
+}
+
+// A limitedWarning is due once a minute at most.
+type limitedWarning struct {
+	mu   sync.Mutex // guards the field below
+	next time.Time
+}
+
+func (w *limitedWarning) due(now time.Time) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if now.Before(w.next) {
+		return false
+	}
+	w.next = now.Add(time.Minute)
+	return true
 }
 
 // collect sends a request to the peers of a view, and waits for them.
@@ -152,6 +183,7 @@ func (f *fanOut) yieldSuspects(ctx context.Context, suspects []int, results int,
 		enough:   f.minResults > 0 && results >= f.minResults,
 		timeout:  f.timeout,
 		retry:    f.retryPeer,
+		keep:     f.keepReason,
 	}, suspects)
 	f.reportAll(ctx)
 	for _, i := range suspects {
@@ -266,8 +298,8 @@ func addHeader(header, added http.Header) {
 }
 
 // A sharedDeadline gives one context to requests that begin at about the same moment. A timer for
-// each request would cost more than all other work of this package for it. A request may lose up to
-// 2 % of its timeout, and at most 5 ms.
+// each request would cost more than all other work of this package for it. A request may lose up
+// to 2 % of its timeout, and at most 5 ms.
 type sharedDeadline struct {
 	current    context.Context    //nolint:containedctx // derived from that of a call, which outlives it
 	cancel     context.CancelFunc // not called: the end of the call's context releases the timer

@@ -1,12 +1,14 @@
 package cluster_test
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -517,6 +519,36 @@ func newRegisteredNode(t *testing.T, r *remotes, opts ...cluster.Option) *cluste
 		t.Fatal(err)
 	}
 	return c
+}
+
+// rawServer calls respond for each request that a client sends to the address it returns, and then
+// closes the connection.
+func rawServer(t *testing.T, respond func(net.Conn, *http.Request)) (address string) {
+	t.Helper()
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	t.Cleanup(func() { l.Close(); wg.Wait() })
+	wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				stop := context.AfterFunc(t.Context(), func() { c.Close() }) // before the cleanup waits
+				defer stop()
+				defer c.Close()
+				if r, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
+					_, _ = io.Copy(io.Discard, r.Body)
+					respond(c, r)
+				}
+			})
+		}
+	})
+	return "http://" + l.Addr().String()
 }
 
 // validStatus maps any number to a status from 200 to 599.

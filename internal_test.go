@@ -403,6 +403,7 @@ func TestEvictor(t *testing.T) {
 			b.retry = func(_ context.Context, p *membership.Peer, o *Outcome) {
 				*o, retried = Outcome{Server: o.Server}, p.ClusterBaseURL
 			}
+			b.keep = func(context.Context, *membership.Peer, *Outcome) (Decision, error) { return "", nil }
 			var suspects []int
 			for i, p := range b.peers {
 				o := Outcome{Server: Server(p.Server)}
@@ -562,7 +563,7 @@ func BenchmarkReadEnvelope(b *testing.B) {
 			b.ReportAllocs()
 			b.SetBytes(int64(len(body)))
 			for b.Loop() {
-				if _, data, err := readEnvelope(body, peer, "GET"); err != nil || data == nil {
+				if _, data, err := readEnvelope(body, peer, "GET", new(url.URL)); err != nil || data == nil {
 					b.Fatal(err)
 				}
 			}

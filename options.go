@@ -86,8 +86,9 @@ type Retry struct {
 	// MaxElapsed bounds the time from the start of the first attempt to that of the last. There is
 	// no bound by default.
 	MaxElapsed time.Duration
-	// RetryIf reports whether to retry a request of the given method that failed with err;
-	// [RetrySafe] by default.
+	// RetryIf reports whether to retry a request of the given method that failed with err; [RetrySafe]
+	// by default. It may be called from any goroutine, and holds no slot of Config.MaxInFlight. If it
+	// panics, there is no retry, the outcome's error says so, and the stack is logged.
 	RetryIf func(method string, err error) bool
 }
 
@@ -207,16 +208,18 @@ func (o options) validate(p *problems) {
 	}
 }
 
-// shouldRetry decides on a retry after an attempt that failed with err. The first attempt is number
-// 1, and began elapsed ago.
-func (r Retry) shouldRetry(method string, err error, attempt int, elapsed time.Duration) bool {
+// shouldRetry decides on a retry of a request whose attempt number attempt failed with err. elapsed
+// is the time since its first attempt began.
+// panicked is a panic of RetryIf.
+func (r Retry) shouldRetry(method string, err error, attempt int, elapsed time.Duration) (again bool, panicked error) {
 	if attempt > cmp.Or(r.MaxRetries, 1) || r.MaxElapsed > 0 && elapsed+r.delay() > r.MaxElapsed {
-		return false
+		return false, nil
 	}
 	if r.RetryIf == nil {
-		return RetrySafe(method, err)
+		return RetrySafe(method, err), nil
 	}
-	return r.RetryIf(method, err)
+	defer catchPanic("RetryIf", &panicked)
+	return r.RetryIf(method, err), nil
 }
 
 func (r Retry) delay() time.Duration { return cmp.Or(r.Delay, 10*time.Millisecond) }

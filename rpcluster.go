@@ -35,9 +35,9 @@ func (c *Cluster) RPCluster(ctx context.Context, req Request) (*Response, error)
 }
 
 // Stream sends req like RPCluster, and yields each outcome as it arrives. Peers that cannot be
-// reached come last, after eviction has been decided. Breaking out of the loop cancels the requests
-// in flight. Where RPCluster would return an error, Stream yields one Outcome with that error, the
-// kind [KindInvalid] and no server.
+// reached come last, after eviction has been decided. Breaking out of the loop cancels the
+// requests in flight. Where RPCluster would return an error, Stream yields one Outcome with that
+// error, the kind [KindInvalid] and no server.
 func (c *Cluster) Stream(ctx context.Context, req Request) iter.Seq[Outcome] {
 	return func(yield func(Outcome) bool) {
 		call, err := c.prepare(req)
@@ -106,6 +106,9 @@ type Outcome struct {
 	// peer failed; zero if there was none.
 	StatusCode int
 	Header     http.Header
+	// Unverified reports a result without a body: a response to a HEAD, or one with the status 204 or
+	// 205. It does not say which server it is from, so it may be another one at the peer's address.
+	Unverified bool
 
 	// Err is why the peer failed; nil if it did not. Kind classifies it.
 	Err  error
@@ -124,13 +127,15 @@ type Outcome struct {
 }
 
 // MarshalJSON encodes an outcome as the npm module's rpCluster does: {"result", "server"} or
-// {"error", "server"}. It adds "kind", "attempts", "evicted" and "evictionSkipped" to the error.
+// {"error", "server"}. It adds "kind", "attempts", "evicted" and "evictionSkipped" to the error,
+// and "unverified" to a result without a body.
 func (o Outcome) MarshalJSON() ([]byte, error) {
 	if o.Err == nil {
 		return json.Marshal(struct {
-			Result json.RawMessage `json:"result"`
-			Server Server          `json:"server"`
-		}{o.Body, o.Server})
+			Result     json.RawMessage `json:"result"`
+			Unverified bool            `json:"unverified,omitempty"`
+			Server     Server          `json:"server"`
+		}{o.Body, o.Unverified, o.Server})
 	}
 	type failure struct {
 		StatusCode      int             `json:"statusCode,omitempty"`

@@ -75,7 +75,7 @@ func TestResponseAsJSON(t *testing.T) {
 			`"failures":[` +
 			`{"error":{"statusCode":404,"title":"Not Found","message":"no such thing","info":{"id":1.50},` +
 			`"kind":"status","attempts":1,"evicted":false},"server":` + server(3) + `},` +
-			`{"error":{"message":"peer \"node-4\" gave an invalid response to GET http://node-4:8080/mds/v1: it does not say which server it is from",` +
+			`{"error":{"message":"peer \"node-4\" gave an invalid response to GET http://node-4:8080/mds/v1/things: it does not say which server it is from",` +
 			`"kind":"malformed","attempts":1,"evicted":false},"server":` + server(4) + `},` +
 			`{"error":{"message":"peer \"node-5\" cannot be reached by GET http://node-5:8080/mds/v1/things: dial tcp node-5:8080: connect: connection refused",` +
 			`"kind":"refused","attempts":2,"evicted":false,"evictionSkipped":"eviction is off"},"server":` + server(5) + `}]}`
@@ -195,7 +195,7 @@ func TestFaultsOfOnePeer(t *testing.T) {
 		"stalled in the body":       {clustertest.Stall(5), "GET", cluster.KindTimeout, 1, timeout, false},
 		"an unknown host":           {clustertest.RouteTo("nowhere:8080"), "GET", cluster.KindRefused, 2, 10 * time.Millisecond, true},
 		"a handler that panics":     {clustertest.Answer(abortHandler()), "POST", cluster.KindConnectionLost, 1, 0, true},
-		"204":                       {respond(http.StatusNoContent, ""), "GET", cluster.KindMalformed, 1, 0, false},
+		"204":                       {respond(http.StatusNoContent, ""), "GET", cluster.KindOK, 1, 0, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -225,7 +225,7 @@ func TestFaultsOfOnePeer(t *testing.T) {
 				if n := len(requests.matching(tt.method, from.Host, to.Host)); n != tt.attempts {
 					t.Errorf("%d requests to the peer, and %d attempts", n, tt.attempts)
 				}
-				if (got.Err == nil) != (tt.kind == cluster.KindOK) || (got.Body == nil) != (got.Err != nil) || !isKind(got.Err, tt.kind) {
+				if (got.Err == nil) != (tt.kind == cluster.KindOK) || (got.Body == nil) != (got.Err != nil || got.Unverified) || !isKind(got.Err, tt.kind) {
 					t.Errorf("error %#v", got.Err)
 				}
 				if known := len(from.Servers()); known != 5 && !tt.evicted || known != 4 && tt.evicted {
@@ -309,6 +309,10 @@ func FuzzPeerResponse(f *testing.F) {
 		}
 		data, valid := decodePeerResponse(code, body)
 		switch {
+		case len(body) == 0 && (code == http.StatusNoContent || code == http.StatusResetContent):
+			if len(res.Results) != 1 || !res.Results[0].Unverified {
+				t.Fatalf("%d gives %+v", code, res)
+			}
 		case valid != (len(res.Results) == 1):
 			t.Fatalf("%d %q gives %+v", code, body, res)
 		case valid:

@@ -175,7 +175,8 @@ const (
 	DecisionEvicted          Decision = "evicted"           // the registry deleted it
 	DecisionGone             Decision = "gone"              // it was no longer in the view
 	DecisionReturned         Decision = "returned"          // it registered again: called there
-	DecisionAlive            Decision = "alive"             // it timed out, but renewed its lease
+	DecisionAlive            Decision = "alive"             // it renewed its lease, or responds
+	DecisionUnproven         Decision = "unproven"          // not failed on a new connection
 	DecisionNotConfirmed     Decision = "not_confirmed"     // the registry did not confirm it
 	DecisionUnstable         Decision = "unstable"          // it had several newer entries
 	DecisionSelfPreservation Decision = "self_preservation" // too many were unreachable
