@@ -38,7 +38,7 @@ func BenchmarkRPCluster(b *testing.B) {
 			})
 			w := clustertest.Start(b, 0,
 				clustertest.WithStore(fixedworld.NewStore(fixedworld.Servers(0, peers))),
-				clustertest.WithOptions(cluster.WithHTTPClient(&http.Client{Transport: stub})))
+				clustertest.WithOptions(cluster.WithTransport(func(http.RoundTripper) http.RoundTripper { return stub })))
 			network = w.Network.Transport("node-1:8080")
 			benchmarkRPCluster(b, w.Join().Cluster, peers)
 		})

@@ -65,9 +65,13 @@ type httpClient struct {
 	trace       *hooks
 }
 
-func newHTTPClient(cfg Config, hc *http.Client, policy PeerPolicy) *httpClient {
+func newHTTPClient(cfg Config, o options) (*httpClient, error) {
+	transports, err := newTransports(o, cfg.MaxInFlight)
+	if err != nil {
+		return nil, err
+	}
 	h := &httpClient{
-		transports:  newTransports(hc, policy, cfg.MaxInFlight),
+		transports:  transports,
 		userAgent:   wire.UserAgent(cfg.Type, cfg.Version, cfg.ID),
 		timeout:     cfg.RequestTimeout,
 		maxResponse: min(cfg.MaxResponseBytes, math.MaxInt64-1),
@@ -78,7 +82,7 @@ func newHTTPClient(cfg Config, hc *http.Client, policy PeerPolicy) *httpClient {
 			h.secrets = append(h.secrets, string(secret))
 		}
 	}
-	return h
+	return h, nil
 }
 
 // A remote is where a request goes: the registry, the token service, or the peer of that id.
@@ -352,21 +356,38 @@ type transports struct {
 	foreign bool              // the round trippers contain code of the program
 }
 
-// newTransports returns the transport of hc for everything, or new transports if hc is nil.
-func newTransports(hc *http.Client, policy PeerPolicy, maxInFlight int) transports {
-	if hc != nil {
-		rt := hc.Transport
+// newTransports returns the transport of WithHTTPClient for everything, or new transports without
+// it, wrapped by those of WithTransport.
+func newTransports(o options, maxInFlight int) (transports, error) {
+	if o.client != nil {
+		rt := o.client.Transport
 		if rt == nil {
 			rt = http.DefaultTransport
 		}
-		return transports{backend: rt, peers: rt, newConn: rt, foreign: true}
+		return transports{backend: rt, peers: rt, newConn: rt, foreign: true}.wrap(o.wrap)
 	}
 	backend := newTransport(net.Dialer{}, 4)
 	backend.Proxy = http.ProxyFromEnvironment
-	peers := newTransport(net.Dialer{Control: policy.dialControl}, max(2, maxInFlight/16))
-	newConn := newTransport(net.Dialer{Control: policy.dialControl}, 0)
+	backend.TLSClientConfig = o.backendTLS
+	peers := newTransport(net.Dialer{Control: o.policy.dialControl}, max(2, maxInFlight/16))
+	peers.TLSClientConfig = o.peerTLS
+	newConn := newTransport(net.Dialer{Control: o.policy.dialControl}, 0)
+	newConn.TLSClientConfig = o.peerTLS.Clone() // each transport changes its own
 	newConn.DisableKeepAlives = true
-	return transports{backend: backend, peers: peers, newConn: newConn, owned: []*http.Transport{backend, peers, newConn}}
+	t := transports{backend: backend, peers: peers, newConn: newConn, owned: []*http.Transport{backend, peers, newConn}}
+	return t.wrap(o.wrap)
+}
+
+func (t transports) wrap(wrappers []func(http.RoundTripper) http.RoundTripper) (transports, error) {
+	for _, wrap := range wrappers {
+		t.foreign = true
+		for _, rt := range []*http.RoundTripper{&t.backend, &t.peers, &t.newConn} {
+			if *rt = wrap(*rt); *rt == nil {
+				return transports{}, errors.New("WithTransport has a function that returns nil")
+			}
+		}
+	}
+	return t, nil
 }
 
 // How long an unused connection is kept.

@@ -124,6 +124,10 @@ func New(cfg Config, opts ...Option) (*Cluster, error) {
 	if err != nil {
 		return nil, configError([]error{err})
 	}
+	client, err := newHTTPClient(cfg, o)
+	if err != nil {
+		return nil, configError([]error{err})
+	}
 	o.log = o.log.With(zap.String("serverId", cfg.ID))
 	c := &Cluster{
 		cfg:              cfg,
@@ -131,7 +135,7 @@ func New(cfg Config, opts ...Option) (*Cluster, error) {
 		policy:           o.policy,
 		verifier:         o.verifier,
 		log:              o.log,
-		http:             newHTTPClient(cfg, o.client, o.policy),
+		http:             client,
 		renewNow:         make(chan struct{}, 1),
 		registrationLock: make(chan struct{}, 1),
 	}

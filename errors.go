@@ -275,6 +275,9 @@ func isTLSError(err error) bool {
 	if _, ok := errors.AsType[tls.AlertError](err); ok {
 		return true
 	}
+	if _, ok := errors.AsType[*handshakeError](err); ok {
+		return true
+	}
 	// The operation of an alert that the server has sent is "remote error".
 	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" {
 		return true

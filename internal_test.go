@@ -34,7 +34,10 @@ func SlotsInFlight(c *Cluster) int { return c.peers.scheduler.InFlight() }
 // the policy forbids. The test inspects the transports, because net/http never takes a proxy from
 // the environment for the loopback addresses that a test can listen on.
 func TestNoProxyTowardsPeers(t *testing.T) {
-	r := newTransports(nil, PeerPolicy{}, 256)
+	r, err := newTransports(options{}, 256)
+	if err != nil {
+		t.Fatal(err)
+	}
 	if len(r.owned) != 3 || r.owned[0] != r.backend || r.owned[1] != r.peers || r.owned[2] != r.newConn {
 		t.Fatalf("not the transports for the back end and the peers: %v", r.owned)
 	}
@@ -189,8 +192,8 @@ func TestHTTPClient(t *testing.T) {
 		})
 	}
 	cfg := Config{MaxResponseBytes: math.MaxInt64, ClientSecret: "hidden"}
-	if h := newHTTPClient(cfg, nil, PeerPolicy{}); h.maxResponse+1 < 0 || !slices.Equal(h.secrets, []string{"hidden"}) {
-		t.Errorf("limit %d, secrets %q", h.maxResponse, h.secrets)
+	if h, err := newHTTPClient(cfg, options{}); err != nil || h.maxResponse+1 < 0 || !slices.Equal(h.secrets, []string{"hidden"}) {
+		t.Errorf("limit %d, secrets %q, %v", h.maxResponse, h.secrets, err)
 	}
 }
 

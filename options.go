@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"cmp"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/http"
@@ -26,10 +27,25 @@ func WithLogger(l *zap.Logger) Option {
 	return optionFunc(func(o *options) { o.log = l })
 }
 
+// WithTransport wraps the transports of the node, for example with the one of OpenTelemetry. wrap
+// is called by [New], once for each transport: to peers, to peers on a new connection for each
+// request, and to the registry and the token service. The node keeps its connection pool, its
+// checks of addresses, and the rule that no proxy is used towards peers. A RoundTripper that wrap
+// returns must not follow redirects. Several wrappers apply in the order of their options: the last
+// one is called first by a request.
+func WithTransport(wrap func(http.RoundTripper) http.RoundTripper) Option {
+	return optionFunc(func(o *options) {
+		if wrap != nil {
+			o.wrap = append(o.wrap, wrap)
+		}
+	})
+}
+
 // WithHTTPClient sends all requests through the Transport of hc. Nothing else of hc is used:
-// redirects are never followed, and Config.RequestTimeout bounds each request. The default
-// transports use no proxy towards peers, and check resolved addresses against
-// [PeerPolicy].Networks; with this option, both are up to hc.
+// redirects are never followed, and Config.RequestTimeout bounds each request. The node's own
+// transports are not used, nor are their checks: that no proxy is used towards peers, and that
+// resolved addresses are allowed by the [PeerPolicy]. [New] therefore rejects it together with
+// [PeerPolicy].Networks, [WithPeerTLS] or [WithBackendTLS]. Use [WithTransport] to keep the checks.
 func WithHTTPClient(hc *http.Client) Option {
 	return optionFunc(func(o *options) { o.client = hc })
 }
@@ -151,9 +167,9 @@ type Eviction struct {
 // outcome in every fan-out is [KindNotAllowed]. If a peer announces one, it is ignored.
 type PeerPolicy struct {
 	// Networks are the networks in which peers may be. The check is made on the address that is
-	// dialed, after a name is resolved; with [WithHTTPClient] only URLs with an IP address are
-	// checked. By default all addresses are allowed except link-local, multicast and unspecified
-	// ones: cloud providers serve credentials at link-local addresses.
+	// dialed, after a name is resolved. By default all addresses are allowed except link-local,
+	// multicast and unspecified ones: cloud providers serve credentials at link-local addresses.
+	// Networks exclude [WithHTTPClient].
 	Networks []netip.Prefix
 	// Allow, if set, returns an error for a server that must not be called. It is called whenever a
 	// server or its address is new, possibly for many servers in a row, and must not block.
@@ -172,15 +188,17 @@ type optionFunc func(*options)
 func (f optionFunc) apply(o *options) { f(o) }
 
 type options struct {
-	log      *zap.Logger
-	client   *http.Client
-	tokens   func(TokenKey) oauth2.TokenSource
-	verifier Verifier
-	traces   []Trace
-	retry    Retry
-	eviction Eviction
-	policy   PeerPolicy
-	noEnv    bool
+	log                 *zap.Logger
+	client              *http.Client
+	wrap                []func(http.RoundTripper) http.RoundTripper
+	peerTLS, backendTLS *tls.Config // nil: the defaults
+	tokens              func(TokenKey) oauth2.TokenSource
+	verifier            Verifier
+	traces              []Trace
+	retry               Retry
+	eviction            Eviction
+	policy              PeerPolicy
+	noEnv               bool
 }
 
 func applyOptions(opts []Option) options {
@@ -197,6 +215,7 @@ func applyOptions(opts []Option) options {
 }
 
 func (o options) validate(p *problems) {
+	o.validateTransports(p)
 	if e := o.eviction; !(e.MaxSuspectFraction >= 0 && e.MaxSuspectFraction <= 1) {
 		p.add("WithEviction", "has a MaxSuspectFraction of %g, which is not between 0 and 1", e.MaxSuspectFraction)
 	}
@@ -208,9 +227,26 @@ func (o options) validate(p *problems) {
 	}
 }
 
-// shouldRetry decides on a retry of a request whose attempt number attempt failed with err. elapsed
-// is the time since its first attempt began.
-// panicked is a panic of RetryIf.
+// validateTransports rejects options that WithHTTPClient would turn off without notice.
+func (o options) validateTransports(p *problems) {
+	const remedy = "which has no effect together with WithHTTPClient: use WithTransport, or leave it out"
+	if o.client != nil {
+		if len(o.policy.Networks) > 0 {
+			p.add("WithPeerPolicy", "has Networks, "+remedy)
+		}
+		if o.peerTLS != nil {
+			p.add("WithPeerTLS", "has a configuration, "+remedy)
+		}
+		if o.backendTLS != nil {
+			p.add("WithBackendTLS", "has a configuration, "+remedy)
+		}
+	}
+	validateTLS(p, "WithPeerTLS", o.peerTLS)
+	validateTLS(p, "WithBackendTLS", o.backendTLS)
+}
+
+// shouldRetry decides on a retry after an attempt that failed with err. The first attempt is number
+// 1, and began elapsed ago. panicked is a panic of RetryIf.
 func (r Retry) shouldRetry(method string, err error, attempt int, elapsed time.Duration) (again bool, panicked error) {
 	if attempt > cmp.Or(r.MaxRetries, 1) || r.MaxElapsed > 0 && elapsed+r.delay() > r.MaxElapsed {
 		return false, nil

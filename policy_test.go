@@ -49,11 +49,12 @@ func TestDialedAddressIsChecked(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			peer := startCountingServer(t, responder(http.StatusOK, `{"data":["node-2"],"server":{"serverId":"node-2"}}`))
+			wrapped := cluster.WithTransport(addingHeader)
 			_, port, err := net.SplitHostPort(peer.Listener.Addr().String())
 			if err != nil {
 				t.Fatal(err)
 			}
-			c, deleted := newSocketNode(t, "http://"+tt.host+":"+port+"/mds/v1", testConfig(), cluster.WithPeerPolicy(cluster.PeerPolicy{Networks: tt.networks}))
+			c, deleted := newSocketNode(t, "http://"+tt.host+":"+port+"/mds/v1", testConfig(), wrapped, cluster.WithPeerPolicy(cluster.PeerPolicy{Networks: tt.networks}))
 			calls := peer.requests.Load() // the announcement
 			o := callOnePeer(t, c, cluster.Request{Path: "/things"})
 			if tt.allowed {

@@ -3,6 +3,7 @@ package cluster
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -24,6 +25,9 @@ func (c *Cluster) ListenAndServe(ctx context.Context, srv *http.Server) error {
 	ln, err := lc.Listen(ctx, "tcp", cmp.Or(srv.Addr, c.listenAddr()))
 	if err != nil {
 		return fmt.Errorf("cluster: %w", err)
+	}
+	if srv.TLSConfig != nil {
+		ln = tls.NewListener(ln, srv.TLSConfig)
 	}
 	return c.Serve(ctx, ln, srv)
 }

@@ -68,7 +68,8 @@ func (n *Node) create() {
 	if w.opts.configure != nil {
 		w.opts.configure(&cfg)
 	}
-	opts := []cluster.Option{cluster.WithHTTPClient(w.Network.Client(n.Host))}
+	network := w.Network.Transport(n.Host)
+	opts := []cluster.Option{cluster.WithTransport(func(http.RoundTripper) http.RoundTripper { return network })}
 	if n.ID != w.opts.envNode {
 		opts = append(opts, cluster.WithoutEnv())
 	}

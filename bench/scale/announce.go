@@ -33,7 +33,7 @@ func addNode(w *clustertest.World, a announcement) *clustertest.Node {
 	var node *clustertest.Node
 	host := fmt.Sprintf("node-%d:8080", len(w.Nodes)+1)
 	client := announceAllClient(w.Network, host, func() []cluster.Server { return node.Servers() })
-	node = w.Add(cluster.WithHTTPClient(client))
+	node = w.Add(cluster.WithTransport(func(http.RoundTripper) http.RoundTripper { return client.Transport }))
 	return node
 }
 
