@@ -22,8 +22,8 @@ import (
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
-// WithCorrelationID returns a context with a correlation id. All requests made under the context
-// carry it, and all log lines written under it. The handlers of this package put the id of the
+// WithCorrelationID returns a context with a correlation id. Requests that are made with the
+// context carry the id, and so do their log lines. The handlers of this package put the id of the
 // incoming request, with its step increased by one, into the request's context. An id that is
 // longer than 256 bytes or not printable ASCII is replaced by a new one.
 func WithCorrelationID(ctx context.Context, id string) context.Context {
@@ -233,7 +233,7 @@ func (h *httpClient) statusError(from remote, req *http.Request, resp *http.Resp
 	if resp.StatusCode < 200 {
 		return e // the body of a 101 is the connection, which no context ends
 	}
-	body, _ := readErrorBody(resp) // a part of it is not an envelope
+	body, _ := readErrorBody(resp) // a truncated one is not decoded
 	var envelope wire.Error
 	if json.Unmarshal(body, &envelope) == nil {
 		bearer := bearerToken(req.Header)

@@ -18,19 +18,20 @@
 //
 // # Fan-out
 //
-// [Cluster.RPCluster] sends one request to every peer. Each peer is exactly once in the Results or
-// in the Failures of the [Response], and [Decode] reads the data of all results. [Cluster.Stream]
-// yields the same outcomes as they arrive. A [Request] may select peers, stop after a number of
-// results, and send a second request to a slow peer.
+// [Cluster.RPCluster] sends one request to every peer. Each peer appears exactly once, in the
+// Results or in the Failures of the [Response]. [Decode] decodes the data of all results.
+// [Cluster.Stream] yields the same outcomes as they arrive. A [Request] may select peers, stop
+// after a number of results, and send a second request to a slow peer.
 //
 // Fan-out needs Config.Management. Without it, a node registers but neither calls nor evicts peers.
 //
 // # Membership
 //
-// With each renewal the registry sends its list of servers, which becomes the node's view. Between
-// renewals, peers announce themselves and report departures, which change the view at once. A peer
-// that cannot be reached is evicted only if the registry confirms it, and never while most of the
-// cluster is unreachable (see [Eviction]).
+// The registry has one entry per cluster, called its itResource, with the list of its servers. With
+// each renewal the registry sends this list, which becomes the node's view. Between renewals, peers
+// announce themselves and report departures, which change the view at once. A peer that cannot be
+// reached is evicted only if the registry confirms it, and never while most of the cluster is
+// unreachable (see [Eviction]).
 //
 // # Lease
 //

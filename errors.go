@@ -44,8 +44,8 @@ var (
 	ErrEnoughResults = errors.New("enough peers have answered")
 )
 
-// A StatusError is a response with a non-2xx status. Given to [Cluster.ReplyError] it becomes the
-// response of an endpoint, which takes only Code, Message and Info from it.
+// A StatusError is a response with a non-2xx status. An endpoint can also pass one to
+// [Cluster.ReplyError], which sends its Code, Message and Info.
 type StatusError struct {
 	Remote  string // the sender: "mST", "mIT" or `peer "…"`
 	Method  string

@@ -82,7 +82,7 @@ func (c *Cluster) CreateItResource(w http.ResponseWriter, r *http.Request) {
 
 // DeleteServer is the endpoint at which peers report departures: DELETE
 // {base}/itResources/{id}/servers/{serverId}. It removes the server from the view. The response is
-// the id of the server, also if the server is not known.
+// the id of the server, even if the server is unknown.
 //
 // The request must carry a cluster token of the node's own type. If the itResource has another id,
 // nothing changes and the response is null. A node that is reported as departed itself registers

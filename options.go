@@ -90,10 +90,10 @@ func WithoutEnv() Option {
 	return optionFunc(func(o *options) { o.noEnv = true })
 }
 
-// A Retry says how a request to a peer is retried. The zero Retry makes one retry after 10 ms, on a
-// new connection, of requests that are safe to retry according to [RetrySafe]. So a peer that is
-// gone delays a call by milliseconds only. A pooled connection that broke when the peer restarted
-// does not fail the request.
+// A Retry says how a request to a peer is retried. The zero Retry makes one retry, after 10 ms and
+// on a new connection, if [RetrySafe] allows it. So a peer that is gone delays a call by
+// milliseconds only, and a pooled connection that broke when the peer restarted does not fail the
+// request.
 type Retry struct {
 	// MaxRetries is the maximum number of retries; 1 by default, none if negative.
 	MaxRetries int

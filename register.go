@@ -68,7 +68,8 @@ func (d Departure) MarshalJSON() ([]byte, error) {
 
 // UnRegister leaves the cluster. It stops the lease, deletes the node from the registry, and with
 // Config.Management notifies all peers. A peer that does not answer within Config.RequestTimeout is
-// not evicted, and does not count as an error: its next renewal removes the node from its view.
+// not evicted and does not count as an error: it drops the node from its view with its own next
+// renewal.
 //
 // If another process has registered with this node's id at another address, its entry stays, and no
 // peer is notified.
@@ -197,7 +198,7 @@ type renewal struct {
 	retryIn time.Duration // until the next attempt, after a failure
 }
 
-// tryRenew makes an attempt to renew. If it fails, and ctx goes on, tryRenew records the failure, and
+// tryRenew makes an attempt to renew. If it fails before ctx ends, tryRenew records the failure and
 // sets retryIn to the delay until the next attempt.
 func (c *Cluster) tryRenew(ctx context.Context, renew func(context.Context) (renewal, error), delay func() time.Duration) (renewal, error) {
 	if err := context.Cause(ctx); err != nil {

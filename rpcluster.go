@@ -56,8 +56,8 @@ func (c *Cluster) Stream(ctx context.Context, req Request) iter.Seq[Outcome] {
 
 // A Request is a request to be sent to peers.
 type Request struct {
-	// Name names the request for hooks ([CallInfo].Name). As it may become a metric label, it should be
-	// one of few, such as "list-things". It is not sent.
+	// Name names the request for hooks ([CallInfo].Name), such as "list-things". It may become a
+	// metric label, so use few different names. It is not sent.
 	Name string
 	// Method is GET by default.
 	Method string
@@ -161,8 +161,8 @@ func (o Outcome) MarshalJSON() ([]byte, error) {
 	}{f, o.Server})
 }
 
-// A Response has the outcomes of a call: each peer is exactly once in Results or in Failures, both
-// sorted by server id. Its JSON is that of the npm module's rpCluster.
+// A Response has the outcomes of a call. Each peer appears exactly once, in Results or in Failures,
+// both sorted by server id. Its JSON is that of the npm module's rpCluster.
 type Response struct {
 	// Data is the data of all results, in the same order: the elements of each array, and any other
 	// value as it is.

@@ -32,10 +32,10 @@ func (c *Cluster) ListenAndServe(ctx context.Context, srv *http.Server) error {
 	return c.Serve(ctx, ln, srv)
 }
 
-// Serve runs a service from start to end. It serves requests on ln, registers the node, retrying
-// until that succeeds (unless Config.NoRegistration is set), and renews the lease. When ctx ends or
-// srv is shut down, it unregisters the node while still serving requests. It then waits up to 30 s
-// for requests in progress, and closes the Cluster.
+// Serve runs a service from start to end. It serves requests on ln. Unless Config.NoRegistration is
+// set, it registers the node, retrying until that succeeds, and then renews the lease. When ctx
+// ends or srv is shut down, it unregisters the node while still serving requests. It then waits up
+// to 30 s for requests in progress, and closes the Cluster.
 //
 // Serve blocks until all of this is done. It returns nil if serving ended because of ctx or a
 // shutdown of srv, and all of the following steps succeeded. Otherwise the error says why serving

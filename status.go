@@ -140,8 +140,8 @@ func formatTime(t time.Time) string {
 }
 
 // A state is what the node knows: its view of the cluster and how its registration stands. All
-// changes go through updateView, which keeps the process environment in step. The methods are safe for
-// concurrent use.
+// changes go through updateView, which keeps the process environment in step. The methods are safe
+// for concurrent use.
 type state struct {
 	noEnv bool
 	log   *zap.Logger
@@ -203,7 +203,8 @@ func (s *state) updateView(ctx context.Context, source Source, edit func(*stateD
 		s.trace.membershipChanged(ctx, change)
 	}
 	if before.State != after.State {
-		s.log.Info("registration "+string(after.State), zap.NamedError("reason", after.Reason), zap.Int("servers", after.Servers))
+		s.log.Info("registration state changed", zap.String("from", string(before.State)), zap.String("to", string(after.State)),
+			zap.NamedError("reason", after.Reason), zap.Int("servers", after.Servers))
 		s.trace.stateChanged(ctx, before, after)
 	}
 }

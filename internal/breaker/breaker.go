@@ -2,7 +2,7 @@
 //
 // A breaker is closed as long as its peer answers. It opens when the peer has been silent for as
 // long as a request may take. An open breaker rejects all requests except one probe at a time, at
-// growing intervals, which is what others call half-open. Any answer closes it.
+// growing intervals. Any answer closes it. There is no separate half-open state.
 package breaker
 
 import (
@@ -45,7 +45,7 @@ type breaker struct {
 	waiters        []chan struct{} // of requests over the limit; closed when one may try again
 
 	trips   int              // how often it opened in a row; 0 while closed
-	peer    *membership.Peer // as it was when the breaker opened
+	peer    *membership.Peer // the entry that was silent; a newer one is probed at once
 	probeAt time.Time        // when the next probe is due
 }
 
@@ -108,7 +108,8 @@ func (s *Set) Allow(p *membership.Peer, r Request) (wait <-chan struct{}, err er
 	case r.Waited && silent >= r.Timeout:
 		b.wake(1) // the next waiter may have a longer timeout
 		return nil, &OpenError{silent, 0}
-	// Most of a call's time limit is as good as all of it: what is left of it varies a little.
+	// A longer timeout than those that expired may suffice, so the request is allowed. An eighth
+	// more does not count as longer: timeouts that end at one deadline vary a little.
 	case b.trips > 0 && min(r.Timeout, s.timeout) <= b.longestTimeout+b.longestTimeout/8:
 		if registeredSince(b.peer, p) {
 			b.probeAt, b.peer = r.Now, p

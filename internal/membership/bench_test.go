@@ -75,7 +75,7 @@ func BenchmarkRenewal(b *testing.B) {
 			New(it, parse, View{})
 		}
 	})
-	b.Run("since", func(b *testing.B) {
+	b.Run("reconcile", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
 			answered.Reconcile(before, before)

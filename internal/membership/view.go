@@ -1,5 +1,5 @@
-// Package membership has the view that a node has of its cluster: an immutable value, which is
-// changed by making a new one. It has no clock and no lock, and does no I/O.
+// Package membership has the view that a node has of its cluster. A View is immutable: its methods
+// return a new one. The package has no clock and no lock, and does no I/O.
 package membership
 
 import (
@@ -217,9 +217,9 @@ func (v View) Reconcile(before, now View) View {
 	return s
 }
 
-// Diff yields the servers in which two views differ, sorted by id, as they are in before and in after.
-// A server that joined is nil in before, and one that left is nil in after. A server that is in both
-// is yielded if its ClusterBaseURL differs.
+// Diff yields the servers in which two views differ, sorted by id: the entry in before, and the one
+// in after. The first is nil for a server that joined, the second for one that left. A server in
+// both views is yielded if its ClusterBaseURL differs.
 func Diff(before, after View) iter.Seq2[*Peer, *Peer] {
 	return func(yield func(old, current *Peer) bool) {
 		a, b := before.peers, after.peers

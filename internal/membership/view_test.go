@@ -81,7 +81,7 @@ func TestNewestWins(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			for how, r := range map[string]View{
-				"joined":   of(tt.left).Merge(of(tt.right)),
+				"merged":   of(tt.left).Merge(of(tt.right)),
 				"in a row": of(tt.left, tt.right),
 			} {
 				if p, ok := r.Get("a"); !ok || p.ClusterBaseURL != tt.want || r.Len() != 1 {
@@ -114,34 +114,34 @@ func TestReconcileByCase(t *testing.T) {
 			want:     []string{"a at 5 http://a", "b at 6 http://b"},
 		},
 		{
-			name:     "one moved, which the answer does not have yet",
+			name:     "one moved, which the response does not show yet",
 			before:   []wire.Server{entry("b", 1, "old")},
 			now:      []wire.Server{entry("b", 6, "new")},
 			answered: []wire.Server{entry("b", 1, "old")},
 			want:     []string{"b at 6 http://new"},
 		},
 		{
-			name:     "one was evicted and came back, and the answer is from between the two",
+			name:     "one was evicted and came back, and the response is from between the two",
 			before:   []wire.Server{entry("b", 1, "old")},
 			now:      []wire.Server{entry("b", 6, "new")},
 			answered: []wire.Server{entry("a", 5, "a")},
 			want:     []string{"a at 5 http://a", "b at 6 http://new"},
 		},
 		{
-			name:     "one was taken out, which the answer does not have yet",
+			name:     "one was removed, which the response does not show yet",
 			before:   []wire.Server{entry("a", 1, "a"), entry("b", 1, "b")},
 			now:      []wire.Server{entry("a", 1, "a")},
 			answered: []wire.Server{entry("a", 5, "a"), entry("b", 1, "b")},
 			want:     []string{"a at 5 http://a"},
 		},
 		{
-			name:     "one was taken out, but has renewed since",
+			name:     "one was removed, but has renewed since",
 			before:   []wire.Server{entry("b", 1, "b")},
 			answered: []wire.Server{entry("b", 4, "b")},
 			want:     []string{"b at 4 http://b"},
 		},
 		{
-			name:          "the node has come to know another resource",
+			name:          "the node has changed to another resource",
 			before:        []wire.Server{entry("a", 1, "a")},
 			now:           []wire.Server{entry("z", 9, "z")},
 			answered:      []wire.Server{entry("a", 5, "a")},

@@ -40,7 +40,7 @@ func TestNextCorrelationIDMatchesNPM(t *testing.T) {
 		{"abc@2147483646", "abc@2147483647/{now}"},
 		{"abc@2147483647", "abc@2147483648/{now}"},
 
-		// A number at its beginning is enough.
+		// Only the number at the beginning of a step counts.
 		{"abc@ 7", "abc@8/{now}"},
 		{"abc@7 ", "abc@8/{now}"},
 		{"abc@7x", "abc@8/{now}"},
@@ -50,7 +50,7 @@ func TestNextCorrelationIDMatchesNPM(t *testing.T) {
 		{"abc@1e3", "abc@2/{now}"},
 		{"abc@0x10", "abc@1/{now}"},
 
-		// What is no number counts as none.
+		// A step without a number counts as a missing one.
 		{"abc@", "abc@0/{now}"},
 		{"abc@ ", "abc@0/{now}"},
 		{"abc@x", "abc@0/{now}"},

@@ -256,7 +256,7 @@ func TestItResourceRejected(t *testing.T) {
 	}
 }
 
-// A server that cannot be named is no reason to lose the others.
+// Servers without an id are skipped, the others are kept.
 func TestItResourceSkipsInvalidServers(t *testing.T) {
 	const in = `{"id":"it","servers":[null,{"serverId":"a"},"b",{"clusterBaseUrl":"http://c"},{"serverId":"d","x":[{}]},{"serverId":5},[{"serverId":"e"}]]}`
 	var it wire.ItResource
@@ -354,8 +354,7 @@ func FuzzServer(f *testing.F) {
 	})
 }
 
-// What is read of a resource is what encoding/json would read of it, and of what is no JSON at all
-// reading comes to an end.
+// Valid JSON is decoded as encoding/json would decode it. Decoding of any other input terminates.
 func FuzzItResource(f *testing.F) {
 	for _, seed := range []string{
 		`{"id":"it","type":"mds","publicBaseUrl":"http://p","servers":[{"serverId":"a","x":{"serverId":"b"}},{"serverId":"\u0062"}],"extra":{"id":[1,"]"]}}`,
@@ -366,7 +365,7 @@ func FuzzItResource(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
-		_ = new(wire.ItResource).UnmarshalJSON(body) // it ends
+		_ = new(wire.ItResource).UnmarshalJSON(body) // must terminate
 		_ = new(wire.Registered).UnmarshalJSON(body)
 
 		var want struct {

@@ -279,7 +279,7 @@ func TestConcurrentRenewalAndDelete(t *testing.T) {
 	kept, deleted := 0, 0
 	for i := range 100 {
 		before := put(t, one, "a")
-		if i%2 == 0 { // half of the time the other replica knows the entry, else it has it from before
+		if i%2 == 0 { // every second time the other replica has the current entry, not the previous one
 			eventually(t, "the other replica knows", func() bool {
 				res, err := other.Get(t.Context(), mds)
 				return err == nil && len(res.Servers) == 1 && res.Servers[0].UpdatedAt.Equal(before.UpdatedAt)

@@ -167,7 +167,7 @@ func TestPassword(t *testing.T) {
 		t.Error(err)
 	}
 
-	// etcd forgets the tokens that it gave when it starts again.
+	// A restart of etcd invalidates the tokens that it has issued.
 	c.Kill(0)
 	if err := c.Restart(0); err != nil {
 		t.Fatal(err)
