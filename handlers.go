@@ -94,7 +94,8 @@ func (c *Cluster) DeleteServer(w http.ResponseWriter, r *http.Request) {
 		if err != nil {
 			return nil, err
 		}
-		since, _ := time.Parse(time.RFC3339, r.Header.Get(unmodifiedSinceHeader)) // invalid: as if there were none
+		// An invalid date is treated as a missing one.
+		since, _ := time.Parse(time.RFC3339, r.Header.Get(unmodifiedSinceHeader))
 		return c.removeDeparted(ctx, id, serverID, since), nil
 	})
 }

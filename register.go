@@ -21,7 +21,8 @@ import (
 // Register joins the cluster. It registers with the registry, retrying every
 // Config.RegistrationRetry until it succeeds or ctx ends, and starts the lease. With
 // Config.Management it then announces the node to all peers, and returns their outcomes. Their data
-// can be ignored. Without Config.Management the Response is empty. It is nil only if there is an error.
+// can be ignored. Without Config.Management the Response is empty. It is nil only if there is an
+// error.
 //
 // ctx bounds this call only. The lease lasts until [Cluster.UnRegister] or [Cluster.Close], which
 // also interrupt a Register in progress. Calling Register again renews the lease and announces the
@@ -104,8 +105,8 @@ func (c *Cluster) UnRegister(ctx context.Context) Departure {
 	return d
 }
 
-// deregister deletes this node's entry from the registry, and notifies the peers even if that fails.
-// It does neither if the id is now that of another process.
+// deregister deletes this node's entry from the registry, and notifies the peers even if that
+// fails. It does neither if the id is now that of another process.
 func (c *Cluster) deregister(ctx context.Context, view membership.View) error {
 	entry, err := c.deleteOwnEntry(ctx, view)
 	if !peeraddr.Same(entry.ClusterBaseURL, c.self.ClusterBaseURL) {
@@ -122,10 +123,10 @@ func (c *Cluster) deregister(ctx context.Context, view membership.View) error {
 	return err
 }
 
-// deleteOwnEntry deletes this node's entry, on the condition that the registry has none that is newer
-// than that of the last renewal. A newer entry at this node's address is that of a renewal whose
-// response was lost, and is deleted, too. deleteOwnEntry returns the newest entry that it knows. If
-// that is at another address, it is not deleted.
+// deleteOwnEntry deletes this node's entry, on the condition that the registry has none that is
+// newer than that of the last renewal. A newer entry at this node's address is that of a renewal
+// whose response was lost, and is deleted, too. deleteOwnEntry returns the newest entry that it
+// knows. If that is at another address, it is not deleted.
 func (c *Cluster) deleteOwnEntry(ctx context.Context, view membership.View) (entry wire.Server, err error) {
 	entry = wire.Server{ServerID: c.cfg.ID, ClusterBaseURL: c.self.ClusterBaseURL}
 	if own, known := view.Get(c.cfg.ID); known {
@@ -311,8 +312,8 @@ type departure struct {
 	updatedAt string // of the entry, as it is spelled; empty if the entry has no date
 }
 
-// notifyDeparture reports to peers that a server has departed. A peer that cannot be reached takes it
-// from the registry later.
+// notifyDeparture reports to peers that a server has departed. A peer that cannot be reached takes
+// it from the registry later.
 func (c *Cluster) notifyDeparture(ctx context.Context, peers membership.View, departed departure) {
 	path := "/itResources/" + peers.ID() + "/servers/" + departed.serverID
 	call := &preparedRequest{

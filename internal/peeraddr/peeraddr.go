@@ -32,8 +32,8 @@ func Parse(text string) (*url.URL, error) {
 	return u, nil
 }
 
-// Same reports whether two texts are the same base URL, whatever the case of its host and the slashes
-// at its end.
+// Same reports whether two texts are the same base URL, whatever the case of its host and the
+// slashes at its end.
 func Same(a, b string) bool {
 	if a == b {
 		return true

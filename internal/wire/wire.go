@@ -276,8 +276,8 @@ func EncodeRegistered(r Registered, n int, server func(i int) *Server) ([]byte, 
 	return append(b, '}'), nil
 }
 
-// UnmarshalJSON accepts a string that contains a number as lease time, as npm nodes do. A lease time
-// that cannot be read is treated as missing; see LeaseTimeErr.
+// UnmarshalJSON accepts a string that contains a number as lease time, as npm nodes do. A lease
+// time that cannot be read is treated as missing; see LeaseTimeErr.
 func (r *Registered) UnmarshalJSON(b []byte) error {
 	if !bytes.HasPrefix(b, []byte("{")) && string(b) != "null" {
 		return errors.New("not an object")
