@@ -24,8 +24,8 @@ import (
 )
 
 const (
-	hour     = time.Hour
-	patience = 20 * time.Second // for what must come about soon
+	hour    = time.Hour
+	maxWait = 20 * time.Second // for what must come about soon
 
 	mds = "09d8f1f0-7477-5c54-9770-74879a6d3b25" // the resource of type mds
 )
@@ -33,9 +33,9 @@ const (
 // eventually waits until a condition holds.
 func eventually(t *testing.T, what string, is func() bool) {
 	t.Helper()
-	for end := time.Now().Add(patience); !is(); time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(maxWait); !is(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("not after %v: %s", patience, what)
+			t.Fatalf("not after %v: %s", maxWait, what)
 		}
 	}
 }
@@ -632,7 +632,7 @@ func TestLostResponse(t *testing.T) {
 	t.Parallel()
 	c := etcdtest.Run(t, 1)
 	p := etcdtest.NewProxy(t, c.Endpoints[0])
-	s := open(t, etcd.Config{Endpoints: []string{p.Addr}, Timeout: patience})
+	s := open(t, etcd.Config{Endpoints: []string{p.Addr}, Timeout: maxWait})
 	put(t, s, "a") // and there is a lease to live on
 	client := c.Client(t)
 	for _, id := range []string{"new", "a"} {
@@ -731,7 +731,7 @@ func TestClose(t *testing.T) {
 	t.Parallel()
 	c := etcdtest.Run(t, 1)
 	p := etcdtest.NewProxy(t, c.Endpoints[0])
-	s := open(t, etcd.Config{Endpoints: []string{p.Addr}, Timeout: patience})
+	s := open(t, etcd.Config{Endpoints: []string{p.Addr}, Timeout: maxWait})
 	put(t, s, "a")
 	p.Blackhole()
 	var wg sync.WaitGroup

@@ -149,13 +149,13 @@ func TestPassword(t *testing.T) {
 		"no password":    {etcd.Config{}, "user name is empty"},
 		"other prefix":   {etcd.Config{Username: "mit", Password: "hunter2", Prefix: "/other"}, "permission denied"},
 	} {
-		test.cfg.Endpoints, test.cfg.Timeout = c.Endpoints, patience
+		test.cfg.Endpoints, test.cfg.Timeout = c.Endpoints, maxWait
 		start := time.Now()
 		_, err := etcd.Open(ctx, test.cfg)
 		if err == nil || !strings.Contains(err.Error(), test.reason) || strings.Contains(err.Error(), "hunter") {
 			t.Errorf("%s: error %v, want one that says %s", name, err, test.reason)
 		}
-		if took := time.Since(start); took > patience/2 {
+		if took := time.Since(start); took > maxWait/2 {
 			t.Errorf("%s: it took %v to find out", name, took)
 		}
 	}

@@ -20,7 +20,7 @@ type attempt func(ctx context.Context) error
 
 func fails(err error) attempt { return func(context.Context) error { return err } }
 
-func silence(ctx context.Context) error {
+func noResponse(ctx context.Context) error {
 	<-ctx.Done()
 	return ctx.Err()
 }
@@ -41,14 +41,14 @@ func TestRetry(t *testing.T) {
 		{name: "too many requests, then", attempts: []attempt{fails(rpctypes.ErrTooManyRequests), fails(nil)}, tries: 2},
 		{name: "a member that is being stopped, then", attempts: []attempt{fails(status.Error(codes.Unknown, "raft: stopped")), fails(nil)}, tries: 2},
 		{name: "a member that gives up first, then", attempts: []attempt{fails(status.Error(codes.DeadlineExceeded, "")), fails(nil)}, tries: 2},
-		{name: "silence, then", attempts: []attempt{silence, fails(nil)}, tries: 2},
+		{name: "no response, then", attempts: []attempt{noResponse, fails(nil)}, tries: 2},
 		{name: "not there", attempts: []attempt{fails(mit.ErrNotFound)}, says: mit.ErrNotFound.Error(), tries: 1},
 		{name: "not allowed", attempts: []attempt{fails(rpctypes.ErrPermissionDenied)}, says: "permission denied", tries: 1},
 		{name: "no space", attempts: []attempt{fails(rpctypes.ErrNoSpace)}, says: "space exceeded", tries: 1},
 		{name: "unreadable", attempts: []attempt{fails(errors.New("not a server"))}, says: "not a server", tries: 1},
 		{name: "no leader, ever", attempts: []attempt{fails(noLeader)}, says: "no leader (tried for 4s)", took: 4 * time.Second},
-		{name: "no response", attempts: []attempt{silence}, says: "no answer within 4s", took: 4 * time.Second},
-		{name: "silence, with a reason", attempts: []attempt{silence, fails(down), silence}, says: "connection refused (tried for 4s)", took: 4 * time.Second},
+		{name: "no response at all", attempts: []attempt{noResponse}, says: "no answer within 4s", took: 4 * time.Second},
+		{name: "no response, with a reason", attempts: []attempt{noResponse, fails(down), noResponse}, says: "connection refused (tried for 4s)", took: 4 * time.Second},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -85,7 +85,7 @@ func TestRetryEnds(t *testing.T) {
 		s := &Store{ctx: life}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		wait := func(ctx context.Context) (int, error) { return 0, silence(ctx) }
+		wait := func(ctx context.Context) (int, error) { return 0, noResponse(ctx) }
 		if _, err := retry(ctx, s, wait); !errors.Is(err, context.DeadlineExceeded) || strings.Contains(err.Error(), "no answer") {
 			t.Errorf("with its caller gone: %v", err)
 		}

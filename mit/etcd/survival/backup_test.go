@@ -24,7 +24,7 @@ const restoreFlags = "--bump-revision 1000000000 --mark-compacted"
 // left since are removed when their TTL is over.
 func TestBackupRestored(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, setting{members: 3, replicas: 2, share: renewalShare})
+	w := newWorld(t, worldConfig{members: 3, replicas: 2, share: renewalShare})
 	left := w.newNode("left", renewalShare, w.registryURL(true))
 	left.register()
 	file := filepath.Join(t.TempDir(), "mit.db")

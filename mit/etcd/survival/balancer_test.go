@@ -25,7 +25,7 @@ type balancer struct {
 	busy     []atomic.Int64 // how many requests each has under way
 	client   *http.Client
 
-	turn     atomic.Int64
+	requests atomic.Int64
 	repeated atomic.Int64 // requests that needed more than one replica
 }
 
@@ -83,7 +83,7 @@ func health(ctx context.Context, client *http.Client, replica string) int {
 
 // order returns the replicas to try, in order: the healthy ones, or one if there are none.
 func (b *balancer) order() []int {
-	first := int(b.turn.Add(1))
+	first := int(b.requests.Add(1))
 	var order []int
 	for i := range b.replicas {
 		if i = (first + i) % len(b.replicas); b.healthy[i].Load() {
@@ -101,28 +101,28 @@ func (b *balancer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		return
 	}
-	status, answer := http.StatusBadGateway, []byte(`{"statusCode":502,"title":"Bad Gateway","message":"no replica answers"}`)
+	status, response := http.StatusBadGateway, []byte(`{"statusCode":502,"title":"Bad Gateway","message":"no replica answers"}`)
 	for n, i := range b.order() {
 		if n == 1 {
 			b.repeated.Add(1)
 		}
-		code, text, err := b.pass(r, i, body)
+		code, text, err := b.forward(r, i, body)
 		if err != nil {
 			continue
 		}
-		status, answer = code, text
+		status, response = code, text
 		if status != http.StatusServiceUnavailable {
 			break
 		}
 	}
 	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Content-Length", strconv.Itoa(len(answer)))
+	w.Header().Set("Content-Length", strconv.Itoa(len(response)))
 	w.WriteHeader(status)
-	_, _ = w.Write(answer)
+	_, _ = w.Write(response)
 }
 
-// pass forwards a request to one replica.
-func (b *balancer) pass(r *http.Request, replica int, body []byte) (status int, answer []byte, err error) {
+// forward sends a request to one replica.
+func (b *balancer) forward(r *http.Request, replica int, body []byte) (status int, response []byte, err error) {
 	b.busy[replica].Add(1)
 	defer b.busy[replica].Add(-1)
 	req, err := http.NewRequestWithContext(r.Context(), r.Method, b.replicas[replica]+r.RequestURI, bytes.NewReader(body))
@@ -135,6 +135,6 @@ func (b *balancer) pass(r *http.Request, replica int, body []byte) (status int, 
 		return 0, nil, err
 	}
 	defer resp.Body.Close()
-	answer, err = io.ReadAll(resp.Body)
-	return resp.StatusCode, answer, err
+	response, err = io.ReadAll(resp.Body)
+	return resp.StatusCode, response, err
 }

@@ -17,7 +17,7 @@ import (
 // Replicas read but cannot write. Nodes lose their leases and keep their peers. When both members
 // are back, no entry is lost.
 func TestNoQuorum(t *testing.T) {
-	w := newWorld(t, setting{members: 3, replicas: 3, share: renewalShare})
+	w := newWorld(t, worldConfig{members: 3, replicas: 3, share: renewalShare})
 	t.Parallel() // only now: it takes longest, and is not to wait for the others
 	dead := w.leader()
 	still := (dead + 1) % 3
@@ -57,7 +57,7 @@ func (w *world) readsOnly(r *replica) {
 	w.eventually(r.name+" says that it is stale", func() bool {
 		return health(w.Context(), w.balancer.client, r.url) == http.StatusServiceUnavailable
 	})
-	if status, body := w.ask(w.Context(), http.MethodGet, r.url+registryPath+"/health", nil); !strings.Contains(string(body), "no contact with etcd since") {
+	if status, body := w.do(w.Context(), http.MethodGet, r.url+registryPath+"/health", nil); !strings.Contains(string(body), "no contact with etcd since") {
 		w.Errorf("the health of %s: %d %s", r.name, status, body)
 	}
 	if status, body := w.renewFirst(r.url); status != http.StatusServiceUnavailable {
@@ -75,14 +75,14 @@ func (w *world) readsOnly(r *replica) {
 // node is lost and none fails.
 func TestReplicaKilled(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, setting{members: 1, replicas: 3, share: 0.15})
+	w := newWorld(t, worldConfig{members: 1, replicas: 3, share: 0.15})
 	for kills := 0; kills < len(w.replicas) || w.balancer.repeated.Load() == 0; kills++ {
 		if kills == 12 {
 			t.Fatalf("after %d kills no request was cut off", kills)
 		}
 		i := kills % len(w.replicas)
 		r := w.replicas[i]
-		for end := time.Now().Add(patience); w.balancer.busy[i].Load() == 0 && time.Now().Before(end); {
+		for end := time.Now().Add(maxWait); w.balancer.busy[i].Load() == 0 && time.Now().Before(end); {
 			time.Sleep(time.Millisecond / 2)
 		}
 		r.kill()
@@ -100,7 +100,7 @@ func TestReplicaKilled(t *testing.T) {
 // The leader of etcd is killed, and later its successor. No node is lost and none fails.
 func TestLeaderKilled(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, setting{members: 3, replicas: 2, share: renewalShare})
+	w := newWorld(t, worldConfig{members: 3, replicas: 2, share: renewalShare})
 	for range 2 {
 		leader := w.leader()
 		w.members[leader].kill()
@@ -120,16 +120,16 @@ func TestLeaderKilled(t *testing.T) {
 // it is stale. After the connection is back it lists all changes. No node fails.
 func TestReplicaCutOff(t *testing.T) {
 	t.Parallel()
-	var road *etcdtest.Proxy
-	w := newWorld(t, setting{members: 1, replicas: 2, share: renewalShare, road: func(replica int, member string) string {
+	var proxy *etcdtest.Proxy
+	w := newWorld(t, worldConfig{members: 1, replicas: 2, share: renewalShare, memberAddr: func(replica int, member string) string {
 		if replica > 0 {
 			return member
 		}
-		road = etcdtest.NewProxy(t, member)
-		return road.Addr
+		proxy = etcdtest.NewProxy(t, member)
+		return proxy.Addr
 	}})
 	cut, fine := w.replicas[0], w.replicas[1]
-	road.Cut()
+	proxy.Cut()
 	w.readsOnly(cut)
 	if status, body := w.renewFirst(fine.url); status != http.StatusOK {
 		t.Errorf("a renewal at the other replica: %d %s", status, body)
@@ -142,7 +142,7 @@ func TestReplicaCutOff(t *testing.T) {
 	w.allRenew("at the other replica")
 	w.readsOnly(cut)
 
-	road.Heal()
+	proxy.Heal()
 	w.allHealthy()
 	w.eventually("the replica knows the newcomer", func() bool { _, knows := w.list(cut.url)["late"]; return knows })
 	if status, body := w.renewFirst(cut.url); status != http.StatusOK {
@@ -159,7 +159,7 @@ func TestReplicaCutOff(t *testing.T) {
 // response lists all servers, with their old createdAt.
 func TestEverythingKilled(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t, setting{members: 3, replicas: 2, share: renewalShare})
+	w := newWorld(t, worldConfig{members: 3, replicas: 2, share: renewalShare})
 	resource := w.nodes[0].Status().ResourceID
 	for _, r := range w.replicas {
 		r.kill()

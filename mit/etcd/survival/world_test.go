@@ -39,7 +39,7 @@ const (
 	renewalShare = 0.4
 	etcdTimeout  = 3 * time.Second
 
-	patience = time.Minute // for what must come about soon, on a machine that has other work
+	maxWait = time.Minute // for what must come about soon, on a machine that has other work
 )
 
 // A world is an etcd, the replicas of a registry over it, and the nodes of one cluster.
@@ -64,11 +64,11 @@ type replica struct {
 	url string
 }
 
-// A setting configures a world.
-type setting struct {
+// A worldConfig configures a world.
+type worldConfig struct {
 	members, replicas int
 	share             float64                                 // of the lease, after which to renew
-	road              func(replica int, member string) string // where a replica finds a member
+	memberAddr        func(replica int, member string) string // where a replica finds a member
 }
 
 // starting is held while a world starts, because the start of a hundred nodes needs the whole
@@ -76,7 +76,7 @@ type setting struct {
 var starting sync.Mutex //nolint:gochecknoglobals // the machine is one for all tests
 
 // newWorld starts all processes and nodes, and waits until all nodes list each other.
-func newWorld(t *testing.T, s setting) *world {
+func newWorld(t *testing.T, s worldConfig) *world {
 	t.Helper()
 	w := &world{T: t, transport: &http.Transport{MaxConnsPerHost: 64, MaxIdleConnsPerHost: 8, IdleConnTimeout: 5 * time.Second}}
 	t.Cleanup(w.transport.CloseIdleConnections)
@@ -103,9 +103,9 @@ func newWorld(t *testing.T, s setting) *world {
 	w.balancer = newBalancer(t, urls)
 	for i, address := range addresses {
 		endpoints := slices.Clone(w.endpoints)
-		if s.road != nil {
+		if s.memberAddr != nil {
 			for j, member := range w.endpoints {
-				endpoints[j] = s.road(i, member)
+				endpoints[j] = s.memberAddr(i, member)
 			}
 		}
 		w.replicas = append(w.replicas, &replica{newProcess(t, fmt.Sprintf("mit%d", i), roleReplica,
@@ -120,12 +120,12 @@ func newWorld(t *testing.T, s setting) *world {
 	for i := range nodeCount() {
 		w.nodes = append(w.nodes, w.newNode(fmt.Sprintf("n%03d", i), s.share, w.registryURL(i%2 == 0)))
 	}
-	turn := make(chan struct{}, 8)
+	slots := make(chan struct{}, 8)
 	for _, n := range w.nodes {
-		turn <- struct{}{}
+		slots <- struct{}{}
 		wg.Go(func() {
 			n.register()
-			<-turn
+			<-slots
 		})
 	}
 	wg.Wait()
@@ -145,9 +145,9 @@ func newWorld(t *testing.T, s setting) *world {
 // eventually waits until a condition holds.
 func (w *world) eventually(what string, is func() bool) {
 	w.Helper()
-	for end := time.Now().Add(patience); !is(); time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(maxWait); !is(); time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(end) {
-			w.Fatalf("not after %v: %s; nodes: %s", patience, what, w.states())
+			w.Fatalf("not after %v: %s; nodes: %s", maxWait, what, w.states())
 		}
 	}
 }
@@ -253,7 +253,7 @@ func (w *world) newNode(id string, share float64, registry string) *node {
 	mux.Handle("GET "+n.Config().BasePath+"/id", n.AuthenticatePeer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		n.Reply(rw, r, id)
 	})))
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: patience}
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: maxWait}
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
@@ -268,7 +268,7 @@ func (w *world) newNode(id string, share float64, registry string) *node {
 }
 
 func (n *node) register() {
-	ctx, cancel := context.WithTimeout(n.w.Context(), patience)
+	ctx, cancel := context.WithTimeout(n.w.Context(), maxWait)
 	defer cancel()
 	if _, err := n.Register(ctx); err != nil {
 		n.w.Errorf("%v: %v", n, err)
@@ -365,7 +365,7 @@ func (w *world) watchLists() {
 	for _, r := range w.replicas {
 		wg.Go(func() {
 			for sleep(ctx, 250*time.Millisecond) == nil {
-				status, body := w.ask(ctx, http.MethodGet, r.url+registryPath+"/itResources/"+mit.ResourceID(serverType), nil)
+				status, body := w.do(ctx, http.MethodGet, r.url+registryPath+"/itResources/"+mit.ResourceID(serverType), nil)
 				if status != http.StatusOK {
 					continue
 				}
@@ -394,10 +394,10 @@ func (w *world) watchLists() {
 type entry struct{ ServerID, ClusterBaseURL, CreatedAt, UpdatedAt string }
 
 func entries(body []byte) map[string]entry {
-	var answer struct{ ItResource struct{ Servers []entry } }
-	_ = json.Unmarshal(body, &answer) // if it fails, the list is empty
+	var response struct{ ItResource struct{ Servers []entry } }
+	_ = json.Unmarshal(body, &response) // if it fails, the list is empty
 	listed := map[string]entry{}
-	for _, e := range answer.ItResource.Servers {
+	for _, e := range response.ItResource.Servers {
 		listed[e.ServerID] = e
 	}
 	return listed
@@ -406,7 +406,7 @@ func entries(body []byte) map[string]entry {
 // list returns the servers that the registry at a URL lists.
 func (w *world) list(url string) map[string]entry {
 	w.Helper()
-	status, body := w.ask(w.Context(), http.MethodGet, url+registryPath+"/itResources/"+mit.ResourceID(serverType), nil)
+	status, body := w.do(w.Context(), http.MethodGet, url+registryPath+"/itResources/"+mit.ResourceID(serverType), nil)
 	if status != http.StatusOK {
 		w.Fatalf("the list of servers: %d %s", status, body)
 	}
@@ -417,12 +417,12 @@ func (w *world) list(url string) map[string]entry {
 func (w *world) renewFirst(url string) (status int, body []byte) {
 	w.Helper()
 	e := w.born[w.nodes[0].Config().ID]
-	return w.ask(w.Context(), http.MethodPost, url+registryPath+"/itResources",
+	return w.do(w.Context(), http.MethodPost, url+registryPath+"/itResources",
 		map[string]string{"type": serverType, "serverId": e.ServerID, "clusterBaseUrl": e.ClusterBaseURL})
 }
 
-// ask sends a request to a registry; the status is 0 if there is no response.
-func (w *world) ask(ctx context.Context, method, url string, body any) (status int, answer []byte) {
+// do sends a request to a registry; the status is 0 if there is no response.
+func (w *world) do(ctx context.Context, method, url string, body any) (status int, response []byte) {
 	ctx, cancel := context.WithTimeout(ctx, 3*etcdTimeout)
 	defer cancel()
 	b, err := json.Marshal(body)
@@ -439,27 +439,27 @@ func (w *world) ask(ctx context.Context, method, url string, body any) (status i
 		return 0, []byte(err.Error())
 	}
 	defer resp.Body.Close()
-	if answer, err = io.ReadAll(resp.Body); err != nil {
+	if response, err = io.ReadAll(resp.Body); err != nil {
 		return 0, []byte(err.Error())
 	}
-	return resp.StatusCode, answer
+	return resp.StatusCode, response
 }
 
 // accessToken returns a token for the registry.
 func (w *world) accessToken() string {
 	w.Helper()
-	status, body := w.ask(w.Context(), http.MethodPost, w.balancer.url+issuerPath, map[string]string{
+	status, body := w.do(w.Context(), http.MethodPost, w.balancer.url+issuerPath, map[string]string{
 		"grant_type": "client_credentials", "client_id": serverType, "client_secret": clientSecret, "audience": w.balancer.url + registryPath,
 	})
-	var answer struct {
+	var response struct {
 		Data struct {
 			AccessToken string `json:"access_token"`
 		}
 	}
-	if err := json.Unmarshal(body, &answer); err != nil || answer.Data.AccessToken == "" {
+	if err := json.Unmarshal(body, &response); err != nil || response.Data.AccessToken == "" {
 		w.Fatalf("no token: %d %s", status, body)
 	}
-	return answer.Data.AccessToken
+	return response.Data.AccessToken
 }
 
 // nodeCount is smaller with the race detector, because the cost of announcing grows with its

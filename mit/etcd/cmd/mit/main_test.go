@@ -23,7 +23,7 @@ import (
 
 const (
 	signingKey = "the key that all replicas sign tokens with"
-	patience   = 20 * time.Second
+	maxWait    = 20 * time.Second
 	// url is the public URL of all replicas; no server listens there.
 	url = "http://mit.example.com"
 )
@@ -68,14 +68,14 @@ func startReplica(t *testing.T, args ...string) *replica {
 		_ = r.cmd.Process.Signal(syscall.SIGTERM)
 		select {
 		case <-exited:
-		case <-time.After(patience):
+		case <-time.After(maxWait):
 			t.Error("the replica does not end when it is told to")
 			_ = r.cmd.Process.Kill()
 			<-exited
 		}
 	})
 	listening := regexp.MustCompile(`listening.*"address": ?"([^"]+)"`)
-	for end := time.Now().Add(patience); ; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(maxWait); ; time.Sleep(10 * time.Millisecond) {
 		if m := listening.FindStringSubmatch(r.log.String()); m != nil {
 			r.base = "http://" + m[1]
 			return r
@@ -140,7 +140,7 @@ func join(t *testing.T, id string, via *through) *cluster.Cluster {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = c.Close() })
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), maxWait)
 	defer cancel()
 	if _, err := c.Register(ctx); err != nil {
 		t.Fatalf("node %s: %v", id, err)
