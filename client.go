@@ -15,9 +15,11 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+	"unicode"
 
 	"go.uber.org/zap"
 
+	"github.com/mimiktech/cluster/internal/h1"
 	"github.com/mimiktech/cluster/internal/httpjson"
 	"github.com/mimiktech/cluster/internal/wire"
 )
@@ -351,9 +353,10 @@ func withoutQuery(u *url.URL) string {
 type transports struct {
 	backend http.RoundTripper // to the registry and the token service
 	peers   http.RoundTripper
-	newConn http.RoundTripper // to peers, on a new connection for each request
-	owned   []*http.Transport // those that close may close
-	foreign bool              // the round trippers contain code of the program
+	newConn http.RoundTripper  // to peers, on a new connection for each request
+	owned   []*http.Transport  // those that close may close
+	direct  []*directTransport // those of peers and newConn
+	foreign bool               // the round trippers contain code of the program
 }
 
 // newTransports returns the transport of WithHTTPClient for everything, or new transports without
@@ -369,12 +372,13 @@ func newTransports(o options, maxInFlight int) (transports, error) {
 	backend := newTransport(net.Dialer{}, 4)
 	backend.Proxy = http.ProxyFromEnvironment
 	backend.TLSClientConfig = o.backendTLS
-	peers := newTransport(net.Dialer{Control: o.policy.dialControl}, max(2, maxInFlight/16))
-	peers.TLSClientConfig = o.peerTLS
-	newConn := newTransport(net.Dialer{Control: o.policy.dialControl}, 0)
-	newConn.TLSClientConfig = o.peerTLS.Clone() // each transport changes its own
-	newConn.DisableKeepAlives = true
-	t := transports{backend: backend, peers: peers, newConn: newConn, owned: []*http.Transport{backend, peers, newConn}}
+	peers := newDirectTransport(o, max(2, maxInFlight/16))
+	newConn := newDirectTransport(o, 0)
+	newConn.http.DisableKeepAlives, newConn.other.DisableKeepAlives = true, true
+	t := transports{
+		backend: backend, peers: peers, newConn: newConn,
+		owned: []*http.Transport{backend, peers.other, newConn.other}, direct: []*directTransport{peers, newConn},
+	}
 	return t.wrap(o.wrap)
 }
 
@@ -394,9 +398,8 @@ func (t transports) wrap(wrappers []func(http.RoundTripper) http.RoundTripper) (
 const idleConnTimeout = 90 * time.Second
 
 func newTransport(dialer net.Dialer, idlePerHost int) *http.Transport {
-	dialer.Timeout, dialer.KeepAlive = 10*time.Second, 30*time.Second
 	return &http.Transport{
-		DialContext:         dialer.DialContext,
+		DialContext:         dialContext(dialer),
 		MaxIdleConnsPerHost: idlePerHost, // the number of hosts is not limited
 		IdleConnTimeout:     idleConnTimeout,
 		TLSHandshakeTimeout: 10 * time.Second,
@@ -415,8 +418,60 @@ func (t transports) closeIdleBackend() {
 	}
 }
 
+type dialFunc = func(ctx context.Context, network, address string) (net.Conn, error)
+
+func dialContext(dialer net.Dialer) dialFunc {
+	dialer.Timeout, dialer.KeepAlive = 10*time.Second, 30*time.Second
+	return dialer.DialContext
+}
+
+// closeIdle closes the idle connections to a peer that is no longer called at this base URL. Those
+// of net/http, for https, expire.
+func (t transports) closeIdle(base *url.URL) {
+	for _, d := range t.direct {
+		d.http.CloseIdle(base.Host)
+	}
+}
+
 func (t transports) close() {
 	for _, owned := range t.owned {
 		owned.CloseIdleConnections()
 	}
+	for _, d := range t.direct {
+		d.http.Close()
+	}
+}
+
+// maxIdleConns bounds the idle connections to all peers. Each takes a descriptor and 1 kB.
+const maxIdleConns = 16 << 10
+
+// A directTransport sends requests to peers. Those to http URLs cost half of what net/http needs,
+// which sends all others.
+type directTransport struct {
+	http  *h1.Transport
+	other *http.Transport
+}
+
+func newDirectTransport(o options, idlePerHost int) *directTransport {
+	dialer := net.Dialer{Control: o.policy.dialControl}
+	other := newTransport(dialer, idlePerHost)
+	other.TLSClientConfig = o.peerTLS.Clone() // net/http changes it
+	return &directTransport{
+		http:  &h1.Transport{Dial: dialContext(dialer), MaxIdlePerHost: idlePerHost, MaxIdle: maxIdleConns},
+		other: other,
+	}
+}
+
+// RoundTrip implements http.RoundTripper.
+func (t *directTransport) RoundTrip(req *http.Request) (*http.Response, error) {
+	if t.sendsTo(req.URL) {
+		return t.http.RoundTrip(req)
+	}
+	return t.other.RoundTrip(req)
+}
+
+// sendsTo reports whether requests to u are sent without net/http. A host name that is not ASCII
+// needs the encoding that net/http has for it.
+func (t *directTransport) sendsTo(u *url.URL) bool {
+	return u.Scheme == "http" && !strings.ContainsFunc(u.Host, func(r rune) bool { return r > unicode.MaxASCII })
 }

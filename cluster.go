@@ -142,6 +142,7 @@ func New(cfg Config, opts ...Option) (*Cluster, error) {
 	}
 	c.trace = newHooks(o.traces, o.log, c.http.redactSecrets)
 	c.http.trace, c.state = c.trace, newState(cfg.ID, &o, c.trace)
+	c.state.transports = c.http.transports
 	if c.verifier == nil {
 		c.verifier = newKeyVerifier(cfg)
 	}

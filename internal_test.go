@@ -38,7 +38,8 @@ func TestNoProxyTowardsPeers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(r.owned) != 3 || r.owned[0] != r.backend || r.owned[1] != r.peers || r.owned[2] != r.newConn {
+	if len(r.owned) != 3 || r.owned[0] != r.backend || len(r.direct) != 2 || r.direct[0] != r.peers || r.direct[1] != r.newConn ||
+		r.owned[1] != r.direct[0].other || r.owned[2] != r.direct[1].other {
 		t.Fatalf("not the transports for the back end and the peers: %v", r.owned)
 	}
 	if r.owned[0].Proxy == nil {

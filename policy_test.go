@@ -362,10 +362,10 @@ func (r *redactionTest) check() {
 	}
 }
 
-// A countingServer is a peer on a socket. It counts connections and requests.
+// A countingServer is a peer on a socket. It counts connections, all and open ones, and requests.
 type countingServer struct {
 	*httptest.Server
-	connections, requests atomic.Int64
+	connections, open, requests atomic.Int64
 }
 
 func startCountingServer(t *testing.T, h http.Handler) *countingServer {
@@ -376,8 +376,12 @@ func startCountingServer(t *testing.T, h http.Handler) *countingServer {
 		h.ServeHTTP(w, r)
 	}))
 	l.Config.ConnState = func(_ net.Conn, s http.ConnState) {
-		if s == http.StateNew {
+		switch s {
+		case http.StateNew:
 			l.connections.Add(1)
+			l.open.Add(1)
+		case http.StateClosed:
+			l.open.Add(-1)
 		}
 	}
 	l.Start()

@@ -143,9 +143,10 @@ func formatTime(t time.Time) string {
 // changes go through updateView, which keeps the process environment in step. The methods are safe
 // for concurrent use.
 type state struct {
-	noEnv bool
-	log   *zap.Logger
-	trace *hooks
+	noEnv      bool
+	log        *zap.Logger
+	trace      *hooks
+	transports transports // whose idle connections to former peers are closed
 
 	mu       sync.Mutex // guards the fields below
 	data     stateData
@@ -197,8 +198,12 @@ func (s *state) updateView(ctx context.Context, source Source, edit func(*stateD
 		after.setEnv() // with the lock held, so that concurrent updates are written in their order
 	}
 	changes := s.changesLocked(view, source)
+	viewAfter := s.data.view
 	s.mu.Unlock()
 
+	if source != "" {
+		s.closeIdle(view, viewAfter)
+	}
 	for _, change := range changes {
 		s.trace.membershipChanged(ctx, change)
 	}
@@ -206,6 +211,15 @@ func (s *state) updateView(ctx context.Context, source Source, edit func(*stateD
 		s.log.Info("registration state changed", zap.String("from", string(before.State)), zap.String("to", string(after.State)),
 			zap.NamedError("reason", after.Reason), zap.Int("servers", after.Servers))
 		s.trace.stateChanged(ctx, before, after)
+	}
+}
+
+// closeIdle closes the idle connections to peers that have left or moved.
+func (s *state) closeIdle(before, after membership.View) {
+	for old, current := range membership.Diff(before, after) {
+		if old != nil && old.Base != nil && (current == nil || current.Base == nil || current.Base.Host != old.Base.Host) {
+			s.transports.closeIdle(old.Base)
+		}
 	}
 }
 

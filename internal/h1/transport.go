@@ -62,9 +62,15 @@ type Transport struct {
 // A host has the idle connections to one address, the one used last at the end.
 type host struct{ idle []*conn }
 
-// CloseIdle closes the idle connections to address, a host with its port.
-func (t *Transport) CloseIdle(address string) {
-	t.closeIdle(func(c *conn) bool { return c.address == address })
+// CloseIdle closes the idle connections to a host, as in a URL.
+func (t *Transport) CloseIdle(host string) {
+	address, err := addressOf(host)
+	if err != nil {
+		return // there can be none
+	}
+	for c := t.pop(address); c != nil; c = t.pop(address) {
+		c.close()
+	}
 }
 
 // CloseIdleConnections closes all idle connections.
