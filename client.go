@@ -178,6 +178,9 @@ func (h *httpClient) requestError(to remote, req *http.Request, conn *connTrace,
 	if text := h.redact(err.Error(), bearerToken(req.Header)); text != err.Error() {
 		err = &redactedError{text, err}
 	}
+	if errors.Is(err, h1.ErrSwitchingProtocols) {
+		return &StatusError{Remote: to.String(), Method: req.Method, URL: withoutQuery(req.URL), Code: http.StatusSwitchingProtocols}
+	}
 	if conn.answered.Load() {
 		return &InvalidResponseError{to.String(), req.Method, withoutQuery(req.URL), err}
 	}

@@ -14,6 +14,9 @@ import (
 	"time"
 )
 
+// ErrSwitchingProtocols is wrapped by the error of a response with status 101.
+var ErrSwitchingProtocols = errors.New("the peer switches protocols")
+
 const (
 	// A request of this size fits the smallest send buffer in use, that of Linux, so that writing
 	// it cannot wait for a peer that sends its response first.
@@ -199,7 +202,7 @@ func (x *exchange) readHead(req *http.Request) (*http.Response, error) {
 		case err != nil:
 			return nil, fmt.Errorf("invalid response: %w", err)
 		case resp.StatusCode == http.StatusSwitchingProtocols:
-			return nil, errors.New("the peer switches protocols")
+			return nil, ErrSwitchingProtocols
 		case resp.StatusCode < 100:
 			return nil, fmt.Errorf("invalid response: status %d", resp.StatusCode)
 		case resp.StatusCode > 199:
