@@ -175,9 +175,9 @@ func TestNoBroadcastForReturnedPeer(t *testing.T) {
 // of the registry.
 func TestEvictionNeedsConfirmation(t *testing.T) {
 	for name, tt := range map[string]struct {
-		fault clustertest.Fault
-		why   string
-		took  time.Duration
+		fault  clustertest.Fault
+		reason string
+		took   time.Duration
 	}{
 		"refused":             {clustertest.Refuse, "connection refused", 0},
 		"hanging":             {clustertest.Hang, "the registry took too long", 2 * time.Second},
@@ -213,8 +213,8 @@ func TestEvictionNeedsConfirmation(t *testing.T) {
 					t.Errorf("took %v, want %v", took, want)
 				}
 				wantOneOutcomeEach(t, res, w.Nodes[1:])
-				if o := singleFailure(t, res); o.Evicted || o.EvictionSkipped == nil || !strings.Contains(o.EvictionSkipped.Error(), tt.why) || o.Kind != cluster.KindRefused {
-					t.Errorf("%s, evicted %t, skipped: %v, want skipped: %s", o.Kind, o.Evicted, o.EvictionSkipped, tt.why)
+				if o := singleFailure(t, res); o.Evicted || o.EvictionSkipped == nil || !strings.Contains(o.EvictionSkipped.Error(), tt.reason) || o.Kind != cluster.KindRefused {
+					t.Errorf("%s, evicted %t, skipped: %v, want skipped: %s", o.Kind, o.Evicted, o.EvictionSkipped, tt.reason)
 				}
 				synctest.Wait()
 				for _, member := range []*clustertest.Node{w.Nodes[0], w.Nodes[1], w.Nodes[3]} {
@@ -355,7 +355,7 @@ func TestSelfPreservation(t *testing.T) {
 		peers, dead int
 		eviction    cluster.Eviction
 		evicted     int
-		why         string
+		reason      string
 	}{
 		// With one or two peers the registry alone decides.
 		"one of one":                  {1, 1, cluster.Eviction{}, 1, ""},
@@ -390,7 +390,7 @@ func TestSelfPreservation(t *testing.T) {
 				res := rpc(t, n, cluster.Request{Path: "/things"})
 				wantOneOutcomeEach(t, res, w.Nodes[1:])
 				for _, o := range res.Failures {
-					if o.Evicted != (tt.evicted > 0) || (o.EvictionSkipped == nil) != o.Evicted || o.EvictionSkipped != nil && !strings.Contains(o.EvictionSkipped.Error(), tt.why) {
+					if o.Evicted != (tt.evicted > 0) || (o.EvictionSkipped == nil) != o.Evicted || o.EvictionSkipped != nil && !strings.Contains(o.EvictionSkipped.Error(), tt.reason) {
 						t.Errorf("%s: evicted %t, skipped: %v", o.Server.ServerID, o.Evicted, o.EvictionSkipped)
 					}
 				}

@@ -507,7 +507,7 @@ func TestLease(t *testing.T) {
 		change func(*mit.RegistryConfig)
 		set    func(*mit.Registry)
 		named  float64 // 0: none
-		life   time.Duration
+		ttl    time.Duration
 	}{
 		"default":     {nil, nil, 7_200_000, 3 * time.Hour},
 		"configured":  {func(c *mit.RegistryConfig) { c.Lease = time.Minute }, nil, 60_000, 90 * time.Second},
@@ -531,7 +531,7 @@ func TestLease(t *testing.T) {
 				if test.named == 0 && got != nil || test.named != 0 && (got == nil || *got != test.named) {
 					t.Errorf("leaseTime %v, want %v", got, test.named)
 				}
-				time.Sleep(test.life - time.Millisecond)
+				time.Sleep(test.ttl - time.Millisecond)
 				if !slices.Equal(p.servers(), []string{"a"}) {
 					t.Error("expired too early")
 				}

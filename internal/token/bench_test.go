@@ -15,15 +15,15 @@ func BenchmarkToken(b *testing.B) {
 		return &oauth2.Token{AccessToken: "access", Expiry: time.Now().Add(24 * time.Hour)}, nil
 	})
 	key := Key{Audience: "https://peers.example.com", Cluster: true}
-	look := func() bool {
+	getToken := func() bool {
 		access, err := cache.Token(b.Context(), key)
 		return err == nil && access != ""
 	}
-	look() // the first fetches
+	getToken() // the first fetches
 	b.Run("alone", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			if !look() {
+			if !getToken() {
 				b.Fatal("no token")
 			}
 		}
@@ -32,7 +32,7 @@ func BenchmarkToken(b *testing.B) {
 		b.ReportAllocs()
 		b.RunParallel(func(pb *testing.PB) {
 			for pb.Next() {
-				if !look() {
+				if !getToken() {
 					b.Error("no token")
 				}
 			}

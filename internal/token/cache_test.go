@@ -24,7 +24,7 @@ type correlation struct{}
 
 // issuer is a Fetch that returns token-1, token-2, …
 type issuer struct {
-	life    time.Duration // of its tokens; 0: no expiry
+	ttl     time.Duration // of its tokens; 0: no expiry
 	delay   time.Duration
 	refresh bool // give refresh tokens: refresh-1, …
 
@@ -51,8 +51,8 @@ func (s *issuer) fetch(ctx context.Context, _ Key, refresh string) (*oauth2.Toke
 		return nil, s.err
 	}
 	tok := &oauth2.Token{AccessToken: fmt.Sprint("token-", n)}
-	if s.life != 0 {
-		tok.Expiry = time.Now().Add(s.life)
+	if s.ttl != 0 {
+		tok.Expiry = time.Now().Add(s.ttl)
 	}
 	if s.refresh {
 		tok.RefreshToken = fmt.Sprint("refresh-", n)
@@ -84,7 +84,7 @@ func want(t *testing.T, c *Cache, key Key, token string) {
 
 func TestRenewal(t *testing.T) {
 	for name, tt := range map[string]struct {
-		life, fresh time.Duration // fresh: for how long it is given out
+		ttl, fresh time.Duration // fresh: for how long it is given out
 	}{
 		"an hour":             {time.Hour, 45 * time.Minute},
 		"a day":               {24 * time.Hour, 24*time.Hour - 15*time.Minute},
@@ -96,7 +96,7 @@ func TestRenewal(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := &issuer{life: tt.life}
+				s := &issuer{ttl: tt.ttl}
 				c := NewCache(t.Context(), s.fetch)
 				want(t, c, peers(), "token-1")
 				time.Sleep(tt.fresh - time.Millisecond)
@@ -108,7 +108,7 @@ func TestRenewal(t *testing.T) {
 	}
 	t.Run("at exactly 900 s it is not due", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			s := &issuer{life: time.Hour}
+			s := &issuer{ttl: time.Hour}
 			c := NewCache(t.Context(), s.fetch)
 			want(t, c, peers(), "token-1")
 			time.Sleep(time.Hour - 900*time.Second)
@@ -132,7 +132,7 @@ func TestRenewal(t *testing.T) {
 
 func TestConcurrentCallersShareFetch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &issuer{life: time.Hour, delay: time.Second}
+		s := &issuer{ttl: time.Hour, delay: time.Second}
 		c := NewCache(t.Context(), s.fetch)
 		var wg sync.WaitGroup
 		for range 100 {
@@ -147,7 +147,7 @@ func TestConcurrentCallersShareFetch(t *testing.T) {
 
 func TestKeysAreIndependent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &issuer{life: time.Hour}
+		s := &issuer{ttl: time.Hour}
 		c := NewCache(t.Context(), s.fetch)
 		keys := []Key{
 			{Audience: "a"},
@@ -172,7 +172,7 @@ func TestKeysAreIndependent(t *testing.T) {
 
 func TestCanceledWaiter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &issuer{life: time.Hour, delay: 10 * time.Second}
+		s := &issuer{ttl: time.Hour, delay: 10 * time.Second}
 		c := NewCache(t.Context(), s.fetch)
 		ctx, cancel := context.WithCancelCause(context.WithValue(t.Context(), correlation{}, "id-1"))
 		left := make(chan error)
@@ -201,7 +201,7 @@ func TestCanceledWaiter(t *testing.T) {
 
 func TestFailedRenewal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &issuer{life: time.Hour, refresh: true}
+		s := &issuer{ttl: time.Hour, refresh: true}
 		c := NewCache(t.Context(), s.fetch)
 		want(t, c, peers(), "token-1")
 
@@ -235,7 +235,7 @@ func TestFailedRenewal(t *testing.T) {
 
 func TestErrorsAreNotCached(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &issuer{life: time.Hour, delay: time.Second, err: errDown}
+		s := &issuer{ttl: time.Hour, delay: time.Second, err: errDown}
 		c := NewCache(t.Context(), s.fetch)
 		var wg sync.WaitGroup
 		for range 10 {
@@ -253,7 +253,7 @@ func TestErrorsAreNotCached(t *testing.T) {
 
 func TestSlowRenewal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &issuer{life: time.Hour}
+		s := &issuer{ttl: time.Hour}
 		c := NewCache(t.Context(), s.fetch)
 		want(t, c, peers(), "token-1")
 		time.Sleep(50 * time.Minute)
@@ -278,7 +278,7 @@ func TestSlowRenewal(t *testing.T) {
 
 func TestSlowRenewalOfExpiringToken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &issuer{life: time.Hour, refresh: true}
+		s := &issuer{ttl: time.Hour, refresh: true}
 		c := NewCache(t.Context(), s.fetch)
 		want(t, c, peers(), "token-1")
 		time.Sleep(time.Hour - staleWait/2)
@@ -305,7 +305,7 @@ func TestHangingFetch(t *testing.T) {
 func TestDrop(t *testing.T) {
 	t.Run("costs one fetch", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			s := &issuer{life: time.Hour, delay: time.Second, refresh: true}
+			s := &issuer{ttl: time.Hour, delay: time.Second, refresh: true}
 			c := NewCache(t.Context(), s.fetch)
 			want(t, c, peers(), "token-1")
 			var wg sync.WaitGroup
@@ -324,7 +324,7 @@ func TestDrop(t *testing.T) {
 	})
 	t.Run("during a renewal", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			s := &issuer{life: time.Hour, delay: time.Second / 2, refresh: true}
+			s := &issuer{ttl: time.Hour, delay: time.Second / 2, refresh: true}
 			c := NewCache(t.Context(), s.fetch)
 			want(t, c, peers(), "token-1")
 			time.Sleep(50 * time.Minute)
@@ -341,7 +341,7 @@ func TestDrop(t *testing.T) {
 	})
 	t.Run("during a renewal that fails", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			s := &issuer{life: time.Hour, delay: 5 * time.Second}
+			s := &issuer{ttl: time.Hour, delay: 5 * time.Second}
 			c := NewCache(t.Context(), s.fetch)
 			want(t, c, peers(), "token-1")
 			time.Sleep(50 * time.Minute)
@@ -367,7 +367,7 @@ func TestDrop(t *testing.T) {
 func TestRefresh(t *testing.T) {
 	t.Run("is offered, also once the token expired", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
-			s := &issuer{life: time.Hour, refresh: true}
+			s := &issuer{ttl: time.Hour, refresh: true}
 			c := NewCache(t.Context(), s.fetch)
 			want(t, c, peers(), "token-1")
 			time.Sleep(50 * time.Minute)
@@ -401,28 +401,28 @@ func TestRefresh(t *testing.T) {
 
 func TestCanceledCache(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		life, end := context.WithCancelCause(t.Context())
-		s := &issuer{life: time.Hour}
-		c := NewCache(life, s.fetch)
+		ctx, cancel := context.WithCancelCause(t.Context())
+		s := &issuer{ttl: time.Hour}
+		c := NewCache(ctx, s.fetch)
 		want(t, c, peers(), "token-1")
 		s.delay = 30 * time.Second
 		var wg sync.WaitGroup
 		for range 10 {
 			wg.Go(func() {
 				if _, err := c.Token(t.Context(), Key{}); !errors.Is(err, errClosed) {
-					t.Errorf("Token when life ends: %v", err)
+					t.Errorf("Token when ctx ends: %v", err)
 				}
 			})
 		}
 		start := time.Now()
 		time.Sleep(time.Second)
-		end(errClosed)
+		cancel(errClosed)
 		wg.Wait()
 		if took := time.Since(start); took != time.Second {
 			t.Errorf("the fetch went on for %v", took-time.Second)
 		}
 		if _, err := c.Token(t.Context(), Key{}); !errors.Is(err, errClosed) || s.fetches() != 2 {
-			t.Errorf("Token after life: %v, %d fetches", err, s.fetches())
+			t.Errorf("Token after the end of ctx: %v, %d fetches", err, s.fetches())
 		}
 		want(t, c, peers(), "token-1")
 		time.Sleep(50 * time.Minute) // due, and still good for leaving
@@ -455,7 +455,7 @@ func TestInvalidTokens(t *testing.T) {
 
 func TestCacheIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &issuer{life: time.Hour}
+		s := &issuer{ttl: time.Hour}
 		c := NewCache(t.Context(), s.fetch)
 		want(t, c, Key{Customer: "first"}, "token-1")
 		time.Sleep(time.Second)
@@ -480,7 +480,7 @@ func TestCacheIsBounded(t *testing.T) {
 
 func TestExpiredEntryRemovedDuringRefresh(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &issuer{life: time.Hour, delay: time.Second, refresh: true}
+		s := &issuer{ttl: time.Hour, delay: time.Second, refresh: true}
 		c := NewCache(t.Context(), s.fetch)
 		want(t, c, peers(), "token-1")
 		time.Sleep(2 * time.Hour)
@@ -497,7 +497,7 @@ func TestExpiredEntryRemovedDuringRefresh(t *testing.T) {
 
 func TestRenewAfterConcurrentRenewal(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := &issuer{life: time.Hour}
+		s := &issuer{ttl: time.Hour}
 		c := NewCache(t.Context(), s.fetch)
 		want(t, c, peers(), "token-1")
 		// like a caller that looked up the token before the first renewal

@@ -27,10 +27,10 @@ func sign(t testing.TB, claims jwt.MapClaims) string {
 
 var errRefused = errors.New("400")
 
-// post records the requests and gives the answers in turn.
+// post records the requests and returns the responses in order.
 type post struct {
-	bodies  []string
-	answers []any // string or error
+	bodies    []string
+	responses []any // string or error
 }
 
 func (p *post) post(_ context.Context, body any) ([]byte, error) {
@@ -39,8 +39,8 @@ func (p *post) post(_ context.Context, body any) ([]byte, error) {
 		return nil, err
 	}
 	p.bodies = append(p.bodies, string(b))
-	a := p.answers[0]
-	p.answers = p.answers[1:]
+	a := p.responses[0]
+	p.responses = p.responses[1:]
 	if err, ok := a.(error); ok {
 		return nil, err
 	}
@@ -63,53 +63,53 @@ func TestRequestBodies(t *testing.T) {
 		refreshed = `{"refresh_token":"r1","grant_type":"refresh_token"}`
 	)
 	for name, tt := range map[string]struct {
-		key     Key
-		refresh string
-		answers []any
-		bodies  []string
-		err     string
-		renewed string // the refresh token that comes back
+		key       Key
+		refresh   string
+		responses []any
+		bodies    []string
+		err       string
+		renewed   string // the refresh token that comes back
 	}{
 		"plain": {
-			key: Key{Audience: "mds"}, answers: []any{good}, bodies: []string{plain}, renewed: "r2",
+			key: Key{Audience: "mds"}, responses: []any{good}, bodies: []string{plain}, renewed: "r2",
 		},
 		"cluster": {
-			key: Key{Audience: "mds", Cluster: true}, answers: []any{good}, renewed: "r2",
+			key: Key{Audience: "mds", Cluster: true}, responses: []any{good}, renewed: "r2",
 			bodies: []string{strings.TrimSuffix(plain, "}") + `,"type":"cluster"}`},
 		},
 		"customer": {
-			key: Key{Audience: "mds", Cluster: true, Customer: "c"}, answers: []any{good}, renewed: "r2",
+			key: Key{Audience: "mds", Cluster: true, Customer: "c"}, responses: []any{good}, renewed: "r2",
 			bodies: []string{strings.TrimSuffix(plain, "}") + `,"type":"cluster","customer_name":"c"}`},
 		},
 		"refresh": {
-			key: Key{Audience: "mds"}, refresh: "r1", answers: []any{good}, bodies: []string{refreshed}, renewed: "r2",
+			key: Key{Audience: "mds"}, refresh: "r1", responses: []any{good}, bodies: []string{refreshed}, renewed: "r2",
 		},
 		"refresh, none in return": {
-			refresh: "r1", answers: []any{`{"access_token":"new"}`}, bodies: []string{refreshed}, renewed: "r1",
+			refresh: "r1", responses: []any{`{"access_token":"new"}`}, bodies: []string{refreshed}, renewed: "r1",
 		},
 		"refresh refused": {
-			key: Key{Audience: "mds"}, refresh: "r1", answers: []any{errRefused, good},
+			key: Key{Audience: "mds"}, refresh: "r1", responses: []any{errRefused, good},
 			bodies: []string{refreshed, plain}, renewed: "r2",
 		},
 		"refresh failed otherwise": {
-			refresh: "r1", answers: []any{errDown}, bodies: []string{refreshed}, err: "down",
+			refresh: "r1", responses: []any{errDown}, bodies: []string{refreshed}, err: "down",
 		},
 		"both refused": {
-			key: Key{Audience: "mds"}, refresh: "r1", answers: []any{errRefused, errRefused},
+			key: Key{Audience: "mds"}, refresh: "r1", responses: []any{errRefused, errRefused},
 			bodies: []string{refreshed, plain}, err: "400",
 		},
 		"an error that echoes": {
-			key: Key{Audience: "mds"}, answers: []any{fmt.Errorf("%w: bad body %s", errRefused, plain)},
+			key: Key{Audience: "mds"}, responses: []any{fmt.Errorf("%w: bad body %s", errRefused, plain)},
 			bodies: []string{plain},
 			err:    `400: bad body {"client_id":"id","client_secret":"…","audience":"mds","grant_type":"client_credentials"}`,
 		},
 		"an error that echoes the refresh token": {
-			refresh: "r1", answers: []any{fmt.Errorf("%w: %s", errDown, refreshed)}, bodies: []string{refreshed},
+			refresh: "r1", responses: []any{fmt.Errorf("%w: %s", errDown, refreshed)}, bodies: []string{refreshed},
 			err: `down: {"refresh_token":"…","grant_type":"refresh_token"}`,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := &post{answers: tt.answers}
+			p := &post{responses: tt.responses}
 			tok, err := p.client().Fetch(t.Context(), tt.key, tt.refresh)
 			if diff := cmp.Diff(tt.bodies, p.bodies); diff != "" {
 				t.Errorf("bodies (-want +got):\n%s", diff)
@@ -129,7 +129,7 @@ func TestRequestBodies(t *testing.T) {
 		})
 	}
 	t.Run("without Refused", func(t *testing.T) {
-		p := &post{answers: []any{errRefused}}
+		p := &post{responses: []any{errRefused}}
 		client := p.client()
 		client.Refused = nil
 		if _, err := client.Fetch(t.Context(), peers(), "r1"); !errors.Is(err, errRefused) {
@@ -146,9 +146,9 @@ func TestParseResponse(t *testing.T) {
 	data := func(access, rest string) string { return fmt.Sprintf(`{"data":{"access_token":%q%s}}`, access, rest) }
 
 	for name, tt := range map[string]struct {
-		answer string
-		life   time.Duration
-		err    string
+		response string
+		ttl      time.Duration
+		err      string
 	}{
 		"in data":                  {data(hour, ""), time.Hour, ""},
 		"bare":                     {fmt.Sprintf(`{"access_token":%q}`, hour), time.Hour, ""},
@@ -161,7 +161,7 @@ func TestParseResponse(t *testing.T) {
 		"expires_in as text":       {data("opaque", `,"expires_in":"60"`), time.Minute, ""},
 		"expires_in with fraction": {data("opaque", `,"expires_in":0.5`), time.Second / 2, ""},
 		"expires_in null":          {data("opaque", `,"expires_in":null,"refresh_token":null`), assumedTTL, ""},
-		"no word of its life":      {data("opaque", ""), assumedTTL, ""},
+		"no expiry":                {data("opaque", ""), assumedTTL, ""},
 
 		"empty":                {"", 0, "the response is not JSON"},
 		"HTML":                 {"<html>", 0, "the response is not JSON"},
@@ -191,7 +191,7 @@ func TestParseResponse(t *testing.T) {
 		"expires_in an object": {data("t0ken", `,"expires_in":{}`), 0, "expires_in is not a number"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			tok, err := parseResponse([]byte(tt.answer), now)
+			tok, err := parseResponse([]byte(tt.response), now)
 			if tt.err != "" {
 				if err == nil || err.Error() != tt.err {
 					t.Errorf("error %v, want %s", err, tt.err)
@@ -201,8 +201,8 @@ func TestParseResponse(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if life := tok.Expiry.Sub(now); life != tt.life {
-				t.Errorf("it lives %v, want %v", life, tt.life)
+			if ttl := tok.Expiry.Sub(now); ttl != tt.ttl {
+				t.Errorf("its TTL is %v, want %v", ttl, tt.ttl)
 			}
 		})
 	}
@@ -211,12 +211,12 @@ func TestParseResponse(t *testing.T) {
 // A cache over a client, as they are used.
 func TestClientInCache(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		answer := func(n int) string {
+		response := func(n int) string {
 			exp := time.Now().Add(time.Duration(n) * time.Hour).Unix()
 			return fmt.Sprintf(`{"data":{"access_token":%q,"refresh_token":%q}}`,
 				sign(t, jwt.MapClaims{"exp": exp, "n": n}), sign(t, jwt.MapClaims{"exp": exp + 3600}))
 		}
-		p := &post{answers: []any{answer(1), errRefused, answer(2), errDown, answer(3)}}
+		p := &post{responses: []any{response(1), errRefused, response(2), errDown, response(3)}}
 		c := NewCache(t.Context(), p.client().Fetch)
 		seen := map[string]bool{}
 		for _, wait := range []time.Duration{0, 46 * time.Minute, time.Hour, retryInterval} {

@@ -12,7 +12,7 @@ import (
 )
 
 func TestLeaseSeconds(t *testing.T) {
-	for life, want := range map[time.Duration]int64{
+	for ttl, want := range map[time.Duration]int64{
 		time.Millisecond:        1,
 		time.Second:             2,
 		2 * time.Second:         3,
@@ -22,8 +22,8 @@ func TestLeaseSeconds(t *testing.T) {
 		1000 * 24 * time.Hour:   1000*24*60*60 + 60,
 		1500 * time.Millisecond: 2,
 	} {
-		if got := leaseSeconds(life); got != want {
-			t.Errorf("a life of %v takes a lease of %d s, want %d", life, got, want)
+		if got := leaseSeconds(ttl); got != want {
+			t.Errorf("a TTL of %v takes a lease of %d s, want %d", ttl, got, want)
 		}
 	}
 }
@@ -50,21 +50,21 @@ func TestLeases(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		clock := &etcdClock{}
 		l := newLeases(clock.grant)
-		lend := func(life time.Duration) clientv3.LeaseID {
+		acquire := func(ttl time.Duration) clientv3.LeaseID {
 			t.Helper()
-			id, err := l.acquire(t.Context(), life)
+			id, err := l.acquire(t.Context(), ttl)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if left := time.Until(clock.expires[id-1]); left < life {
-				t.Fatalf("lease %d lasts for %v, less than %v", id, left, life)
+			if left := time.Until(clock.expires[id-1]); left < ttl {
+				t.Fatalf("lease %d lasts for %v, less than %v", id, left, ttl)
 			}
 			return id
 		}
 
 		// For three hours a new entry every second: each lease is shared for a minute.
 		for range 3 * 60 * 60 {
-			lend(time.Hour)
+			acquire(time.Hour)
 			time.Sleep(time.Second)
 		}
 		if n := len(clock.expires); n < 3*60 || n > 3*60+10 {
@@ -72,30 +72,30 @@ func TestLeases(t *testing.T) {
 		}
 
 		// Not more than so many to one.
-		before := lend(time.Hour)
+		before := acquire(time.Hour)
 		time.Sleep(time.Hour)
 		used := map[clientv3.LeaseID]int{}
 		for range 2*maxPerLease + 1 {
-			used[lend(time.Hour)]++
+			used[acquire(time.Hour)]++
 		}
 		if used[before+1] != maxPerLease || used[before+2] != maxPerLease || used[before+3] != 1 {
 			t.Errorf("entries by lease: %v", used)
 		}
 
-		// Another life has a lease of its own, and does not disturb.
-		last := lend(time.Hour)
-		if lend(time.Minute) == last || lend(time.Hour) != last {
+		// Another TTL has a lease of its own.
+		last := acquire(time.Hour)
+		if acquire(time.Minute) == last || acquire(time.Hour) != last {
 			t.Error("lives of an hour and a minute disturb each other")
 		}
 		if len(l.current) != 2 {
-			t.Errorf("%d leases are kept, want one for each life", len(l.current))
+			t.Errorf("%d leases are kept, want one for each TTL", len(l.current))
 		}
 		l.forget(last)
-		if lend(time.Hour) == last {
+		if acquire(time.Hour) == last {
 			t.Error("lent after it was forgotten")
 		}
 		time.Sleep(2 * time.Hour)
-		lend(time.Hour)
+		acquire(time.Hour)
 		if len(l.current) != 1 {
 			t.Errorf("%d leases are kept, those that ran out among them", len(l.current))
 		}

@@ -81,8 +81,8 @@ func TestRetry(t *testing.T) {
 
 func TestRetryEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		life, closeStore := context.WithCancel(t.Context())
-		s := &Store{ctx: life}
+		ctx, closeStore := context.WithCancel(t.Context())
+		s := &Store{ctx: ctx}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		wait := func(ctx context.Context) (int, error) { return 0, noResponse(ctx) }
