@@ -155,7 +155,7 @@ func New(cfg Config, opts ...Option) (*Cluster, error) {
 
 // connect makes the parts of a Cluster that need others.
 func (c *Cluster) connect(o options) {
-	fetcher := &tokenFetcher{http: c.http, issuer: c.cfg.Issuer, sources: o.tokens, log: c.log, trace: c.trace}
+	fetcher := &tokenFetcher{http: c.http, issuer: c.cfg.Issuer, tokens: o.tokens, log: c.log, trace: c.trace}
 	tokens := token.NewCache(c.ctx, fetcher.fetch(c.cfg.ClientID, c.cfg.ClientSecret))
 	c.registry = &registryClient{
 		http:          c.http,

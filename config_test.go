@@ -395,7 +395,7 @@ func checkRegistration(t *testing.T, c *cluster.Cluster, cfg cluster.Config, bod
 // ConfigFromEnv and New do not require the fields that an option replaces.
 func TestOptionsReplaceRequiredFields(t *testing.T) {
 	var (
-		tokens   = cluster.WithTokens(func(cluster.TokenKey) oauth2.TokenSource { return nil })
+		tokens   = cluster.WithTokens(func(context.Context, cluster.TokenKey) (*oauth2.Token, error) { return nil, nil })
 		verifier = cluster.WithVerifier(fixedVerifier{})
 	)
 	for _, tt := range []struct {

@@ -307,12 +307,12 @@ func ExampleCluster_ListenAndServe() {
 // The node gets its tokens from a standard OAuth2 server and verifies received tokens with a
 // Verifier of its own. The settings of the token service (mST) are not needed then.
 func ExampleWithTokens() {
-	tokens := func(key cluster.TokenKey) oauth2.TokenSource { // called once per key
+	tokens := func(ctx context.Context, key cluster.TokenKey) (*oauth2.Token, error) {
 		credentials := clientcredentials.Config{
 			ClientID: "mds", ClientSecret: "a secret", TokenURL: "https://login.example.com/token",
 			EndpointParams: url.Values{"audience": {key.Audience}},
 		}
-		return credentials.TokenSource(context.Background())
+		return credentials.Token(ctx) // a new token: the node keeps it, and replaces it if it is rejected
 	}
 	c, err := cluster.New(cluster.Config{
 		Type: "mds", ID: "node-1", Port: 8080, LocalIPv4: "10.0.0.7",

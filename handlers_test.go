@@ -482,7 +482,7 @@ func TestWithVerifier(t *testing.T) {
 	cfg := testConfig()
 	cfg.ClientAccessKey = "" // only the verifier can check tokens
 	c, err := cluster.New(cfg, cluster.WithoutEnv(), cluster.WithVerifier(fixedVerifier{"mds", "cluster"}),
-		cluster.WithTokens(func(cluster.TokenKey) oauth2.TokenSource { return nil }))
+		cluster.WithTokens(func(context.Context, cluster.TokenKey) (*oauth2.Token, error) { return nil, nil }))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -61,8 +61,8 @@ func newNode(t *testing.T, cfg cluster.Config, rt http.RoundTripper, opts ...clu
 	t.Helper()
 	c, err := cluster.New(cfg, append([]cluster.Option{
 		cluster.WithHTTPClient(&http.Client{Transport: rt}), cluster.WithoutEnv(), cluster.WithVerifier(fixedVerifier{"mds", "cluster"}),
-		cluster.WithTokens(func(k cluster.TokenKey) oauth2.TokenSource {
-			return oauth2.StaticTokenSource(&oauth2.Token{AccessToken: "hidden-token-for-" + k.Audience})
+		cluster.WithTokens(func(_ context.Context, k cluster.TokenKey) (*oauth2.Token, error) {
+			return &oauth2.Token{AccessToken: "hidden-token-for-" + k.Audience}, nil
 		}),
 	}, opts...)...)
 	if err != nil {

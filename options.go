@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"cmp"
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -57,11 +58,12 @@ type TokenKey struct {
 	Customer string // the Customer of a [Request]
 }
 
-// WithTokens obtains tokens from source instead of from the token service. source is called once
-// per key, and may return any source of x/oauth2. The node keeps each token until shortly before it
-// expires.
-func WithTokens(source func(TokenKey) oauth2.TokenSource) Option {
-	return optionFunc(func(o *options) { o.tokens = source })
+// WithTokens obtains tokens from fetch instead of from the token service. The node keeps each token
+// until shortly before it expires, and replaces it if a remote rejects it. So fetch must return a
+// new token each time: the Token method of a clientcredentials.Config fits, a caching source of
+// x/oauth2 does not. A fetch must return when ctx ends. There is one at a time for each key.
+func WithTokens(fetch func(ctx context.Context, key TokenKey) (*oauth2.Token, error)) Option {
+	return optionFunc(func(o *options) { o.tokens = fetch })
 }
 
 // WithVerifier verifies received tokens with v instead of with the keys of [Config].
@@ -102,9 +104,10 @@ type Retry struct {
 	// MaxElapsed bounds the time from the start of the first attempt to that of the last. There is
 	// no bound by default.
 	MaxElapsed time.Duration
-	// RetryIf reports whether to retry a request of the given method that failed with err; [RetrySafe]
-	// by default. It may be called from any goroutine, and holds no slot of Config.MaxInFlight. If it
-	// panics, there is no retry, the outcome's error says so, and the stack is logged.
+	// RetryIf reports whether to retry a request of the given method that failed with err;
+	// [RetrySafe] by default. It may be called from any goroutine, and holds no slot of
+	// Config.MaxInFlight. If it panics, there is no retry, the outcome's error says so, and the
+	// stack is logged.
 	RetryIf func(method string, err error) bool
 }
 
@@ -192,7 +195,7 @@ type options struct {
 	client              *http.Client
 	wrap                []func(http.RoundTripper) http.RoundTripper
 	peerTLS, backendTLS *tls.Config // nil: the defaults
-	tokens              func(TokenKey) oauth2.TokenSource
+	tokens              func(context.Context, TokenKey) (*oauth2.Token, error)
 	verifier            Verifier
 	traces              []Trace
 	retry               Retry

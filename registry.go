@@ -283,14 +283,14 @@ func (r *replicas) promote(current, url string) (changed bool) {
 	return true
 }
 
-// A tokenFetcher fetches tokens, for a token.Cache: from the token service, or from sources if they
-// are set.
+// A tokenFetcher fetches tokens, for a token.Cache: with the function of WithTokens if it is set,
+// or from the token service.
 type tokenFetcher struct {
-	http    *httpClient
-	issuer  string
-	sources func(TokenKey) oauth2.TokenSource
-	log     *zap.Logger
-	trace   *hooks
+	http   *httpClient
+	issuer string
+	tokens func(context.Context, TokenKey) (*oauth2.Token, error)
+	log    *zap.Logger
+	trace  *hooks
 }
 
 // fetch returns the function to pass to token.NewCache.
@@ -307,8 +307,8 @@ func (f *tokenFetcher) fetch(clientID string, secret Secret) token.Fetch {
 		},
 	}
 	fetch := client.Fetch
-	if f.sources != nil {
-		fetch = token.FromSources(func(k token.Key) oauth2.TokenSource { return f.sources(TokenKey(k)) })
+	if f.tokens != nil {
+		fetch = f.fetchGiven
 	}
 	return func(ctx context.Context, key token.Key, refresh string) (*oauth2.Token, error) {
 		ctx, end := f.trace.tokenFetch(ensureCorrelationID(ctx), TokenKey(key))
@@ -324,8 +324,17 @@ func (f *tokenFetcher) fetch(clientID string, secret Secret) token.Fetch {
 	}
 }
 
+// fetchGiven calls the function of WithTokens.
+func (f *tokenFetcher) fetchGiven(ctx context.Context, key token.Key, _ string) (t *oauth2.Token, err error) {
+	defer catchPanic("the function of WithTokens", &err)
+	if t, err = f.tokens(ctx, TokenKey(key)); err == nil {
+		err = token.Check(t, time.Now())
+	}
+	return t, err
+}
+
 func (f *tokenFetcher) wrap(key token.Key, err error) error {
-	if f.sources == nil && !namesRemote(err) {
+	if f.tokens == nil && !namesRemote(err) {
 		err = &InvalidResponseError{"mST", http.MethodPost, f.issuer, err}
 	}
 	return &TokenError{Audience: key.Audience, Err: err}

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -14,6 +16,8 @@ import (
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
+	"golang.org/x/oauth2"
+	"golang.org/x/oauth2/clientcredentials"
 
 	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/clustertest"
@@ -495,4 +499,72 @@ func (l *requestLog) attempts(method string, n *clustertest.Node) (attempts []at
 		}
 	}
 	return attempts, took
+}
+
+// A token that is rejected is replaced, because the function of WithTokens returns a new one each
+// time.
+func TestWithTokensReplacesRejectedToken(t *testing.T) {
+	var issued atomic.Int64
+	issuer := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		fmt.Fprintf(w, `{"access_token":"token-%d","token_type":"bearer","expires_in":3600}`, issued.Add(1))
+	}))
+	defer issuer.Close()
+	credentials := clientcredentials.Config{ClientID: "mds", ClientSecret: "secret", TokenURL: issuer.URL}
+	var sent []string
+	registry := clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
+		bearer := strings.TrimPrefix(req.Header.Get("Authorization"), "Bearer ")
+		sent = append(sent, bearer)
+		if bearer == "token-1" || bearer == "token-3" {
+			return newHTTPResponse(req, http.StatusForbidden, ""), nil
+		}
+		return newHTTPResponse(req, http.StatusOK, registrationResponse(time.Hour, "node-1")), nil
+	})
+	c := newNode(t, testConfig(), registry, cluster.WithTokens(func(ctx context.Context, _ cluster.TokenKey) (*oauth2.Token, error) {
+		if cluster.CorrelationID(ctx) == "" {
+			t.Error("no correlation id")
+		}
+		return credentials.Token(ctx)
+	}))
+	for range 2 {
+		if _, err := c.Register(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if want := []string{"token-1", "token-2", "token-2"}; !slices.Equal(sent, want) {
+		t.Errorf("sent %q, want %q", sent, want)
+	}
+}
+
+func TestWithTokensFails(t *testing.T) {
+	for name, tt := range map[string]struct {
+		fetch func(ctx context.Context, key cluster.TokenKey) (*oauth2.Token, error)
+		want  string
+	}{
+		"error":    {func(context.Context, cluster.TokenKey) (*oauth2.Token, error) { return nil, errors.New("no vault") }, "no vault"},
+		"no token": {func(context.Context, cluster.TokenKey) (*oauth2.Token, error) { return nil, nil }, "no token"},
+		"empty":    {func(context.Context, cluster.TokenKey) (*oauth2.Token, error) { return &oauth2.Token{}, nil }, "no access_token"},
+		"expired": {func(context.Context, cluster.TokenKey) (*oauth2.Token, error) {
+			return &oauth2.Token{AccessToken: "old", Expiry: time.Unix(1, 0)}, nil
+		}, "already expired"},
+		"panic": {func(context.Context, cluster.TokenKey) (*oauth2.Token, error) { panic("no map") }, "no map"},
+		"hanging": {func(ctx context.Context, _ cluster.TokenKey) (*oauth2.Token, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}, "no token within 1m0s"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+				defer cancel()
+				c := newNode(t, testConfig(), http.DefaultTransport, cluster.WithTokens(tt.fetch))
+				_, err := c.Register(ctx)
+				te, ok := errors.AsType[*cluster.TokenError](err)
+				if !ok || te.Audience != "mit" || !strings.Contains(err.Error(), tt.want) {
+					t.Errorf("%v, want %q", err, tt.want)
+				}
+				_ = c.Close()
+			})
+		})
+	}
 }

@@ -207,11 +207,22 @@ func (c *Cache) makeRoomLocked() {
 	delete(c.entries, victim)
 }
 
-func newEntry(tok *oauth2.Token, now time.Time) (entry, error) {
+// Check returns an error for a token that a [Cache] does not accept.
+func Check(tok *oauth2.Token, now time.Time) error {
 	if tok == nil {
-		return entry{}, errors.New("no token")
+		return errors.New("no token")
 	}
 	if err := checkAccessToken(tok.AccessToken); err != nil {
+		return err
+	}
+	if !tok.Expiry.IsZero() && tok.Expiry.Round(0).Sub(now) <= 0 {
+		return errExpired
+	}
+	return nil
+}
+
+func newEntry(tok *oauth2.Token, now time.Time) (entry, error) {
+	if err := Check(tok, now); err != nil {
 		return entry{}, err
 	}
 	e := entry{access: tok.AccessToken, refresh: tok.RefreshToken}
@@ -221,9 +232,6 @@ func newEntry(tok *oauth2.Token, now time.Time) (entry, error) {
 	// Drop the monotonic clock, which stops while the machine sleeps.
 	e.expiry = tok.Expiry.Round(0)
 	ttl := e.expiry.Sub(now)
-	if ttl <= 0 {
-		return entry{}, errExpired
-	}
 	// A nanosecond later, because a token with exactly the margin left is not renewed yet.
 	e.renewAt = e.expiry.Add(-margin(ttl) + 1)
 	return e, nil
