@@ -50,8 +50,8 @@ type refreshRequest struct {
 }
 
 // Fetch implements [Fetch]. It uses the refresh token if there is one and the issuer accepts it,
-// and client credentials otherwise. Errors are redacted; an unwrapped error of Post may contain a
-// secret.
+// and client credentials otherwise. The text of an error is redacted. The error of Post that it
+// wraps may contain a secret.
 func (c Client) Fetch(ctx context.Context, key Key, refresh string) (*oauth2.Token, error) {
 	if refresh != "" {
 		tok, err := c.post(ctx, refreshRequest{refresh, "refresh_token"})

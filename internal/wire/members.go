@@ -87,7 +87,7 @@ func stringEnd(b []byte, i int) int {
 }
 
 // DecodeString decodes a string. ok reports whether value is a string or null. For null it returns
-// before, as encoding/json leaves a field unchanged.
+// before: encoding/json, too, leaves a field unchanged then.
 func DecodeString(value []byte, before string) (t string, ok bool) {
 	if plain, ok := plainString(value); ok {
 		return string(plain), true

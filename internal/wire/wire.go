@@ -258,9 +258,9 @@ type Registered struct {
 	LeaseTimeErr error `json:"-"`
 }
 
-// EncodeRegistered returns the JSON of a [Registered] whose resource has n servers in place of
-// Servers. json.Marshal would scan and copy the encoded list twice, which takes longer than
-// concatenating it.
+// EncodeRegistered returns the JSON of r, with n servers in place of those of its resource; server
+// returns each of them. json.Marshal would scan and copy the encoded list twice, which takes longer
+// than concatenating it.
 func EncodeRegistered(r Registered, n int, server func(i int) *Server) ([]byte, error) {
 	b, err := r.ItResource.appendJSON([]byte(`{"itResource":`), n, server)
 	if err != nil {
