@@ -69,7 +69,7 @@ import (
 // A node that has left cannot register again: make a new Cluster instead.
 type Cluster struct {
 	cfg      Config // with its defaults; read-only after New, like all fields
-	self     wire.Registration
+	address  *address
 	policy   PeerPolicy
 	verifier Verifier
 	log      *zap.Logger
@@ -120,19 +120,20 @@ func New(cfg Config, opts ...Option) (*Cluster, error) {
 	if err := configError(cfg.validate(o, nil)); err != nil {
 		return nil, err
 	}
-	cfg = cfg.withDefaults()
-	self, err := cfg.registration()
+	own, err := newAddress(cfg, &o)
 	if err != nil {
 		return nil, configError([]error{err})
 	}
+	cfg = own.cfg
 	client, err := newHTTPClient(cfg, o)
 	if err != nil {
 		return nil, configError([]error{err})
 	}
 	o.log = o.log.With(zap.String("serverId", cfg.ID))
+	own.logChoice(o.log)
 	c := &Cluster{
 		cfg:              cfg,
-		self:             self,
+		address:          own,
 		policy:           o.policy,
 		verifier:         o.verifier,
 		log:              o.log,
@@ -173,7 +174,7 @@ func (c *Cluster) connect(o options) {
 		memberCtx:      c.memberCtx,
 		registry:       c.registry,
 		state:          c.state,
-		check:          o.policy.checkServer,
+		check:          c.checkServer,
 		background:     c.tasks.start,
 		notify:         c.notifyDeparture,
 		log:            c.log,
@@ -209,6 +210,7 @@ func (c *Cluster) Close() error {
 }
 
 // Config returns the node's configuration with the defaults filled in, such as its ID and BasePath.
+// An address that was chosen by default is the first one, also if the node has chosen again since.
 func (c *Cluster) Config() Config { return c.cfg }
 
 // Servers returns the node's view: all known servers of the cluster, this one included, sorted by

@@ -7,14 +7,18 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"net/url"
 	"os"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 	"unicode/utf8"
 
 	"github.com/google/uuid"
+	"go.uber.org/zap"
 
 	"github.com/mimiktech/cluster/internal/peeraddr"
 	"github.com/mimiktech/cluster/internal/wire"
@@ -39,15 +43,20 @@ type Config struct {
 	// BasePath is the prefix of all paths of the node [SERVER_BASE_PATH]; "/{type}/v1" by default. A
 	// slash at its end is removed.
 	BasePath string
-	// LocalIPv4 is the address at which peers reach the node [SERVER_LOCAL_IPV4]; by default the
-	// first IPv4 address of the machine that is not a loopback address.
-	LocalIPv4 string
+	// LocalIPv4 or LocalIP is the address at which peers reach the node [SERVER_LOCAL_IPV4, or
+	// SERVER_LOCAL_IP, which may be IPv4 or IPv6]. LocalIPv4 has precedence.
+	//
+	// By default it is an address of an interface of the machine that is up. Loopback and link-local
+	// addresses do not count. IPv4 is preferred to IPv6, then other interfaces to point-to-point ones,
+	// then the order of the system. The choice is logged. If the machine no longer has the address
+	// when the node renews its lease, the node chooses again and announces its new address.
+	LocalIPv4, LocalIP string
 	// ClusterBaseURL is the base URL at which peers call the node [SERVER_CLUSTER_BASE_URL];
-	// "http://{LocalIPv4}:{Port}{BasePath}" by default. Set it if the node is behind TLS.
+	// "http://{LocalIPv4 or LocalIP}:{Port}{BasePath}" by default. Set it if the node is behind TLS.
 	ClusterBaseURL string
 	// PublicProtocol, PublicDomainName and PublicIPv4 are the parts of the cluster's public base
 	// URL, which is "{protocol}//{domain name}{base path}". Without a domain name, its host is
-	// "{PublicIPv4 or LocalIPv4}:{Port}". [SERVER_PUBLIC_PROTOCOL, "http:" by default;
+	// "{PublicIPv4, LocalIPv4 or LocalIP}:{Port}". [SERVER_PUBLIC_PROTOCOL, "http:" by default;
 	// SERVER_PUBLIC_DOMAIN_NAME; SERVER_PUBLIC_IPV4]
 	PublicProtocol   string
 	PublicDomainName string
@@ -123,6 +132,7 @@ func ConfigFromEnv(opts ...Option) (Config, error) {
 		Port:               e.positiveInt("SERVER_PORT"),
 		BasePath:           e.str("SERVER_BASE_PATH"),
 		LocalIPv4:          e.str("SERVER_LOCAL_IPV4"),
+		LocalIP:            e.str("SERVER_LOCAL_IP"),
 		ClusterBaseURL:     e.str("SERVER_CLUSTER_BASE_URL"),
 		PublicProtocol:     e.str("SERVER_PUBLIC_PROTOCOL"),
 		PublicDomainName:   e.str("SERVER_PUBLIC_DOMAIN_NAME"),
@@ -319,11 +329,19 @@ func (p *problems) checkURL(name, value string) {
 	}
 }
 
+// checkCallable rejects an address that no peer can call, unless the policy for peers names it.
+func (p *problems) checkCallable(name string, ip netip.Addr, allowed peeraddr.Networks) {
+	if err := peeraddr.CheckCallable(ip); err != nil && (len(allowed) == 0 || allowed.CheckIP(ip) != nil) {
+		p.add(name, "is an address that no peer can call: %w; set it to one at which peers reach this machine", err)
+	}
+}
+
 // validate returns what is missing or invalid, except for the variables in known.
 func (cfg Config) validate(o options, known map[string]bool) []error {
 	p := &problems{known: known}
 	cfg.validateIdentity(p)
-	cfg.validateAddresses(p)
+	cfg.validatePaths(p)
+	cfg.validateAddresses(p, o)
 	cfg.validateLimits(p)
 	o.validate(p)
 	cfg.validateAudiences(p)
@@ -349,26 +367,47 @@ func (cfg Config) validateIdentity(p *problems) {
 	}
 }
 
-func (cfg Config) validateAddresses(p *problems) {
+func (cfg Config) validatePaths(p *problems) {
 	if cfg.Port == 0 {
 		p.add("SERVER_PORT", "is missing")
 	} else if cfg.Port < 0 || cfg.Port > 65535 {
 		p.add("SERVER_PORT", "%d is not a port", cfg.Port)
 	}
-	if base := cfg.BasePath; base != "" && !validBasePath(base) {
-		p.add("SERVER_BASE_PATH", "%.40q is not a clean absolute path", base)
+	if cfg.BasePath != "" && !validBasePath(cfg.BasePath) {
+		p.add("SERVER_BASE_PATH", "%.40q is not a clean absolute path", cfg.BasePath)
 	}
-	if cfg.LocalIPv4 != "" && !isIPv4(cfg.LocalIPv4) {
-		p.add("SERVER_LOCAL_IPV4", "%.40q is not an IPv4 address", cfg.LocalIPv4)
+}
+
+func (cfg Config) validateAddresses(p *problems, o options) {
+	allowed := peeraddr.Networks(o.policy.Networks)
+	for _, a := range []struct {
+		name, value, want string
+		is                func(netip.Addr) bool
+	}{
+		{"SERVER_LOCAL_IPV4", cfg.LocalIPv4, "IPv4", netip.Addr.Is4},
+		{"SERVER_LOCAL_IP", cfg.LocalIP, "IP", netip.Addr.IsValid},
+		{"SERVER_PUBLIC_IPV4", cfg.PublicIPv4, "IPv4", netip.Addr.Is4},
+	} {
+		ip, err := netip.ParseAddr(a.value)
+		switch {
+		case a.value == "":
+		case err != nil || !a.is(ip) || ip.Zone() != "":
+			p.add(a.name, "%.40q is not an %s address", a.value, a.want)
+		default:
+			p.checkCallable(a.name, ip, allowed)
+		}
 	}
-	if cfg.PublicIPv4 != "" && !isIPv4(cfg.PublicIPv4) {
-		p.add("SERVER_PUBLIC_IPV4", "%.40q is not an IPv4 address", cfg.PublicIPv4)
-	}
-	if cfg.LocalIPv4 == "" && cfg.ClusterBaseURL == "" && localIPv4() == "" {
-		p.add("SERVER_LOCAL_IPV4", "is missing, and this machine has no IPv4 address except loopback ones")
+	if cfg.localIP() == "" && cfg.ClusterBaseURL == "" && !o.local.Addr.IsValid() {
+		p.add("SERVER_LOCAL_IPV4", "is missing, and this machine has no address that peers can call: "+
+			"set it, or SERVER_LOCAL_IP (IPv4 or IPv6), or SERVER_CLUSTER_BASE_URL")
 	}
 	if cfg.ClusterBaseURL != "" {
 		p.checkURL("SERVER_CLUSTER_BASE_URL", cfg.ClusterBaseURL)
+		if u, err := peeraddr.Parse(cfg.ClusterBaseURL); err == nil {
+			if ip, err := netip.ParseAddr(u.Hostname()); err == nil {
+				p.checkCallable("SERVER_CLUSTER_BASE_URL", ip, allowed)
+			}
+		}
 	}
 	switch cfg.PublicProtocol {
 	case "", "http:", "https:", "http", "https":
@@ -449,35 +488,25 @@ func validPath(p string) bool {
 	})
 }
 
-// isIPv4 reports whether s is an IPv4 address to which connections can be made.
-func isIPv4(s string) bool {
-	ip, err := netip.ParseAddr(s)
-	return err == nil && ip.Is4() && !ip.IsUnspecified()
-}
+// localIP returns the configured address; "" if there is none.
+func (cfg Config) localIP() string { return cmp.Or(cfg.LocalIPv4, cfg.LocalIP) }
 
-// localIPv4 returns the machine's first IPv4 address that is not a loopback address, or "".
-func localIPv4() string {
-	addrs, err := net.InterfaceAddrs()
-	if err != nil {
-		return ""
-	}
-	for _, a := range addrs {
-		if n, ok := a.(*net.IPNet); ok && n.IP.To4() != nil && !n.IP.IsLoopback() {
-			return n.IP.String()
-		}
-	}
-	return ""
-}
-
-// withDefaults returns a valid cfg with the defaults filled in.
-func (cfg Config) withDefaults() Config {
+// withDefaults returns a valid cfg with the defaults filled in. local is the address to use if none
+// is configured.
+func (cfg Config) withDefaults(local netip.Addr) Config {
 	cfg.ID = cmp.Or(cfg.ID, uuid.NewString())
 	cfg.Version = cmp.Or(cfg.Version, "1.0")
-	cfg.LocalIPv4 = cmp.Or(cfg.LocalIPv4, localIPv4())
+	switch {
+	case cfg.localIP() != "" || !local.IsValid():
+	case local.Is4():
+		cfg.LocalIPv4 = local.String()
+	default:
+		cfg.LocalIP = local.String()
+	}
 	cfg.PublicProtocol = strings.TrimSuffix(cmp.Or(cfg.PublicProtocol, "http"), ":") + ":"
 	cfg.BasePath = strings.TrimSuffix(cmp.Or(cfg.BasePath, "/"+cfg.Type+"/v1"), "/")
 	if cfg.ClusterBaseURL == "" {
-		cfg.ClusterBaseURL = fmt.Sprintf("http://%s:%d%s", cfg.LocalIPv4, cfg.Port, cfg.BasePath)
+		cfg.ClusterBaseURL = "http://" + net.JoinHostPort(cfg.localIP(), strconv.Itoa(cfg.Port)) + cfg.BasePath
 	}
 	cfg.ClusterBaseURL = strings.TrimRight(cfg.ClusterBaseURL, "/")
 	urls, _ := peeraddr.ParseList(cfg.RegistryURL)
@@ -494,7 +523,7 @@ func (cfg Config) withDefaults() Config {
 func (cfg Config) publicBaseURL() string {
 	host := cfg.PublicDomainName
 	if host == "" {
-		host = fmt.Sprintf("%s:%d", cmp.Or(cfg.PublicIPv4, cfg.LocalIPv4), cfg.Port)
+		host = net.JoinHostPort(cmp.Or(cfg.PublicIPv4, cfg.localIP()), strconv.Itoa(cfg.Port))
 	}
 	// Without the default port, as npm nodes do: all nodes of a cluster must register their common
 	// public base URL in the same spelling.
@@ -523,3 +552,85 @@ func (cfg Config) registration() (wire.Registration, error) {
 func (cfg Config) receivedKey() Secret { return cmp.Or(cfg.GenericKey, cfg.ClientAccessKey) }
 
 func (cfg Config) receivedAudience() string { return cmp.Or(cfg.GenericAudience, cfg.ClientAudience) }
+
+// An address is where peers call this node.
+type address struct {
+	cfg    Config // with its defaults
+	chosen bool   // from the addresses of the machine; otherwise it is configured, and never changes
+	locals func() ([]peeraddr.Local, error)
+
+	mu    sync.Mutex // guards the fields below
+	local peeraddr.Local
+	self  wire.Registration
+	base  *url.URL // of self
+}
+
+func newAddress(cfg Config, o *options) (*address, error) {
+	chosen := cfg.localIP() == "" && cfg.ClusterBaseURL == ""
+	a := &address{cfg: cfg.withDefaults(o.local.Addr), chosen: chosen, locals: o.locals}
+	return a, a.setLocked(a.cfg, o.local)
+}
+
+// setLocked replaces the registration by that of cfg.
+func (a *address) setLocked(cfg Config, local peeraddr.Local) (err error) {
+	if a.self, err = cfg.registration(); err != nil {
+		return err
+	}
+	a.local = local
+	a.base, err = peeraddr.Parse(a.self.ClusterBaseURL)
+	return err
+}
+
+// registration returns the body of a registration at the current address.
+func (a *address) registration() wire.Registration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.self
+}
+
+// is reports whether a base URL is this node's.
+func (a *address) is(clusterBaseURL string) bool {
+	u, err := peeraddr.Parse(clusterBaseURL)
+	return err == nil && a.isURL(u)
+}
+
+func (a *address) isURL(u *url.URL) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return peeraddr.Equal(u, a.base)
+}
+
+// follow chooses another address if the machine no longer has the chosen one. While it has no usable
+// address at all, the last one stays.
+func (a *address) follow(log *zap.Logger) {
+	if !a.chosen {
+		return
+	}
+	candidates, err := a.locals()
+	if err != nil {
+		return
+	}
+	local, ok := peeraddr.Choose(candidates)
+	a.mu.Lock()
+	previous := a.local
+	kept := slices.ContainsFunc(candidates, func(l peeraddr.Local) bool { return l.Addr == previous.Addr })
+	if ok && !kept {
+		cfg := a.cfg
+		cfg.LocalIPv4, cfg.LocalIP, cfg.ClusterBaseURL = "", "", ""
+		_ = a.setLocked(cfg.withDefaults(local.Addr), local) // it succeeded with the first address
+	}
+	a.mu.Unlock()
+	if ok && !kept {
+		log.Warn("local address has changed", zap.Stringer("previous", previous.Addr))
+		a.logChoice(log)
+	}
+}
+
+func (a *address) logChoice(log *zap.Logger) {
+	a.mu.Lock()
+	local, url := a.local, a.self.ClusterBaseURL
+	a.mu.Unlock()
+	if a.chosen {
+		log.Info("local address chosen", zap.Stringer("address", local.Addr), zap.String("interface", local.Interface), zap.String("clusterBaseUrl", url))
+	}
+}

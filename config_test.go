@@ -25,6 +25,7 @@ import (
 	"github.com/google/uuid"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+	"go.uber.org/zap/zaptest/observer"
 	"golang.org/x/oauth2"
 
 	"github.com/mimiktech/cluster"
@@ -516,6 +517,115 @@ func TestDefaultAddresses(t *testing.T) {
 		if !form.MatchString(address) || strings.Contains(address, "//127.") {
 			t.Errorf("address %q", address)
 		}
+	}
+}
+
+// A node without a configured address chooses one of its machine, by the documented rule.
+func TestChosenAddress(t *testing.T) {
+	tests := map[string]struct {
+		locals []string // interface and address
+		want   string   // host of the base URL; "" if there is none
+	}{
+		"the only one":               {[]string{"lo 127.0.0.1", "eth0 10.1.2.3"}, "10.1.2.3"},
+		"not a link-local one":       {[]string{"eth1 169.254.7.7", "eth0 10.1.2.3"}, "10.1.2.3"},
+		"the first of several":       {[]string{"eth0 10.1.2.3", "docker0 172.17.0.1"}, "10.1.2.3"},
+		"not that of a tunnel":       {[]string{"tun0 10.8.0.2", "eth0 10.1.2.3"}, "10.1.2.3"},
+		"that of a tunnel at last":   {[]string{"lo 127.0.0.1", "tun0 10.8.0.2"}, "10.8.0.2"},
+		"IPv4 before IPv6":           {[]string{"eth0 2001:db8::7", "eth0 10.1.2.3"}, "10.1.2.3"},
+		"IPv6 if there is no other":  {[]string{"lo ::1", "eth0 fe80::1", "eth0 2001:db8::7"}, "[2001:db8::7]"},
+		"none but loopback":          {[]string{"lo 127.0.0.1", "lo ::1"}, ""},
+		"none but link-local":        {[]string{"eth0 169.254.7.7", "eth0 fe80::1"}, ""},
+		"none at all":                {nil, ""},
+		"nor unspecified, multicast": {[]string{"a 0.0.0.0", "a ::", "a 224.0.0.1", "a ff02::1", "a 255.255.255.255"}, ""},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			cfg := testConfig()
+			cfg.LocalIPv4 = ""
+			core, logs := observer.New(zap.InfoLevel)
+			c, err := cluster.New(cfg, cluster.WithLogger(zap.New(core)), cluster.WithLocals(func() []string { return test.locals }))
+			if test.want == "" {
+				if !slices.Equal(namedVariables(err), []string{"SERVER_LOCAL_IPV4"}) || !strings.Contains(err.Error(), "SERVER_LOCAL_IP (IPv4 or IPv6)") {
+					t.Errorf("the error is %v, want one that names the variables to set", err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			url := "http://" + test.want + ":8080/mds/v1"
+			if got := c.Config().ClusterBaseURL; got != url {
+				t.Errorf("ClusterBaseURL is %s, want %s", got, url)
+			}
+			lines := logs.FilterMessage("local address chosen").All()
+			if len(lines) != 1 || lines[0].ContextMap()["clusterBaseUrl"] != url {
+				t.Errorf("log lines about the choice: %v", lines)
+			}
+		})
+	}
+}
+
+// Addresses at which no peer can call a node are refused, with the remedy.
+func TestAddressesThatNoPeerCanCall(t *testing.T) {
+	for _, host := range []string{
+		"0.0.0.0", "0.1.2.3", "[::]", "224.0.0.1", "239.1.2.3", "[ff02::1]", "255.255.255.255", "240.0.0.1", "169.254.7.7", "[fe80::1]",
+		"[::ffff:0.0.0.0]", "[::ffff:169.254.7.7]", "[fe80::1%25eth0]",
+	} {
+		cfg := testConfig()
+		cfg.ClusterBaseURL = "http://" + host + ":8080/mds/v1"
+		_, err := cluster.New(cfg)
+		if !slices.Equal(namedVariables(err), []string{"SERVER_CLUSTER_BASE_URL"}) || !strings.Contains(err.Error(), "set it to one at which peers reach this machine") {
+			t.Errorf("%s: %v", host, err)
+		}
+	}
+	for _, ip := range []string{"0.0.0.0", "224.0.0.1", "255.255.255.255", "169.254.7.7"} {
+		cfg := testConfig()
+		cfg.LocalIPv4, cfg.PublicIPv4 = ip, ip
+		if _, err := cluster.New(cfg); !slices.Equal(namedVariables(err), []string{"SERVER_LOCAL_IPV4", "SERVER_PUBLIC_IPV4"}) {
+			t.Errorf("%s: %v", ip, err)
+		}
+	}
+	for _, ip := range []string{"::", "ff02::1", "fe80::1", "fe80::1%eth0", "0.0.0.0", "node-1", "::1:80:"} {
+		cfg := testConfig()
+		cfg.LocalIP = ip
+		if _, err := cluster.New(cfg); !slices.Equal(namedVariables(err), []string{"SERVER_LOCAL_IP"}) {
+			t.Errorf("%s: %v", ip, err)
+		}
+	}
+	// The policy of the cluster may name link-local addresses.
+	cfg := testConfig()
+	cfg.LocalIPv4 = "169.254.7.7"
+	if _, err := cluster.New(cfg, cluster.WithPeerPolicy(cluster.PeerPolicy{Networks: prefixes("169.254.0.0/16")})); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestLocalIP(t *testing.T) {
+	for _, test := range []struct{ v4, ip, want string }{
+		{"", "2001:db8::7", "http://[2001:db8::7]:8080/mds/v1"},
+		{"", "10.0.0.8", "http://10.0.0.8:8080/mds/v1"},
+		{"10.0.0.7", "2001:db8::7", "http://10.0.0.7:8080/mds/v1"},
+		{"", "::1", "http://[::1]:8080/mds/v1"},
+	} {
+		env := testEnv()
+		env["SERVER_LOCAL_IPV4"], env["SERVER_LOCAL_IP"] = test.v4, test.ip
+		delete(env, "SERVER_CLUSTER_BASE_URL")
+		setenv(t, env)
+		cfg, err := cluster.ConfigFromEnv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg.BasePath, cfg.PublicDomainName, cfg.PublicIPv4, cfg.PublicProtocol = "", "", "", ""
+		cfg.Type, cfg.Port = "mds", 8080
+		c, err := cluster.New(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := c.Config().ClusterBaseURL; got != test.want {
+			t.Errorf("%+v: ClusterBaseURL %s", test, got)
+		}
+		_ = c.Close()
 	}
 }
 

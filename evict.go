@@ -84,19 +84,20 @@ func (e *evictor) isSuspect(o *Outcome, timeout time.Duration) bool {
 	if o.Kind == KindTimeout && timeout > 0 && timeout < e.requestTimeout {
 		return false // the request asked for a faster response than a running peer may take
 	}
-	return unreachable(o.Err)
+	return unreachable(o.Err) || e.replaced(o)
+}
+
+// replaced reports whether a peer was not called because its address belongs to this node now. Such a
+// peer is gone, unless it has renewed since: then both nodes claim the address.
+func (e *evictor) replaced(o *Outcome) bool {
+	return o.Kind == KindWrongServer && o.Attempts == 0 && e.state.tookOver(wire.Server(o.Server))
 }
 
 // review decides on the suspects, given by their indices in b, and writes the decisions to their
 // outcomes.
 func (e *evictor) review(ctx context.Context, b batch, suspects []int) {
+	suspects = e.skipProtected(ctx, b, suspects)
 	if len(suspects) == 0 {
-		return
-	}
-	if decision, reason := e.selfPreservation(b, len(suspects)); reason != nil {
-		for _, i := range suspects {
-			e.skipEviction(ctx, &b.outcomes[i], decision, reason)
-		}
 		return
 	}
 	decisionCtx, cancel := context.WithTimeoutCause(ctx, e.policy.timeout(), errors.New("the registry took too long"))
@@ -125,26 +126,59 @@ func (e *evictor) review(ctx context.Context, b batch, suspects []int) {
 	e.broadcastDepartures(ctx, ids)
 }
 
-// selfPreservation returns the reason why none of the suspects is evicted; nil if each of them is
-// to be decided on.
-func (e *evictor) selfPreservation(b batch, suspects int) (Decision, error) {
-	unreachableCount := suspects
-	for i := range b.outcomes {
-		if kind := b.outcomes[i].Kind; kind == KindCircuitOpen || kind == KindLocal {
-			unreachableCount++
+// skipProtected skips the suspects that are not to be decided on, and returns the others.
+func (e *evictor) skipProtected(ctx context.Context, b batch, suspects []int) (others []int) {
+	if len(suspects) == 0 {
+		return nil
+	}
+	decision, reason := e.forbidden(b)
+	forbidden := reason != nil
+	if !forbidden {
+		decision, reason = e.selfPreservation(b, suspects)
+	}
+	for _, i := range suspects {
+		if forbidden || reason != nil && !e.replaced(&b.outcomes[i]) {
+			e.skipEviction(ctx, &b.outcomes[i], decision, reason)
+		} else {
+			others = append(others, i)
 		}
 	}
-	switch called := len(b.peers); {
+	return others
+}
+
+// forbidden returns the reason why the call evicts no peer at all; nil if there is none.
+func (e *evictor) forbidden(b batch) (Decision, error) {
+	switch {
 	case e.policy.Disabled:
 		return DecisionDisabled, errors.New("eviction is off")
 	case e.memberCtx.Err() != nil:
 		return DecisionLeaving, fmt.Errorf("this node is leaving: %w", context.Cause(e.memberCtx))
 	case b.enough:
 		return DecisionEnoughResults, ErrEnoughResults
+	}
+	return "", nil
+}
+
+// selfPreservation returns the reason why none of the suspects is evicted that were called; nil if
+// each of them is to be decided on. Peers whose address belongs to this node do not count: they say
+// nothing about the network.
+func (e *evictor) selfPreservation(b batch, suspects []int) (Decision, error) {
+	called, total, unreachableCount := len(b.peers), b.total, len(suspects)
+	for i := range b.outcomes {
+		if kind := b.outcomes[i].Kind; kind == KindCircuitOpen || kind == KindLocal {
+			unreachableCount++
+		}
+	}
+	for _, i := range suspects {
+		if e.replaced(&b.outcomes[i]) {
+			called, total, unreachableCount = called-1, total-1, unreachableCount-1
+		}
+	}
+	switch {
 	case called >= minPeersForJudgement && float64(unreachableCount) > e.policy.maxSuspectFraction()*float64(called):
 		return DecisionSelfPreservation, fmt.Errorf("too many peers unreachable (%d of %d): assuming a local fault", unreachableCount, called)
-	case called < minPeersForJudgement && called < b.total && b.total >= minPeersForJudgement:
-		return DecisionTooFewCalled, fmt.Errorf("only %d of %d peers were called: too few to rule out a local fault", called, b.total)
+	case called < minPeersForJudgement && called < total && total >= minPeersForJudgement:
+		return DecisionTooFewCalled, fmt.Errorf("only %d of %d peers were called: too few to rule out a local fault", called, total)
 	}
 	return "", nil
 }
@@ -182,7 +216,7 @@ func (e *evictor) resolveSuspect(ctx, decisionCtx context.Context, b batch, i in
 		case found.tried:
 			p = found.peer
 			continue
-		case o.Kind == KindTimeout && !found.peer.Announced && found.peer.ClusterBaseURL == p.ClusterBaseURL:
+		case (o.Kind == KindTimeout || o.Kind == KindWrongServer) && !found.peer.Announced && found.peer.ClusterBaseURL == p.ClusterBaseURL:
 			e.skipEviction(ctx, o, DecisionAlive, errors.New("peer renewed its lease since: it is alive"))
 			return false
 		}

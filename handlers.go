@@ -301,7 +301,7 @@ func (c *Cluster) mergeAnnounced(ctx context.Context, it wire.ItResource) (membe
 		c.triggerRenewal()
 		return c.state.view(), nil
 	}
-	announced := membership.Announced(it, c.policy.checkServer, c.state.view())
+	announced := membership.Announced(it, c.checkServer, c.state.view())
 	var problems []error
 	for _, p := range announced.Peers() {
 		problems = append(problems, p.Err)
@@ -316,6 +316,17 @@ func (c *Cluster) mergeAnnounced(ctx context.Context, it wire.ItResource) (membe
 		c.logIgnored(ctx, view.ID(), it.ID)
 	}
 	return view, err
+}
+
+// checkServer is the check of the [PeerPolicy]. It also rejects another server at this node's
+// address: that server is gone, because its address now belongs to this node.
+func (c *Cluster) checkServer(s wire.Server) (*url.URL, error) {
+	base, err := c.policy.checkServer(s)
+	if err == nil && s.ServerID != c.cfg.ID && c.address.isURL(base) {
+		return nil, fmt.Errorf("not called, because this node has its address: %w",
+			&WrongServerError{URL: withoutQuery(base), Want: s.ServerID, Got: c.cfg.ID})
+	}
+	return base, err
 }
 
 // removeDeparted removes a server from the view, unless its entry is newer than unmodifiedSince. It

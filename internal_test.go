@@ -9,6 +9,7 @@ import (
 	"io"
 	"math"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -23,11 +24,28 @@ import (
 	"github.com/mimiktech/cluster/internal/breaker"
 	"github.com/mimiktech/cluster/internal/fanout"
 	"github.com/mimiktech/cluster/internal/membership"
+	"github.com/mimiktech/cluster/internal/peeraddr"
 	"github.com/mimiktech/cluster/internal/token"
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
 // SlotsInFlight returns the number of slots of the scheduler that are taken.
+// WithLocals replaces the addresses of the machine. Those on an interface that begins with "tun" are
+// on a point-to-point one.
+func WithLocals(list func() []string) Option {
+	return optionFunc(func(o *options) {
+		o.locals = func() (locals []peeraddr.Local, err error) {
+			for _, entry := range list() {
+				name, address, _ := strings.Cut(entry, " ")
+				locals = append(locals, peeraddr.Local{
+					Interface: name, PointToPoint: strings.HasPrefix(name, "tun"), Addr: netip.MustParseAddr(address),
+				})
+			}
+			return locals, nil
+		}
+	})
+}
+
 func SlotsInFlight(c *Cluster) int { return c.peers.scheduler.InFlight() }
 
 // Requests to peers do not use a proxy: it would see their tokens, and would dial addresses that

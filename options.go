@@ -202,10 +202,12 @@ type options struct {
 	eviction            Eviction
 	policy              PeerPolicy
 	noEnv               bool
+	locals              func() ([]peeraddr.Local, error) // the addresses of this machine
+	local               peeraddr.Local                   // the one to use by default; zero if none is usable
 }
 
 func applyOptions(opts []Option) options {
-	var o options
+	o := options{locals: peeraddr.Locals}
 	for _, opt := range opts {
 		if opt != nil {
 			opt.apply(&o)
@@ -213,6 +215,9 @@ func applyOptions(opts []Option) options {
 	}
 	if o.log == nil {
 		o.log = zap.NewNop()
+	}
+	if candidates, err := o.locals(); err == nil {
+		o.local, _ = peeraddr.Choose(candidates)
 	}
 	return o
 }

@@ -14,7 +14,6 @@ import (
 
 	"github.com/mimiktech/cluster/internal/ctxutil"
 	"github.com/mimiktech/cluster/internal/membership"
-	"github.com/mimiktech/cluster/internal/peeraddr"
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
@@ -109,9 +108,9 @@ func (c *Cluster) UnRegister(ctx context.Context) Departure {
 // fails. It does neither if the id is now that of another process.
 func (c *Cluster) deregister(ctx context.Context, view membership.View) error {
 	entry, err := c.deleteOwnEntry(ctx, view)
-	if !peeraddr.Same(entry.ClusterBaseURL, c.self.ClusterBaseURL) {
+	if !c.address.is(entry.ClusterBaseURL) {
 		c.log.Warn("another process is registered with this node's id; its entry stays",
-			zap.String("clusterBaseUrl", c.self.ClusterBaseURL), zap.String("other", entry.ClusterBaseURL), correlationField(ctx))
+			zap.String("clusterBaseUrl", c.address.registration().ClusterBaseURL), zap.String("other", entry.ClusterBaseURL), correlationField(ctx))
 		return nil
 	}
 	if err != nil {
@@ -128,12 +127,12 @@ func (c *Cluster) deregister(ctx context.Context, view membership.View) error {
 // whose response was lost, and is deleted, too. deleteOwnEntry returns the newest entry that it
 // knows. If that is at another address, it is not deleted.
 func (c *Cluster) deleteOwnEntry(ctx context.Context, view membership.View) (entry wire.Server, err error) {
-	entry = wire.Server{ServerID: c.cfg.ID, ClusterBaseURL: c.self.ClusterBaseURL}
+	entry = wire.Server{ServerID: c.cfg.ID, ClusterBaseURL: c.address.registration().ClusterBaseURL}
 	if own, known := view.Get(c.cfg.ID); known {
 		entry = own.Server
 	}
 	for range maxNewerEntries {
-		if !peeraddr.Same(entry.ClusterBaseURL, c.self.ClusterBaseURL) {
+		if !c.address.is(entry.ClusterBaseURL) {
 			return entry, nil
 		}
 		date := entry.UpdatedAtText()
@@ -230,8 +229,9 @@ func (c *Cluster) renew(ctx context.Context) (renewal, error) {
 	if err := context.Cause(c.memberCtx); err != nil {
 		return renewal{}, err
 	}
+	c.address.follow(c.log)
 	before, sent := c.state.view(), time.Now()
-	it, lease, err := c.registry.register(ctx, c.self, c.cfg.Management)
+	it, lease, err := c.registry.register(ctx, c.address.registration(), c.cfg.Management)
 	if err != nil {
 		return renewal{}, err
 	}
@@ -239,7 +239,12 @@ func (c *Cluster) renew(ctx context.Context) (renewal, error) {
 		c.log.Warn("registry response contains invalid entries", zap.Error(it.Skipped), correlationField(ctx))
 	}
 	accepted := acceptedRenewal{sent: sent, lease: lease, before: before}
-	accepted.listed = membership.New(it, c.policy.checkServer, before)
+	known := before
+	if previous, ok := before.Get(c.cfg.ID); ok && !c.address.is(previous.ClusterBaseURL) {
+		accepted.moved = true
+		known = membership.View{} // all addresses are to be checked again
+	}
+	accepted.listed = membership.New(it, c.checkServer, known)
 	accepted.recreated = recreated(before, accepted.listed, c.cfg.ID)
 	if registryWasReset(before, accepted.listed, c.cfg.ID) {
 		accepted.retainUntil = sent.Add(lease)

@@ -2,11 +2,16 @@ package cluster_test
 
 import (
 	"context"
+	"net/http"
+	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/clustertest"
@@ -281,4 +286,172 @@ func (s recreatingStore) Put(ctx context.Context, reg mit.Registration, ttl time
 		return mit.Resource{}, err
 	}
 	return s.Memory.Put(ctx, reg, ttl)
+}
+
+// serveAt makes a node reachable at another host, too.
+func serveAt(w *clustertest.World, n *clustertest.Node, host string) {
+	mux := http.NewServeMux()
+	n.Mount(mux)
+	mux.Handle("GET /mds/v1/things", anyMethod(n))
+	w.Network.Handle(host, mux)
+}
+
+func registeredAddress(w *clustertest.World, id string) string {
+	for _, s := range w.Registered() {
+		if s.ServerID == id {
+			return s.ClusterBaseURL
+		}
+	}
+	return ""
+}
+
+// A node whose machine gets another address registers there with its next renewal, and announces it.
+func TestAddressOfTheMachineChanges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var locals atomic.Pointer[[]string]
+		set := func(list ...string) { locals.Store(&list) }
+		set("eth0 10.1.0.1", "eth1 10.2.0.1")
+		w := clustertest.Start(t, 2, clustertest.WithConfig(func(cfg *cluster.Config) {
+			if cfg.ID == "node-3" {
+				cfg.LocalIPv4, cfg.ClusterBaseURL = "", ""
+			}
+		}))
+		peer := w.Nodes[0]
+		core, logs := observer.New(zap.WarnLevel)
+		n := w.Add(cluster.WithLocals(func() []string { return *locals.Load() }), cluster.WithLogger(zap.New(core)))
+		serveAt(w, n, "10.1.0.1:8080")
+		if _, err := n.Register(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		check := func(when, host string, warnings int) {
+			t.Helper()
+			for deadline := time.Now().Add(time.Hour); registeredAddress(w, n.ID) != "http://"+host+"/mds/v1" && time.Now().Before(deadline); {
+				time.Sleep(time.Second)
+			}
+			time.Sleep(time.Second) // for the announcement
+			wantState(t, n, cluster.Registered)
+			wantAddress(t, w.Registered(), n.ID, host)
+			wantAddress(t, peer.Servers(), n.ID, host)
+			if res := rpc(t, peer, cluster.Request{Path: "/things"}); len(res.Results) != 2 {
+				t.Errorf("%s: %d results, %v", when, len(res.Results), failures(res))
+			}
+			if got := logs.FilterMessage("local address has changed").Len(); got != warnings {
+				t.Errorf("%s: %d warnings, want %d", when, got, warnings)
+			}
+		}
+		check("at first", "10.1.0.1:8080", 0)
+
+		set("eth1 10.2.0.1", "eth0 10.1.0.1") // another order is no change
+		time.Sleep(24 * time.Hour)
+		check("in another order", "10.1.0.1:8080", 0)
+
+		set("lo 127.0.0.1", "eth0 169.254.7.7") // no network: the last address stays
+		time.Sleep(2 * time.Hour)
+		check("without an address", "10.1.0.1:8080", 0)
+
+		set("eth0 10.3.0.1", "lo 127.0.0.1")
+		w.Network.Remove("10.1.0.1:8080")
+		serveAt(w, n, "10.3.0.1:8080")
+		check("at another address", "10.3.0.1:8080", 1)
+
+		set("eth0 2001:db8::7")
+		w.Network.Remove("10.3.0.1:8080")
+		serveAt(w, n, "[2001:db8::7]:8080")
+		check("at an IPv6 address", "[2001:db8::7]:8080", 2)
+
+		if d := n.UnRegister(t.Context()); d.Errors != nil {
+			t.Errorf("UnRegister: %v", d.Errors)
+		}
+		if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-2"}) {
+			t.Errorf("the registry lists %q", got)
+		}
+	})
+}
+
+// startAtAddressOfDead starts two nodes, and then nodes at one more address, one after the other.
+// All but the last of these are gone without deregistering.
+func startAtAddressOfDead(t *testing.T, dead int, opts ...clustertest.Option) (w *clustertest.World, n *clustertest.Node) {
+	t.Helper()
+	w = clustertest.Start(t, 2, append(opts, clustertest.WithConfig(func(cfg *cluster.Config) {
+		if cfg.ID != "node-1" && cfg.ID != "node-2" {
+			cfg.ClusterBaseURL = "http://shared:8080/mds/v1"
+		}
+	}))...)
+	for i := range dead + 1 {
+		time.Sleep(time.Second)
+		if i < dead {
+			n = w.Add(cluster.WithEviction(cluster.Eviction{Disabled: true}))
+			defer n.Close()
+		} else {
+			n = w.Add()
+		}
+		serveAt(w, n, "shared:8080")
+		if _, err := n.Register(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return w, n
+}
+
+// A node at the address of nodes that are gone does not call itself under their ids. It evicts them,
+// however many there are.
+func TestNodeAtTheAddressOfDeadNodes(t *testing.T) {
+	for _, dead := range []int{1, 9} {
+		synctest.Test(t, func(t *testing.T) {
+			w, n := startAtAddressOfDead(t, dead)
+			requests := recordRequests(w)
+			res := rpc(t, n, cluster.Request{Path: "/things"})
+			if got := len(requests.matching(http.MethodGet, n.Host, "shared:8080")); got != 0 {
+				t.Errorf("%d requests to itself", got)
+			}
+			// The announcement has evicted them already.
+			if ids := idsOfOutcomes(res.Results); !cmp.Equal(ids, []string{"node-1", "node-2"}) || len(res.Failures) != 0 {
+				t.Errorf("results of %q, failures %v", ids, failures(res))
+			}
+			if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-2", n.ID}) && !cmp.Equal(got, []string{"node-1", n.ID, "node-2"}) {
+				t.Errorf("the registry lists %q", got)
+			}
+		})
+	}
+}
+
+func TestOutcomeOfNodeAtOwnAddress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, n := startAtAddressOfDead(t, 1, noEviction())
+		requests := recordRequests(w)
+		o := singleFailure(t, rpc(t, n, cluster.Request{Path: "/things"}))
+		if o.Kind != cluster.KindWrongServer || o.Attempts != 0 || o.Server.ServerID != "node-3" || o.EvictionSkipped == nil {
+			t.Errorf("outcome %+v", o)
+		}
+		if got := len(requests.matching(http.MethodGet, n.Host, "shared:8080")); got != 0 {
+			t.Errorf("%d requests to itself", got)
+		}
+	})
+}
+
+// Two running nodes claim one address by mistake. Once both have renewed, neither evicts the other.
+func TestRunningNodesWithOneAddress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 3, clustertest.WithConfig(func(cfg *cluster.Config) {
+			if cfg.ID == "node-4" {
+				cfg.ClusterBaseURL = "http://node-3:8080/mds/v1"
+			}
+		}))
+		w.Join()
+		time.Sleep(2 * time.Hour)
+		requests := recordRequests(w)
+		for range 24 {
+			time.Sleep(time.Hour)
+			for _, n := range w.Nodes {
+				res := rpc(t, n, cluster.Request{Path: "/things"})
+				wantOneOutcomeEach(t, res, slices.DeleteFunc(slices.Clone(w.Nodes), func(o *clustertest.Node) bool { return o == n }))
+			}
+		}
+		if got := len(requests.matching(http.MethodDelete, clustertest.Any, clustertest.RegistryHost)); got != 0 {
+			t.Errorf("%d deletes at the registry", got)
+		}
+		if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-2", "node-3", "node-4"}) {
+			t.Errorf("the registry lists %q", got)
+		}
+	})
 }

@@ -18,7 +18,7 @@ import (
 const drainTimeout = 30 * time.Second
 
 // ListenAndServe listens at srv.Addr and calls [Cluster.Serve]. If srv.Addr is empty, it listens at
-// Config.Port on all interfaces, or only on the loopback interface if Config.LocalIPv4 is a
+// Config.Port on all interfaces, or only on the loopback interface if Config.LocalIPv4 or LocalIP is a
 // loopback address.
 func (c *Cluster) ListenAndServe(ctx context.Context, srv *http.Server) error {
 	var lc net.ListenConfig
@@ -79,8 +79,8 @@ func (c *Cluster) Serve(ctx context.Context, ln net.Listener, srv *http.Server) 
 
 func (c *Cluster) listenAddr() string {
 	host := ""
-	if ip := net.ParseIP(c.cfg.LocalIPv4); ip.IsLoopback() {
-		host = c.cfg.LocalIPv4
+	if ip := net.ParseIP(c.cfg.localIP()); ip.IsLoopback() {
+		host = c.cfg.localIP()
 	}
 	return net.JoinHostPort(host, strconv.Itoa(c.cfg.Port))
 }

@@ -156,6 +156,7 @@ type state struct {
 type stateData struct {
 	view              membership.View
 	status            Status
+	addressSince      time.Time       // when this node first registered at its address, by the registry's clock
 	mustReregister    bool            // a peer has reported this node as departed
 	deregistered      bool            // UnRegister has deleted this node from the registry
 	pendingDepartures map[string]bool // ids of evicted servers, until their departure is broadcast
@@ -234,6 +235,7 @@ type acceptedRenewal struct {
 	listed membership.View // the registry's list
 
 	recreated   bool      // the registry has created this node's entry again
+	moved       bool      // this node has registered at another address
 	retainUntil time.Time // for servers that are not listed; zero drops them
 }
 
@@ -241,8 +243,11 @@ type acceptedRenewal struct {
 // peers may not know this node, so that it must announce itself.
 func (s *state) applyRenewal(ctx context.Context, r acceptedRenewal) (needsAnnounce bool) {
 	s.updateView(ctx, SourceRegistry, func(d *stateData) {
-		needsAnnounce = d.status.State == Lost || d.mustReregister || r.recreated
+		needsAnnounce = d.status.State == Lost || d.mustReregister || r.recreated || r.moved
 		d.mustReregister = false
+		if own, ok := r.listed.Get(d.status.ServerID); ok && (r.moved || d.addressSince.IsZero()) {
+			d.addressSince = own.LastUpdate()
+		}
 		d.view = r.listed.Reconcile(r.before, d.view).Retain(d.view, r.sent, r.retainUntil)
 		if d.status.State != Left {
 			d.status.State, d.status.Reason = Registered, nil
@@ -351,6 +356,14 @@ func (s *state) applyDeparture(ctx context.Context, resourceID, serverID string,
 		}
 	})
 	return result
+}
+
+// tookOver reports whether a server at this node's address has not renewed since this node first
+// registered there.
+func (s *state) tookOver(server wire.Server) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return server.LastUpdate().Before(s.data.addressSince)
 }
 
 // replaceEntry replaces the entry of one server, whatever its age, with that in entry.

@@ -43,7 +43,12 @@ func Same(a, b string) bool {
 		return false
 	}
 	v, err := Parse(b)
-	return err == nil && u.Scheme == v.Scheme && strings.EqualFold(u.Host, v.Host) && u.EscapedPath() == v.EscapedPath()
+	return err == nil && Equal(u, v)
+}
+
+// Equal is Same for the results of Parse.
+func Equal(u, v *url.URL) bool {
+	return u.Scheme == v.Scheme && strings.EqualFold(u.Host, v.Host) && u.EscapedPath() == v.EscapedPath()
 }
 
 // ParseList returns the base URLs in a comma-separated list, each once and without slashes at its
@@ -72,18 +77,15 @@ func ParseList(list string) (urls []string, err error) {
 	return urls, nil
 }
 
-// Networks are the networks that may be dialed. If empty, all addresses may be dialed except
-// link-local, multicast and unspecified ones.
+// Networks are the networks that may be dialed. If empty, all addresses may be dialed except those
+// that [CheckCallable] rejects.
 type Networks []netip.Prefix
 
 // CheckIP returns an error if ip must not be dialed.
 func (n Networks) CheckIP(ip netip.Addr) error {
 	ip = ip.Unmap()
 	if len(n) == 0 {
-		if ip.IsLinkLocalUnicast() || ip.IsMulticast() || ip.IsUnspecified() {
-			return fmt.Errorf("%s is a link-local, multicast or unspecified address", ip)
-		}
-		return nil
+		return CheckCallable(ip)
 	}
 	if !slices.ContainsFunc(n, func(p netip.Prefix) bool { return p.Contains(ip) }) {
 		return fmt.Errorf("%s is in none of the allowed networks", ip)
