@@ -17,7 +17,8 @@ import (
 // Memory is a [Store] in the memory of one process. The zero Memory is empty and ready for use. It
 // must not be copied.
 //
-// It starts no goroutine: expired servers are removed by the next call for their resource.
+// It starts no goroutine: expired servers are removed by the next call for their resource, and by
+// some call for any resource each minute.
 // Resources are never removed. It holds at most the servers that have registered and a small entry
 // for each type.
 //
@@ -27,9 +28,15 @@ type Memory struct {
 	// Logger logs every server that expires; nil: no log. Set it before the first use.
 	Logger *zap.Logger
 
-	mu        sync.Mutex // guards the field below and all it leads to
+	mu        sync.Mutex // guards the fields below and all they lead to
 	resources map[string]*memoryResource
+	version   uint64    // of the last change
+	latest    time.Time // the latest date of any entry
+	swept     time.Time // when expired servers of all types were removed
 }
+
+// sweepInterval is how often expired servers of types without requests are removed.
+const sweepInterval = time.Minute
 
 type memoryResource struct {
 	typ, publicBaseURL string
@@ -59,9 +66,12 @@ func (m *Memory) Put(ctx context.Context, reg Registration, ttl time.Duration) (
 	i, known := r.find(reg.ServerID)
 	var previous *cluster.Server
 	if known {
-		previous = &r.entries[i].Server
+		before := r.entries[i].Server
+		previous = &before
 	}
-	server, err := reg.Entry(previous, now)
+	// If the machine's clock goes back, an entry must not get an older date than one before it: a
+	// peer would take it for outdated.
+	server, err := reg.Entry(previous, later(now, m.latest))
 	if err != nil {
 		return Resource{}, err
 	}
@@ -74,7 +84,18 @@ func (m *Memory) Put(ctx context.Context, reg Registration, ttl time.Duration) (
 		r.entries = slices.Insert(r.entries, i, &memoryEntry{})
 	}
 	*r.entries[i] = memoryEntry{server, now.Add(ttl)}
-	return r.snapshot(), nil
+	m.latest = later(server.UpdatedAt, m.latest)
+	m.version++
+	res := m.snapshotLocked(r)
+	res.Replaced = previous
+	return res, nil
+}
+
+func later(t, u time.Time) time.Time {
+	if t.Before(u) {
+		return u
+	}
+	return t
 }
 
 // Get implements [Store].
@@ -85,7 +106,7 @@ func (m *Memory) Get(ctx context.Context, id string) (Resource, error) {
 	if r == nil {
 		return Resource{}, ErrNotFound
 	}
-	return r.snapshot(), nil
+	return m.snapshotLocked(r), nil
 }
 
 // Delete implements [Store]. It does not fail.
@@ -115,27 +136,46 @@ func (m *Memory) deleteIf(ctx context.Context, id, serverID string, cond func(cl
 	if s := r.entries[i].Server; !cond(s) {
 		return &s
 	}
-	r.entries = slices.Delete(r.entries, i, i+1)
+	m.version++
+	r.entries = shrink(slices.Delete(r.entries, i, i+1))
 	return nil
 }
 
 // resourceLocked returns a resource after removing its expired servers; nil if there is none.
 func (m *Memory) resourceLocked(ctx context.Context, id string, now time.Time) *memoryResource {
-	r := m.resources[id]
-	if r == nil {
-		return nil
+	if now.Sub(m.swept) >= sweepInterval {
+		m.swept = now
+		for _, r := range m.resources {
+			m.expireLocked(ctx, r, now)
+		}
 	}
-	r.entries = slices.DeleteFunc(r.entries, func(e *memoryEntry) bool {
+	r := m.resources[id]
+	if r != nil {
+		m.expireLocked(ctx, r, now)
+	}
+	return r
+}
+
+func (m *Memory) expireLocked(ctx context.Context, r *memoryResource, now time.Time) {
+	r.entries = shrink(slices.DeleteFunc(r.entries, func(e *memoryEntry) bool {
 		if now.Before(e.expires) {
 			return false
 		}
+		m.version++
 		if m.Logger != nil {
 			m.Logger.Info("server expired", zap.String("type", r.typ), zap.String("serverId", e.ServerID),
 				zap.Time("updatedAt", e.UpdatedAt), httpjson.CorrelationField(ctx))
 		}
 		return true
-	})
-	return r
+	}))
+}
+
+// shrink returns entries without the memory of the many that were there before.
+func shrink(entries []*memoryEntry) []*memoryEntry {
+	if cap(entries) > 64 && len(entries) < cap(entries)/4 {
+		return slices.Clone(entries)
+	}
+	return entries
 }
 
 // find returns the index of a server in entries, or the index to insert it at.
@@ -145,6 +185,8 @@ func (r *memoryResource) find(serverID string) (int, bool) {
 	})
 }
 
-func (r *memoryResource) snapshot() Resource {
-	return NewResource(r.typ, r.publicBaseURL, len(r.entries), func(i int) cluster.Server { return r.entries[i].Server })
+func (m *Memory) snapshotLocked(r *memoryResource) Resource {
+	res := NewResource(r.typ, r.publicBaseURL, len(r.entries), func(i int) cluster.Server { return r.entries[i].Server })
+	res.Version = m.version
+	return res
 }

@@ -25,6 +25,7 @@ package mit
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -70,6 +71,15 @@ type RegistryConfig struct {
 	// MaxServers bounds the servers of one resource; 10,000 by default. Further servers get a 409;
 	// registered servers may renew.
 	MaxServers int
+	// MaxListBytes bounds the JSON of one resource; 15 MiB by default, which is below the 16 MiB
+	// that a node reads by default. A registration that would exceed it gets a 413, except a renewal
+	// that does not make the list longer. Concurrent registrations may exceed it by a few entries.
+	MaxListBytes int64
+	// MaxInFlightBytes bounds the lists that are being made or sent; 64 MiB by default. One type may
+	// use half of it. MaxInFlightBytesPerAddress bounds those for one address of the network (for
+	// IPv6: for one /64); an eighth of MaxInFlightBytes by default, no limit if negative. Use no
+	// limit behind a proxy. Further requests get a 503 with a Retry-After.
+	MaxInFlightBytes, MaxInFlightBytesPerAddress int64
 
 	// BasePath is the path prefix of the endpoints, such as /mIT/v1; none by default.
 	BasePath string
@@ -82,9 +92,9 @@ type RegistryConfig struct {
 	// valid token was issued to. It must be safe for concurrent use. Its error is logged, not sent
 	// to the caller, and must not contain the token.
 	Verify func(token string) (typ string, err error)
-	// InvalidTokenStatus is the status for invalid or expired tokens, 401 or 403; 401 by default.
-	// npm nodes replace a token before its expiry only after a 403: use 403 for a registry whose
-	// keys change while nodes run. A request without a token always gets a 401.
+	// InvalidTokenStatus is the status for invalid or expired tokens, 401 or 403; 403 by default,
+	// because npm nodes replace a token before its expiry only after a 403. A request without a
+	// token always gets a 401.
 	InvalidTokenStatus int
 
 	// Logger logs every registration and delete; nil: no log.
@@ -94,7 +104,15 @@ type RegistryConfig struct {
 func (c RegistryConfig) maxServers() int { return cmp.Or(c.MaxServers, 10_000) }
 
 func (c RegistryConfig) invalidTokenStatus() int {
-	return cmp.Or(c.InvalidTokenStatus, http.StatusUnauthorized)
+	return cmp.Or(c.InvalidTokenStatus, http.StatusForbidden)
+}
+
+func (c RegistryConfig) maxListBytes() int64 { return cmp.Or(c.MaxListBytes, 15<<20) }
+
+func (c RegistryConfig) maxInFlightBytes() int64 { return cmp.Or(c.MaxInFlightBytes, 64<<20) }
+
+func (c RegistryConfig) maxInFlightBytesPerAddress() int64 {
+	return cmp.Or(c.MaxInFlightBytesPerAddress, c.maxInFlightBytes()/8)
 }
 
 func (c RegistryConfig) grace(lease time.Duration) time.Duration {
@@ -112,8 +130,12 @@ func (c RegistryConfig) validate() error {
 	if c.Grace < 0 || c.Grace > maxLease {
 		errs = append(errs, fmt.Errorf("invalid Grace %v: not between 0 and %v", c.Grace, maxLease))
 	}
-	if c.MaxServers < 0 {
-		errs = append(errs, fmt.Errorf("invalid MaxServers %d: negative", c.MaxServers))
+	for name, n := range map[string]int64{
+		"MaxServers": int64(c.MaxServers), "MaxListBytes": c.MaxListBytes, "MaxInFlightBytes": c.MaxInFlightBytes,
+	} {
+		if n < 0 {
+			errs = append(errs, fmt.Errorf("invalid %s %d: negative", name, n))
+		}
 	}
 	if s := c.invalidTokenStatus(); s != http.StatusUnauthorized && s != http.StatusForbidden {
 		errs = append(errs, fmt.Errorf("invalid InvalidTokenStatus %d: neither 401 nor 403", s))
@@ -140,14 +162,22 @@ func (c RegistryConfig) validate() error {
 //
 // Its methods are safe for concurrent use. It starts no goroutine and needs no Close.
 type Registry struct {
-	cfg   RegistryConfig
-	store Store
-	log   *zap.Logger
-	mux   *http.ServeMux
+	cfg       RegistryConfig
+	store     Store
+	log       *zap.Logger
+	mux       *http.ServeMux
+	admission *admission
+	encodings encodings
 
 	mu     sync.Mutex // guards the fields below
 	lease  time.Duration
-	verify func(token string) (typ string, err error)
+	verify func(token string) (caller, error)
+}
+
+// A caller is what a verified token says about the sender of a request.
+type caller struct {
+	typ    string
+	client string // id of the client that the token was issued to; "" if unknown
 }
 
 // NewRegistry returns a registry over store, or one error that names every problem of cfg.
@@ -159,10 +189,19 @@ func NewRegistry(store Store, cfg RegistryConfig) (*Registry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mit: registry: %w", err)
 	}
-	g := &Registry{cfg: cfg, store: store, log: orNop(cfg.Logger), mux: http.NewServeMux(), verify: cfg.Verify}
+	g := &Registry{
+		cfg: cfg, store: store, log: orNop(cfg.Logger), mux: http.NewServeMux(),
+		admission: newAdmission(cfg.maxInFlightBytes(), cfg.maxInFlightBytesPerAddress()),
+		encodings: encodings{types: map[string]*typeEncodings{}},
+	}
 	g.SetLease(cfg.Lease)
-	if g.verify == nil {
+	if cfg.Verify == nil {
 		g.SetKeys(cfg.Keys...)
+	} else {
+		g.verify = func(token string) (caller, error) {
+			typ, err := cfg.Verify(token)
+			return caller{typ: typ}, err
+		}
 	}
 	base := strings.TrimSuffix(cfg.BasePath, "/")
 	g.handle(base+"/itResources", http.MethodPost, g.register)
@@ -191,9 +230,9 @@ func (g *Registry) SetKeys(keys ...string) {
 	v := token.NewVerifier(g.cfg.Issuer, g.cfg.Audience, keys...)
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.verify = func(token string) (string, error) {
+	g.verify = func(token string) (caller, error) {
 		claims, err := v.Verify(token)
-		return claims.SubType, err
+		return caller{claims.SubType, strings.TrimSuffix(claims.Subject, subClients)}, err
 	}
 }
 
@@ -212,16 +251,21 @@ func notFound(w http.ResponseWriter) {
 	httpjson.WriteError(w, http.StatusNotFound, "there is nothing at this path")
 }
 
-// handle serves a pattern to callers with a valid token and passes the token's type to serve.
-func (g *Registry) handle(pattern, method string, serve func(w http.ResponseWriter, r *http.Request, typ string) (any, error)) {
+// handle serves a pattern to callers with a valid token. The result of serve is a listResponse, or
+// encoded as JSON.
+func (g *Registry) handle(pattern, method string, serve func(http.ResponseWriter, *http.Request, caller) (any, error)) {
 	g.mux.HandleFunc(method+" "+pattern, func(w http.ResponseWriter, r *http.Request) {
-		typ, err := g.authenticate(r)
+		from, err := g.authenticate(r)
 		var body any
 		if err == nil {
-			body, err = serve(w, r, typ)
+			body, err = serve(w, r, from)
 		}
 		if err != nil {
-			g.writeError(w, r, err)
+			g.writeError(w, r, from, err)
+			return
+		}
+		if l, ok := body.(listResponse); ok {
+			l.send(w, r)
 			return
 		}
 		writeJSON(w, http.StatusOK, body)
@@ -232,7 +276,7 @@ func (g *Registry) handle(pattern, method string, serve func(w http.ResponseWrit
 func (g *Registry) methodNotAllowed(pattern, method string) {
 	g.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Allow", method)
-		g.writeError(w, r, newAPIError(http.StatusMethodNotAllowed, "only %s is served here", method))
+		g.writeError(w, r, caller{}, newAPIError(http.StatusMethodNotAllowed, "only %s is served here", method))
 	})
 }
 
@@ -248,14 +292,18 @@ func (g *Registry) health(w http.ResponseWriter) {
 	writeJSON(w, http.StatusOK, map[string]string{"data": "ok"})
 }
 
-func (g *Registry) writeError(w http.ResponseWriter, r *http.Request, err error) {
+func (g *Registry) writeError(w http.ResponseWriter, r *http.Request, from caller, err error) {
 	status, message := http.StatusServiceUnavailable, "the registry cannot reach its store"
 	if apiErr, ok := errors.AsType[*apiError](err); ok {
 		status, message = apiErr.status, apiErr.message
-		g.log.Debug("request rejected", zap.String("method", r.Method), zap.Int("statusCode", status),
-			zap.String("reason", message), httpjson.CorrelationField(r.Context()))
+		setRetryAfter(w.Header(), apiErr.retryAfter)
+		log := g.log.Info
+		if status == http.StatusMethodNotAllowed || status == http.StatusServiceUnavailable {
+			log = g.log.Debug // not about rights, and possibly frequent
+		}
+		log("request rejected", append(auditFields(r, from), zap.Int("statusCode", status), zap.String("reason", message))...)
 	} else {
-		g.log.Error("store failed", zap.String("method", r.Method), zap.Error(err), httpjson.CorrelationField(r.Context()))
+		g.log.Error("store failed", append(auditFields(r, from), zap.Error(err))...)
 		// The next request may reach another registry of a load balancer, over a new connection.
 		w.Header().Set("Connection", "close")
 	}
@@ -265,24 +313,32 @@ func (g *Registry) writeError(w http.ResponseWriter, r *http.Request, err error)
 	httpjson.WriteError(w, status, message)
 }
 
-// authenticate returns the type that the request's token was issued to.
-func (g *Registry) authenticate(r *http.Request) (string, error) {
+// auditFields name the sender of a request in a line of the log.
+func auditFields(r *http.Request, from caller) []zap.Field {
+	return []zap.Field{
+		zap.String("method", r.Method), zap.String("type", from.typ), zap.String("clientId", from.client),
+		zap.String("remoteAddress", r.RemoteAddr), httpjson.CorrelationField(r.Context()),
+	}
+}
+
+// authenticate returns what the request's token says about its sender.
+func (g *Registry) authenticate(r *http.Request) (caller, error) {
 	raw, err := httpjson.BearerToken(r.Header)
 	if err != nil {
-		return "", newAPIError(http.StatusUnauthorized, "%s", err)
+		return caller{}, newAPIError(http.StatusUnauthorized, "%s", err)
 	}
 	g.mu.Lock()
 	verify := g.verify
 	g.mu.Unlock()
-	typ, err := verify(raw)
-	if err == nil && typ == "" {
+	from, err := verify(raw)
+	if err == nil && from.typ == "" {
 		err = errors.New("the token has no subType")
 	}
 	if err != nil {
-		g.log.Warn("token rejected", zap.Error(err), httpjson.CorrelationField(r.Context()))
-		return "", newAPIError(g.cfg.invalidTokenStatus(), "the token is not valid here")
+		g.log.Warn("token rejected", append(auditFields(r, caller{}), zap.Error(err))...)
+		return caller{}, newAPIError(g.cfg.invalidTokenStatus(), "the token is not valid here")
 	}
-	return typ, nil
+	return from, nil
 }
 
 // leaseTerms returns the lease to send, in milliseconds, nil for none, and the TTL of an entry.
@@ -297,7 +353,7 @@ func (g *Registry) leaseTerms() (leaseTime *float64, ttl time.Duration) {
 	return new(float64(lease) / float64(time.Millisecond)), lease + g.cfg.grace(lease)
 }
 
-func (g *Registry) register(w http.ResponseWriter, r *http.Request, typ string) (any, error) {
+func (g *Registry) register(w http.ResponseWriter, r *http.Request, from caller) (any, error) {
 	body, err := readBody(w, r, maxRegistrationBytes)
 	if err != nil {
 		return nil, err
@@ -306,34 +362,97 @@ func (g *Registry) register(w http.ResponseWriter, r *http.Request, typ string) 
 	if err != nil {
 		return nil, err
 	}
-	if reg.Type != typ {
-		return nil, newAPIError(http.StatusForbidden, "a token of type %q cannot register type %q", typ, reg.Type)
+	if reg.Type != from.typ {
+		return nil, newAPIError(http.StatusForbidden, "a token of type %q cannot register type %q", from.typ, reg.Type)
 	}
 	reg.Unmanaged = r.URL.Query().Get("managedCluster") == "off"
+	return g.respondWithList(r, reg.Type, func() (Resource, *float64, error) {
+		leaseTime, ttl := g.leaseTerms()
+		res, err := g.put(r, from, reg, ttl)
+		return res, leaseTime, err
+	})
+}
 
-	leaseTime, ttl := g.leaseTerms()
+// respondWithList responds with the list that load returns, if there is room for it.
+func (g *Registry) respondWithList(r *http.Request, typ string, load func() (Resource, *float64, error)) (any, error) {
+	in, retryAfter := g.admission.acquire(typ, remoteAddress(r), time.Now())
+	if in == nil {
+		return nil, errBusy(http.StatusServiceUnavailable, retryAfter, "too many responses are being sent")
+	}
+	var l *list
+	res, leaseTime, err := load()
+	if err == nil {
+		l, err = g.encodings.encode(res, leaseTime, r.Header)
+	}
+	if err != nil {
+		in.release(time.Now())
+		return nil, err
+	}
+	body, _ := l.form(r.Header)
+	in.encoded(l.size, len(body))
+	return listResponse{l, in}, nil
+}
+
+// put stores a registration within the limits of its resource.
+func (g *Registry) put(r *http.Request, from caller, reg Registration, ttl time.Duration) (Resource, error) {
+	if err := g.checkListSize(r.Context(), reg); err != nil {
+		return Resource{}, err
+	}
 	res, err := g.store.Put(r.Context(), reg, ttl)
 	if err != nil {
-		return nil, err
+		return Resource{}, err
 	}
 	added := isNew(res.Servers, reg.ServerID)
 	if limit := g.cfg.maxServers(); added && len(res.Servers) > limit {
 		if err := g.store.Delete(r.Context(), res.ID, reg.ServerID); err != nil {
-			return nil, err
+			return Resource{}, err
 		}
-		g.log.Warn("cluster full", zap.String("type", reg.Type), zap.String("serverId", reg.ServerID),
-			zap.Int("maxServers", limit), httpjson.CorrelationField(r.Context()))
-		return nil, newAPIError(http.StatusConflict, "the cluster is full: it has %d servers", limit)
+		g.log.Warn("cluster full", append(auditFields(r, from), zap.String("serverId", reg.ServerID),
+			zap.Int("maxServers", limit))...)
+		return Resource{}, newAPIError(http.StatusConflict, "the cluster is full: it has %d servers", limit)
 	}
 
 	log, message := g.log.Debug, "server renewed"
 	if added {
 		log, message = g.log.Info, "server registered"
 	}
-	log(message, zap.String("type", reg.Type), zap.String("serverId", reg.ServerID),
+	log(message, append(auditFields(r, from), zap.String("serverId", reg.ServerID),
 		zap.String("clusterBaseUrl", reg.ClusterBaseURL), zap.Bool("managed", !reg.Unmanaged),
-		zap.Int("nbServers", len(res.Servers)), httpjson.CorrelationField(r.Context()))
-	return registered{res, leaseTime}, nil
+		zap.Int("nbServers", len(res.Servers)))...)
+	return res, nil
+}
+
+// checkListSize rejects a registration that would make a list too long for the nodes. It reads the
+// list only if the last one was almost too long.
+func (g *Registry) checkListSize(ctx context.Context, reg Registration) error {
+	limit := g.cfg.maxListBytes()
+	if g.admission.listSize(reg.Type) < limit-limit/8 {
+		return nil
+	}
+	res, err := g.store.Get(ctx, ResourceID(reg.Type))
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	entry, err := reg.Entry(nil, time.Now())
+	if err != nil {
+		return newAPIError(http.StatusBadRequest, "the location is not JSON")
+	}
+	var before, total int64
+	for _, s := range res.Servers {
+		raw, _ := s.MarshalJSON()
+		total += int64(len(raw)) + 1
+		if s.ServerID == reg.ServerID {
+			before = int64(len(raw)) + 1
+		}
+	}
+	after := int64(len(entry.Raw)) + 1
+	if after > before && total-before+after > limit {
+		return newAPIError(http.StatusRequestEntityTooLarge, "the list of servers has %d bytes; with this entry it would exceed %d", total, limit)
+	}
+	return nil
 }
 
 // isNew reports whether the last Put created the entry of the server.
@@ -344,31 +463,31 @@ func isNew(servers []cluster.Server, serverID string) bool {
 	return ok && servers[i].CreatedAt.Equal(servers[i].UpdatedAt)
 }
 
-func (g *Registry) get(_ http.ResponseWriter, r *http.Request, typ string) (any, error) {
+func (g *Registry) get(_ http.ResponseWriter, r *http.Request, from caller) (any, error) {
 	id := r.PathValue("id")
-	if err := checkOwner(id, typ); err != nil {
+	if err := checkOwner(id, from.typ); err != nil {
 		return nil, err
 	}
-	res, err := g.store.Get(r.Context(), id)
-	if errors.Is(err, ErrNotFound) {
-		return nil, newAPIError(http.StatusNotFound, "no server of type %q has registered", typ)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return registered{res, nil}, nil
+	return g.respondWithList(r, from.typ, func() (Resource, *float64, error) {
+		res, err := g.store.Get(r.Context(), id)
+		if errors.Is(err, ErrNotFound) {
+			err = newAPIError(http.StatusNotFound, "no server of type %q has registered", from.typ)
+		}
+		res.Version = 0 // the response has no lease, unlike those to registrations
+		return res, nil, err
+	})
 }
 
-func (g *Registry) delete(_ http.ResponseWriter, r *http.Request, typ string) (any, error) {
+func (g *Registry) delete(_ http.ResponseWriter, r *http.Request, from caller) (any, error) {
 	id := r.PathValue("id")
-	if err := checkOwner(id, typ); err != nil {
+	if err := checkOwner(id, from.typ); err != nil {
 		return nil, err
 	}
 	serverID, unmodifiedSince, err := parseServerRef(r.PathValue("server"))
 	if err != nil {
 		return nil, err
 	}
-	fields := []zap.Field{zap.String("type", typ), zap.String("serverId", serverID), httpjson.CorrelationField(r.Context())}
+	fields := append(auditFields(r, from), zap.String("serverId", serverID))
 	if unmodifiedSince == nil {
 		err = g.store.Delete(r.Context(), id, serverID)
 	} else {
@@ -376,7 +495,11 @@ func (g *Registry) delete(_ http.ResponseWriter, r *http.Request, typ string) (a
 		newer, err = g.store.DeleteIfUnmodifiedSince(r.Context(), id, serverID, *unmodifiedSince)
 		fields = append(fields, zap.Time("date", *unmodifiedSince))
 		if err == nil && newer != nil {
-			g.log.Info("server not deleted: it has renewed since", append(fields, zap.Time("updatedAt", newer.UpdatedAt))...)
+			log := g.log.Info
+			if !unmodifiedSince.After(time.Unix(0, 0)) {
+				log = g.log.Debug // a node asks for the entry: it deletes nothing that has been registered
+			}
+			log("server not deleted: it has renewed since", append(fields, zap.Time("updatedAt", newer.UpdatedAt))...)
 			return wire.DeleteResponse{Server: (*wire.Server)(newer)}, nil
 		}
 	}

@@ -76,13 +76,13 @@ func (p *services) token(client, audience string) string {
 	}).AccessToken
 }
 
-type answer struct {
+type response struct {
 	status int
 	header http.Header
 	body   string
 }
 
-func send(h http.Handler, method, target, token, body string) answer {
+func send(h http.Handler, method, target, token, body string) response {
 	r := httptest.NewRequest(method, target, strings.NewReader(body))
 	r.Header.Set("Content-Type", "application/json")
 	if token != "" {
@@ -91,16 +91,16 @@ func send(h http.Handler, method, target, token, body string) answer {
 	return exchange(h, r)
 }
 
-func exchange(h http.Handler, r *http.Request) answer {
+func exchange(h http.Handler, r *http.Request) response {
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, r)
 	res := w.Result()
 	defer res.Body.Close()
 	body, _ := io.ReadAll(res.Body)
-	return answer{res.StatusCode, res.Header, string(body)}
+	return response{res.StatusCode, res.Header, string(body)}
 }
 
-func decode[T any](tb testing.TB, a answer) (v T) {
+func decode[T any](tb testing.TB, a response) (v T) {
 	tb.Helper()
 	if err := json.Unmarshal([]byte(a.body), &v); err != nil {
 		tb.Fatalf("%d %s: %v", a.status, a.body, err)
@@ -131,9 +131,9 @@ type removed struct {
 	Server *entry          `json:"server"`
 }
 
-// checkError fails unless a is an error of that status, in the envelope, that says all of
+// checkError fails unless a is an error of that status, in the envelope, that contains all of
 // parts.
-func checkError(tb testing.TB, a answer, status int, parts ...string) {
+func checkError(tb testing.TB, a response, status int, parts ...string) {
 	tb.Helper()
 	var e struct {
 		StatusCode int
@@ -249,7 +249,7 @@ func TestRegisterRejects(t *testing.T) {
 	for name, test := range map[string]struct {
 		body   string
 		status int
-		says   []string
+		contains   []string
 	}{
 		"empty":              {"", 400, nil},
 		"no JSON":            {"{", 400, nil},
@@ -278,9 +278,9 @@ func TestRegisterRejects(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := send(p.registry, http.MethodPost, "/itResources", p.token("mds-client", audience), test.body)
-			checkError(t, a, test.status, test.says...)
+			checkError(t, a, test.status, test.contains...)
 			if strings.Contains(a.body, "hunter2") {
-				t.Errorf("the answer tells a password: %s", a.body)
+				t.Errorf("the response contains a password: %s", a.body)
 			}
 		})
 	}
@@ -333,7 +333,7 @@ func TestDeleteRejects(t *testing.T) {
 	for _, test := range []struct {
 		path, client string
 		status       int
-		says         string
+		contains         string
 	}{
 		{serverPath("a@"), "mds-client", 400, `""`},
 		{serverPath("a@undefined"), "mds-client", 400, `"undefined"`},
@@ -346,7 +346,7 @@ func TestDeleteRejects(t *testing.T) {
 	} {
 		t.Run(test.path+" by "+test.client, func(t *testing.T) {
 			a := send(p.registry, http.MethodDelete, test.path, p.token(test.client, audience), "")
-			checkError(t, a, test.status, test.says)
+			checkError(t, a, test.status, test.contains)
 		})
 	}
 	if !slices.Equal(p.servers(), []string{"a"}) {
@@ -420,14 +420,14 @@ func TestRegistryChecksTokens(t *testing.T) {
 		"no token":           {[]string{"Bearer "}, 401},
 		"basic":              {[]string{"Basic " + good.AccessToken}, 401},
 		"twice":              {[]string{"Bearer " + good.AccessToken, "Bearer " + good.AccessToken}, 401},
-		"no JWT":             {[]string{"Bearer x"}, 401},
-		"a refresh token":    {[]string{"Bearer " + good.RefreshToken}, 401},
-		"another key":        {[]string{"Bearer " + requestTokens(t, other, ask).AccessToken}, 401},
-		"another issuer":     {[]string{"Bearer " + requestTokens(t, otherIssuer, ask).AccessToken}, 401},
-		"another audience":   {[]string{"Bearer " + p.token("mds-client", "peers")}, 401},
+		"no JWT":             {[]string{"Bearer x"}, 403},
+		"a refresh token":    {[]string{"Bearer " + good.RefreshToken}, 403},
+		"another key":        {[]string{"Bearer " + requestTokens(t, other, ask).AccessToken}, 403},
+		"another issuer":     {[]string{"Bearer " + requestTokens(t, otherIssuer, ask).AccessToken}, 403},
+		"another audience":   {[]string{"Bearer " + p.token("mds-client", "peers")}, 403},
 		"another type":       {[]string{"Bearer " + p.token("mfs-client", audience)}, 403},
-		"without signature":  {[]string{"Bearer " + good.AccessToken[:strings.LastIndexByte(good.AccessToken, '.')+1]}, 401},
-		"two spaces, a good": {[]string{"Bearer  " + good.AccessToken}, 401},
+		"without signature":  {[]string{"Bearer " + good.AccessToken[:strings.LastIndexByte(good.AccessToken, '.')+1]}, 403},
+		"two spaces, a good": {[]string{"Bearer  " + good.AccessToken}, 403},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := httptest.NewRequest("POST", "/itResources", strings.NewReader(body("mds", "a")))
@@ -448,11 +448,11 @@ func TestRegistryChecksTokens(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		expired := requestTokens(t, old, ask).AccessToken
 		time.Sleep(2 * time.Second)
-		checkError(t, send(p.registry, "POST", "/itResources", expired, body("mds", "a")), 401)
+		checkError(t, send(p.registry, "POST", "/itResources", expired, body("mds", "a")), 403)
 	})
 }
 
-// A registry that npm nodes use says 403, after which they fetch a new token.
+// A registry that npm nodes use contains 403, after which they fetch a new token.
 func TestInvalidTokenStatus(t *testing.T) {
 	p := newServices(t, func(c *mit.RegistryConfig) { c.InvalidTokenStatus = http.StatusForbidden })
 	checkError(t, send(p.registry, "POST", "/itResources", "x", body("mds", "a")), 403)
@@ -473,10 +473,10 @@ func TestRegistryKeys(t *testing.T) {
 		keys          []string
 		before, after int
 	}{
-		{[]string{key}, 200, 401},
+		{[]string{key}, 200, 403},
 		{[]string{"a new key", key}, 200, 200},
-		{[]string{"a new key"}, 401, 200},
-		{nil, 401, 401},
+		{[]string{"a new key"}, 403, 200},
+		{nil, 403, 403},
 	} {
 		p.registry.SetKeys(test.keys...)
 		if b, a := status(before), status(after); b != test.before || a != test.after {
@@ -499,7 +499,7 @@ func TestVerifyHook(t *testing.T) {
 		t.Errorf("%d %s", a.status, a.body)
 	}
 	checkError(t, send(g, "POST", "/itResources", "mfs", body("mds", "a")), 403)
-	checkError(t, send(g, "POST", "/itResources", "no", body("mds", "a")), 401)
+	checkError(t, send(g, "POST", "/itResources", "no", body("mds", "a")), 403)
 }
 
 func TestLease(t *testing.T) {
@@ -597,13 +597,13 @@ func TestStoreFailure(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, a := range []answer{
+	for _, a := range []response{
 		send(g, "POST", "/itResources", "mds", body("mds", "a")),
 		send(g, "GET", "/itResources/"+mit.ResourceID("mds"), "mds", ""),
 	} {
 		checkError(t, a, 503)
 		if strings.Contains(a.body, "10.1.2.3") {
-			t.Errorf("the answer tells about the inside: %s", a.body)
+			t.Errorf("the response contains an internal address: %s", a.body)
 		}
 		if a.header.Get("Connection") != "close" {
 			t.Error("the next try comes over the same connection")
@@ -621,13 +621,17 @@ func TestRegistryLog(t *testing.T) {
 	p.join("a")
 	p.join("a")
 	send(p.registry, "DELETE", serverPath("a@2000-01-01T00:00:00Z"), mds, "")
+	send(p.registry, "DELETE", serverPath("a@1970-01-01T00:00:00.000Z"), mds, "")
 	send(p.registry, "DELETE", serverPath("a"), mds, "")
 	send(p.registry, "DELETE", serverPath("a"), mds+"x", "")
 	var messages []string
 	for _, e := range logs.All() {
 		fields := e.ContextMap()
-		if fields["correlationId"] == nil {
-			t.Errorf("no correlation id with %q", e.Message)
+		if fields["correlationId"] == nil || fields["remoteAddress"] == "" {
+			t.Errorf("%q without correlation id or address: %v", e.Message, fields)
+		}
+		if rejected := strings.HasSuffix(e.Message, "rejected"); !rejected && (fields["clientId"] != "mds-client" || fields["serverId"] != "a") {
+			t.Errorf("%q does not name client and server: %v", e.Message, fields)
 		}
 		messages = append(messages, e.Level.String()+" "+e.Message)
 		if line := fmt.Sprint(e.Message, fields); strings.Contains(line, mds) || strings.Contains(line, key) || strings.Contains(line, secret) {
@@ -638,9 +642,10 @@ func TestRegistryLog(t *testing.T) {
 		"info server registered",
 		"debug server renewed",
 		"info server not deleted: it has renewed since",
+		"debug server not deleted: it has renewed since", // the query for an entry
 		"info server deleted",
 		"warn token rejected",
-		"debug request rejected",
+		"info request rejected",
 	}
 	if !slices.Equal(messages, want) {
 		t.Errorf("logged %q, want %q", messages, want)
@@ -652,7 +657,7 @@ func TestNewRegistryReportsAllProblems(t *testing.T) {
 	for name, test := range map[string]struct {
 		store  mit.Store
 		change func(*mit.RegistryConfig)
-		says   []string
+		contains   []string
 	}{
 		"nothing": {nil, func(c *mit.RegistryConfig) { *c = mit.RegistryConfig{} }, []string{"store", "Issuer", "Audience", "Keys"}},
 		"values": {mit.NewMemory(), func(c *mit.RegistryConfig) {
@@ -669,7 +674,7 @@ func TestNewRegistryReportsAllProblems(t *testing.T) {
 			if err == nil {
 				t.Fatal("no error")
 			}
-			for _, part := range test.says {
+			for _, part := range test.contains {
 				if !strings.Contains(err.Error(), part) {
 					t.Errorf("%q does not say %s", err, part)
 				}

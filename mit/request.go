@@ -13,7 +13,7 @@ import (
 
 // Limits of a registration.
 const (
-	maxRegistrationBytes = 1 << 20
+	maxRegistrationBytes = 64 << 10 // of JSON, which may spell a byte as six
 	maxNameBytes         = 256 // of a type or server id
 	maxURLBytes          = 2048
 	maxLocationBytes     = 4096

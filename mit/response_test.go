@@ -1,6 +1,7 @@
 package mit_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -44,14 +45,17 @@ func marshaled(tb testing.TB, r mit.Resource) string {
 	for i, s := range r.Servers {
 		servers[i] = wire.Server(s)
 	}
-	b, err := json.Marshal(wire.Registered{
+	var b bytes.Buffer
+	encoder := json.NewEncoder(&b)
+	encoder.SetEscapeHTML(false) // as npm nodes and JSON.stringify
+	err := encoder.Encode(wire.Registered{
 		ItResource: &wire.ItResource{ID: r.ID, Type: r.Type, PublicBaseURL: r.PublicBaseURL, Servers: servers},
 		LeaseTime:  new(float64(2 * time.Hour / time.Millisecond)),
 	})
 	if err != nil {
 		tb.Fatal(err)
 	}
-	return string(b)
+	return strings.TrimSuffix(b.String(), "\n")
 }
 
 // The registry concatenates encoded entries. The response must be the same, to the byte, as that of

@@ -108,6 +108,14 @@ func (reg Registration) Entry(previous *cluster.Server, now time.Time) (cluster.
 type Resource struct {
 	ID, Type, PublicBaseURL string
 	Servers                 []cluster.Server
+
+	// Version orders the states of a resource: of two, the one with the higher version is newer.
+	// With it, requests that wait at the same time share one encoded response. It is 0 if the store
+	// does not count versions.
+	Version uint64
+	// Replaced is the entry of the server before a [Store.Put]; nil if there was none, if the store
+	// does not report it, and after other calls.
+	Replaced *cluster.Server
 }
 
 // NewResource returns the resource of a type with n servers, sorted by id. It is a helper for

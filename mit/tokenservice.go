@@ -326,10 +326,10 @@ func formParser(r *http.Request) parseFunc {
 }
 
 var (
-	errInvalidClient       = &apiError{http.StatusUnauthorized, "unknown client or wrong secret", "invalid_client"}
-	errInvalidRefreshToken = &apiError{http.StatusBadRequest, "the refresh token is not valid", "invalid_grant"}
-	errUnsupportedGrant    = &apiError{http.StatusBadRequest, "grant_type is neither client_credentials nor refresh_token", "unsupported_grant_type"}
-	errInvalidType         = &apiError{http.StatusBadRequest, "type is not cluster", "invalid_request"}
+	errInvalidClient       = &apiError{status: http.StatusUnauthorized, message: "unknown client or wrong secret", oauthCode: "invalid_client"}
+	errInvalidRefreshToken = &apiError{status: http.StatusBadRequest, message: "the refresh token is not valid", oauthCode: "invalid_grant"}
+	errUnsupportedGrant    = &apiError{status: http.StatusBadRequest, message: "grant_type is neither client_credentials nor refresh_token", oauthCode: "unsupported_grant_type"}
+	errInvalidType         = &apiError{status: http.StatusBadRequest, message: "type is not cluster", oauthCode: "invalid_request"}
 )
 
 // authorizeGrant returns the client of a request and what its tokens are for.

@@ -31,7 +31,7 @@ type tokens struct {
 	ExpiresIn    int    `json:"expires_in"`
 }
 
-func askJSON(tb testing.TB, s *mit.TokenService, req any) answer {
+func postJSON(tb testing.TB, s *mit.TokenService, req any) response {
 	tb.Helper()
 	b, err := json.Marshal(req)
 	if err != nil {
@@ -43,7 +43,7 @@ func askJSON(tb testing.TB, s *mit.TokenService, req any) answer {
 // requestTokens is the pair of tokens that a good request is answered with.
 func requestTokens(tb testing.TB, s *mit.TokenService, req map[string]string) tokens {
 	tb.Helper()
-	a := askJSON(tb, s, req)
+	a := postJSON(tb, s, req)
 	if a.status != http.StatusOK {
 		tb.Fatalf("%d %s", a.status, a.body)
 	}
@@ -152,21 +152,21 @@ func TestTokenRequestsRejected(t *testing.T) {
 		"secret in wrong field": {map[string]string{"grant_type": secret}, 400, "unsupported_grant_type"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			a := askJSON(t, s, test.req)
+			a := postJSON(t, s, test.req)
 			checkError(t, a, test.status)
 			form := url.Values{}
 			for k, v := range test.req {
 				form.Set(k, v)
 			}
-			b := askForm(s, form, nil)
+			b := postForm(s, form, nil)
 			checkError(t, b, test.status)
 			if got := decode[struct{ Error string }](t, b).Error; got != test.oauth {
 				t.Errorf("error %q, want %q", got, test.oauth)
 			}
-			for _, a := range []answer{a, b} {
+			for _, a := range []response{a, b} {
 				for _, s := range []string{secret, key, access, otherIssuer, none} {
 					if strings.Contains(a.body, s) {
-						t.Errorf("the answer tells a secret: %s", a.body)
+						t.Errorf("the response contains a secret: %s", a.body)
 					}
 				}
 			}
@@ -209,13 +209,13 @@ func TestTokenBodies(t *testing.T) {
 				t.Errorf("correlation id %q", got)
 			}
 			if a.header.Get("Cache-Control") != "no-store" {
-				t.Error("the answer may be cached")
+				t.Error("the response may be cached")
 			}
 		})
 	}
 }
 
-func askForm(s *mit.TokenService, form url.Values, change func(*http.Request)) answer {
+func postForm(s *mit.TokenService, form url.Values, change func(*http.Request)) response {
 	r := httptest.NewRequest(http.MethodPost, issuer, strings.NewReader(form.Encode()))
 	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	if change != nil {
@@ -258,7 +258,7 @@ func TestPlainOAuth2(t *testing.T) {
 	if _, err := cfg.Token(ctx); err == nil || !strings.Contains(err.Error(), "invalid_client") {
 		t.Errorf("wrong secret: %v", err)
 	}
-	a := askForm(s, url.Values{"grant_type": {"client_credentials"}, "audience": {"peers"}}, func(r *http.Request) { r.SetBasicAuth("%", "%") })
+	a := postForm(s, url.Values{"grant_type": {"client_credentials"}, "audience": {"peers"}}, func(r *http.Request) { r.SetBasicAuth("%", "%") })
 	checkError(t, a, 401)
 	if a.header.Get("WWW-Authenticate") == "" {
 		t.Error("a 401 without WWW-Authenticate")
@@ -277,7 +277,7 @@ func TestRefreshTokenIsNotAnAccessToken(t *testing.T) {
 	if _, err := v.Verify(pair.RefreshToken); err == nil {
 		t.Error("a refresh token was taken for an access token")
 	}
-	a := askJSON(t, s, map[string]string{"grant_type": "refresh_token", "refresh_token": pair.AccessToken})
+	a := postJSON(t, s, map[string]string{"grant_type": "refresh_token", "refresh_token": pair.AccessToken})
 	checkError(t, a, 400)
 }
 
@@ -301,7 +301,7 @@ func TestTokenTTLs(t *testing.T) {
 		time.Sleep(58 * time.Minute)
 		requestTokens(t, s, refresh)
 		time.Sleep(time.Minute)
-		checkError(t, askJSON(t, s, refresh), 400)
+		checkError(t, postJSON(t, s, refresh), 400)
 	})
 }
 
@@ -322,7 +322,7 @@ func TestSetKey(t *testing.T) {
 	if err := s.SetKey("third"); err != nil {
 		t.Fatal(err)
 	}
-	checkError(t, askJSON(t, s, refresh), 400)
+	checkError(t, postJSON(t, s, refresh), 400)
 }
 
 func TestSetClient(t *testing.T) {
@@ -333,11 +333,11 @@ func TestSetClient(t *testing.T) {
 	if err := s.SetClient(mit.Client{ID: "mds-client", Secret: "changed", Type: "mds"}); err != nil {
 		t.Fatal(err)
 	}
-	checkError(t, askJSON(t, s, credentials()), 401)
+	checkError(t, postJSON(t, s, credentials()), 401)
 	pair := requestTokens(t, s, credentials("client_secret", "changed"))
 	s.RemoveClient("mds-client")
-	checkError(t, askJSON(t, s, credentials("client_secret", "changed")), 401)
-	checkError(t, askJSON(t, s, map[string]string{"grant_type": "refresh_token", "refresh_token": pair.RefreshToken}), 400)
+	checkError(t, postJSON(t, s, credentials("client_secret", "changed")), 401)
+	checkError(t, postJSON(t, s, map[string]string{"grant_type": "refresh_token", "refresh_token": pair.RefreshToken}), 400)
 }
 
 func TestTokenLog(t *testing.T) {
@@ -345,9 +345,9 @@ func TestTokenLog(t *testing.T) {
 	s := newTokens(t, func(c *mit.TokenConfig) { c.Logger = zap.New(core) })
 	pair := requestTokens(t, s, credentials())
 	requestTokens(t, s, map[string]string{"grant_type": "refresh_token", "refresh_token": pair.RefreshToken})
-	askJSON(t, s, credentials("client_id", secret))
-	askJSON(t, s, map[string]string{"grant_type": "refresh_token", "refresh_token": pair.AccessToken})
-	askJSON(t, s, map[string]any{"client_secret": []string{secret}})
+	postJSON(t, s, credentials("client_id", secret))
+	postJSON(t, s, map[string]string{"grant_type": "refresh_token", "refresh_token": pair.AccessToken})
+	postJSON(t, s, map[string]any{"client_secret": []string{secret}})
 	if logs.FilterMessage("token issued").Len() != 2 || logs.FilterMessage("token request rejected").Len() != 3 {
 		t.Errorf("logged %v", logs.All())
 	}
@@ -378,7 +378,7 @@ func TestNewTokenServiceReportsAllProblems(t *testing.T) {
 		}
 	}
 	if strings.Contains(err.Error(), secret) {
-		t.Errorf("the error tells a secret: %v", err)
+		t.Errorf("the error contains a secret: %v", err)
 	}
 }
 

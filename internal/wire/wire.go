@@ -55,7 +55,17 @@ func (s Server) MarshalJSON() ([]byte, error) {
 	if !s.UpdatedAt.IsZero() {
 		out.UpdatedAt = FormatTime(s.UpdatedAt)
 	}
-	return json.Marshal(out)
+	return marshal(out)
+}
+
+// marshal is json.Marshal without the escapes for HTML: a "<" stays one byte instead of six, as npm
+// nodes send it.
+func marshal(v any) ([]byte, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	err := e.Encode(v)
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), err
 }
 
 // UnmarshalJSON keeps the whole entry in Raw. An entry without a serverId is an error. Any other
@@ -146,7 +156,7 @@ func (r ItResource) MarshalJSON() ([]byte, error) {
 
 // appendJSON encodes the resource with n servers in place of Servers.
 func (r ItResource) appendJSON(b []byte, n int, server func(i int) *Server) ([]byte, error) {
-	head, err := json.Marshal(struct {
+	head, err := marshal(struct {
 		ID            string `json:"id"`
 		Type          string `json:"type,omitempty"`
 		PublicBaseURL string `json:"publicBaseUrl"`
@@ -156,7 +166,7 @@ func (r ItResource) appendJSON(b []byte, n int, server func(i int) *Server) ([]b
 	}
 	tail := []byte("]}")
 	if len(r.Extra) > 0 {
-		fields, err := json.Marshal(r.Extra)
+		fields, err := marshal(r.Extra)
 		if err != nil {
 			return nil, err
 		}

@@ -61,7 +61,7 @@ func start(t *testing.T, c Command, args ...string) map[string]string {
 	return env
 }
 
-func post(t *testing.T, url, token string, body any) (status int, answer map[string]any) {
+func post(t *testing.T, url, token string, body any) (status int, response map[string]any) {
 	t.Helper()
 	b, err := json.Marshal(body)
 	if err != nil {
@@ -78,32 +78,32 @@ func post(t *testing.T, url, token string, body any) (status int, answer map[str
 		t.Fatal(err)
 	}
 	defer res.Body.Close()
-	if err := json.NewDecoder(res.Body).Decode(&answer); err != nil {
+	if err := json.NewDecoder(res.Body).Decode(&response); err != nil {
 		t.Fatalf("%d: %v", res.StatusCode, err)
 	}
-	return res.StatusCode, answer
+	return res.StatusCode, response
 }
 
-// join registers a server with what the environment says, and returns the answer.
+// join registers a server with what the environment names, and returns the response.
 func join(t *testing.T, env map[string]string) map[string]any {
 	t.Helper()
-	status, answer := post(t, env["OAUTH_ISSUER"], "", map[string]string{
+	status, response := post(t, env["OAUTH_ISSUER"], "", map[string]string{
 		"grant_type":    "client_credentials",
 		"client_id":     env["OAUTH_CLIENT_ID"],
 		"client_secret": env["OAUTH_CLIENT_SECRET"],
 		"audience":      env["MIT_AUDIENCE"],
 	})
 	if status != http.StatusOK {
-		t.Fatalf("token: %d %v", status, answer)
+		t.Fatalf("token: %d %v", status, response)
 	}
-	token := answer["data"].(map[string]any)["access_token"].(string)
-	status, answer = post(t, env["MIT_URL"]+"/itResources", token, map[string]string{
+	token := response["data"].(map[string]any)["access_token"].(string)
+	status, response = post(t, env["MIT_URL"]+"/itResources", token, map[string]string{
 		"type": env["SERVER_TYPE"], "serverId": "a", "clusterBaseUrl": "http://127.0.0.1:8080/v1",
 	})
 	if status != http.StatusOK {
-		t.Fatalf("register: %d %v", status, answer)
+		t.Fatalf("register: %d %v", status, response)
 	}
-	return answer
+	return response
 }
 
 func TestJoin(t *testing.T) {
@@ -127,14 +127,14 @@ func TestJoin(t *testing.T) {
 	if len(env["OAUTH_CLIENT_SECRET"]) < 20 || len(env["OAUTH_CLIENT_ACCESS_KEY"]) < 40 {
 		t.Errorf("weak secrets: %v", env)
 	}
-	if answer := join(t, env); answer["leaseTime"] != 7_200_000.0 {
-		t.Errorf("registered: %v", answer)
+	if response := join(t, env); response["leaseTime"] != 7_200_000.0 {
+		t.Errorf("registered: %v", response)
 	}
 	if status, _ := post(t, env["MIT_URL"]+"/itResources", "no token", nil); status != http.StatusForbidden {
 		t.Errorf("a bad token is answered %d", status)
 	}
-	if status, answer := post(t, env["base"]+"/", "", nil); status != http.StatusNotFound || answer["statusCode"] != 404.0 {
-		t.Errorf("elsewhere: %d %v", status, answer)
+	if status, response := post(t, env["base"]+"/", "", nil); status != http.StatusNotFound || response["statusCode"] != 404.0 {
+		t.Errorf("elsewhere: %d %v", status, response)
 	}
 	other := start(t, Command{})
 	if env["OAUTH_CLIENT_SECRET"] == other["OAUTH_CLIENT_SECRET"] || env["OAUTH_CLIENT_ACCESS_KEY"] == other["OAUTH_CLIENT_ACCESS_KEY"] {
@@ -221,7 +221,7 @@ func TestInvalidArguments(t *testing.T) {
 	for name, test := range map[string]struct {
 		c    Command
 		args []string
-		says string
+		contains string
 	}{
 		"unknown flag":   {Command{}, []string{"--nonsense"}, "nonsense"},
 		"argument":       {Command{}, []string{"serve"}, `"serve"`},
@@ -244,8 +244,8 @@ func TestInvalidArguments(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			args := append([]string{"--listen", "127.0.0.1:0", "--log", "off"}, test.args...)
 			err := test.c.Run(t.Context(), args, io.Discard, io.Discard)
-			if err == nil || !strings.Contains(err.Error(), test.says) {
-				t.Errorf("error %v, want one that says %s", err, test.says)
+			if err == nil || !strings.Contains(err.Error(), test.contains) {
+				t.Errorf("error %v, want one with %s", err, test.contains)
 			}
 		})
 	}

@@ -1,0 +1,174 @@
+package mit
+
+import (
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+const (
+	// unknownListBytes is reserved for the list of a type that has not been encoded yet.
+	unknownListBytes = 4 << 10
+
+	// maxRetryAfter bounds the delay that a rejected request is told to wait.
+	maxRetryAfter = 30 * time.Second
+
+	// minThroughput is assumed until responses have been sent faster, in bytes per second.
+	minThroughput = 4 << 20
+
+	throughputWindow = time.Second
+)
+
+// An admission bounds the bytes of the lists that are being made or sent. A list that is not read
+// counts until its write deadline. One type may take half of the bound, so that one client cannot
+// take the registry down for the others, and one address may take perAddress.
+type admission struct {
+	limit      int64 // bytes
+	perAddress int64 // bytes; below 0: no limit
+
+	mu         sync.Mutex // guards the fields below
+	inFlight   int64
+	types      map[string]*typeLoad
+	addresses  map[string]int64 // bytes in flight; without those that have none
+	throughput throughput
+}
+
+// A typeLoad is what the admission knows about the lists of one type.
+type typeLoad struct {
+	inFlight int64
+	size     int64     // of the last list, encoded
+	sent     int64     // of the last list, as sent
+	turn     time.Time // of the request that was rejected last
+}
+
+// An admitted request holds a part of the bound until release.
+type admitted struct {
+	a       *admission
+	load    *typeLoad
+	address string
+	size    int64
+}
+
+func newAdmission(limit, perAddress int64) *admission {
+	return &admission{limit: limit, perAddress: perAddress, types: map[string]*typeLoad{}, addresses: map[string]int64{}}
+}
+
+// acquire reserves the size of the list of a type. If there is no room, it returns nil and when to
+// try again.
+//
+// A list is admitted if nothing of its type and address is in flight, whatever its size, as long as
+// all lists together are within the bound.
+func (a *admission) acquire(typ, address string, now time.Time) (in *admitted, retryAfter time.Duration) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	load := a.types[typ]
+	if load == nil {
+		load = &typeLoad{size: unknownListBytes, sent: unknownListBytes}
+		a.types[typ] = load
+	}
+	size := load.size
+	fits := func(inFlight, limit int64) bool { return inFlight == 0 || inFlight+size <= limit }
+	switch {
+	case a.perAddress >= 0 && !fits(a.addresses[address], a.perAddress):
+		// The address does not read what it has asked for. Its requests do not delay others.
+		return nil, maxRetryAfter/4 + rand.N(maxRetryAfter/4)
+	case !fits(load.inFlight, a.limit/2), !fits(a.inFlight, a.limit):
+		return nil, a.nextTurnLocked(load, now)
+	}
+	in = &admitted{a: a, load: load, address: address}
+	in.resizeLocked(size)
+	return in, 0
+}
+
+// nextTurnLocked spreads the rejected requests of a type over the time that their responses take.
+func (a *admission) nextTurnLocked(load *typeLoad, now time.Time) time.Duration {
+	if load.turn.Before(now) {
+		load.turn = now
+	}
+	load.turn = load.turn.Add(time.Duration(float64(load.sent) / a.throughput.rate() * float64(time.Second)))
+	if wait := load.turn.Sub(now); wait < maxRetryAfter {
+		return wait
+	}
+	load.turn = now.Add(maxRetryAfter)
+	return maxRetryAfter/2 + rand.N(maxRetryAfter/2)
+}
+
+// encoded records the size of a list, and how much of it is sent, and reserves that instead.
+func (in *admitted) encoded(size, sent int) {
+	in.a.mu.Lock()
+	defer in.a.mu.Unlock()
+	in.load.size, in.load.sent = int64(size), int64(sent)
+	in.resizeLocked(int64(sent))
+}
+
+// release ends the reservation. It may be called once.
+func (in *admitted) release(now time.Time) {
+	in.a.mu.Lock()
+	defer in.a.mu.Unlock()
+	in.a.throughput.add(in.size, now)
+	in.resizeLocked(0)
+}
+
+func (in *admitted) resizeLocked(size int64) {
+	change := size - in.size
+	in.size = size
+	in.a.inFlight += change
+	in.load.inFlight += change
+	if n := in.a.addresses[in.address] + change; n > 0 {
+		in.a.addresses[in.address] = n
+	} else {
+		delete(in.a.addresses, in.address)
+	}
+}
+
+// listSize returns the size of the last list of a type, encoded; 0 if unknown.
+func (a *admission) listSize(typ string) int64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if load := a.types[typ]; load != nil {
+		return load.size
+	}
+	return 0
+}
+
+// A throughput is the rate at which responses were sent in the last busy second.
+type throughput struct {
+	perSecond float64
+	since     time.Time
+	bytes     int64
+}
+
+func (t *throughput) add(n int64, now time.Time) {
+	t.bytes += n
+	elapsed := now.Sub(t.since)
+	if elapsed < throughputWindow {
+		return
+	}
+	if elapsed < 2*throughputWindow {
+		t.perSecond = float64(t.bytes) / elapsed.Seconds()
+	}
+	t.since, t.bytes = now, 0
+}
+
+func (t *throughput) rate() float64 { return max(t.perSecond, minThroughput) }
+
+// remoteAddress returns the address of a request's sender, or its network for IPv6, where one
+// machine has a whole /64.
+func remoteAddress(r *http.Request) string {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		return r.RemoteAddr
+	}
+	ip, err := netip.ParseAddr(host)
+	if err != nil {
+		return host
+	}
+	if ip = ip.Unmap().WithZone(""); ip.Is4() {
+		return ip.String()
+	}
+	network, _ := ip.Prefix(64) // 64 is in range
+	return network.String()
+}
