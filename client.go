@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -52,6 +53,8 @@ func correlationField(ctx context.Context) zap.Field {
 }
 
 const (
+	maxRetryAfter = time.Minute // that a response can ask for
+
 	maxErrorBody    = 64 << 10 // of a non-2xx response; the rest is not read
 	maxPreallocated = 1 << 20  // a larger Content-Length is not trusted with a buffer
 )
@@ -235,6 +238,7 @@ func readBounded(resp *http.Response, limit int64) (_ []byte, err error) {
 
 func (h *httpClient) statusError(from remote, req *http.Request, resp *http.Response) error {
 	e := &StatusError{Remote: from.String(), Method: req.Method, URL: withoutQuery(req.URL), Code: resp.StatusCode}
+	e.RetryAfter = parseRetryAfter(resp.Header.Get("Retry-After"))
 	if resp.StatusCode < 200 {
 		return e // the body of a 101 is the connection, which no context ends
 	}
@@ -248,6 +252,16 @@ func (h *httpClient) statusError(from remote, req *http.Request, resp *http.Resp
 		}
 	}
 	return e
+}
+
+// parseRetryAfter returns the delay in a Retry-After header, in seconds; 0 if there is none. Dates
+// are ignored: they need a common clock.
+func parseRetryAfter(text string) time.Duration {
+	seconds, err := strconv.ParseUint(text, 10, 32)
+	if err != nil {
+		return 0
+	}
+	return min(time.Duration(seconds)*time.Second, maxRetryAfter)
 }
 
 func readErrorBody(resp *http.Response) (body []byte, err error) {

@@ -71,8 +71,9 @@ type Config struct {
 	// NoRegistration makes [Cluster.Serve] serve without registering [REGISTRATION_SET, "on" or
 	// "off"].
 	NoRegistration bool
-	// RegistrationRetry is the delay between attempts to register [REGISTRATION_RETRY, in
-	// milliseconds]; 3 s by default, with a jitter of a third.
+	// RegistrationRetry is the delay after the first failed attempt to register
+	// [REGISTRATION_RETRY, in milliseconds]; 3 s by default, with a jitter of a third. Further
+	// delays grow to 30 s. A Retry-After in the response of the registry takes precedence.
 	RegistrationRetry time.Duration
 	// RenewalFraction is the fraction of its lease after which the node renews it; 2/3 by default,
 	// and at most 0.9. The time has a jitter of a tenth.

@@ -725,7 +725,7 @@ func TestDefaults(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				const lease, failures = time.Hour, 400
+				const lease, failures = time.Hour, 410
 				start, attempts := time.Now(), 0
 				var retries, renewals []time.Duration
 				cfg := testConfig()
@@ -758,7 +758,10 @@ func TestDefaults(t *testing.T) {
 				time.Sleep(30 * 24 * time.Hour)
 				_ = c.Close()
 				synctest.Wait()
-				wantJitter(t, "pauses between attempts", retries, tt.retry, 1.0/3)
+				if first := retries[0]; first < tt.retry*2/3 || first > tt.retry*4/3 {
+					t.Errorf("the first pause was %v, want %v, plus or minus a third", first, tt.retry)
+				}
+				wantJitter(t, "late pauses between attempts", retries[10:], max(tt.retry, 30*time.Second), 1.0/3)
 				wantJitter(t, "waits until a renewal", renewals, time.Duration(tt.fraction*float64(lease)), 0.1)
 			})
 		})

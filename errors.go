@@ -53,6 +53,10 @@ type StatusError struct {
 	Code    int
 	Message string          // from the response, if it had one
 	Info    json.RawMessage // the "info" of the response, nil if it had none
+
+	// RetryAfter is the delay that the response asked for, at most a minute; 0 if it had none. It is
+	// not sent by [Cluster.ReplyError].
+	RetryAfter time.Duration
 }
 
 func (e *StatusError) Error() string {

@@ -201,7 +201,7 @@ func (c *Cluster) newBackoff() backoff.BackOff {
 	limit := cmp.Or(c.state.status().LeaseTime, defaultLease) / 12
 	return backoff.NewExponentialBackOff(
 		backoff.WithInitialInterval(min(c.cfg.RegistrationRetry, limit)),
-		backoff.WithMaxInterval(min(maxRetryDelay, limit)),
+		backoff.WithMaxInterval(min(max(c.cfg.RegistrationRetry, maxRetryDelay), limit)),
 		backoff.WithRandomizationFactor(1.0/3),
 		backoff.WithMaxElapsedTime(0), // no limit
 	)

@@ -17,11 +17,11 @@ import (
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
-// Register joins the cluster. It registers with the registry, retrying every
-// Config.RegistrationRetry until it succeeds or ctx ends, and starts the lease. With
-// Config.Management it then announces the node to all peers, and returns their outcomes. Their data
-// can be ignored. Without Config.Management the Response is empty. It is nil only if there is an
-// error.
+// Register joins the cluster. It registers with the registry, and retries until it succeeds or ctx
+// ends. The first pause is Config.RegistrationRetry; later ones grow to half a minute, unless the
+// registry asks for another. Register then starts the lease. With Config.Management it announces the
+// node to all peers, and returns their outcomes. Their data can be ignored. Without
+// Config.Management the Response is empty. It is nil only if there is an error.
 //
 // ctx bounds this call only. The lease lasts until [Cluster.UnRegister] or [Cluster.Close], which
 // also interrupt a Register in progress. Calling Register again renews the lease and announces the
@@ -164,8 +164,9 @@ func (c *Cluster) lockRegistration(ctx context.Context) (unlock func(), err erro
 func (c *Cluster) registerWithRetry(ctx context.Context) (renewIn time.Duration, err error) {
 	c.state.publish(ctx) // as an orphan
 	var last error
+	retries := c.newBackoff()
 	for {
-		r, err := c.tryRenew(ctx, c.renew, func() time.Duration { return jitter(c.cfg.RegistrationRetry, 1.0/3) })
+		r, err := c.tryRenew(ctx, c.renew, retries.NextBackOff)
 		if err == nil {
 			return r.renewIn, nil
 		}
@@ -199,7 +200,7 @@ type renewal struct {
 }
 
 // tryRenew makes an attempt to renew. If it fails before ctx ends, tryRenew records the failure and
-// sets retryIn to the delay until the next attempt.
+// sets retryIn to the delay until the next attempt: the one that the registry asks for, or delay.
 func (c *Cluster) tryRenew(ctx context.Context, renew func(context.Context) (renewal, error), delay func() time.Duration) (renewal, error) {
 	if err := context.Cause(ctx); err != nil {
 		return renewal{}, err
@@ -207,7 +208,9 @@ func (c *Cluster) tryRenew(ctx context.Context, renew func(context.Context) (ren
 	renewCtx, end := c.trace.renewal(ctx, RenewalInfo{First: c.state.status().RenewedAt.IsZero()})
 	r, err := renew(renewCtx)
 	if err != nil && ctx.Err() == nil {
-		r.retryIn = delay()
+		if r.retryIn = retryAfter(err); r.retryIn == 0 {
+			r.retryIn = delay()
+		}
 		c.state.applyFailure(renewCtx, err)
 		c.log.Warn("registration failed", zap.Error(err), zap.Duration("retryIn", r.retryIn), correlationField(ctx))
 	}
@@ -215,6 +218,16 @@ func (c *Cluster) tryRenew(ctx context.Context, renew func(context.Context) (ren
 		end(RenewalResult{Lease: r.lease, RenewIn: r.renewIn, RetryIn: r.retryIn, Err: err})
 	}
 	return r, err
+}
+
+// retryAfter returns the delay that a response asked for, up to a quarter longer, so that nodes that
+// were rejected together do not come back together; 0 if there was none.
+func retryAfter(err error) time.Duration {
+	se, ok := errors.AsType[*StatusError](err)
+	if !ok {
+		return 0
+	}
+	return se.RetryAfter + time.Duration(rand.Float64()*float64(se.RetryAfter)/4)
 }
 
 // renew registers the node or renews its lease, and makes the registry's list the view. If the

@@ -213,7 +213,8 @@ func (r *registryClient) doReplica(ctx context.Context, base string, timeout tim
 func shouldFailOver(method string, err error) bool {
 	if se, ok := errors.AsType[*StatusError](err); ok {
 		switch se.Code {
-		case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusConflict, http.StatusUnprocessableEntity:
+		case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusConflict, http.StatusRequestEntityTooLarge,
+			http.StatusUnprocessableEntity:
 			return false
 		case http.StatusNotFound:
 			return method == http.MethodPost // this replica has no such endpoint
