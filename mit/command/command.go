@@ -104,7 +104,7 @@ func (c Command) Run(ctx context.Context, args []string, stdout, stderr io.Write
 		return err
 	}
 	s.printEnv(stdout, base, ln.Addr())
-	return serve(ctx, ln, handler, log)
+	return serve(ctx, limitConnections(ln, s.maxConns, s.maxPerAddr), handler, log)
 }
 
 func (c Command) name() string { return cmp.Or(c.Name, "mit") }
@@ -123,6 +123,7 @@ type settings struct {
 	clientsFile, key      string
 	lease, grace, access  time.Duration
 	maxServers            int
+	maxConns, maxPerAddr  int
 	level                 string
 	clients               []mit.Client
 	development           *mit.Client // the client whose environment is printed; nil: none
@@ -142,6 +143,8 @@ func (c Command) flags(s *settings) *flag.FlagSet {
 	fs.DurationVar(&s.grace, "grace", 0, "time that a server is kept after its lease (default: half the lease, at least 5s)")
 	fs.DurationVar(&s.access, "token-life", 24*time.Hour, "lifetime of access tokens")
 	fs.IntVar(&s.maxServers, "max-servers", 10_000, "maximum number of servers of one type")
+	fs.IntVar(&s.maxConns, "max-connections", 10_000, "maximum number of connections, at most seven eighths of the files that the process may open; 0 for no limit")
+	fs.IntVar(&s.maxPerAddr, "max-connections-per-address", 256, "maximum number of connections of one address (IPv6: one /64), which may also use at most an eighth of the memory for responses; 0 for no limit, for a registry behind a proxy")
 	fs.StringVar(&s.level, "log", "info", "`level` of the log on stderr: debug, info, warn, error or off")
 	if c.Flags != nil {
 		c.Flags(fs)
@@ -200,6 +203,12 @@ func (s *settings) resolve() error {
 	if s.lease < time.Second {
 		errs = append(errs, fmt.Errorf("invalid --lease %v: below 1s, nodes would renew continuously", s.lease))
 	}
+	if s.maxConns < 0 || s.maxPerAddr < 0 {
+		errs = append(errs, errors.New("invalid --max-connections or --max-connections-per-address: negative"))
+	}
+	if limit := descriptorLimit(); limit > 0 {
+		s.maxConns = min(cmp.Or(s.maxConns, limit), limit/8*7)
+	}
 	if _, err := zapcore.ParseLevel(s.level); err != nil && s.level != "off" {
 		errs = append(errs, fmt.Errorf("invalid --log %q: not debug, info, warn, error or off", s.level))
 	}
@@ -243,7 +252,13 @@ func (s *settings) handler(base string, store mit.Store, log *zap.Logger) (http.
 	if err != nil {
 		return nil, err
 	}
+	var perAddress int64 // the default
+	if s.maxPerAddr == 0 {
+		perAddress = -1
+	}
 	registry, err := mit.NewRegistry(store, mit.RegistryConfig{
+		MaxInFlightBytesPerAddress: perAddress,
+
 		Lease:      s.lease,
 		Grace:      s.grace,
 		MaxServers: s.maxServers,
@@ -251,9 +266,7 @@ func (s *settings) handler(base string, store mit.Store, log *zap.Logger) (http.
 		Issuer:     issuer,
 		Audience:   s.registryAudience(base),
 		Keys:       []string{s.key},
-		// The key may change with a restart. npm nodes then fetch new tokens only after a 403.
-		InvalidTokenStatus: http.StatusForbidden,
-		Logger:             log,
+		Logger:     log,
 	})
 	if err != nil {
 		return nil, err
@@ -302,7 +315,7 @@ func shellQuote(value string) string {
 }
 
 // serve handles requests until ctx ends, then completes those in flight.
-func serve(ctx context.Context, ln net.Listener, handler http.Handler, log *zap.Logger) error {
+func serve(ctx context.Context, ln *connections, handler http.Handler, log *zap.Logger) error {
 	errorLog, err := zap.NewStdLogAt(log, zap.WarnLevel)
 	if err != nil {
 		return err
@@ -315,6 +328,7 @@ func serve(ctx context.Context, ln net.Listener, handler http.Handler, log *zap.
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          errorLog,
+		ConnState:         ln.onState,
 	}
 	served := make(chan error, 1)
 	go func() { served <- srv.Serve(ln) }()

@@ -271,7 +271,7 @@ func TestGracefulShutdown(t *testing.T) {
 		_, _ = io.WriteString(w, "{}")
 	})
 	ended := make(chan error, 1)
-	go func() { ended <- serve(ctx, ln, handler, zap.NewNop()) }()
+	go func() { ended <- serve(ctx, limitConnections(ln, 0, 0), handler, zap.NewNop()) }()
 	if status, _ := post(t, "http://"+ln.Addr().String(), "", nil); status != http.StatusOK {
 		t.Errorf("status %d", status)
 	}

@@ -1,0 +1,299 @@
+package mit_test
+
+import (
+	"compress/gzip"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/mimiktech/cluster/mit"
+)
+
+// A stuckWriter is the response to a client that does not read until release is closed.
+type stuckWriter struct {
+	*httptest.ResponseRecorder
+	release <-chan struct{}
+}
+
+func (w stuckWriter) Write(b []byte) (int, error) {
+	if w.Code == http.StatusOK { // errors fit into the buffers of a connection
+		<-w.release
+	}
+	return w.ResponseRecorder.Write(b)
+}
+
+// newOpenRegistry returns a registry in which any text is a valid token of the type that it names.
+func newOpenRegistry(tb testing.TB, cfg mit.RegistryConfig) *mit.Registry {
+	tb.Helper()
+	cfg.Verify = func(token string) (string, error) { return token, nil }
+	g, err := mit.NewRegistry(mit.NewMemory(), cfg)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return g
+}
+
+func largeBody(typ, serverID string, size int) string {
+	return fmt.Sprintf(`{"type":%q,"serverId":%q,"clusterBaseUrl":"http://10.0.0.1","location":{"name":%q}}`,
+		typ, serverID, strings.Repeat("<", size))
+}
+
+func newRegistration(typ, address, body string) *http.Request {
+	r := httptest.NewRequest(http.MethodPost, "/itResources", strings.NewReader(body))
+	r.Header.Set("Authorization", "Bearer "+typ)
+	r.RemoteAddr = address + ":1234"
+	return r
+}
+
+// Clients that do not read take only a part of the memory: half of the bound for a type, and
+// perAddress for an address. The others are served, and those that are not are told when to retry.
+func TestListsInFlightAreBounded(t *testing.T) {
+	const list = 100 * 4000 // bytes
+	for name, test := range map[string]struct {
+		perAddress int64
+		address    func(i int) string
+		want       int // lists in flight
+	}{
+		"type":              {-1, func(int) string { return "10.0.0.1" }, 5},
+		"address":           {2 * list * 11 / 10, func(int) string { return "10.0.0.1" }, 2},
+		"network of IPv6":   {2 * list * 11 / 10, func(i int) string { return fmt.Sprintf("[2001:db8::%x]", i) }, 2},
+		"several addresses": {2 * list * 11 / 10, func(i int) string { return fmt.Sprintf("10.0.0.%d", i) }, 5},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := newOpenRegistry(t, mit.RegistryConfig{MaxInFlightBytes: 11 * list, MaxInFlightBytesPerAddress: test.perAddress})
+				for i := range 100 {
+					exchange(g, newRegistration("mds", "10.1.0.1", largeBody("mds", fmt.Sprint(i), 3900)))
+				}
+				release := make(chan struct{})
+				writers := make([]stuckWriter, 40)
+				var wg sync.WaitGroup
+				for i := range writers {
+					writers[i] = stuckWriter{httptest.NewRecorder(), release}
+					wg.Go(func() { g.ServeHTTP(writers[i], newRegistration("mds", test.address(i), body("mds", fmt.Sprint(i)))) })
+					synctest.Wait()
+				}
+				sent, rejected := 0, 0
+				for _, w := range writers {
+					switch seconds, _ := strconv.Atoi(w.Header().Get("Retry-After")); {
+					case w.Code == http.StatusOK:
+						sent++
+					case w.Code == http.StatusServiceUnavailable && seconds >= 1 && seconds <= 30:
+						rejected++
+					default:
+						t.Errorf("%d with Retry-After %q", w.Code, w.Header().Get("Retry-After"))
+					}
+				}
+				// The list becomes a little shorter with each renewal.
+				if sent < test.want || sent > test.want+2 || sent+rejected != len(writers) {
+					t.Errorf("%d lists in flight and %d requests rejected, want about %d in flight", sent, rejected, test.want)
+				}
+				if a := exchange(g, newRegistration("mfs", "10.2.0.1", body("mfs", "a"))); a.status != http.StatusOK {
+					t.Errorf("another type: %d %s", a.status, a.body)
+				}
+				close(release)
+				wg.Wait()
+				if a := exchange(g, newRegistration("mds", test.address(1), body("mds", "1"))); a.status != http.StatusOK {
+					t.Errorf("after the clients have read: %d %s", a.status, a.body)
+				}
+			})
+		})
+	}
+}
+
+// The delays spread the rejected requests over the time that their responses take.
+func TestRetryAfterSpreads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newOpenRegistry(t, mit.RegistryConfig{MaxInFlightBytes: 1, MaxInFlightBytesPerAddress: -1})
+		for i := range 250 { // a megabyte, which takes a quarter of a second at the assumed rate
+			exchange(g, newRegistration("mds", "10.0.0.1", largeBody("mds", fmt.Sprint(i), 4000)))
+		}
+		release := make(chan struct{})
+		defer close(release)
+		go g.ServeHTTP(stuckWriter{httptest.NewRecorder(), release}, newRegistration("mds", "10.0.0.1", body("mds", "0")))
+		synctest.Wait()
+		perSecond := map[string]int{}
+		for range 40 {
+			a := exchange(g, newRegistration("mds", "10.0.0.1", body("mds", "1")))
+			perSecond[a.header.Get("Retry-After")]++
+		}
+		for second := range 8 {
+			if n := perSecond[fmt.Sprint(second+1)]; n < 3 || n > 6 {
+				t.Errorf("%d requests were told to come back after %d s, want 4 to 5: %v", n, second+1, perSecond)
+			}
+		}
+	})
+}
+
+func TestCompressedList(t *testing.T) {
+	g := newOpenRegistry(t, mit.RegistryConfig{})
+	send := func(method, acceptEncoding string) response {
+		r := newRegistration("mds", "10.0.0.1", body("mds", "a"))
+		if method == http.MethodGet {
+			r = httptest.NewRequest(method, "/itResources/"+mit.ResourceID("mds"), nil)
+			r.Header.Set("Authorization", "Bearer mds")
+		}
+		r.Header.Set("Accept-Encoding", acceptEncoding)
+		a := exchange(g, r)
+		if a.status != http.StatusOK || a.header.Get("Content-Length") != fmt.Sprint(len(a.body)) || a.header.Get("Vary") != "Accept-Encoding" {
+			t.Fatalf("%s: %d %v", method, a.status, a.header)
+		}
+		return a
+	}
+	if a := send(http.MethodPost, "gzip"); a.header.Get("Content-Encoding") != "" {
+		t.Error("a list of one server is compressed")
+	}
+	for i := range 100 {
+		exchange(g, newRegistration("mds", "10.0.0.1", body("mds", fmt.Sprint(i))))
+	}
+	plain := send(http.MethodGet, "")
+	for header, compressed := range map[string]bool{
+		"gzip":                     true,
+		"compress, deflate, GZIP":  true,
+		"br;q=1, gzip ; q=0.1":     true,
+		"gzip;q=0":                 false,
+		"gzip;q=0.000, deflate":    false,
+		"identity":                 false,
+		"x-gzip":                   false,
+		"gzip;q=nonsense, deflate": true,
+	} {
+		for _, method := range []string{http.MethodGet, http.MethodPost} {
+			a := send(method, header)
+			if got := a.header.Get("Content-Encoding") == "gzip"; got != compressed {
+				t.Errorf("%s with Accept-Encoding %q: compressed %v", method, header, got)
+			}
+			if !compressed || method == http.MethodPost {
+				continue
+			}
+			z, err := gzip.NewReader(strings.NewReader(a.body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, err := io.ReadAll(z)
+			if got := decode[registered](t, response{200, nil, string(b)}); err != nil || len(got.ItResource.Servers) != 101 || len(a.body)*3 > len(plain.body) {
+				t.Errorf("%d servers in %d bytes instead of %d, %v", len(got.ItResource.Servers), len(a.body), len(plain.body), err)
+			}
+		}
+	}
+}
+
+// Renewals at the same time may share a response, which contains each of them.
+func TestSharedList(t *testing.T) {
+	g := newOpenRegistry(t, mit.RegistryConfig{MaxInFlightBytesPerAddress: -1})
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			id, last := fmt.Sprint(i), ""
+			for j := range 100 {
+				r := newRegistration("mds", "10.0.0.1", body("mds", id))
+				a := exchange(g, r)
+				var own entry
+				for _, s := range decode[registered](t, a).ItResource.Servers {
+					if s.ServerID == id {
+						own = s
+					}
+				}
+				if own.UpdatedAt <= last {
+					t.Errorf("response %d has %q after %q", j, own.UpdatedAt, last)
+					return
+				}
+				last = own.UpdatedAt
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// A list stays below what a node reads, with each "<" as one byte.
+func TestMaxListBytes(t *testing.T) {
+	const limit = 100_000
+	g := newOpenRegistry(t, mit.RegistryConfig{MaxListBytes: limit})
+	post := func(id string, size int) response {
+		return exchange(g, newRegistration("mds", "10.0.0.1", largeBody("mds", id, size)))
+	}
+	n, a := 0, response{}
+	for ; n < 100; n++ {
+		if a = post(fmt.Sprint(n), 4000); a.status != http.StatusOK {
+			break
+		}
+		if len(a.body) > limit+200 {
+			t.Fatalf("the list has %d bytes", len(a.body))
+		}
+	}
+	checkError(t, a, http.StatusRequestEntityTooLarge, "bytes", fmt.Sprint(limit))
+	if n < 22 || n > 24 {
+		t.Errorf("%d entries of 4.1 kB fit into %d bytes", n, limit)
+	}
+	if a := post("0", 4000); a.status != http.StatusOK {
+		t.Errorf("a renewal: %d %s", a.status, a.body)
+	}
+	if a := post("0", 100); a.status != http.StatusOK {
+		t.Errorf("a shorter renewal: %d %s", a.status, a.body)
+	}
+	for range 20 { // one of them fills the list
+		a = post("1", 4060)
+	}
+	if a := post("small", 10); a.status != http.StatusOK {
+		t.Errorf("a short entry: %d %s", a.status, a.body)
+	}
+	if a := post("large", 4000); a.status != http.StatusRequestEntityTooLarge {
+		t.Errorf("a long entry: %d %s", a.status, a.body)
+	}
+	if a := exchange(g, newRegistration("mfs", "10.0.0.1", largeBody("mfs", "a", 4000))); a.status != http.StatusOK {
+		t.Errorf("another type: %d %s", a.status, a.body)
+	}
+}
+
+// The memory of a store does not depend on the servers that it had.
+func TestMemoryReleasesServers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const n = 4000
+		m := mit.NewMemory()
+		before := liveHeap()
+		for i := range n {
+			reg := mit.Registration{Type: "mds", ServerID: fmt.Sprint(i), ClusterBaseURL: "http://10.0.0.1:8080/mds/v1"}
+			if _, err := m.Put(t.Context(), reg, time.Hour); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(time.Hour)
+		if res, err := m.Get(t.Context(), mit.ResourceID("mds")); err != nil || len(res.Servers) != 0 {
+			t.Fatalf("%d servers, %v", len(res.Servers), err)
+		}
+		if left := liveHeap() - before; left > n*4 { // half of a pointer for each
+			t.Errorf("%d bytes are live after all servers have expired", left)
+		}
+		runtime.KeepAlive(m)
+	})
+}
+
+// A type whose servers are all gone, and which is not asked for, is swept by a call for another.
+func TestMemorySweepsOtherTypes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := mit.NewMemory()
+		var versions []uint64
+		for range 2 {
+			res, err := m.Put(t.Context(), mit.Registration{Type: "mfs", ServerID: "a"}, time.Hour)
+			if err != nil {
+				t.Fatal(err)
+			}
+			versions = append(versions, res.Version)
+			if _, err := m.Put(t.Context(), mit.Registration{Type: "mds", ServerID: "a"}, time.Second); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(2 * time.Minute)
+		}
+		res, err := m.Put(t.Context(), mit.Registration{Type: "mfs", ServerID: "a"}, time.Hour)
+		if err != nil || res.Replaced == nil || res.Version != versions[1]+3 { // mds put, expired, mfs put
+			t.Errorf("version %d after %v, %v", res.Version, versions, err)
+		}
+	})
+}

@@ -1,0 +1,157 @@
+package command
+
+import (
+	"bufio"
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"testing"
+	"time"
+
+	"go.uber.org/zap"
+)
+
+// startLimited serves until the test ends. Requests for /wait block until release is closed.
+func startLimited(t *testing.T, total, perAddress int) (address string, release chan struct{}) {
+	t.Helper()
+	inner, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	release = make(chan struct{})
+	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/wait" {
+			<-release
+		}
+		_, _ = io.WriteString(w, "{}")
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() { served <- serve(ctx, limitConnections(inner, total, perAddress), handler, zap.NewNop()) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	})
+	return inner.Addr().String(), release
+}
+
+// dial connects from an address of the loopback network.
+func dial(t *testing.T, from, to string) net.Conn {
+	t.Helper()
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}, Timeout: 5 * time.Second}
+	conn, err := d.DialContext(t.Context(), "tcp", to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	return conn
+}
+
+func request(t *testing.T, conn net.Conn, path string) error {
+	t.Helper()
+	if _, err := io.WriteString(conn, "GET "+path+" HTTP/1.1\r\nHost: mit\r\n\r\n"); err != nil {
+		return err
+	}
+	if path == "/wait" {
+		return nil
+	}
+	res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(io.Discard, res.Body)
+	return err
+}
+
+func closed(conn net.Conn) bool {
+	_, err := conn.Read(make([]byte, 1))
+	return err != nil
+}
+
+// Idle connections do not keep others out, whatever their number and address.
+func TestIdleConnectionsAreReplaced(t *testing.T) {
+	for name, test := range map[string]struct{ total, perAddress int }{
+		"in total":    {8, 0},
+		"per address": {0, 8},
+	} {
+		t.Run(name, func(t *testing.T) {
+			address, _ := startLimited(t, test.total, test.perAddress)
+			var idle []net.Conn
+			for range 8 {
+				conn := dial(t, "127.0.0.1", address)
+				if err := request(t, conn, "/"); err != nil {
+					t.Fatal(err)
+				}
+				idle = append(idle, conn)
+			}
+			if err := request(t, idle[0], "/"); err != nil { // now the second one has waited longest
+				t.Fatal(err)
+			}
+			for range 100 {
+				if err := request(t, dial(t, "127.0.0.1", address), "/"); err != nil {
+					t.Fatalf("a new connection: %v", err)
+				}
+			}
+			if !closed(idle[1]) {
+				t.Error("the connection that has waited longest is open")
+			}
+		})
+	}
+}
+
+// Requests in progress are not interrupted. Their address gets no further connections; others do.
+func TestBusyConnectionsStay(t *testing.T) {
+	address, release := startLimited(t, 5, 4)
+	var busy []net.Conn
+	for range 4 {
+		conn := dial(t, "127.0.0.1", address)
+		if err := request(t, conn, "/wait"); err != nil {
+			t.Fatal(err)
+		}
+		busy = append(busy, conn)
+	}
+	deadline := time.Now().Add(5 * time.Second)
+	for { // until the server has read all requests
+		rejected := dial(t, "127.0.0.1", address)
+		if request(t, rejected, "/") != nil {
+			break
+		}
+		_ = rejected.Close()
+		if time.Now().After(deadline) {
+			t.Fatal("a fifth connection of one address is served")
+		}
+	}
+	for range 10 {
+		if err := request(t, dial(t, "127.0.0.2", address), "/"); err != nil {
+			t.Errorf("another address: %v", err)
+		}
+	}
+	close(release)
+	for _, conn := range busy {
+		if res, err := http.ReadResponse(bufio.NewReader(conn), nil); err != nil || res.Body.Close() != nil {
+			t.Errorf("a request in progress: %v", err)
+		}
+	}
+}
+
+func TestAddressKey(t *testing.T) {
+	for addr, want := range map[string]string{
+		"10.0.0.1:80":            "10.0.0.1",
+		"[::ffff:10.0.0.1]:80":   "10.0.0.1",
+		"[2001:db8:0:1::5]:4000": "2001:db8:0:1::/64",
+	} {
+		tcp, err := net.ResolveTCPAddr("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := addressKey(tcp); got != want {
+			t.Errorf("addressKey(%s) = %s, want %s", addr, got, want)
+		}
+	}
+}
