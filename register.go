@@ -19,8 +19,8 @@ import (
 
 // Register joins the cluster. It registers with the registry, and retries until it succeeds or ctx
 // ends. The first pause is Config.RegistrationRetry; later ones grow to half a minute, unless the
-// registry asks for another. Register then starts the lease. With Config.Management it announces the
-// node to all peers, and returns their outcomes. Their data can be ignored. Without
+// registry asks for another. Register then starts the lease. With Config.Management it announces
+// the node to all peers, and returns their outcomes. Their data can be ignored. Without
 // Config.Management the Response is empty. It is nil only if there is an error.
 //
 // ctx bounds this call only. The lease lasts until [Cluster.UnRegister] or [Cluster.Close], which
@@ -220,8 +220,8 @@ func (c *Cluster) tryRenew(ctx context.Context, renew func(context.Context) (ren
 	return r, err
 }
 
-// retryAfter returns the delay that a response asked for, up to a quarter longer, so that nodes that
-// were rejected together do not come back together; 0 if there was none.
+// retryAfter returns the delay that a response asked for, and up to a quarter more, so that nodes
+// that were rejected together do not come back together; 0 if there was none.
 func retryAfter(err error) time.Duration {
 	se, ok := errors.AsType[*StatusError](err)
 	if !ok {

@@ -20,8 +20,8 @@ import (
 	"github.com/mimiktech/cluster/mit"
 )
 
-// Register sends its first request at once, and the next ones after jittered pauses that grow to half
-// a minute, so that a fleet which starts together is not rejected together again and again.
+// Register sends its first request at once, and the next ones after jittered pauses that grow to
+// half a minute, so that a fleet which starts together is not rejected together again and again.
 // The npm module waits before its first attempt, and always for the same time, so that all nodes
 // arrive together.
 func TestRegisterRetriesUntilTheRegistryIsUp(t *testing.T) {

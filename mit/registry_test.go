@@ -247,9 +247,9 @@ func TestRegisterRejects(t *testing.T) {
 	}
 	set := func(name string, value any) string { return with(func(m map[string]any) { m[name] = value }) }
 	for name, test := range map[string]struct {
-		body   string
-		status int
-		contains   []string
+		body     string
+		status   int
+		contains []string
 	}{
 		"empty":              {"", 400, nil},
 		"no JSON":            {"{", 400, nil},
@@ -333,7 +333,7 @@ func TestDeleteRejects(t *testing.T) {
 	for _, test := range []struct {
 		path, client string
 		status       int
-		contains         string
+		contains     string
 	}{
 		{serverPath("a@"), "mds-client", 400, `""`},
 		{serverPath("a@undefined"), "mds-client", 400, `"undefined"`},
@@ -655,9 +655,9 @@ func TestRegistryLog(t *testing.T) {
 func TestNewRegistryReportsAllProblems(t *testing.T) {
 	good := mit.RegistryConfig{Issuer: issuer, Audience: audience, Keys: []string{key}}
 	for name, test := range map[string]struct {
-		store  mit.Store
-		change func(*mit.RegistryConfig)
-		contains   []string
+		store    mit.Store
+		change   func(*mit.RegistryConfig)
+		contains []string
 	}{
 		"nothing": {nil, func(c *mit.RegistryConfig) { *c = mit.RegistryConfig{} }, []string{"store", "Issuer", "Audience", "Keys"}},
 		"values": {mit.NewMemory(), func(c *mit.RegistryConfig) {

@@ -14,7 +14,7 @@ import (
 // Limits of a registration.
 const (
 	maxRegistrationBytes = 64 << 10 // of JSON, which may spell a byte as six
-	maxNameBytes         = 256 // of a type or server id
+	maxNameBytes         = 256      // of a type or server id
 	maxURLBytes          = 2048
 	maxLocationBytes     = 4096
 )

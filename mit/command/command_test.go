@@ -219,8 +219,8 @@ func TestInvalidArguments(t *testing.T) {
 	defer ln.Close()
 	errStore := errors.New("no store today")
 	for name, test := range map[string]struct {
-		c    Command
-		args []string
+		c        Command
+		args     []string
 		contains string
 	}{
 		"unknown flag":   {Command{}, []string{"--nonsense"}, "nonsense"},
