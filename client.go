@@ -22,6 +22,7 @@ import (
 
 	"github.com/mimiktech/cluster/internal/h1"
 	"github.com/mimiktech/cluster/internal/httpjson"
+	"github.com/mimiktech/cluster/internal/token"
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
@@ -64,13 +65,13 @@ const (
 type httpClient struct {
 	transports  transports
 	userAgent   string
-	timeout     time.Duration // of requests to the registry and the token service
-	maxResponse int64         // bytes; below math.MaxInt64, because one byte more is read
-	secrets     []string      // of this node; none is empty
+	timeout     time.Duration   // of requests to the registry and the token service
+	maxResponse int64           // bytes; below math.MaxInt64, because one byte more is read
+	secrets     []*token.Secret // of this node
 	trace       *hooks
 }
 
-func newHTTPClient(cfg Config, o options) (*httpClient, error) {
+func newHTTPClient(cfg Config, o options, secrets *credentials) (*httpClient, error) {
 	transports, err := newTransports(o, cfg.MaxInFlight)
 	if err != nil {
 		return nil, err
@@ -80,12 +81,8 @@ func newHTTPClient(cfg Config, o options) (*httpClient, error) {
 		userAgent:   wire.UserAgent(cfg.Type, cfg.Version, cfg.ID),
 		timeout:     cfg.RequestTimeout,
 		maxResponse: min(cfg.MaxResponseBytes, math.MaxInt64-1),
+		secrets:     secrets.all(),
 		trace:       new(hooks),
-	}
-	for _, secret := range []Secret{cfg.ClientSecret, cfg.ClientAccessKey, cfg.GenericKey, cfg.GenericPreviousKey} {
-		if secret != "" {
-			h.secrets = append(h.secrets, string(secret))
-		}
 	}
 	return h, nil
 }
@@ -329,7 +326,9 @@ func (h *httpClient) redact(text, bearer string) string {
 		text = strings.ReplaceAll(text, bearer, redacted)
 	}
 	for _, secret := range h.secrets {
-		text = strings.ReplaceAll(text, secret, redacted)
+		for _, value := range secret.Values() {
+			text = strings.ReplaceAll(text, value, redacted)
+		}
 	}
 	return text
 }

@@ -51,6 +51,7 @@ package cluster
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -75,6 +76,7 @@ type Cluster struct {
 	log      *zap.Logger
 	trace    *hooks
 
+	secrets  *credentials
 	http     *httpClient
 	registry *registryClient
 	peers    *peerClient
@@ -125,11 +127,12 @@ func New(cfg Config, opts ...Option) (*Cluster, error) {
 		return nil, configError([]error{err})
 	}
 	cfg = own.cfg
-	client, err := newHTTPClient(cfg, o)
+	o.log = o.log.With(zap.String("serverId", cfg.ID))
+	secrets := newCredentials(cfg, o.log)
+	client, err := newHTTPClient(cfg, o, secrets)
 	if err != nil {
 		return nil, configError([]error{err})
 	}
-	o.log = o.log.With(zap.String("serverId", cfg.ID))
 	own.logChoice(o.log)
 	c := &Cluster{
 		cfg:              cfg,
@@ -137,6 +140,7 @@ func New(cfg Config, opts ...Option) (*Cluster, error) {
 		policy:           o.policy,
 		verifier:         o.verifier,
 		log:              o.log,
+		secrets:          secrets,
 		http:             client,
 		renewNow:         make(chan struct{}, 1),
 		registrationLock: make(chan struct{}, 1),
@@ -145,7 +149,7 @@ func New(cfg Config, opts ...Option) (*Cluster, error) {
 	c.http.trace, c.state = c.trace, newState(cfg.ID, &o, c.trace)
 	c.state.transports = c.http.transports
 	if c.verifier == nil {
-		c.verifier = newKeyVerifier(cfg)
+		c.verifier = keyVerifier{token.NewKeys(cfg.Issuer, cfg.receivedAudience(), secrets.key, secrets.previousKey)}
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	c.ctx, c.tasks = ctx, &tasks{ctx: ctx, cancel: cancel}
@@ -156,8 +160,8 @@ func New(cfg Config, opts ...Option) (*Cluster, error) {
 
 // connect makes the parts of a Cluster that need others.
 func (c *Cluster) connect(o options) {
-	fetcher := &tokenFetcher{http: c.http, issuer: c.cfg.Issuer, tokens: o.tokens, log: c.log, trace: c.trace}
-	tokens := token.NewCache(c.ctx, fetcher.fetch(c.cfg.ClientID, c.cfg.ClientSecret))
+	fetcher := &tokenFetcher{http: c.http, replicas: newReplicas(c.cfg.TokenURL), tokens: o.tokens, log: c.log, trace: c.trace}
+	tokens := token.NewCache(c.ctx, fetcher.fetch(c.cfg.ClientID, c.secrets.clientSecret))
 	c.registry = &registryClient{
 		http:          c.http,
 		tokens:        tokens,
@@ -212,6 +216,23 @@ func (c *Cluster) Close() error {
 // Config returns the node's configuration with the defaults filled in, such as its ID and BasePath.
 // An address that was chosen by default is the first one, also if the node has chosen again since.
 func (c *Cluster) Config() Config { return c.cfg }
+
+// SetKeys replaces the keys with which received tokens are verified: GenericKey, or ClientAccessKey
+// if there is no GenericKey, and GenericPreviousKey, which may be empty. Files of keys are not read
+// any more. It returns an error, and changes nothing, if key is empty, if either is a public key,
+// or with [WithVerifier]. It does not block.
+func (c *Cluster) SetKeys(key, previous Secret) error {
+	if _, ok := c.verifier.(keyVerifier); !ok {
+		return errors.New("cluster: SetKeys: tokens are verified by the Verifier of WithVerifier")
+	}
+	if key == "" || token.IsPublicKey(string(key)) || token.IsPublicKey(string(previous)) {
+		return errors.New("cluster: SetKeys: a key must be secret, and the first one must not be empty")
+	}
+	// In this order, a token that is signed with the old key is valid all the time.
+	c.secrets.previousKey.Set(string(previous))
+	c.secrets.key.Set(string(key))
+	return nil
+}
 
 // Servers returns the node's view: all known servers of the cluster, this one included, sorted by
 // id. It does not block. The caller owns the slice.

@@ -21,6 +21,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/mimiktech/cluster/internal/peeraddr"
+	"github.com/mimiktech/cluster/internal/token"
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
@@ -40,19 +41,21 @@ type Config struct {
 
 	// Port is the port at which the node listens [SERVER_PORT]. Mandatory.
 	Port int
-	// BasePath is the prefix of all paths of the node [SERVER_BASE_PATH]; "/{type}/v1" by default. A
-	// slash at its end is removed.
+	// BasePath is the prefix of all paths of the node [SERVER_BASE_PATH]; "/{type}/v1" by default.
+	// A slash at its end is removed.
 	BasePath string
 	// LocalIPv4 or LocalIP is the address at which peers reach the node [SERVER_LOCAL_IPV4, or
 	// SERVER_LOCAL_IP, which may be IPv4 or IPv6]. LocalIPv4 has precedence.
 	//
-	// By default it is an address of an interface of the machine that is up. Loopback and link-local
-	// addresses do not count. IPv4 is preferred to IPv6, then other interfaces to point-to-point ones,
-	// then the order of the system. The choice is logged. If the machine no longer has the address
-	// when the node renews its lease, the node chooses again and announces its new address.
+	// By default it is an address of an interface of the machine that is up. Loopback and
+	// link-local addresses do not count. IPv4 is preferred to IPv6, then other interfaces to
+	// point-to-point ones, then the order of the system. The choice is logged. If the machine no
+	// longer has the address when the node renews its lease, the node chooses again and announces
+	// its new address.
 	LocalIPv4, LocalIP string
 	// ClusterBaseURL is the base URL at which peers call the node [SERVER_CLUSTER_BASE_URL];
-	// "http://{LocalIPv4 or LocalIP}:{Port}{BasePath}" by default. Set it if the node is behind TLS.
+	// "http://{LocalIPv4 or LocalIP}:{Port}{BasePath}" by default. Set it if the node is behind
+	// TLS.
 	ClusterBaseURL string
 	// PublicProtocol, PublicDomainName and PublicIPv4 are the parts of the cluster's public base
 	// URL, which is "{protocol}//{domain name}{base path}". Without a domain name, its host is
@@ -100,6 +103,9 @@ type Config struct {
 	// Mandatory with Management.
 	PeerAudience string
 
+	// TokenURL is the URL at which tokens are fetched [OAUTH_TOKEN_URL]; the Issuer by default.
+	// Like RegistryURL, it may be a list of the URLs of replicas.
+	TokenURL string
 	// Issuer is the URL of the token service, and the issuer that received tokens must have
 	// [OAUTH_ISSUER]. Mandatory unless both [WithTokens] and [WithVerifier] are given.
 	Issuer string
@@ -114,6 +120,15 @@ type Config struct {
 	GenericKey         Secret
 	GenericPreviousKey Secret
 	ClientAccessKey    Secret
+	// ClientSecretFile, GenericKeyFile, GenericPreviousKeyFile and ClientAccessKeyFile are files
+	// with these secrets [OAUTH_CLIENT_SECRET_FILE, OAUTH_GENERIC_KEY_FILE,
+	// OAUTH_GENERIC_PREVIOUS_KEY_FILE, OAUTH_CLIENT_ACCESS_KEY_FILE]. White space at their ends is
+	// ignored. A file is read again when it has changed. While it cannot be used, the last good
+	// value is, or at first the field of the secret.
+	ClientSecretFile       string
+	GenericKeyFile         string
+	GenericPreviousKeyFile string
+	ClientAccessKeyFile    string
 	// GenericAudience is the audience that received tokens must have [OAUTH_GENERIC_AUDIENCE].
 	// ClientAudience is used if it is empty [OAUTH_CLIENT_AUDIENCE]. One of the two is mandatory
 	// unless [WithVerifier] is given.
@@ -124,36 +139,46 @@ type Config struct {
 // ConfigFromEnv reads the configuration from the environment variables of a mimik service. One
 // error names all variables that are missing or invalid. opts are the options that New will get:
 // variables that [WithTokens] or [WithVerifier] replace may be missing.
+//
+// Each secret may also come from a file, named by the variable with the suffix _FILE; see
+// Config.ClientSecretFile. Setting both is an error.
 func ConfigFromEnv(opts ...Option) (Config, error) {
-	e := env{lookup: os.LookupEnv}
+	return ConfigFrom(os.LookupEnv, opts...)
+}
+
+// ConfigFrom is like [ConfigFromEnv], for variables from another source, such as a file or flags.
+// lookup returns the value of a variable, and whether it is set.
+func ConfigFrom(lookup func(name string) (string, bool), opts ...Option) (Config, error) {
+	e := env{lookup: lookup}
 	cfg := Config{
-		Type:               e.str("SERVER_TYPE"),
-		ID:                 e.str("SERVER_ID"),
-		Version:            e.str("SERVER_VERSION"),
-		Port:               e.positiveInt("SERVER_PORT"),
-		BasePath:           e.str("SERVER_BASE_PATH"),
-		LocalIPv4:          e.str("SERVER_LOCAL_IPV4"),
-		LocalIP:            e.str("SERVER_LOCAL_IP"),
-		ClusterBaseURL:     e.str("SERVER_CLUSTER_BASE_URL"),
-		PublicProtocol:     e.str("SERVER_PUBLIC_PROTOCOL"),
-		PublicDomainName:   e.str("SERVER_PUBLIC_DOMAIN_NAME"),
-		PublicIPv4:         e.str("SERVER_PUBLIC_IPV4"),
-		Location:           e.location("SERVER_LOCATION_LON", "SERVER_LOCATION_LAT"),
-		Management:         e.onOff("CLUSTER_MANAGEMENT", false),
-		NoRegistration:     !e.onOff("REGISTRATION_SET", true),
-		RegistrationRetry:  e.milliseconds("REGISTRATION_RETRY"),
-		RequestTimeout:     e.milliseconds("REQUEST_TIMEOUT"),
-		RegistryURL:        e.str("MIT_URL"),
-		RegistryAudience:   e.str("MIT_AUDIENCE"),
-		Issuer:             e.str("OAUTH_ISSUER"),
-		ClientID:           e.str("OAUTH_CLIENT_ID"),
-		ClientSecret:       Secret(e.str("OAUTH_CLIENT_SECRET")),
-		GenericKey:         Secret(e.generic("OAUTH_GENERIC_KEY")),
-		GenericPreviousKey: Secret(e.generic("OAUTH_GENERIC_PREVIOUS_KEY")),
-		ClientAccessKey:    Secret(e.str("OAUTH_CLIENT_ACCESS_KEY")),
-		GenericAudience:    e.generic("OAUTH_GENERIC_AUDIENCE"),
-		ClientAudience:     e.str("OAUTH_CLIENT_AUDIENCE"),
+		Type:              e.str("SERVER_TYPE"),
+		ID:                e.str("SERVER_ID"),
+		Version:           e.str("SERVER_VERSION"),
+		Port:              e.positiveInt("SERVER_PORT"),
+		BasePath:          e.str("SERVER_BASE_PATH"),
+		LocalIPv4:         e.str("SERVER_LOCAL_IPV4"),
+		LocalIP:           e.str("SERVER_LOCAL_IP"),
+		ClusterBaseURL:    e.str("SERVER_CLUSTER_BASE_URL"),
+		PublicProtocol:    e.str("SERVER_PUBLIC_PROTOCOL"),
+		PublicDomainName:  e.str("SERVER_PUBLIC_DOMAIN_NAME"),
+		PublicIPv4:        e.str("SERVER_PUBLIC_IPV4"),
+		Location:          e.location("SERVER_LOCATION_LON", "SERVER_LOCATION_LAT"),
+		Management:        e.onOff("CLUSTER_MANAGEMENT", false),
+		NoRegistration:    !e.onOff("REGISTRATION_SET", true),
+		RegistrationRetry: e.milliseconds("REGISTRATION_RETRY"),
+		RequestTimeout:    e.milliseconds("REQUEST_TIMEOUT"),
+		RegistryURL:       e.str("MIT_URL"),
+		RegistryAudience:  e.str("MIT_AUDIENCE"),
+		TokenURL:          e.str("OAUTH_TOKEN_URL"),
+		Issuer:            e.str("OAUTH_ISSUER"),
+		ClientID:          e.str("OAUTH_CLIENT_ID"),
+		GenericAudience:   e.generic("OAUTH_GENERIC_AUDIENCE"),
+		ClientAudience:    e.str("OAUTH_CLIENT_AUDIENCE"),
 	}
+	cfg.ClientSecret, cfg.ClientSecretFile = e.secret("OAUTH_CLIENT_SECRET", e.str)
+	cfg.GenericKey, cfg.GenericKeyFile = e.secret("OAUTH_GENERIC_KEY", e.generic)
+	cfg.GenericPreviousKey, cfg.GenericPreviousKeyFile = e.secret("OAUTH_GENERIC_PREVIOUS_KEY", e.generic)
+	cfg.ClientAccessKey, cfg.ClientAccessKeyFile = e.secret("OAUTH_CLIENT_ACCESS_KEY", e.str)
 	if cfg.Type != "" {
 		cfg.PeerAudience = e.str(audienceVariable(cfg.Type))
 	}
@@ -231,6 +256,24 @@ func (e *env) generic(name string) string {
 		return v
 	}
 	return ""
+}
+
+// secret reads a secret from the variable, or from the file that the variable with the suffix _FILE
+// names.
+func (e *env) secret(name string, read func(name string) string) (value Secret, path string) {
+	value, path = Secret(read(name)), e.str(name+"_FILE")
+	if path == "" {
+		return value, ""
+	}
+	if value != "" {
+		e.problems = append(e.problems, fmt.Errorf("%s_FILE is set, and so is %s", name, name))
+		return value, path
+	}
+	text, err := token.ReadSecret(path)
+	if err != nil {
+		e.problems = append(e.problems, fmt.Errorf("%s_FILE cannot be used: %w", name, err))
+	}
+	return Secret(text), path
 }
 
 func (e *env) invalid(name, value, want string) {
@@ -457,13 +500,23 @@ func (cfg Config) validateAudiences(p *problems) {
 func (cfg Config) validateCredentials(p *problems, o options) {
 	if o.tokens == nil {
 		p.require("OAUTH_CLIENT_ID", cfg.ClientID)
-		p.require("OAUTH_CLIENT_SECRET", string(cfg.ClientSecret))
+		p.require("OAUTH_CLIENT_SECRET", string(cfg.ClientSecret)+cfg.ClientSecretFile)
 	}
 	if o.tokens == nil || o.verifier == nil {
 		p.requireURL("OAUTH_ISSUER", cfg.Issuer)
 	}
+	if _, err := peeraddr.ParseList(cfg.TokenURL); err != nil {
+		p.add("OAUTH_TOKEN_URL", "is invalid: %v", err)
+	}
+	for name, key := range map[string]Secret{
+		"OAUTH_GENERIC_KEY": cfg.GenericKey, "OAUTH_GENERIC_PREVIOUS_KEY": cfg.GenericPreviousKey, "OAUTH_CLIENT_ACCESS_KEY": cfg.ClientAccessKey,
+	} {
+		if o.verifier == nil && token.IsPublicKey(string(key)) {
+			p.add(name, "is a public key: tokens are verified with a secret key, unless WithVerifier is given")
+		}
+	}
 	if o.verifier == nil {
-		p.require("OAUTH_GENERIC_KEY (or OAUTH_CLIENT_ACCESS_KEY)", string(cfg.receivedKey()))
+		p.require("OAUTH_GENERIC_KEY (or OAUTH_CLIENT_ACCESS_KEY)", string(cfg.GenericKey+cfg.ClientAccessKey)+cfg.GenericKeyFile+cfg.ClientAccessKeyFile)
 		p.require("OAUTH_GENERIC_AUDIENCE (or OAUTH_CLIENT_AUDIENCE)", cfg.receivedAudience())
 	}
 }
@@ -512,6 +565,8 @@ func (cfg Config) withDefaults(local netip.Addr) Config {
 	cfg.ClusterBaseURL = strings.TrimRight(cfg.ClusterBaseURL, "/")
 	urls, _ := peeraddr.ParseList(cfg.RegistryURL)
 	cfg.RegistryURL = strings.Join(urls, ",")
+	tokenURLs, _ := peeraddr.ParseList(cfg.TokenURL)
+	cfg.TokenURL = cmp.Or(strings.Join(tokenURLs, ","), cfg.Issuer)
 	cfg.RegistrationRetry = cmp.Or(cfg.RegistrationRetry, 3*time.Second)
 	cfg.RenewalFraction = cmp.Or(cfg.RenewalFraction, 2.0/3)
 	cfg.RequestTimeout = cmp.Or(cfg.RequestTimeout, 10*time.Second)
@@ -549,8 +604,6 @@ func (cfg Config) registration() (wire.Registration, error) {
 	r.Location, err = json.Marshal(cfg.Location)
 	return r, err
 }
-
-func (cfg Config) receivedKey() Secret { return cmp.Or(cfg.GenericKey, cfg.ClientAccessKey) }
 
 func (cfg Config) receivedAudience() string { return cmp.Or(cfg.GenericAudience, cfg.ClientAudience) }
 
@@ -601,8 +654,8 @@ func (a *address) isURL(u *url.URL) bool {
 	return peeraddr.Equal(u, a.base)
 }
 
-// follow chooses another address if the machine no longer has the chosen one. While it has no usable
-// address at all, the last one stays.
+// follow chooses another address if the machine no longer has the chosen one. While it has no
+// usable address at all, the last one stays.
 func (a *address) follow(log *zap.Logger) {
 	if !a.chosen {
 		return
@@ -634,4 +687,33 @@ func (a *address) logChoice(log *zap.Logger) {
 	if a.chosen {
 		log.Info("local address chosen", zap.Stringer("address", local.Addr), zap.String("interface", local.Interface), zap.String("clusterBaseUrl", url))
 	}
+}
+
+// credentials are the secrets of a node. They may change.
+type credentials struct {
+	clientSecret     *token.Secret
+	key, previousKey *token.Secret // verify received tokens
+	unused           *token.Secret // the ClientAccessKey of a node with a GenericKey
+}
+
+func newCredentials(cfg Config, log *zap.Logger) *credentials {
+	secret := func(value Secret, name, path string) *token.Secret {
+		return token.NewSecret(string(value), name, path, func(err error) {
+			log.Warn("secret file cannot be used", zap.Error(err))
+		})
+	}
+	s := &credentials{
+		clientSecret: secret(cfg.ClientSecret, "OAUTH_CLIENT_SECRET_FILE", cfg.ClientSecretFile),
+		key:          secret(cfg.GenericKey, "OAUTH_GENERIC_KEY_FILE", cfg.GenericKeyFile),
+		previousKey:  secret(cfg.GenericPreviousKey, "OAUTH_GENERIC_PREVIOUS_KEY_FILE", cfg.GenericPreviousKeyFile),
+		unused:       secret(cfg.ClientAccessKey, "OAUTH_CLIENT_ACCESS_KEY_FILE", cfg.ClientAccessKeyFile),
+	}
+	if cfg.GenericKey == "" && cfg.GenericKeyFile == "" {
+		s.key, s.unused = s.unused, s.key
+	}
+	return s
+}
+
+func (s *credentials) all() []*token.Secret {
+	return []*token.Secret{s.clientSecret, s.key, s.previousKey, s.unused}
 }

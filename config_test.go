@@ -13,6 +13,8 @@ import (
 	"math"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -238,6 +240,9 @@ func TestConfigFromEnvMalformed(t *testing.T) {
 		"REGISTRATION_RETRY":        {"0", "-1", "1.5", "3s", "31536000001", "9223372036854775807", "99999999999999999999"},
 		"REQUEST_TIMEOUT":           {"0", "-1", "1e3", "10s", "31536000001"},
 		"MIT_URL":                   {"mit", "//mit/mIT/v1", "http://mit?x=y", "http://mit/#", "http://user:password@mit", "http://a,mit", "http://user:password@mit,http://a", "http://a, http://b/?x=y", "http://a;http://b/#", "http://a/b,c", ",", " , ,"},
+		"OAUTH_TOKEN_URL":           {"mst", "http://a,mst", "http://mst?x=y", "http://user:password@mst"},
+		"OAUTH_GENERIC_KEY":         {"-----BEGIN PUBLIC KEY-----\nabc\n-----END PUBLIC KEY-----"},
+		"OAUTH_CLIENT_ACCESS_KEY":   {"-----BEGIN CERTIFICATE-----\nabc\n-----END CERTIFICATE-----"},
 		"OAUTH_ISSUER":              {"mst", "ftp://mst", "http://mst?x=y", "http://user:password@mst"},
 	} {
 		for _, value := range values {
@@ -254,6 +259,73 @@ func TestConfigFromEnvMalformed(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// ConfigFrom reads all variables from its source, and none from the environment.
+func TestConfigFrom(t *testing.T) {
+	setenv(t, map[string]string{"SERVER_TYPE": "another"})
+	variables := testEnv()
+	got, err := cluster.ConfigFrom(func(name string) (string, bool) {
+		value, ok := variables[name]
+		return value, ok
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	setenv(t, variables)
+	want, err := cluster.ConfigFromEnv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	_, err = cluster.ConfigFrom(func(string) (string, bool) { return "", false })
+	if names := namedVariables(err); len(names) < 9 {
+		t.Errorf("an empty source: %v", err)
+	}
+}
+
+// Each secret may come from a file. An error names the variable and the file.
+func TestSecretFiles(t *testing.T) {
+	for name, field := range map[string]func(cluster.Config) (cluster.Secret, string){
+		"OAUTH_CLIENT_SECRET":        func(c cluster.Config) (cluster.Secret, string) { return c.ClientSecret, c.ClientSecretFile },
+		"OAUTH_GENERIC_KEY":          func(c cluster.Config) (cluster.Secret, string) { return c.GenericKey, c.GenericKeyFile },
+		"OAUTH_GENERIC_PREVIOUS_KEY": func(c cluster.Config) (cluster.Secret, string) { return c.GenericPreviousKey, c.GenericPreviousKeyFile },
+		"OAUTH_CLIENT_ACCESS_KEY":    func(c cluster.Config) (cluster.Secret, string) { return c.ClientAccessKey, c.ClientAccessKeyFile },
+	} {
+		path := filepath.Join(t.TempDir(), "secret")
+		read := func(extra map[string]string) (cluster.Config, error) {
+			variables := testEnv()
+			delete(variables, name)
+			variables[name+"_FILE"] = path
+			maps.Copy(variables, extra)
+			return cluster.ConfigFrom(func(name string) (string, bool) { return variables[name], true })
+		}
+		for _, text := range []string{"hidden word", "hidden word\n", " hidden word\r\n\n"} {
+			writeFile(t, path, text)
+			cfg, err := read(nil)
+			if value, file := field(cfg); err != nil || string(value) != "hidden word" || file != path {
+				t.Errorf("%s: %q of %q, %v", name, string(value), file, err)
+			}
+		}
+		wantError := func(err error, want string) {
+			t.Helper()
+			if !slices.Equal(namedVariables(err), []string{name + "_FILE"}) || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "hidden") {
+				t.Errorf("%s: %v, want %q", name, err, want)
+			}
+		}
+		_, err := read(map[string]string{name: "hidden"})
+		wantError(err, "and so is "+name)
+		writeFile(t, path, " \n")
+		_, err = read(nil)
+		wantError(err, path+" is empty")
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		_, err = read(nil)
+		wantError(err, path+": no such file")
 	}
 }
 

@@ -238,15 +238,15 @@ const unmodifiedSinceHeader = "X-Unmodified-Since"
 
 type claimsKey struct{}
 
-// keyVerifier verifies tokens with the keys of a Config.
-type keyVerifier struct{ *token.Verifier }
-
-func newKeyVerifier(cfg Config) keyVerifier {
-	return keyVerifier{token.NewVerifier(cfg.Issuer, cfg.receivedAudience(), string(cfg.receivedKey()), string(cfg.GenericPreviousKey))}
-}
+// keyVerifier verifies tokens with the keys of a node.
+type keyVerifier struct{ keys *token.Keys }
 
 func (v keyVerifier) Verify(_ context.Context, text string) (Claims, error) {
-	claims, err := v.Verifier.Verify(text)
+	verifier, err := v.keys.Verifier()
+	if err != nil {
+		return Claims{}, fmt.Errorf("%w: %w", ErrVerifierUnavailable, err)
+	}
+	claims, err := verifier.Verify(text)
 	return Claims(claims), err
 }
 

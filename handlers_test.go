@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -534,6 +536,63 @@ func TestKeyRotation(t *testing.T) {
 		n.DeleteServer(rec, req)
 		reply{rec.Code, rec.Header(), rec.Body.String()}.wantError(t, 401, "bad signature")
 	})
+}
+
+// The keys change without a restart, by SetKeys or in files.
+func TestKeysChange(t *testing.T) {
+	dir := t.TempDir()
+	cfg := testConfig()
+	cfg.GenericKeyFile, cfg.GenericPreviousKeyFile = filepath.Join(dir, "key"), filepath.Join(dir, "previous")
+	cfg.ClientAccessKey = ""
+	logs, entries := observer.New(zap.WarnLevel)
+	c := newNode(t, cfg, http.DefaultTransport, cluster.WithVerifier(nil), cluster.WithLogger(zap.New(logs)))
+	status := func(key string) int {
+		req := httptest.NewRequest("GET", "/things", nil)
+		req.Header.Set("Authorization", signToken(t, cfg, jwt.SigningMethodHS256, []byte(key), nil))
+		return serve(c.Authenticate(responder(http.StatusOK, "{}")), req).Code
+	}
+	check := func(phase string, want map[string]int) {
+		t.Helper()
+		for key, code := range want {
+			if got := status(key); got != code {
+				t.Errorf("%s: %d with the key %s, want %d", phase, got, key, code)
+			}
+		}
+	}
+	check("no files", map[string]int{"one": 503})
+	writeFile(t, cfg.GenericKeyFile, "one\n")
+	check("one key", map[string]int{"one": 200, "two": 401})
+	writeFile(t, cfg.GenericPreviousKeyFile, "one\n")
+	writeFile(t, cfg.GenericKeyFile, "two\n")
+	check("rotated", map[string]int{"one": 200, "two": 200, "three": 401})
+	writeFile(t, cfg.GenericKeyFile, "")
+	entries.TakeAll()
+	check("an empty file", map[string]int{"one": 200, "two": 200, "": 401})
+	if lines := entries.FilterMessage("secret file cannot be used").All(); len(lines) != 1 ||
+		!strings.Contains(fmt.Sprint(lines[0].ContextMap()["error"]), "OAUTH_GENERIC_KEY_FILE cannot be used: "+cfg.GenericKeyFile+" is empty") {
+		t.Errorf("logged %v", lines)
+	}
+	for _, path := range []string{cfg.GenericKeyFile, cfg.GenericPreviousKeyFile} {
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check("no files any more", map[string]int{"one": 200, "two": 200})
+
+	for _, keys := range [][2]cluster.Secret{{"", "two"}, {"-----BEGIN PUBLIC KEY-----", ""}, {"three", "-----BEGIN CERTIFICATE-----"}} {
+		if err := c.SetKeys(keys[0], keys[1]); err == nil {
+			t.Errorf("SetKeys accepts %q", string(keys[0]))
+		}
+	}
+	check("rejected keys", map[string]int{"one": 200, "two": 200})
+	if err := c.SetKeys("three", ""); err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, cfg.GenericKeyFile, "two")
+	check("SetKeys", map[string]int{"one": 401, "two": 401, "three": 200})
+	if err := newNode(t, cfg, http.DefaultTransport).SetKeys("three", ""); err == nil {
+		t.Error("SetKeys succeeds with a Verifier")
+	}
 }
 
 func TestReply(t *testing.T) {

@@ -29,9 +29,9 @@ import (
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
-// SlotsInFlight returns the number of slots of the scheduler that are taken.
-// WithLocals replaces the addresses of the machine. Those on an interface that begins with "tun" are
-// on a point-to-point one.
+// SlotsInFlight returns the number of slots of the scheduler that are taken. WithLocals replaces
+// the addresses of the machine. Those on an interface that begins with "tun" are on a
+// point-to-point one.
 func WithLocals(list func() []string) Option {
 	return optionFunc(func(o *options) {
 		o.locals = func() (locals []peeraddr.Local, err error) {
@@ -114,7 +114,7 @@ func testHTTPClient(rt roundTripper) *httpClient {
 		trace:       new(hooks),
 		timeout:     10 * time.Second,
 		maxResponse: 100,
-		secrets:     []string{"hidden"},
+		secrets:     []*token.Secret{token.NewSecret("hidden", "", "", nil)},
 	}
 }
 
@@ -211,8 +211,8 @@ func TestHTTPClient(t *testing.T) {
 		})
 	}
 	cfg := Config{MaxResponseBytes: math.MaxInt64, ClientSecret: "hidden"}
-	if h, err := newHTTPClient(cfg, options{}); err != nil || h.maxResponse+1 < 0 || !slices.Equal(h.secrets, []string{"hidden"}) {
-		t.Errorf("limit %d, secrets %q, %v", h.maxResponse, h.secrets, err)
+	if h, err := newHTTPClient(cfg, options{}, newCredentials(cfg, nil)); err != nil || h.maxResponse+1 < 0 || h.redactSecrets("a hidden word") != "a [redacted] word" {
+		t.Errorf("limit %d, %v", h.maxResponse, err)
 	}
 }
 

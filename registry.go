@@ -156,7 +156,7 @@ func (r *registryClient) do(ctx context.Context, req registryRequest) error {
 	}
 }
 
-// withFailover tries the replicas, each at most once, until one sends a usable response. All
+// withFailover sends a request to the replicas until one of them sends a usable response. All
 // replicas share one request timeout.
 //
 // A replica may have executed the request before it failed. It is safe to repeat: registering twice
@@ -168,32 +168,11 @@ func (r *registryClient) withFailover(ctx context.Context, req *registryRequest)
 	if end := time.Now().Add(r.deleteTimeout); req.method == http.MethodDelete && end.Before(deadline) {
 		deadline = end
 	}
-	current, urls := r.replicas.order(req.method == http.MethodPost && rand.N(failbackChance) == 0)
-	var failure error
-	for i, base := range urls {
-		timeout := time.Until(deadline) / time.Duration(len(urls)-i)
-		if i == len(urls)-1 {
-			timeout = r.http.timeout // ctx bounds the last one
-		}
-		err := r.doReplica(ctx, base, timeout, req)
-		if !shouldFailOver(req.method, err) {
-			r.switchTo(ctx, current, base, failure)
-			return err
-		}
-		if failure != nil {
-			err = fmt.Errorf("%w; %w", failure, err)
-		}
-		failure = err
-		if ctx.Err() != nil {
-			break
-		}
-	}
-	return failure
+	send := func(ctx context.Context, base string) error { return r.doReplica(ctx, base, req) }
+	return r.replicas.failover(ctx, deadline, req.method, send, r.switched)
 }
 
-func (r *registryClient) doReplica(ctx context.Context, base string, timeout time.Duration, req *registryRequest) error {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
+func (r *registryClient) doReplica(ctx context.Context, base string, req *registryRequest) error {
 	req.sent++
 	info := RequestInfo{Target: TargetRegistry, Attempt: req.sent}
 	body, err := r.http.sendJSON(ctx, info, req.method, base+req.path, req.bearer, req.body)
@@ -226,22 +205,22 @@ func shouldFailOver(method string, err error) bool {
 	return invalid && !errors.Is(err, ErrResponseTooLarge) || noResponse
 }
 
-// switchTo makes the replica that responded the current one. failure is the error of the replicas
-// that were tried before it.
-func (r *registryClient) switchTo(ctx context.Context, current, url string, failure error) {
-	if !r.replicas.promote(current, url) {
-		return
-	}
-	fields := []zap.Field{zap.String("from", current), zap.String("to", url), correlationField(ctx)}
-	if failure != nil {
-		r.log.Warn("switched registry replica", append(fields, zap.NamedError("reason", failure))...)
-	} else {
-		r.log.Info("failed back to preferred registry replica", fields...)
-	}
-	r.trace.replicaChanged(ctx, current, url, failure)
+// switched reports that another replica is in use. failure is the error of those tried before it.
+func (r *registryClient) switched(ctx context.Context, from, to string, failure error) {
+	logSwitch(ctx, r.log, "registry", from, to, failure)
+	r.trace.replicaChanged(ctx, from, to, failure)
 }
 
-// replicas are the base URLs of one registry, and the one that is in use.
+func logSwitch(ctx context.Context, log *zap.Logger, service, from, to string, failure error) {
+	fields := []zap.Field{zap.String("from", from), zap.String("to", to), correlationField(ctx)}
+	if failure != nil {
+		log.Warn("switched "+service+" replica", append(fields, zap.NamedError("reason", failure))...)
+	} else {
+		log.Info("failed back to preferred "+service+" replica", fields...)
+	}
+}
+
+// replicas are the URLs of one service, and the one that is in use.
 type replicas struct {
 	urls []string // in the order of this node's preference
 
@@ -273,6 +252,39 @@ func (r *replicas) order(failback bool) (current string, urls []string) {
 	return r.current, slices.Concat(r.urls[i:], r.urls[:i])
 }
 
+// failover sends a request of a method to the replicas, each at most once, until one sends a usable
+// response. That one is then the current one, and switched is called if it was not before. All
+// share the time until deadline, except for the last one, which is bounded by ctx only.
+func (r *replicas) failover(
+	ctx context.Context, deadline time.Time, method string,
+	send func(ctx context.Context, url string) error, switched func(ctx context.Context, from, to string, failure error),
+) error {
+	current, urls := r.order(method == http.MethodPost && rand.N(failbackChance) == 0)
+	var failure error
+	for i, url := range urls {
+		sendCtx, cancel := ctx, context.CancelFunc(func() {})
+		if rest := len(urls) - i; rest > 1 {
+			sendCtx, cancel = context.WithTimeout(ctx, time.Until(deadline)/time.Duration(rest))
+		}
+		err := send(sendCtx, url)
+		cancel()
+		if !shouldFailOver(method, err) {
+			if r.promote(current, url) {
+				switched(ctx, current, url, failure)
+			}
+			return err
+		}
+		if failure != nil {
+			err = fmt.Errorf("%w; %w", failure, err)
+		}
+		failure = err
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return failure
+}
+
 // promote makes url the current one, unless a concurrent call has switched already.
 func (r *replicas) promote(current, url string) (changed bool) {
 	r.mu.Lock()
@@ -287,27 +299,31 @@ func (r *replicas) promote(current, url string) (changed bool) {
 // A tokenFetcher fetches tokens, for a token.Cache: with the function of WithTokens if it is set,
 // or from the token service.
 type tokenFetcher struct {
-	http   *httpClient
-	issuer string
-	tokens func(context.Context, TokenKey) (*oauth2.Token, error)
-	log    *zap.Logger
-	trace  *hooks
+	http     *httpClient
+	replicas *replicas // the URLs of the token service
+	tokens   func(context.Context, TokenKey) (*oauth2.Token, error)
+	log      *zap.Logger
+	trace    *hooks
 }
 
 // fetch returns the function to pass to token.NewCache.
-func (f *tokenFetcher) fetch(clientID string, secret Secret) token.Fetch {
+func (f *tokenFetcher) fetch(clientID string, secret *token.Secret) token.Fetch {
 	client := token.Client{
-		ID:     clientID,
-		Secret: string(secret),
-		Post: func(ctx context.Context, body any) ([]byte, error) {
-			return f.http.sendJSON(ctx, RequestInfo{Target: TargetTokenService, Attempt: 1}, http.MethodPost, f.issuer, "", body)
-		},
+		ID:   clientID,
+		Post: f.post,
 		Refused: func(err error) bool {
 			se, ok := errors.AsType[*StatusError](err)
 			return ok && se.Code == http.StatusBadRequest
 		},
 	}
-	fetch := client.Fetch
+	fetch := func(ctx context.Context, key token.Key, refresh string) (*oauth2.Token, error) {
+		current := client
+		var err error
+		if current.Secret, err = secret.Get(); err != nil {
+			return nil, &TokenError{Audience: key.Audience, Err: err}
+		}
+		return current.Fetch(ctx, key, refresh)
+	}
 	if f.tokens != nil {
 		fetch = f.fetchGiven
 	}
@@ -334,9 +350,33 @@ func (f *tokenFetcher) fetchGiven(ctx context.Context, key token.Key, _ string) 
 	return t, err
 }
 
+// post sends a request to the replicas of the token service.
+func (f *tokenFetcher) post(ctx context.Context, body any) (response []byte, err error) {
+	ctx, cancel := context.WithTimeout(ctx, f.http.timeout)
+	defer cancel()
+	deadline, _ := ctx.Deadline()
+	attempt := 0
+	err = f.replicas.failover(ctx, deadline, http.MethodPost, func(ctx context.Context, url string) error {
+		attempt++
+		response, err = f.http.sendJSON(ctx, RequestInfo{Target: TargetTokenService, Attempt: attempt}, http.MethodPost, url, "", body)
+		if err == nil && !json.Valid(response) {
+			err = &InvalidResponseError{"mST", http.MethodPost, url, errors.New("the response is not JSON")}
+		}
+		return err
+	}, func(ctx context.Context, from, to string, failure error) {
+		logSwitch(ctx, f.log, "token service", from, to, failure)
+	})
+	return response, err
+}
+
+// wrap makes err a *TokenError that names the token service.
 func (f *tokenFetcher) wrap(key token.Key, err error) error {
+	if _, ok := errors.AsType[*TokenError](err); ok {
+		return err
+	}
 	if f.tokens == nil && !namesRemote(err) {
-		err = &InvalidResponseError{"mST", http.MethodPost, f.issuer, err}
+		current, _ := f.replicas.order(false)
+		err = &InvalidResponseError{"mST", http.MethodPost, current, err}
 	}
 	return &TokenError{Audience: key.Audience, Err: err}
 }

@@ -2,10 +2,12 @@ package cluster_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -567,4 +569,86 @@ func TestWithTokensFails(t *testing.T) {
 			})
 		})
 	}
+}
+
+// The client secret is read from its file when a token is fetched. A former one stays redacted.
+func TestClientSecretFile(t *testing.T) {
+	cfg := testConfig()
+	cfg.ClientSecret, cfg.ClientSecretFile = "", filepath.Join(t.TempDir(), "secret")
+	var sent []string
+	remotes := clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
+		if req.URL.Host == "mst.test" {
+			var body struct {
+				ClientSecret string `json:"client_secret"`
+			}
+			if err := json.NewDecoder(req.Body).Decode(&body); err != nil {
+				t.Error(err)
+			}
+			sent = append(sent, body.ClientSecret)
+			return newHTTPResponse(req, http.StatusUnauthorized, `{"message":"not hidden-1"}`), nil
+		}
+		return newHTTPResponse(req, http.StatusOK, registrationResponse(time.Hour, "node-1")), nil
+	})
+	stop := func() {}
+	c := newNode(t, cfg, remotes, cluster.WithTokens(nil), onRenewalFailure(func(error) { stop() }))
+	register := func() string {
+		ctx, cancel := context.WithCancel(t.Context())
+		stop = cancel
+		_, err := c.Register(ctx)
+		return fmt.Sprint(err)
+	}
+	if text := register(); !strings.Contains(text, "OAUTH_CLIENT_SECRET_FILE cannot be used: ") || !strings.Contains(text, cfg.ClientSecretFile) {
+		t.Errorf("without the file: %s", text)
+	}
+	for _, secret := range []string{"hidden-1", "hidden-2"} {
+		writeFile(t, cfg.ClientSecretFile, secret+"\n")
+		if text := register(); !strings.Contains(text, "not [redacted]") {
+			t.Errorf("with %s: %s", secret, text)
+		}
+	}
+	if want := []string{"hidden-1", "hidden-2"}; !slices.Equal(sent, want) {
+		t.Errorf("sent %q, want %q", sent, want)
+	}
+}
+
+// The replicas of the token service are used like those of the registry.
+func TestTokenServiceReplicas(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cfg := testConfig()
+		cfg.TokenURL = "http://mst-1.test/token, http://mst-2.test/token/,http://mst-3.test/token"
+		cfg.Issuer = "http://issuer.test/never-called"
+		logs, entries := observer.New(zap.DebugLevel)
+		var tried []string
+		remotes := clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
+			switch req.URL.Host {
+			case "mst-1.test":
+				tried = append(tried, req.URL.String())
+				return nil, syscall.ECONNREFUSED
+			case "mst-2.test":
+				tried = append(tried, req.URL.String())
+				return newHTTPResponse(req, http.StatusOK, "<html>a proxy</html>"), nil
+			case "mst-3.test":
+				tried = append(tried, req.URL.String())
+				return newHTTPResponse(req, http.StatusOK, `{"access_token":"token","expires_in":3600}`), nil
+			case "mit.test":
+				return newHTTPResponse(req, http.StatusOK, registrationResponse(time.Hour, "node-1")), nil
+			}
+			return nil, errors.New("called " + req.URL.Host)
+		})
+		c := newNode(t, cfg, remotes, cluster.WithTokens(nil), cluster.WithLogger(zap.New(logs)))
+		if _, err := c.Register(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if len(tried) == 0 || tried[len(tried)-1] != "http://mst-3.test/token" || slices.Contains(tried[:len(tried)-1], "http://mst-3.test/token") {
+			t.Errorf("tried %q", tried)
+		}
+		if switched := entries.FilterMessage("switched token service replica").Len(); switched != min(len(tried)-1, 1) {
+			t.Errorf("%d changes logged after %q", switched, tried)
+		}
+		time.Sleep(24 * time.Hour)
+		if rest := tried[3:]; len(rest) < 10 || !slices.Contains(rest, "http://mst-3.test/token") {
+			t.Errorf("%d requests in a day", len(rest))
+		}
+		_ = c.Close()
+	})
 }

@@ -40,7 +40,7 @@ func NewVerifier(issuer, audience string, keys ...string) *Verifier {
 		jwt.WithAudience(audience),
 	)}
 	for _, key := range keys {
-		if key != "" && !isPublicKey(key) {
+		if key != "" && !IsPublicKey(key) {
 			v.keys.Keys = append(v.keys.Keys, []byte(key))
 		}
 	}
@@ -178,8 +178,3 @@ func numericDate(seconds *float64) *jwt.NumericDate {
 }
 
 func outOfRange(seconds *float64) bool { return seconds != nil && math.Abs(*seconds) > maxUnix }
-
-func isPublicKey(key string) bool {
-	return strings.Contains(key, "-----BEGIN") &&
-		(strings.Contains(key, "PUBLIC KEY-----") || strings.Contains(key, "CERTIFICATE-----"))
-}
