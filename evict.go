@@ -87,8 +87,8 @@ func (e *evictor) isSuspect(o *Outcome, timeout time.Duration) bool {
 	return unreachable(o.Err) || e.replaced(o)
 }
 
-// replaced reports whether a peer was not called because its address belongs to this node now. Such a
-// peer is gone, unless it has renewed since: then both nodes claim the address.
+// replaced reports whether a peer was not called because its address belongs to this node now. Such
+// a peer is gone, unless it has renewed since: then both nodes claim the address.
 func (e *evictor) replaced(o *Outcome) bool {
 	return o.Kind == KindWrongServer && o.Attempts == 0 && e.state.tookOver(wire.Server(o.Server))
 }

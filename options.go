@@ -203,7 +203,7 @@ type options struct {
 	policy              PeerPolicy
 	noEnv               bool
 	locals              func() ([]peeraddr.Local, error) // the addresses of this machine
-	local               peeraddr.Local                   // the one to use by default; zero if none is usable
+	local               peeraddr.Local                   // the default; zero if none is usable
 }
 
 func applyOptions(opts []Option) options {

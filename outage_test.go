@@ -1,17 +1,23 @@
 package cluster_test
 
 import (
+	"context"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/clustertest"
+	"github.com/mimiktech/cluster/mit"
 )
 
 // A renewal that fails is retried after RegistrationRetry. The npm module waits a whole lease,
@@ -275,4 +281,443 @@ func TestTokenExpiryDuringOutages(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A node that a peer reports as departed stays in its own view, and registers again at once. The
+// npm module removes itself from its view.
+func TestReportedAsDepartedRegistersAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 3)
+		n := w.Nodes[0]
+		time.Sleep(10 * time.Minute)
+		for _, peer := range w.Nodes[1:] {
+			reportDeparture(t, w, peer, n.ID)
+			wantView(t, peer, "node-2", "node-3")
+		}
+		requests := recordRequests(w)
+		reportDeparture(t, w, n, n.ID)
+		synctest.Wait()
+
+		wantView(t, n, "node-1", "node-2", "node-3")
+		if got := len(requests.renewals(n)); got != 1 {
+			t.Errorf("%d POSTs at once, want one", got)
+		}
+		for _, peer := range w.Nodes[1:] {
+			wantView(t, peer, "node-1", "node-2", "node-3")
+		}
+		wantState(t, n, cluster.Registered)
+	})
+}
+
+// Repeated reports do not make the node register more often than every RegistrationRetry.
+func TestReportedAsDepartedRepeatedly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 2)
+		n := w.Nodes[0]
+		requests := recordRequests(w)
+		for range 300 {
+			reportDeparture(t, w, n, n.ID)
+			time.Sleep(200 * time.Millisecond)
+		}
+		synctest.Wait()
+		if got := len(requests.renewals(n)); got < 15 || got > 21 {
+			t.Errorf("%d POSTs in a minute, want one every RegistrationRetry", got)
+		}
+		wantState(t, n, cluster.Registered)
+		wantView(t, n, "node-1", "node-2")
+	})
+}
+
+// A node that has left does not register when it is reported as departed.
+func TestReportedAsDepartedAfterLeaving(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 2)
+		n := w.Nodes[0]
+		n.UnRegister(t.Context())
+		requests := recordRequests(w)
+		reportDeparture(t, w, n, n.ID)
+		time.Sleep(24 * time.Hour)
+		if got := len(requests.renewals(n)); got != 0 {
+			t.Errorf("%d POSTs of a node that has left", got)
+		}
+		wantState(t, n, cluster.Left)
+	})
+}
+
+// A node that was evicted because a peer could not reach it announces itself at its next renewal.
+func TestEvictedWhileAlive(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 3)
+		n, other := w.Nodes[0], w.Nodes[1]
+		time.Sleep(5 * time.Minute)
+		w.Network.Cut(n.Host, other.Host)
+		if _, err := other.RPCluster(t.Context(), cluster.Request{Path: "/things"}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second) // the broadcast
+		w.Network.Heal()
+		wantView(t, other, "node-2", "node-3")
+		wantView(t, w.Nodes[2], "node-2", "node-3")
+		if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-2", "node-3"}) {
+			t.Fatalf("the registry lists %q", got)
+		}
+		wantView(t, n, "node-1", "node-2", "node-3")
+
+		requests := recordRequests(w)
+		renewed := make(chan struct{}, 1)
+		w.Network.Fault(n.Host, clustertest.RegistryHost, signal(renewed, clustertest.FirstN(0, clustertest.Refuse)))
+		<-renewed
+		synctest.Wait()
+		for _, peer := range w.Nodes[1:] {
+			if got := len(requests.announcements(n, peer.Host)); got != 1 {
+				t.Errorf("%d announcements to %s, want one", got, peer.ID)
+			}
+			wantView(t, peer, "node-1", "node-2", "node-3")
+		}
+		time.Sleep(24 * time.Hour)
+		synctest.Wait()
+		if got := len(requests.announcements(n, other.Host)); got != 1 {
+			t.Errorf("%d announcements in a day, want one", got)
+		}
+	})
+}
+
+// Nodes are listed again within a lease after the registry has lost its data.
+func TestRegistryReset(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 3)
+		w.ResetRegistry()
+		time.Sleep(2 * time.Hour)
+		synctest.Wait()
+		if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-2", "node-3"}) {
+			t.Errorf("the registry lists %q", got)
+		}
+		for _, n := range w.Nodes {
+			wantState(t, n, cluster.Registered)
+			wantView(t, n, "node-1", "node-2", "node-3")
+		}
+	})
+}
+
+// After a reset no view lacks a running node: nodes that have renewed retain the others for a
+// lease.
+func TestViewsStayCompleteAfterReset(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const lease = time.Hour
+		w := clustertest.Start(t, 5, clustertest.WithLease(lease))
+		time.Sleep(lease) // all have renewed, and have each other from the registry
+		dead := w.Nodes[4]
+		dead.Kill()
+		requests := recordRequests(w)
+		w.ResetRegistry()
+		began, shortest := time.Now(), 5
+		for time.Since(began) < 3*lease {
+			time.Sleep(time.Minute)
+			if listed := len(w.Registered()); listed > 0 {
+				shortest = min(shortest, listed)
+			}
+			for _, n := range w.Nodes[:4] {
+				got := idsOf(n.Servers())
+				if len(got) == 5 && time.Since(began) < 5*lease/2 { // the dead node, which is still retained
+					got = got[:4]
+				}
+				if !cmp.Equal(got, []string{"node-1", "node-2", "node-3", "node-4"}) {
+					t.Fatalf("after %v %s knows %q", time.Since(began), n.ID, idsOf(n.Servers()))
+				}
+			}
+		}
+		if shortest > 2 {
+			t.Errorf("the registry always listed at least %d servers: the test shows nothing", shortest)
+		}
+		for _, n := range w.Nodes[:4] {
+			if got := len(requests.announcements(n, w.Nodes[0].Host)) + len(requests.announcements(n, w.Nodes[1].Host)); got == 0 {
+				t.Errorf("%s has a new entry, but did not announce itself", n.ID)
+			}
+		}
+	})
+}
+
+// After a reset some nodes renew twice, and others only at the end of the lease, as nodes of the
+// npm module do. No view lacks a node meanwhile.
+func TestUnevenRenewalsAfterReset(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const nodes, lease = 5, time.Hour
+		w := clustertest.Start(t, nodes, clustertest.WithLease(lease))
+		time.Sleep(3 * lease)
+		w.ResetRegistry()
+		late := w.Nodes[4].Host
+		w.Network.Fault(late, clustertest.RegistryHost, clustertest.Refuse)
+		time.AfterFunc(lease*9/10, func() { w.Network.Fault(late, clustertest.RegistryHost, nil) })
+		// The lease goroutine renews once more.
+		if _, err := w.Nodes[0].Register(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for began := time.Now(); time.Since(began) < 3*lease; time.Sleep(time.Minute) {
+			for _, n := range w.Nodes {
+				if got := len(n.Servers()); got != nodes {
+					t.Fatalf("after %v %s knows %d servers", time.Since(began), n.ID, got)
+				}
+			}
+		}
+	})
+}
+
+// After a reset a node may learn the new entry of a peer before it renews itself. That the registry
+// has this entry does not show that it kept its data.
+func TestPeerLearnedAfterReset(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := startVerified(t, 5)
+		n, peer := w.Nodes[0], w.Nodes[1]
+		time.Sleep(time.Minute) // triggered renewals have ended
+		w.ResetRegistry()
+		renewUnnoticed(t, w, n, peer)
+		// So that n learns the entry of the registry.
+		w.Network.Fault(n.Host, peer.Host, clustertest.FirstN(2, clustertest.Refuse))
+		if res := rpc(t, n, cluster.Request{Path: "/things"}); len(res.Results) != 4 {
+			t.Fatalf("%v", failures(res))
+		}
+		reportDeparture(t, w, n, n.ID) // triggers a renewal
+		synctest.Wait()
+		if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-2"}) {
+			t.Errorf("the registry lists %q", got)
+		}
+		wantView(t, n, "node-1", "node-2", "node-3", "node-4", "node-5")
+	})
+}
+
+// A node that retains a peer after a reset does not announce it to others. If the peer is dead, the
+// first call evicts it.
+func TestRetainedPeersAreNotAnnounced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 3)
+		time.Sleep(time.Hour) // all have renewed, and have each other from the registry
+		n, other, dead := w.Nodes[0], w.Nodes[1], w.Nodes[2]
+		dead.Kill()
+		reportDeparture(t, w, other, dead.ID)
+		w.ResetRegistry()
+		reportDeparture(t, w, n, n.ID) // triggers a renewal
+		synctest.Wait()
+		wantView(t, n, "node-1", "node-2", "node-3")
+		wantView(t, other, "node-1", "node-2")
+		if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-1"}) {
+			t.Errorf("the registry lists %q", got)
+		}
+		if o := singleFailure(t, rpc(t, n, cluster.Request{Path: "/things"})); o.Server.ServerID != dead.ID || !o.Evicted {
+			t.Errorf("%s: evicted %t, skipped: %v", o.Server.ServerID, o.Evicted, o.EvictionSkipped)
+		}
+		wantView(t, n, "node-1", "node-2")
+	})
+}
+
+// Retained peers expire after a lease, even if the registry seems to be reset at each renewal.
+func TestRetainedPeersExpire(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 3, clustertest.WithStore(recreatingStore{mit.NewMemory()}),
+			clustertest.WithOptions(cluster.WithEviction(cluster.Eviction{Disabled: true})))
+		time.Sleep(time.Hour)
+		w.Nodes[2].Kill()
+		// The lease and the grace period of the dead node, and two renewals of the others.
+		time.Sleep(4 * time.Hour)
+		wantView(t, w.Nodes[0], "node-1", "node-2")
+		wantView(t, w.Nodes[1], "node-1", "node-2")
+	})
+}
+
+// A registry that lost only the entry of this node was not reset, so other missing peers are not
+// retained.
+func TestOnlyOwnEntryLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := mit.NewMemory()
+		w := clustertest.Start(t, 4, clustertest.WithStore(store))
+		time.Sleep(time.Hour)
+		n, dead := w.Nodes[0], w.Nodes[3]
+		dead.Kill()
+		for _, deleted := range []*clustertest.Node{n, dead} {
+			if err := store.Delete(t.Context(), mit.ResourceID("mds"), deleted.ID); err != nil {
+				t.Fatal(err)
+			}
+		}
+		reportDeparture(t, w, n, n.ID) // triggers a renewal
+		synctest.Wait()
+		wantView(t, n, "node-1", "node-2", "node-3")
+	})
+}
+
+// A recreatingStore creates the entry of a server again at each renewal.
+type recreatingStore struct{ *mit.Memory }
+
+func (s recreatingStore) Put(ctx context.Context, reg mit.Registration, ttl time.Duration) (mit.Resource, error) {
+	if err := s.Delete(ctx, mit.ResourceID(reg.Type), reg.ServerID); err != nil {
+		return mit.Resource{}, err
+	}
+	return s.Memory.Put(ctx, reg, ttl)
+}
+
+// serveAt makes a node reachable at another host, too.
+func serveAt(w *clustertest.World, n *clustertest.Node, host string) {
+	mux := http.NewServeMux()
+	n.Mount(mux)
+	mux.Handle("GET /mds/v1/things", anyMethod(n))
+	w.Network.Handle(host, mux)
+}
+
+func registeredAddress(w *clustertest.World, id string) string {
+	for _, s := range w.Registered() {
+		if s.ServerID == id {
+			return s.ClusterBaseURL
+		}
+	}
+	return ""
+}
+
+// A node whose machine gets another address registers there with its next renewal, and announces
+// it.
+func TestAddressOfTheMachineChanges(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var locals atomic.Pointer[[]string]
+		set := func(list ...string) { locals.Store(&list) }
+		set("eth0 10.1.0.1", "eth1 10.2.0.1")
+		w := clustertest.Start(t, 2, clustertest.WithConfig(func(cfg *cluster.Config) {
+			if cfg.ID == "node-3" {
+				cfg.LocalIPv4, cfg.ClusterBaseURL = "", ""
+			}
+		}))
+		peer := w.Nodes[0]
+		core, logs := observer.New(zap.WarnLevel)
+		n := w.Add(cluster.WithLocals(func() []string { return *locals.Load() }), cluster.WithLogger(zap.New(core)))
+		serveAt(w, n, "10.1.0.1:8080")
+		if _, err := n.Register(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		check := func(when, host string, warnings int) {
+			t.Helper()
+			for deadline := time.Now().Add(time.Hour); registeredAddress(w, n.ID) != "http://"+host+"/mds/v1" && time.Now().Before(deadline); {
+				time.Sleep(time.Second)
+			}
+			time.Sleep(time.Second) // for the announcement
+			wantState(t, n, cluster.Registered)
+			wantAddress(t, w.Registered(), n.ID, host)
+			wantAddress(t, peer.Servers(), n.ID, host)
+			if res := rpc(t, peer, cluster.Request{Path: "/things"}); len(res.Results) != 2 {
+				t.Errorf("%s: %d results, %v", when, len(res.Results), failures(res))
+			}
+			if got := logs.FilterMessage("local address has changed").Len(); got != warnings {
+				t.Errorf("%s: %d warnings, want %d", when, got, warnings)
+			}
+		}
+		check("at first", "10.1.0.1:8080", 0)
+
+		set("eth1 10.2.0.1", "eth0 10.1.0.1") // another order is no change
+		time.Sleep(24 * time.Hour)
+		check("in another order", "10.1.0.1:8080", 0)
+
+		set("lo 127.0.0.1", "eth0 169.254.7.7") // no network: the last address stays
+		time.Sleep(2 * time.Hour)
+		check("without an address", "10.1.0.1:8080", 0)
+
+		set("eth0 10.3.0.1", "lo 127.0.0.1")
+		w.Network.Remove("10.1.0.1:8080")
+		serveAt(w, n, "10.3.0.1:8080")
+		check("at another address", "10.3.0.1:8080", 1)
+
+		set("eth0 2001:db8::7")
+		w.Network.Remove("10.3.0.1:8080")
+		serveAt(w, n, "[2001:db8::7]:8080")
+		check("at an IPv6 address", "[2001:db8::7]:8080", 2)
+
+		if d := n.UnRegister(t.Context()); d.Errors != nil {
+			t.Errorf("UnRegister: %v", d.Errors)
+		}
+		if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-2"}) {
+			t.Errorf("the registry lists %q", got)
+		}
+	})
+}
+
+// startAtAddressOfDead starts two nodes, and then nodes at one more address, one after the other.
+// All but the last of these are gone without deregistering.
+func startAtAddressOfDead(t *testing.T, dead int, opts ...clustertest.Option) (w *clustertest.World, n *clustertest.Node) {
+	t.Helper()
+	w = clustertest.Start(t, 2, append(opts, clustertest.WithConfig(func(cfg *cluster.Config) {
+		if cfg.ID != "node-1" && cfg.ID != "node-2" {
+			cfg.ClusterBaseURL = "http://shared:8080/mds/v1"
+		}
+	}))...)
+	for i := range dead + 1 {
+		time.Sleep(time.Second)
+		if i < dead {
+			n = w.Add(cluster.WithEviction(cluster.Eviction{Disabled: true}))
+			defer n.Close()
+		} else {
+			n = w.Add()
+		}
+		serveAt(w, n, "shared:8080")
+		if _, err := n.Register(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return w, n
+}
+
+// A node at the address of nodes that are gone does not call itself under their ids. It evicts
+// them, however many there are.
+func TestNodeAtTheAddressOfDeadNodes(t *testing.T) {
+	for _, dead := range []int{1, 9} {
+		synctest.Test(t, func(t *testing.T) {
+			w, n := startAtAddressOfDead(t, dead)
+			requests := recordRequests(w)
+			res := rpc(t, n, cluster.Request{Path: "/things"})
+			if got := len(requests.matching(http.MethodGet, n.Host, "shared:8080")); got != 0 {
+				t.Errorf("%d requests to itself", got)
+			}
+			// The announcement has evicted them already.
+			if ids := idsOfOutcomes(res.Results); !cmp.Equal(ids, []string{"node-1", "node-2"}) || len(res.Failures) != 0 {
+				t.Errorf("results of %q, failures %v", ids, failures(res))
+			}
+			if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-2", n.ID}) && !cmp.Equal(got, []string{"node-1", n.ID, "node-2"}) {
+				t.Errorf("the registry lists %q", got)
+			}
+		})
+	}
+}
+
+func TestOutcomeOfNodeAtOwnAddress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, n := startAtAddressOfDead(t, 1, noEviction())
+		requests := recordRequests(w)
+		o := singleFailure(t, rpc(t, n, cluster.Request{Path: "/things"}))
+		if o.Kind != cluster.KindWrongServer || o.Attempts != 0 || o.Server.ServerID != "node-3" || o.EvictionSkipped == nil {
+			t.Errorf("outcome %+v", o)
+		}
+		if got := len(requests.matching(http.MethodGet, n.Host, "shared:8080")); got != 0 {
+			t.Errorf("%d requests to itself", got)
+		}
+	})
+}
+
+// Two running nodes claim one address by mistake. Once both have renewed, neither evicts the other.
+func TestRunningNodesWithOneAddress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 3, clustertest.WithConfig(func(cfg *cluster.Config) {
+			if cfg.ID == "node-4" {
+				cfg.ClusterBaseURL = "http://node-3:8080/mds/v1"
+			}
+		}))
+		w.Join()
+		time.Sleep(2 * time.Hour)
+		requests := recordRequests(w)
+		for range 24 {
+			time.Sleep(time.Hour)
+			for _, n := range w.Nodes {
+				res := rpc(t, n, cluster.Request{Path: "/things"})
+				wantOneOutcomeEach(t, res, slices.DeleteFunc(slices.Clone(w.Nodes), func(o *clustertest.Node) bool { return o == n }))
+			}
+		}
+		if got := len(requests.matching(http.MethodDelete, clustertest.Any, clustertest.RegistryHost)); got != 0 {
+			t.Errorf("%d deletes at the registry", got)
+		}
+		if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-2", "node-3", "node-4"}) {
+			t.Errorf("the registry lists %q", got)
+		}
+	})
 }

@@ -591,9 +591,10 @@ func wantAddress(t *testing.T, servers []cluster.Server, id, host string) {
 // since.
 func TestDepartureKeepsTheSuccessor(t *testing.T) {
 	tests := map[string]func(t *testing.T, w *clustertest.World, n *clustertest.Node){
-		"registered since": func(t *testing.T, w *clustertest.World, n *clustertest.Node) {},
+		"registered since": nil,
 		// The response to the last renewal lists the entry of the successor.
 		"listed by the last renewal": func(t *testing.T, w *clustertest.World, n *clustertest.Node) {
+			t.Helper()
 			list := marshal(t, map[string]any{"id": mit.ResourceID("mds"), "publicBaseUrl": "http://x/mds/v1", "servers": w.Registered()})
 			w.Network.Fault(n.Host, clustertest.RegistryHost, onPost(respondOK(`{"itResource":`+list+`}`)))
 			if _, err := n.Register(t.Context()); err != nil {
@@ -602,6 +603,7 @@ func TestDepartureKeepsTheSuccessor(t *testing.T) {
 		},
 		// The registry executes the delete, but its response is lost, and the node repeats it.
 		"after a lost response": func(t *testing.T, w *clustertest.World, n *clustertest.Node) {
+			t.Helper()
 			w.Network.Fault(n.Host, clustertest.RegistryHost, onDelete(clustertest.FirstN(1, clustertest.Reset)))
 			n.UnRegister(t.Context())
 		},
@@ -610,7 +612,9 @@ func TestDepartureKeepsTheSuccessor(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := clustertest.Start(t, 3, sameID())
-				before(t, w, w.Nodes[0])
+				if before != nil {
+					before(t, w, w.Nodes[0])
+				}
 				requests := recordRequests(w)
 				if d := w.Nodes[0].UnRegister(t.Context()); d.Errors != nil {
 					t.Errorf("UnRegister: %v", d.Errors)

@@ -18,8 +18,8 @@ import (
 const drainTimeout = 30 * time.Second
 
 // ListenAndServe listens at srv.Addr and calls [Cluster.Serve]. If srv.Addr is empty, it listens at
-// Config.Port on all interfaces, or only on the loopback interface if Config.LocalIPv4 or LocalIP is a
-// loopback address.
+// Config.Port on all interfaces, or only on the loopback interface if Config.LocalIPv4 or LocalIP
+// is a loopback address.
 func (c *Cluster) ListenAndServe(ctx context.Context, srv *http.Server) error {
 	var lc net.ListenConfig
 	ln, err := lc.Listen(ctx, "tcp", cmp.Or(srv.Addr, c.listenAddr()))

@@ -156,7 +156,7 @@ type state struct {
 type stateData struct {
 	view              membership.View
 	status            Status
-	addressSince      time.Time       // when this node first registered at its address, by the registry's clock
+	addressSince      time.Time       // since when the registry lists the address
 	mustReregister    bool            // a peer has reported this node as departed
 	deregistered      bool            // UnRegister has deleted this node from the registry
 	pendingDepartures map[string]bool // ids of evicted servers, until their departure is broadcast
