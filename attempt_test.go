@@ -304,16 +304,17 @@ func TestUnusualHTTP(t *testing.T) {
 		for _, method := range []string{"GET", "POST"} {
 			t.Run(name+", "+method, func(t *testing.T) {
 				t.Parallel()
-				peer := rawServer(t, func(c net.Conn, r *http.Request) {
+				peer := rawServer(t, func(c net.Conn, r *http.Request, _ int) bool {
 					if r.URL.Path == itResources { // the announcement
 						_, _ = io.WriteString(c, "HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
-						return
+						return false
 					}
 					if tt.respond == nil {
 						_, _ = io.WriteString(c, r.Header.Get("Authorization")+"\r\n")
-						return
+						return false
 					}
 					tt.respond(c)
+					return false
 				})
 				cfg := testConfig()
 				cfg.RequestTimeout = timeout
@@ -340,9 +341,10 @@ func TestUnusualHTTP(t *testing.T) {
 // The registry and the token service may answer with a 101, too, and so may a peer to an
 // announcement.
 func TestUpgradeByRemotes(t *testing.T) {
-	remote := rawServer(t, func(c net.Conn, _ *http.Request) {
+	remote := rawServer(t, func(c net.Conn, _ *http.Request, _ int) bool {
 		_, _ = io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
 		_, _ = io.Copy(io.Discard, c)
+		return false
 	})
 	for name, opts := range map[string][]cluster.Option{
 		"registry":      {cluster.WithHTTPClient(nil)},
@@ -368,6 +370,48 @@ func TestUpgradeByRemotes(t *testing.T) {
 			t.Error("the peer was evicted")
 		}
 	})
+}
+
+// A backend that closes a connection for being idle, just as a request is sent on it, costs a node
+// neither its token nor its registration: the request is repeated on a new connection. A backend
+// that always does so is not asked without end.
+func TestBackendClosesReusedConnection(t *testing.T) {
+	registered := func() string { return registrationResponse(time.Hour, "node-1") }
+	for name, tt := range map[string]struct {
+		closes string // the path of requests that fail on a reused connection
+		times  int    // that a reused connection is usable
+	}{
+		"token service":             {"/token", 1},
+		"registry":                  {"/itResources", 1},
+		"registry, a later renewal": {"/itResources", 3},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var lost, tokens atomic.Int64
+			backend := rawServer(t, func(c net.Conn, r *http.Request, n int) bool {
+				if r.URL.Path == tt.closes && n > tt.times {
+					lost.Add(1)
+					return false
+				}
+				if r.URL.Path == "/token" {
+					return writeRaw(c, fmt.Sprintf(`{"access_token":"token-%d","expires_in":3600}`, tokens.Add(1)))
+				}
+				return writeRaw(c, registered())
+			})
+			cfg := testConfig()
+			cfg.RegistryURL, cfg.Issuer, cfg.Management = backend, backend+"/token", false
+			c := newNode(t, cfg, nil, cluster.WithHTTPClient(nil), cluster.WithTokens(nil))
+			for range 6 {
+				if _, err := c.Register(withTimeout(t, 2*time.Second)); err != nil {
+					t.Fatal(err)
+				}
+				cluster.DropTokens(c)
+			}
+			if lost.Load() == 0 {
+				t.Error("no connection was lost")
+			}
+		})
+	}
 }
 
 // A response that must not have a body is a result, which says that the server is not verified.
@@ -403,8 +447,9 @@ func TestResultsWithoutBody(t *testing.T) {
 			t.Cleanup(peer.Close)
 			address := peer.URL
 			if tt.code == http.StatusResetContent && tt.body != "" { // which net/http does not send
-				address = rawServer(t, func(c net.Conn, _ *http.Request) {
+				address = rawServer(t, func(c net.Conn, _ *http.Request, _ int) bool {
 					_, _ = fmt.Fprintf(c, "HTTP/1.1 205 Reset Content\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%s", len(tt.body), tt.body)
+					return false
 				})
 			}
 			c, _ := newSocketNode(t, address+"/mds/v1", testConfig())

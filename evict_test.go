@@ -5,8 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -17,6 +20,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/clustertest"
@@ -258,6 +263,195 @@ func TestEvictionNeedsConfirmation(t *testing.T) {
 	})
 }
 
+// A request that fails on a reused connection does not show that the peer is gone: the peer may
+// have closed the connection for being idle. So may an endpoint that panics. The test uses
+// sockets, because only they have connections to reuse.
+func TestLostConnectionsDoNotEvict(t *testing.T) {
+	envelope := `{"data":[],"server":{"serverId":"node-2"}}`
+	for name, tt := range map[string]struct {
+		method string
+		// respond handles the requests to things.
+		respond func(c net.Conn, n int) bool
+		reused  bool
+	}{
+		"POST, reused":  {"POST", func(c net.Conn, n int) bool { return n < 3 && writeRaw(c, envelope) }, true},
+		"PATCH, reused": {"PATCH", func(c net.Conn, n int) bool { return n < 3 && writeRaw(c, envelope) }, true},
+		"POST, reused and reset": {"POST", func(c net.Conn, n int) bool {
+			if n == 3 {
+				_ = c.(*net.TCPConn).SetLinger(0)
+			}
+			return n < 3 && writeRaw(c, envelope)
+		}, true},
+		"GET, panics":  {"GET", func(net.Conn, int) bool { return false }, false},
+		"POST, panics": {"POST", func(net.Conn, int) bool { return false }, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var probes atomic.Int64
+			peer := rawServer(t, func(c net.Conn, r *http.Request, n int) bool {
+				if r.URL.Path != itResources {
+					return tt.respond(c, n)
+				}
+				if r.Method == http.MethodHead {
+					probes.Add(1)
+					if r.Header.Get("Authorization") != "" || r.Header.Get("X-Correlation-Id") == "" {
+						t.Errorf("header of the probe: %v", r.Header)
+					}
+				}
+				return writeRaw(c, envelope)
+			})
+			c, deleted := newSocketNode(t, peer+"/mds/v1", testConfig())
+			var failed cluster.Outcome
+			for range 3 {
+				if failed = callOnePeer(t, c, cluster.Request{Method: tt.method, Path: "/things"}); failed.Err != nil {
+					break
+				}
+			}
+			lost, _ := errors.AsType[*cluster.UnreachableError](failed.Err)
+			if failed.Kind != cluster.KindConnectionLost || lost == nil || lost.Reused != tt.reused {
+				t.Errorf("%s: %#v", failed.Kind, failed.Err)
+			}
+			if skipped := fmt.Sprint(failed.EvictionSkipped); failed.Evicted || deleted.Load() != 0 || !strings.Contains(skipped, "responds on a new connection") {
+				t.Errorf("evicted %t, %d deletes, skipped: %s", failed.Evicted, deleted.Load(), skipped)
+			}
+			if probes.Load() != 1 {
+				t.Errorf("%d probes", probes.Load())
+			}
+		})
+	}
+	t.Run("the peer is gone", func(t *testing.T) {
+		t.Parallel()
+		peer := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, envelope) }))
+		c, deleted := newSocketNode(t, peer.URL+"/mds/v1", testConfig())
+		peer.Close()
+		if o := callOnePeer(t, c, cluster.Request{Method: http.MethodPost, Path: "/things"}); !o.Evicted || deleted.Load() != 1 {
+			t.Errorf("%v, evicted %t, skipped: %v", o.Err, o.Evicted, o.EvictionSkipped)
+		}
+	})
+}
+
+// Calls at the pace at which the peers close idle connections evict no peer.
+func TestIdleTimeoutOfPeersDoesNotEvict(t *testing.T) {
+	const idle = 40 * time.Millisecond
+	peer := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, `{"data":[],"server":{"serverId":"node-2"}}`)
+	}))
+	peer.Config.IdleTimeout = idle
+	peer.Start()
+	t.Cleanup(peer.Close)
+	c, deleted := newSocketNode(t, peer.URL+"/mds/v1", testConfig())
+	for i := range 25 {
+		if o := callOnePeer(t, c, cluster.Request{Method: http.MethodPost, Path: "/things"}); o.Evicted || deleted.Load() != 0 {
+			t.Fatalf("call %d: %v", i, o.Err)
+		}
+		time.Sleep(idle - 100*time.Microsecond)
+	}
+}
+
+// A request that times out on a reused connection does not evict the peer. The next request uses a
+// new connection, and decides.
+func TestTimeoutOnReusedConnection(t *testing.T) {
+	const timeout = 300 * time.Millisecond
+	envelope := `{"data":[],"server":{"serverId":"node-2"}}`
+	for name, alive := range map[string]bool{"a firewall dropped the connection": true, "the peer is silent": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var silent atomic.Bool
+			peer := rawServer(t, func(c net.Conn, _ *http.Request, n int) bool {
+				if silent.Load() && (n > 1 || !alive) {
+					_, _ = io.Copy(io.Discard, c)
+					return false
+				}
+				return writeRaw(c, envelope)
+			})
+			cfg := testConfig()
+			cfg.RequestTimeout = timeout
+			c, deleted := newSocketNode(t, peer+"/mds/v1", cfg)
+			silent.Store(true)
+			if o := callOnePeer(t, c, cluster.Request{Path: "/things"}); o.Kind != cluster.KindTimeout || o.Evicted || deleted.Load() != 0 ||
+				!strings.Contains(fmt.Sprint(o.EvictionSkipped), "the next request uses a new one") {
+				t.Errorf("%v, evicted %t, skipped: %v", o.Err, o.Evicted, o.EvictionSkipped)
+			}
+			time.Sleep(timeout + timeout/4) // until the open circuit lets a probe through
+			for range 3 {
+				o := callOnePeer(t, c, cluster.Request{Path: "/things"})
+				if alive && o.Kind != cluster.KindOK || !alive && !o.Evicted {
+					t.Errorf("the next request: %v, evicted %t, skipped: %v", o.Err, o.Evicted, o.EvictionSkipped)
+				}
+				if !alive {
+					break
+				}
+			}
+		})
+	}
+}
+
+// Faults of this node, such as a lack of file descriptors, evict no peer, however few peers there
+// are. They have a kind and a warning of their own.
+func TestLocalFaultsDoNotEvict(t *testing.T) {
+	dial := func(err error) error { return &net.OpError{Op: "dial", Net: "tcp", Err: err} }
+	for name, fault := range map[string]error{
+		"EMFILE":                     dial(os.NewSyscallError("socket", syscall.EMFILE)),
+		"ENFILE":                     dial(os.NewSyscallError("socket", syscall.ENFILE)),
+		"ENOBUFS":                    dial(os.NewSyscallError("connect", syscall.ENOBUFS)),
+		"ENOMEM":                     dial(os.NewSyscallError("socket", syscall.ENOMEM)),
+		"EADDRNOTAVAIL":              dial(os.NewSyscallError("connect", syscall.EADDRNOTAVAIL)),
+		"EAGAIN":                     dial(os.NewSyscallError("connect", syscall.EAGAIN)),
+		"EPERM, of a local firewall": dial(os.NewSyscallError("connect", syscall.EPERM)),
+		"ENETDOWN":                   dial(os.NewSyscallError("connect", syscall.ENETDOWN)),
+		"EAFNOSUPPORT, without IPv6": dial(os.NewSyscallError("socket", syscall.EAFNOSUPPORT)),
+		"ENOBUFS while writing":      &net.OpError{Op: "write", Net: "tcp", Err: os.NewSyscallError("write", syscall.ENOBUFS)},
+		"the resolver is silent":     dial(&net.DNSError{Err: "i/o timeout", Name: "node-2", IsTimeout: true, IsTemporary: true}),
+		"the resolver fails":         dial(&net.DNSError{Err: "server misbehaving", Name: "node-2", IsTemporary: true}),
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				core, logged := observer.New(zap.WarnLevel)
+				w := startVerified(t, 3, clustertest.WithOptions(cluster.WithLogger(zap.New(core))))
+				n := w.Nodes[0]
+				w.Network.Fault(n.Host, w.Nodes[1].Host, func(http.RoundTripper) http.RoundTripper {
+					return clustertest.RoundTripperFunc(func(*http.Request) (*http.Response, error) { return nil, fault })
+				})
+				requests := recordRequests(w)
+				for range 5 {
+					if o := singleFailure(t, rpc(t, n, cluster.Request{Path: "/things"})); o.Kind != cluster.KindLocal || o.Evicted || o.EvictionSkipped != nil {
+						t.Errorf("%s: %v, evicted %t, skipped: %v", o.Kind, o.Err, o.Evicted, o.EvictionSkipped)
+					}
+				}
+				if deletes := requests.matching(http.MethodDelete, n.Host, clustertest.Any); len(deletes) != 0 {
+					t.Errorf("%d deletes", len(deletes))
+				}
+				warnings := logged.FilterMessage("local fault: requests to peers cannot be sent")
+				if warnings.Len() != 1 {
+					t.Errorf("%d warnings in the first minute", warnings.Len())
+				}
+				time.Sleep(time.Minute)
+				rpc(t, n, cluster.Request{Path: "/things"})
+				if warnings := logged.FilterMessage("local fault: requests to peers cannot be sent"); warnings.Len() != 2 {
+					t.Errorf("%d warnings in two minutes", warnings.Len())
+				}
+			})
+		})
+	}
+	t.Run("self-preservation", func(t *testing.T) { // one peer refuses, and the node cannot dial most others
+		synctest.Test(t, func(t *testing.T) {
+			w := startVerified(t, 5)
+			n := w.Nodes[0]
+			for _, peer := range w.Nodes[2:] {
+				w.Network.Fault(n.Host, peer.Host, func(http.RoundTripper) http.RoundTripper {
+					return clustertest.RoundTripperFunc(func(*http.Request) (*http.Response, error) { return nil, dial(syscall.EMFILE) })
+				})
+			}
+			w.Nodes[1].Kill()
+			for _, o := range rpc(t, n, cluster.Request{Path: "/things"}).Failures {
+				if o.Evicted || o.Kind == cluster.KindRefused && o.EvictionSkipped == nil {
+					t.Errorf("%s: %s, evicted %t", o.Server.ServerID, o.Kind, o.Evicted)
+				}
+			}
+		})
+	})
+}
+
 // An entry without a timestamp cannot be the condition of a delete, so it is not deleted.
 func TestEntryWithoutTimestampIsNotEvicted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -408,8 +602,8 @@ func TestSelfPreservation(t *testing.T) {
 	}
 }
 
-// The smaller side of a partition evicts no peer, although it reaches the registry. The larger side
-// evicts the smaller one, which is back after its next renewal.
+// The smaller side of a partition evicts no peer, although it reaches the registry. The larger
+// side evicts the smaller one, which is back after its next renewal.
 func TestPartition(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 6)
@@ -621,8 +815,8 @@ func TestLeavingNodeEvictsNoPeer(t *testing.T) {
 }
 
 // If the registry has a newer entry of the suspect, the peer is called at the address of this
-// entry. The npm module does so, too, but keeps the old entry in its view, and drops a 5xx from its
-// response.
+// entry. The npm module does so, too, but keeps the old entry in its view, and drops a 5xx from
+// its response.
 func TestNewerEntryIsRetried(t *testing.T) {
 	for name, host := range map[string]string{"at its old address": "", "at a new address": "node-3-moved:9090"} {
 		t.Run(name, func(t *testing.T) {
@@ -664,8 +858,8 @@ func TestNewerEntryIsRetried(t *testing.T) {
 	}
 }
 
-// A peer that has a newer entry, but is silent, gets no second request in the same call, which ends
-// with the timeout. The next call uses the newer entry.
+// A peer that has a newer entry, but is silent, gets no second request in the same call, which
+// ends with the timeout. The next call uses the newer entry.
 func TestRenewedButSilentPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startVerified(t, 5)

@@ -521,9 +521,9 @@ func newRegisteredNode(t *testing.T, r *remotes, opts ...cluster.Option) *cluste
 	return c
 }
 
-// rawServer calls respond for each request that a client sends to the address it returns, and then
-// closes the connection.
-func rawServer(t *testing.T, respond func(net.Conn, *http.Request)) (address string) {
+// rawServer calls respond for the requests on each connection to the address that it returns, n
+// counting those on one connection from 1, until respond returns false.
+func rawServer(t *testing.T, respond func(c net.Conn, r *http.Request, n int) bool) (address string) {
 	t.Helper()
 	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -538,17 +538,29 @@ func rawServer(t *testing.T, respond func(net.Conn, *http.Request)) (address str
 				return
 			}
 			wg.Go(func() {
-				stop := context.AfterFunc(t.Context(), func() { c.Close() }) // before the cleanup waits
-				defer stop()
+				defer context.AfterFunc(t.Context(), func() { c.Close() })() // before the cleanup waits
 				defer c.Close()
-				if r, err := http.ReadRequest(bufio.NewReader(c)); err == nil {
+				in := bufio.NewReader(c)
+				for n := 1; ; n++ {
+					r, err := http.ReadRequest(in)
+					if err != nil {
+						return
+					}
 					_, _ = io.Copy(io.Discard, r.Body)
-					respond(c, r)
+					if !respond(c, r, n) {
+						return
+					}
 				}
 			})
 		}
 	})
 	return "http://" + l.Addr().String()
+}
+
+// writeRaw writes a 200 response to a connection, and reports that the next request may follow.
+func writeRaw(c net.Conn, body string) bool {
+	_, err := fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
+	return err == nil
 }
 
 // validStatus maps any number to a status from 200 to 599.

@@ -3,16 +3,21 @@ package cluster
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"math"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -68,6 +73,143 @@ func TestNoProxyTowardsPeers(t *testing.T) {
 			t.Error("requests to peers use a proxy")
 		}
 	}
+}
+
+// DropTokens makes a node forget the token for the registry.
+func DropTokens(c *Cluster) {
+	key := token.Key{Audience: c.cfg.RegistryAudience}
+	access, _ := c.registry.tokens.Token(context.Background(), key)
+	c.registry.tokens.Drop(key, access)
+}
+
+// A connection of HTTP/2 that a firewall drops without a word does not stay in use: a request that
+// times out makes the next one use a new connection, and without a request, a ping closes it.
+func TestSilentHTTP2Connection(t *testing.T) {
+	for name, waits := range map[string]bool{"after a timeout": false, "after a ping": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				network := newPipeNetwork(t)
+				transport := newTransport(net.Dialer{}, 4)
+				transport.DialContext, transport.TLSClientConfig = network.dial, network.trust
+				defer transport.CloseIdleConnections()
+				h := &httpClient{
+					transports: transports{backend: transport, owned: []*http.Transport{transport}},
+					timeout:    10 * time.Second, maxResponse: 1 << 20, trace: &hooks{},
+				}
+				get := func() error {
+					body, err := h.sendJSON(t.Context(), RequestInfo{Target: TargetRegistry}, http.MethodGet, "https://registry.test/", "", nil)
+					if err == nil && string(body) != "HTTP/2.0" {
+						t.Errorf("the protocol is %s", body)
+					}
+					return err
+				}
+				for range 2 {
+					if err := get(); err != nil {
+						t.Fatal(err)
+					}
+				}
+				network.dropAll()
+				if waits {
+					time.Sleep(16 * time.Second)
+				} else if err := get(); !timedOut(err) {
+					t.Errorf("error %v, want a timeout", err)
+				}
+				start := time.Now()
+				if err := get(); err != nil || time.Since(start) > time.Second || network.dials != 2 {
+					t.Errorf("after %v and %d dials: %v", time.Since(start), network.dials, err)
+				}
+			})
+		})
+	}
+}
+
+// A pipeNetwork connects a client to an HTTP/2 server in memory.
+type pipeNetwork struct {
+	conns chan net.Conn
+	trust *tls.Config
+	dials int
+	drops []chan struct{} // closing one makes a connection lose everything
+}
+
+func newPipeNetwork(t *testing.T) *pipeNetwork {
+	t.Helper()
+	n := &pipeNetwork{conns: make(chan net.Conn)}
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.Proto) }))
+	_ = s.Listener.Close()
+	s.Listener, s.EnableHTTP2 = n, true
+	s.StartTLS()
+	t.Cleanup(func() {
+		for _, drop := range n.drops {
+			select {
+			case <-drop:
+			default:
+				close(drop)
+			}
+		}
+		s.Config.Close()
+	})
+	roots := x509.NewCertPool()
+	roots.AddCert(s.Certificate())
+	n.trust = &tls.Config{RootCAs: roots, ServerName: "example.com", Time: func() time.Time { return s.Certificate().NotBefore.Add(time.Hour) }}
+	return n
+}
+
+func (n *pipeNetwork) dial(context.Context, string, string) (net.Conn, error) {
+	client, server := net.Pipe()
+	n.dials++
+	drop := make(chan struct{})
+	n.drops = append(n.drops, drop)
+	n.conns <- server
+	return &droppingConn{Conn: client, drop: drop, closed: make(chan struct{})}, nil
+}
+
+func (n *pipeNetwork) dropAll() {
+	for _, drop := range n.drops {
+		close(drop)
+	}
+}
+
+func (n *pipeNetwork) Accept() (net.Conn, error) {
+	c, ok := <-n.conns
+	if !ok {
+		return nil, net.ErrClosed
+	}
+	return c, nil
+}
+
+func (n *pipeNetwork) Close() error   { close(n.conns); return nil }
+func (n *pipeNetwork) Addr() net.Addr { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)} }
+
+// A droppingConn loses everything once drop is closed, and reports no error.
+type droppingConn struct {
+	net.Conn
+	drop, closed chan struct{}
+	once         sync.Once
+}
+
+func (c *droppingConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	select {
+	case <-c.drop:
+		<-c.closed
+		return 0, net.ErrClosed
+	default:
+		return n, err
+	}
+}
+
+func (c *droppingConn) Write(b []byte) (int, error) {
+	select {
+	case <-c.drop:
+		return len(b), nil
+	default:
+		return c.Conn.Write(b)
+	}
+}
+
+func (c *droppingConn) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return c.Conn.Close()
 }
 
 // Of several calls that fail over from one replica at the same time, only the first switches.
