@@ -433,7 +433,8 @@ func TestLocalFaultsDoNotEvict(t *testing.T) {
 			})
 		})
 	}
-	t.Run("self-preservation", func(t *testing.T) { // one peer refuses, and the node cannot dial most others
+	// One peer refuses, and the node cannot dial most others.
+	t.Run("self-preservation", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := startVerified(t, 5)
 			n := w.Nodes[0]

@@ -5,7 +5,10 @@ import (
 	"context"
 	"io"
 	"iter"
+	"maps"
 	"net/http"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -283,18 +286,37 @@ func (f *fanOut) buildTemplate(ctx context.Context, rejected string) error {
 	return nil
 }
 
-// addHeader adds the caller's header to that of a request.
+// addHeader adds the caller's header to that of a request. The values of a name that is spelled in
+// several ways are merged, in the order of the spellings.
 func addHeader(header, added http.Header) {
+	hopByHop := make(map[string]bool)
 	for name, values := range added {
-		switch name = http.CanonicalHeaderKey(name); name {
-		case "Authorization", "User-Agent", "X-Correlation-Id":
-			// These are set for each call.
-		case "Accept-Encoding", "Connection", "Keep-Alive", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade":
-			// These are hop-by-hop, or depend on the connection.
-		default:
-			header[name] = values
+		if http.CanonicalHeaderKey(name) == "Connection" {
+			for option := range strings.SplitSeq(strings.Join(values, ","), ",") {
+				hopByHop[http.CanonicalHeaderKey(strings.TrimSpace(option))] = true
+			}
 		}
 	}
+	merged := make(http.Header, len(added))
+	for _, spelling := range slices.Sorted(maps.Keys(added)) {
+		if name := http.CanonicalHeaderKey(spelling); !hopByHop[name] && isForwarded(name) {
+			merged[name] = append(merged[name], added[spelling]...)
+		}
+	}
+	maps.Copy(header, merged)
+}
+
+// isForwarded reports whether the caller may set the header of that canonical name.
+func isForwarded(name string) bool {
+	switch name {
+	case "Authorization", "User-Agent", "X-Correlation-Id":
+		return false // set for each call
+	case "Accept-Encoding", "Connection", "Expect", "Http2-Settings", "Keep-Alive", "Te", "Trailer", "Transfer-Encoding", "Upgrade":
+		return false // hop-by-hop, or about the connection
+	case "Content-Encoding", "Content-Length", "Host":
+		return false // about the incoming request; the body is encoded again
+	}
+	return !strings.HasPrefix(name, "Proxy-")
 }
 
 // A sharedDeadline gives one context to requests that begin at about the same moment. A timer for

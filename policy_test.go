@@ -412,6 +412,44 @@ func newSocketNode(t *testing.T, peer string, cfg cluster.Config, opts ...cluste
 	return c, deleted
 }
 
+// A policy may allow link-local addresses of IPv6, which have a zone: the interface to dial
+// through.
+func TestLinkLocalPeersWithZone(t *testing.T) {
+	for name, tt := range map[string]struct {
+		networks []netip.Prefix
+		host     string
+		kind     cluster.Kind
+	}{
+		"allowed":             {prefixes("fe80::/10"), "[fe80::1%25eth0]", cluster.KindOK},
+		"allowed, no zone":    {prefixes("fe80::/10"), "[fe80::1]", cluster.KindOK},
+		"one of two networks": {prefixes("10.0.0.0/8", "fe80::/64"), "[fe80::2%25wlan0]", cluster.KindOK},
+		"another network":     {prefixes("fe80:0:0:1::/64"), "[fe80::1%25eth0]", cluster.KindNotAllowed},
+		"by default":          {nil, "[fe80::1%25eth0]", cluster.KindNotAllowed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := &remotes{t: t}
+			r.registry = func(*http.Request) (int, string) {
+				return http.StatusOK, `{"itResource":{"id":"it","publicBaseUrl":"","servers":[{"serverId":"node-1","clusterBaseUrl":"http://10.0.0.7:8080/mds/v1"},` +
+					`{"serverId":"node-2","clusterBaseUrl":"http://` + tt.host + `:8080/mds/v1"}]}}`
+			}
+			rt := clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
+				if req.URL.Host == "mit.test" {
+					return r.RoundTrip(req)
+				}
+				return newHTTPResponse(req, http.StatusOK, `{"server":{"serverId":"node-2"}}`), nil
+			})
+			c := newNode(t, testConfig(), nil, cluster.WithHTTPClient(nil), cluster.WithPeerPolicy(cluster.PeerPolicy{Networks: tt.networks}),
+				cluster.WithTransport(func(http.RoundTripper) http.RoundTripper { return rt }))
+			if _, err := c.Register(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if o := callOnePeer(t, c, cluster.Request{Path: "/things"}); o.Kind != tt.kind {
+				t.Errorf("%s: %v", o.Kind, o.Err)
+			}
+		})
+	}
+}
+
 func callOnePeer(t *testing.T, c *cluster.Cluster, req cluster.Request) cluster.Outcome {
 	t.Helper()
 	res, err := c.RPCluster(t.Context(), req)

@@ -8,14 +8,17 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"path"
 	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/iotest"
 	"testing/synctest"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -65,8 +68,8 @@ func TestFilterSeesEachPeerOnce(t *testing.T) {
 	})
 }
 
-// A call that selects one or two of many peers evicts none of them. Otherwise an isolated node that
-// calls its peers one by one would evict them all.
+// A call that selects one or two of many peers evicts none of them. Otherwise an isolated node
+// that calls its peers one by one would evict them all.
 func TestFilteredCallNeedsEnoughPeersToEvict(t *testing.T) {
 	for name, tt := range map[string]struct {
 		nodes   int
@@ -219,6 +222,12 @@ func TestBody(t *testing.T) {
 		"a value":   {map[string]int{"c": 1}, `{"c":1}`, "application/json"},
 		"none":      {nil, ``, ""},
 		"JSON null": {json.RawMessage("null"), `null`, "application/json"},
+		"a reader":  {strings.NewReader(`{"d":1}`), `{"d":1}`, "application/json"},
+		"a buffer":  {bytes.NewBufferString(`["e"]`), `["e"]`, "application/json"},
+		"the body of another request": {
+			httptest.NewRequest(http.MethodPost, "/", io.MultiReader(strings.NewReader(`"f`), strings.NewReader(`"`))).Body, `"f"`, "application/json",
+		},
+		"a reader with a JSON form of its own": {marshalingReader{strings.NewReader("not this")}, `"this"`, "application/json"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -242,18 +251,93 @@ func TestBody(t *testing.T) {
 	}
 }
 
+// A marshalingReader is an io.Reader, but has a JSON form.
+type marshalingReader struct{ io.Reader }
+
+func (marshalingReader) MarshalJSON() ([]byte, error) { return []byte(`"this"`), nil }
+
+// zeros is a reader without an end.
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = '0'
+	}
+	return len(p), nil
+}
+
+// Methods are sent in upper case, as axios does: servers distinguish them.
+func TestMethodIsSentInUpperCase(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 2, clustertest.WithHandler(func(n *clustertest.Node) http.Handler {
+			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { n.Reply(w, r, r.Method) })
+		}))
+		for method, want := range map[string]string{"": "GET", "get": "GET", "Post": "POST", "PURGE": "PURGE", "patch": "PATCH"} {
+			got, err := cluster.Decode[string](rpc(t, w.Nodes[0], cluster.Request{Method: method, Path: "/things"}))
+			if diff := cmp.Diff([]string{want}, got); diff != "" || err != nil {
+				t.Errorf("%q: %v (-want +got):\n%s", method, err, diff)
+			}
+		}
+		// What depends on the method depends on the upper case, too.
+		w.Network.Fault(w.Nodes[0].Host, w.Nodes[1].Host, clustertest.FirstN(1, clustertest.Reset))
+		if res := rpc(t, w.Nodes[0], cluster.Request{Method: "get", Path: "/things", HedgeAfter: time.Second}); len(res.Results) != 1 {
+			t.Errorf("failures %v", failures(res))
+		}
+	})
+}
+
+// Errors quote at most 256 bytes of what is not their own text, whatever its source is, and name
+// the path of the request.
+func TestErrorsQuoteLittle(t *testing.T) {
+	long := strings.Repeat("long ", 10_000)
+	response := func(code int, body string) func(*http.Request) (*http.Response, error) {
+		return func(r *http.Request) (*http.Response, error) { return newHTTPResponse(r, code, body), nil }
+	}
+	for name, peer := range map[string]func(*http.Request) (*http.Response, error){
+		"message of a status":  response(http.StatusNotFound, fmt.Sprintf(`{"message":%q}`, long)),
+		"error of OAuth":       response(http.StatusBadRequest, fmt.Sprintf(`{"error":%q,"error_description":%q}`, long, long)),
+		"id of another server": response(http.StatusOK, fmt.Sprintf(`{"server":{"serverId":%q}}`, long)),
+		"malformed":            response(http.StatusOK, long),
+		"RoundTripper":         func(*http.Request) (*http.Response, error) { return nil, errors.New(long) },
+		"panic":                func(*http.Request) (*http.Response, error) { panic(long) },
+		"multibyte":            func(*http.Request) (*http.Response, error) { return nil, errors.New(strings.Repeat("é", 10_000)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newRegisteredNode(t, &remotes{view: []string{"node-1", "node-2"}, peer: peer})
+			o := callOnePeer(t, c, cluster.Request{Path: "/things/1"})
+			if text := fmt.Sprint(o.Err); len(text) > 256*2 || !utf8.ValidString(text) || !strings.Contains(text, "/mds/v1/things/1") {
+				t.Errorf("%d bytes: %.600s", len(text), text)
+			}
+		})
+	}
+	c := newRegisteredNode(t, &remotes{view: []string{"node-1"}})
+	for _, req := range []cluster.Request{
+		{Path: long},
+		{Path: "/" + long + "#"},
+		{Path: "/things", Method: long},
+		{Path: "/things", Header: http.Header{long: {""}}},
+	} {
+		if _, err := c.RPCluster(t.Context(), req); !errors.Is(err, cluster.ErrInvalidRequest) || len(err.Error()) > 400 {
+			t.Errorf("an error of %d bytes: %.600s", len(fmt.Sprint(err)), err)
+		}
+	}
+}
+
 func TestQueryAndPath(t *testing.T) {
 	for name, tt := range map[string]struct {
 		req  cluster.Request
 		want string // the URI that peers receive
 	}{
-		"in Path":            {cluster.Request{Path: "/things?a=1&b=x%20y"}, "/mds/v1/things?a=1&b=x%20y"},
-		"in Query":           {cluster.Request{Path: "/things", Query: url.Values{"c": {"2", "3"}}}, "/mds/v1/things?c=2&c=3"},
-		"in both":            {cluster.Request{Path: "/things?a=1", Query: url.Values{"a": {"&"}}}, "/mds/v1/things?a=1&a=%26"},
-		"an escaped slash":   {cluster.Request{Path: "/things/a%2Fb"}, "/mds/v1/things/a%2Fb"},
-		"outside ASCII":      {cluster.Request{Path: "/things/größe"}, "/mds/v1/things/gr%C3%B6%C3%9Fe"},
-		"dots in a name":     {cluster.Request{Path: "/things/..a"}, "/mds/v1/things/..a"},
-		"a URL in the query": {cluster.Request{Path: "/things?u=http://host/../x"}, "/mds/v1/things?u=http://host/../x"},
+		"in Path":                     {cluster.Request{Path: "/things?a=1&b=x%20y"}, "/mds/v1/things?a=1&b=x%20y"},
+		"in Query":                    {cluster.Request{Path: "/things", Query: url.Values{"c": {"2", "3"}}}, "/mds/v1/things?c=2&c=3"},
+		"in both":                     {cluster.Request{Path: "/things?a=1", Query: url.Values{"a": {"&"}}}, "/mds/v1/things?a=1&a=%26"},
+		"an escaped slash":            {cluster.Request{Path: "/things/a%2Fb"}, "/mds/v1/things/a%2Fb"},
+		"outside ASCII, in the query": {cluster.Request{Path: "/things?q=größe&name=日本"}, "/mds/v1/things?q=gr%C3%B6%C3%9Fe&name=%E6%97%A5%E6%9C%AC"},
+		"quotes in the query":         {cluster.Request{Path: `/things?q="a"<b>'c'&r=%22`}, "/mds/v1/things?q=%22a%22%3Cb%3E%27c%27&r=%22"},
+		"outside ASCII in both":       {cluster.Request{Path: "/things?a=é", Query: url.Values{"b": {"é"}}}, "/mds/v1/things?a=%C3%A9&b=%C3%A9"},
+		"outside ASCII":               {cluster.Request{Path: "/things/größe"}, "/mds/v1/things/gr%C3%B6%C3%9Fe"},
+		"dots in a name":              {cluster.Request{Path: "/things/..a"}, "/mds/v1/things/..a"},
+		"a URL in the query":          {cluster.Request{Path: "/things?u=http://host/../x"}, "/mds/v1/things?u=http://host/../x"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -324,7 +408,11 @@ func TestForwardedHeader(t *testing.T) {
 	}
 	incoming := http.Header{
 		"X-Own": {"a", "b"}, "Accept-Language": {"fr"}, "x-lower-case": {"c"},
-		"Accept-Encoding": {"gzip"}, "Connection": {"close"}, "Keep-Alive": {"timeout=5"}, "Te": {"trailers"}, "Trailer": {"X-Sum"},
+		"X-Spelled": {"d"}, "x-spelled": {"e"}, "X-SPELLED": {"f"},
+		"X-Hop": {"named by Connection"}, "x-other-hop": {"named by connection"}, "connection": {"X-Other-Hop"},
+		"Http2-Settings": {"AAMAAABkAARAAAAAAAIAAAAA"}, "Content-Encoding": {"gzip"}, "Content-Length": {"7"}, "Host": {"other"}, "Expect": {"100-continue"},
+		"Proxy-Authorization": {"Basic secret"}, "Proxy-Authenticate": {"Basic"}, "proxy-status": {"x"},
+		"Accept-Encoding": {"gzip"}, "Connection": {"close, x-hop", "Upgrade"}, "Keep-Alive": {"timeout=5"}, "Te": {"trailers"}, "Trailer": {"X-Sum"},
 		"Transfer-Encoding": {"chunked"}, "Upgrade": {"websocket"}, "Proxy-Connection": {"close"},
 		"Authorization": {"Bearer client's"}, "authorization": {"Bearer client's"}, "User-Agent": {"another"}, "X-Correlation-Id": {"another"},
 	}
@@ -335,7 +423,7 @@ func TestForwardedHeader(t *testing.T) {
 		t.Fatalf("%+v, %v", res, err)
 	}
 	want := http.Header{
-		"X-Own": {"a", "b"}, "Accept-Language": {"fr"}, "X-Lower-Case": {"c"},
+		"X-Own": {"a", "b"}, "Accept-Language": {"fr"}, "X-Lower-Case": {"c"}, "X-Spelled": {"f", "d", "e"},
 		"Accept": {"application/json"}, "Authorization": {"Bearer hidden-token-for-peers"}, "X-Correlation-Id": {"ours@1/d"},
 	}
 	if agent := got.Get("User-Agent"); !strings.HasPrefix(agent, "mimik-mds/") {
@@ -377,6 +465,10 @@ func TestInvalidRequests(t *testing.T) {
 		"a header without a name":        {Path: "/things", Header: http.Header{"": {"a"}}},
 		"a header with a bad name":       {Path: "/things", Header: http.Header{"X Y": {"a"}}},
 		"a header name with a colon":     {Path: "/things", Header: http.Header{"X: a\r\nY": {"b"}}},
+		"a body that is too large":       {Path: "/things", Body: io.LimitReader(zeros{}, 1<<20+1)},
+		"a body without an end":          {Path: "/things", Body: zeros{}},
+		"a body that cannot be read":     {Path: "/things", Body: iotest.ErrReader(io.ErrUnexpectedEOF)},
+		"CONNECT":                        {Method: "CONNECT", Path: "/things"},
 		"a body without JSON form":       {Path: "/things", Body: make(chan int)},
 		"a body that fails to encode":    {Path: "/things", Body: unencodable{}},
 		"a negative timeout":             {Path: "/things", Timeout: -1},

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"net/http"
 	"net/url"
@@ -59,7 +60,7 @@ type Request struct {
 	// Name names the request for hooks ([CallInfo].Name), such as "list-things". It may become a
 	// metric label, so use few different names. It is not sent.
 	Name string
-	// Method is GET by default.
+	// Method is GET by default. It is sent in upper case.
 	Method string
 	// Path is appended to the base URL of each peer. It begins with "/", may have a query, and must
 	// not have "." or ".." segments.
@@ -67,9 +68,12 @@ type Request struct {
 	// Query is added to the query of Path.
 	Query url.Values
 	// Header is sent with the request, except for Authorization, User-Agent, the correlation id,
-	// and hop-by-hop headers. So the header of an incoming request may be passed on.
+	// hop-by-hop headers, and those about the encoding of a body. So the header of an incoming
+	// request may be passed on.
 	Header http.Header
-	// Body is encoded as JSON; a json.RawMessage or []byte is sent as it is. Nil sends no body.
+	// Body is encoded as JSON; a json.RawMessage or []byte is sent as it is. An io.Reader is read to
+	// its end before the first request is sent, and must not have more than Config.MaxRequestBytes.
+	// Nil sends no body.
 	Body any
 	// Timeout bounds each attempt; Config.RequestTimeout by default. A peer that misses a shorter
 	// timeout is not a suspect for eviction.
@@ -80,8 +84,8 @@ type Request struct {
 	Retry *Retry
 
 	// Filter reports whether to call a peer; nil calls all. It is called for every peer before the
-	// first request is sent, and must not change its argument. A call to only one or two of three
-	// or more peers evicts none.
+	// first request is sent, and must not change its argument. If it panics, so does the call. A
+	// call to only one or two of three or more peers evicts none.
 	Filter func(Server) bool
 	// MinResults is the quorum: the number of results after which the call ends. The requests to
 	// the other peers are then canceled, and their outcomes have [ErrEnoughResults]. Such a call
@@ -253,7 +257,7 @@ func (c *Cluster) prepare(req Request) (*preparedRequest, error) {
 	if !c.cfg.Management {
 		return nil, ErrManagementOff
 	}
-	req.Method = cmp.Or(req.Method, http.MethodGet)
+	req.Method = strings.ToUpper(cmp.Or(req.Method, http.MethodGet))
 	if err := req.validate(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalidRequest, err)
 	}
@@ -261,7 +265,7 @@ func (c *Cluster) prepare(req Request) (*preparedRequest, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalidRequest, err)
 	}
-	body, err := req.encode()
+	body, err := req.encode(c.cfg.MaxRequestBytes)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalidRequest, err)
 	}
@@ -275,15 +279,18 @@ func (c *Cluster) prepare(req Request) (*preparedRequest, error) {
 // validate checks all fields except those that ref and encode check.
 func (req *Request) validate() error {
 	if !isToken(req.Method) {
-		return fmt.Errorf("method %q is not a valid method", req.Method)
+		return fmt.Errorf("method %q is not a valid method", excerpt(req.Method))
+	}
+	if req.Method == http.MethodConnect {
+		return errors.New("method CONNECT has no path, and no response")
 	}
 	for name, values := range req.Header {
 		if !isToken(name) {
-			return fmt.Errorf("header %q is not a valid header name", name)
+			return fmt.Errorf("header %q is not a valid header name", excerpt(name))
 		}
 		for _, v := range values {
 			if strings.ContainsFunc(v, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }) {
-				return fmt.Errorf("header %q has a value with control characters", name)
+				return fmt.Errorf("header %q has a value with control characters", excerpt(name))
 			}
 		}
 	}
@@ -303,26 +310,42 @@ func (req *Request) validate() error {
 // ref returns the path and the query.
 func (req *Request) ref() (*url.URL, error) {
 	u, err := url.Parse(req.Path)
+	path := excerpt(req.Path)
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("path %q is not a path", req.Path)
+		return nil, fmt.Errorf("path %q is not a path", path)
 	case !strings.HasPrefix(req.Path, "/") || u.Scheme != "" || u.Host != "" || strings.HasPrefix(req.Path, "//"):
-		return nil, fmt.Errorf("path %q is not an absolute path", req.Path)
+		return nil, fmt.Errorf("path %q is not an absolute path", path)
 	case strings.Contains(req.Path, "#"): // u does not show an empty fragment
-		return nil, fmt.Errorf("path %q has a fragment", req.Path)
+		return nil, fmt.Errorf("path %q has a fragment", path)
 	case hasDotSegments(u.Path):
-		return nil, fmt.Errorf(`path %q has "." or ".." segments`, req.Path)
+		return nil, fmt.Errorf(`path %q has "." or ".." segments`, path)
 	case strings.Contains(u.RawQuery, " "): // which would end the request target
-		return nil, fmt.Errorf("path %q has a query with spaces", req.Path)
+		return nil, fmt.Errorf("path %q has a query with spaces", path)
 	}
-	ref := &url.URL{Path: u.Path, RawPath: u.RawPath, RawQuery: u.RawQuery}
+	ref := &url.URL{Path: u.Path, RawPath: u.RawPath, RawQuery: escapeQuery(u.RawQuery)}
 	if len(req.Query) > 0 {
-		ref.RawQuery = strings.TrimPrefix(u.RawQuery+"&"+req.Query.Encode(), "&")
+		ref.RawQuery = strings.TrimPrefix(ref.RawQuery+"&"+req.Query.Encode(), "&")
 	}
 	return ref, nil
 }
 
-func (req *Request) encode() ([]byte, error) {
+// escapeQuery escapes what a browser escapes in the query of a URL: some servers reject a request
+// target that is not ASCII.
+func escapeQuery(query string) string {
+	var escaped strings.Builder
+	for _, b := range []byte(query) {
+		if b >= 0x80 || b == '"' || b == '<' || b == '>' || b == '\'' {
+			fmt.Fprintf(&escaped, "%%%02X", b)
+		} else {
+			escaped.WriteByte(b)
+		}
+	}
+	return escaped.String()
+}
+
+// encode returns the body, which must not have more than limit bytes if it is an io.Reader.
+func (req *Request) encode(limit int64) ([]byte, error) {
 	switch body := req.Body.(type) {
 	case nil:
 		return nil, nil
@@ -330,13 +353,22 @@ func (req *Request) encode() ([]byte, error) {
 		return body, nil
 	case json.RawMessage:
 		return body, nil
-	default:
-		encoded, err := json.Marshal(body)
-		if err != nil {
+	case json.Marshaler: // also if it is an io.Reader
+	case io.Reader:
+		content, err := io.ReadAll(io.LimitReader(body, limit+1))
+		switch {
+		case err != nil:
 			return nil, fmt.Errorf("body: %w", err)
+		case int64(len(content)) > limit:
+			return nil, fmt.Errorf("body: more than %d bytes", limit)
 		}
-		return encoded, nil
+		return content, nil
 	}
+	encoded, err := json.Marshal(req.Body)
+	if err != nil {
+		return nil, fmt.Errorf("body: %w", err)
+	}
+	return encoded, nil
 }
 
 // isToken reports whether s is a token of RFC 9110, section 5.6.2: a valid method or header name.

@@ -12,8 +12,8 @@ import (
 	"syscall"
 )
 
-// Parse parses a base URL: http or https, a host, and at most a path. The path of the result has no
-// slash at its end. The error does not quote text, which may contain a password.
+// Parse parses a base URL: http or https, a host, and at most a path. The path of the result has
+// no slash at its end. The error does not quote text, which may contain a password.
 func Parse(text string) (*url.URL, error) {
 	u, err := url.Parse(text)
 	switch {
@@ -81,9 +81,10 @@ func ParseList(list string) (urls []string, err error) {
 // that [CheckCallable] rejects.
 type Networks []netip.Prefix
 
-// CheckIP returns an error if ip must not be dialed.
+// CheckIP returns an error if ip must not be dialed. The zone of a link-local address does not
+// matter: a network has none.
 func (n Networks) CheckIP(ip netip.Addr) error {
-	ip = ip.Unmap()
+	ip = ip.Unmap().WithZone("")
 	if len(n) == 0 {
 		return CheckCallable(ip)
 	}
