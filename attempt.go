@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -66,7 +65,7 @@ func (f *fanOut) withRetry(ctx context.Context, p *membership.Peer, o *Outcome) 
 		retry = *f.retry
 	}
 	rt, start := f.client.http.transports.peers, time.Now()
-	if f.client.stalled.contains(p.ServerID, start) {
+	if f.client.http.stalled.contains(p.Base.Host, start) {
 		rt = f.client.http.transports.newConn
 	}
 	for attempt := 1; ; attempt++ {
@@ -135,26 +134,6 @@ func (f *fanOut) keepReason(ctx context.Context, p *membership.Peer, o *Outcome)
 		}
 	}
 	return DecisionUnproven, errors.New("it could not be probed on a new connection")
-}
-
-// A stallLog has the peers to which a request timed out on a connection that had been in use. Such
-// a connection may be dead, and the pool may hold more that are, until it closes them for being
-// idle.
-type stallLog struct{ until sync.Map } // by server id: when the pool may be used again
-
-func (l *stallLog) add(serverID string, now time.Time) {
-	l.until.Range(func(id, until any) bool {
-		if now.After(until.(time.Time)) {
-			l.until.Delete(id)
-		}
-		return true
-	})
-	l.until.Store(serverID, now.Add(idleConnTimeout))
-}
-
-func (l *stallLog) contains(serverID string, now time.Time) bool {
-	until, ok := l.until.Load(serverID)
-	return ok && now.Before(until.(time.Time))
 }
 
 // attempt sends a request, and a second one if the peer rejects the token. The token is replaced
@@ -319,7 +298,7 @@ func (f *fanOut) sendOnce(ctx context.Context, p *membership.Peer, rt http.Round
 	}
 	resp, err := f.client.http.do(rt, info, req)
 	if resp.reused && timedOut(err) {
-		f.client.stalled.add(p.ServerID, time.Now())
+		f.client.http.stalled.add(p.Base.Host, time.Now())
 	}
 	return reply{resp, bearer, err}
 }

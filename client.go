@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 	"unicode"
@@ -68,6 +69,7 @@ type httpClient struct {
 	timeout     time.Duration   // of requests to the registry and the token service
 	maxResponse int64           // bytes; below math.MaxInt64, because one byte more is read
 	secrets     []*token.Secret // of this node
+	stalled     stallLog
 	trace       *hooks
 }
 
@@ -286,23 +288,30 @@ func (h *httpClient) sendJSON(ctx context.Context, info RequestInfo, method, add
 			return nil, fmt.Errorf("encoding the request to %s: %w", info.remote(), err)
 		}
 	}
+	rt := h.transports.backend
 	for try := 1; ; try++ {
 		req, err := http.NewRequestWithContext(ctx, method, address, bytes.NewReader(content))
 		if err != nil {
 			return nil, fmt.Errorf("request to %s: %w", info.remote(), err)
 		}
+		if h.stalled.contains(req.URL.Host, time.Now()) {
+			rt = h.transports.backendNewConn
+		}
 		req.Header = h.header(ctx, bearer)
 		if body != nil {
 			req.Header.Set("Content-Type", "application/json")
 		}
-		resp, err := h.do(h.transports.backend, info, req)
-		if err == nil || !resp.reused || !unreachable(err) {
+		resp, err := h.do(rt, info, req)
+		switch {
+		case err == nil || !resp.reused || !unreachable(err):
 			return resp.body, err
-		}
-		h.transports.closeIdleBackend()
-		if try == maxReusedTries || timedOut(err) || ctx.Err() != nil {
+		case timedOut(err) || ctx.Err() != nil:
+			h.stalled.add(req.URL.Host, time.Now())
+			return nil, err
+		case try == maxReusedTries:
 			return nil, err
 		}
+		rt = h.transports.backendNewConn
 	}
 }
 
@@ -369,7 +378,9 @@ func withoutQuery(u *url.URL) string {
 type transports struct {
 	backend http.RoundTripper // to the registry and the token service
 	peers   http.RoundTripper
-	newConn http.RoundTripper  // to peers, on a new connection for each request
+	// These use a new connection for each request.
+	backendNewConn, newConn http.RoundTripper
+
 	owned   []*http.Transport  // those that close may close
 	direct  []*directTransport // those of peers and newConn
 	foreign bool               // the round trippers contain code of the program
@@ -383,17 +394,21 @@ func newTransports(o options, maxInFlight int) (transports, error) {
 		if rt == nil {
 			rt = http.DefaultTransport
 		}
-		return transports{backend: rt, peers: rt, newConn: rt, foreign: true}.wrap(o.wrap)
+		return transports{backend: rt, peers: rt, backendNewConn: rt, newConn: rt, foreign: true}.wrap(o.wrap)
 	}
 	backend := newTransport(net.Dialer{}, 4)
 	backend.Proxy = http.ProxyFromEnvironment
 	backend.TLSClientConfig = o.backendTLS
+	backendNewConn := newTransport(net.Dialer{}, 0)
+	backendNewConn.Proxy = http.ProxyFromEnvironment
+	backendNewConn.TLSClientConfig = o.backendTLS.Clone()
+	backendNewConn.DisableKeepAlives = true
 	peers := newDirectTransport(o, max(2, maxInFlight/16))
 	newConn := newDirectTransport(o, 0)
 	newConn.http.DisableKeepAlives, newConn.other.DisableKeepAlives = true, true
 	t := transports{
-		backend: backend, peers: peers, newConn: newConn,
-		owned: []*http.Transport{backend, peers.other, newConn.other}, direct: []*directTransport{peers, newConn},
+		backend: backend, peers: peers, backendNewConn: backendNewConn, newConn: newConn,
+		owned: []*http.Transport{backend, backendNewConn, peers.other, newConn.other}, direct: []*directTransport{peers, newConn},
 	}
 	return t.wrap(o.wrap)
 }
@@ -401,7 +416,7 @@ func newTransports(o options, maxInFlight int) (transports, error) {
 func (t transports) wrap(wrappers []func(http.RoundTripper) http.RoundTripper) (transports, error) {
 	for _, wrap := range wrappers {
 		t.foreign = true
-		for _, rt := range []*http.RoundTripper{&t.backend, &t.peers, &t.newConn} {
+		for _, rt := range []*http.RoundTripper{&t.backend, &t.peers, &t.backendNewConn, &t.newConn} {
 			if *rt = wrap(*rt); *rt == nil {
 				return transports{}, errors.New("WithTransport has a function that returns nil")
 			}
@@ -426,12 +441,24 @@ func newTransport(dialer net.Dialer, idlePerHost int) *http.Transport {
 	}
 }
 
-// closeIdleBackend closes the connections to the registry and the token service that are not in
-// use, so that the next request is sent on a new one.
-func (t transports) closeIdleBackend() {
-	if len(t.owned) > 0 {
-		t.owned[0].CloseIdleConnections()
-	}
+// A stallLog has the hosts to which a request timed out on a connection that had been in use. Such
+// a connection may be dead, and the pool may hold more that are, until it closes them for being
+// idle.
+type stallLog struct{ until sync.Map } // by host: when the pool may be used again
+
+func (l *stallLog) add(host string, now time.Time) {
+	l.until.Range(func(host, until any) bool {
+		if now.After(until.(time.Time)) {
+			l.until.Delete(host)
+		}
+		return true
+	})
+	l.until.Store(host, now.Add(idleConnTimeout))
+}
+
+func (l *stallLog) contains(host string, now time.Time) bool {
+	until, ok := l.until.Load(host)
+	return ok && now.Before(until.(time.Time))
 }
 
 type dialFunc = func(ctx context.Context, network, address string) (net.Conn, error)

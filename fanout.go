@@ -35,7 +35,6 @@ type peerClient struct {
 	trace     *hooks
 	log       *zap.Logger
 
-	stalled      stallLog
 	localWarning limitedWarning
 }
 

@@ -61,14 +61,16 @@ func TestNoProxyTowardsPeers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(r.owned) != 3 || r.owned[0] != r.backend || len(r.direct) != 2 || r.direct[0] != r.peers || r.direct[1] != r.newConn ||
-		r.owned[1] != r.direct[0].other || r.owned[2] != r.direct[1].other {
+	if len(r.owned) != 4 || r.owned[0] != r.backend || r.owned[1] != r.backendNewConn || len(r.direct) != 2 || r.direct[0] != r.peers ||
+		r.direct[1] != r.newConn || r.owned[2] != r.direct[0].other || r.owned[3] != r.direct[1].other {
 		t.Fatalf("not the transports for the back end and the peers: %v", r.owned)
 	}
-	if r.owned[0].Proxy == nil {
-		t.Error("requests to the registry and the token service do not use the proxy of the environment")
+	for _, transport := range r.owned[:2] {
+		if transport.Proxy == nil {
+			t.Error("requests to the registry and the token service do not use the proxy of the environment")
+		}
 	}
-	for _, transport := range r.owned[1:] {
+	for _, transport := range r.owned[2:] {
 		if transport.Proxy != nil || transport.OnProxyConnectResponse != nil {
 			t.Error("requests to peers use a proxy")
 		}
@@ -89,11 +91,12 @@ func TestSilentHTTP2Connection(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				network := newPipeNetwork(t)
-				transport := newTransport(net.Dialer{}, 4)
+				transport, newConn := newTransport(net.Dialer{}, 4), newTransport(net.Dialer{}, 0)
 				transport.DialContext, transport.TLSClientConfig = network.dial, network.trust
+				newConn.DialContext, newConn.TLSClientConfig, newConn.DisableKeepAlives = network.dial, network.trust.Clone(), true
 				defer transport.CloseIdleConnections()
 				h := &httpClient{
-					transports: transports{backend: transport, owned: []*http.Transport{transport}},
+					transports: transports{backend: transport, backendNewConn: newConn},
 					timeout:    10 * time.Second, maxResponse: 1 << 20, trace: &hooks{},
 				}
 				get := func() error {
@@ -251,7 +254,7 @@ func respond(r *http.Request, code int, body string) (*http.Response, error) {
 
 func testHTTPClient(rt roundTripper) *httpClient {
 	return &httpClient{
-		transports:  transports{backend: rt, peers: rt, newConn: rt},
+		transports:  transports{backend: rt, peers: rt, backendNewConn: rt, newConn: rt},
 		userAgent:   "test",
 		trace:       new(hooks),
 		timeout:     10 * time.Second,
