@@ -88,6 +88,7 @@ type Cluster struct {
 	memberCtx        context.Context // ends with UnRegister or Close
 	cancelMember     context.CancelCauseFunc
 	leaseStarted     atomic.Bool
+	announcements    atomic.Int64  // number of the last one
 	renewNow         chan struct{} // makes the lease goroutine renew
 	registrationLock chan struct{} // held during a request to the registry about this node
 }

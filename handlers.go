@@ -206,7 +206,7 @@ func (c *Cluster) ReplyStatus(w http.ResponseWriter, r *http.Request, status int
 
 // ReplyError sends an error response: {"statusCode", "title", "message", "info"?}. The status is
 // that of a [StatusError] without a Remote, such as &StatusError{Code: 404, Message: "no such
-// thing"}. For [ErrInvalidRequest] it is 400, for [ErrManagementOff] 409, for [ErrClosed] 503, and
+// thing"}. For [ErrInvalidRequest] it is 400, for [ErrManagementOff] 409, for [ErrClosed] and [ErrNotRegistered] 503, and
 // for any other error 500.
 func (c *Cluster) ReplyError(w http.ResponseWriter, r *http.Request, err error) {
 	response := wire.Error{StatusCode: http.StatusInternalServerError, Message: err.Error()}
@@ -215,7 +215,7 @@ func (c *Cluster) ReplyError(w http.ResponseWriter, r *http.Request, err error) 
 		response.StatusCode = http.StatusBadRequest
 	case errors.Is(err, ErrManagementOff):
 		response.StatusCode = http.StatusConflict
-	case errors.Is(err, ErrClosed):
+	case errors.Is(err, ErrClosed), errors.Is(err, ErrNotRegistered):
 		response.StatusCode = http.StatusServiceUnavailable
 	}
 	// The status that a remote sent to this node says nothing about the request to be answered.

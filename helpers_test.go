@@ -101,8 +101,8 @@ func registerAsync(ctx context.Context, n *clustertest.Node) <-chan error {
 // then newer than the entry of n.
 func renewUnnoticed(t *testing.T, w *clustertest.World, n, peer *clustertest.Node) {
 	t.Helper()
-	// A response: n does not become suspect.
-	w.Network.Fault(peer.Host, n.Host, clustertest.Status(http.StatusServiceUnavailable))
+	// A response of another server: n does not become suspect, and the announcement is not repeated.
+	w.Network.Fault(peer.Host, n.Host, clustertest.RouteTo(peer.Host))
 	defer w.Network.Fault(peer.Host, n.Host, nil)
 	if _, err := peer.Register(t.Context()); err != nil {
 		t.Fatal(err)

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/url"
+	"strconv"
 	"time"
 
 	"go.uber.org/zap"
@@ -117,7 +118,10 @@ func (c *Cluster) deregister(ctx context.Context, view membership.View) error {
 		c.log.Warn("deregistration failed", zap.Error(err), correlationField(ctx))
 	}
 	if c.cfg.Management {
-		c.notifyDeparture(ctx, view, departure{c.cfg.ID, entry.UpdatedAtText()})
+		departed := departure{c.cfg.ID, entry.UpdatedAtText()}
+		if missed := c.callDeparture(ctx, view, departed, nil); len(missed) > 0 {
+			_ = c.tasks.start(ctx, func(ctx context.Context) { c.repeatDeparture(ctx, view, departed, missed) })
+		}
 	}
 	return err
 }
@@ -298,30 +302,111 @@ func registryWasReset(before, listed membership.View, id string) bool {
 // from the registry, and in a large cluster full lists would be most of the traffic when nodes
 // start.
 func (c *Cluster) announceSelf(ctx context.Context) *Response {
-	view := c.state.view()
-	return c.announce(ctx, view.Select(c.cfg.ID), view)
+	return c.announce(ctx, func(v membership.View) membership.View { return v.Select(c.cfg.ID) })
 }
 
 // announceAll announces all servers to all peers.
 func (c *Cluster) announceAll(ctx context.Context) *Response {
-	view := c.state.view()
-	return c.announce(ctx, view, view)
+	return c.announce(ctx, func(v membership.View) membership.View { return v })
 }
 
-func (c *Cluster) announce(ctx context.Context, servers, peers membership.View) *Response {
-	// Not json.Marshal, which would change the spelling of entries.
-	body, err := servers.Resource().MarshalJSON()
-	if err != nil { // the entries are valid JSON, or they would not have been decoded
-		c.log.Error("encoding the announcement failed", zap.Error(err), correlationField(ctx))
-		return newResponse([]Outcome{})
+// announce announces servers of the view to all peers. Peers that fail are called again in the
+// background.
+func (c *Cluster) announce(ctx context.Context, servers func(membership.View) membership.View) *Response {
+	number := c.announcements.Add(1)
+	view := c.state.view()
+	res := c.peers.collect(ctx, announcementOf(servers(view)), view)
+	c.warnRejected(ctx, res)
+	if missed := missedBy(res.Failures); len(missed) > 0 {
+		_ = c.tasks.start(ctx, func(ctx context.Context) { c.repeatAnnouncement(ctx, number, servers, missed) })
 	}
-	return c.peers.collect(ctx, &preparedRequest{
+	return res
+}
+
+func announcementOf(servers membership.View) *preparedRequest {
+	// Not json.Marshal, which would change the spelling of entries. They are valid JSON, or they would
+	// not have been decoded.
+	body, _ := servers.Resource().MarshalJSON()
+	return &preparedRequest{
 		operation: OperationAnnounce,
 		method:    http.MethodPost,
 		ref:       &url.URL{Path: "/itResources"},
 		header:    http.Header{"Prefer": {returnMinimal}},
 		body:      body,
-	}, peers)
+	}
+}
+
+// repeatPauses are the pauses before an announcement or a departure is sent again to the peers that
+// failed: one that restarts, or rejects all requests for a moment. They have a jitter of a third.
+var repeatPauses = [...]time.Duration{time.Second, 3 * time.Second, 9 * time.Second, 27 * time.Second}
+
+// missedBy returns the ids of the peers that a later attempt may reach.
+func missedBy(failures []Outcome) map[string]bool {
+	missed := make(map[string]bool)
+	for _, o := range failures {
+		switch o.Kind {
+		case KindCanceled, KindNotAllowed, KindWrongServer:
+		default:
+			if !o.Evicted {
+				missed[o.Server.ServerID] = true
+			}
+		}
+	}
+	return missed
+}
+
+// repeatAnnouncement announces servers again to the peers that missed the announcement of that
+// number, until none is left. It ends early if there is a later announcement, if the lease has
+// expired, or if the node leaves.
+func (c *Cluster) repeatAnnouncement(ctx context.Context, number int64, servers func(membership.View) membership.View, missed map[string]bool) {
+	ctx, cancel := ctxutil.Merge(ctx, c.memberCtx)
+	defer cancel()
+	for _, pause := range repeatPauses {
+		err := ctxutil.Sleep(ctx, jitter(pause, 1.0/3))
+		if err != nil || c.announcements.Load() != number || !c.state.status().holdsLease() {
+			return
+		}
+		view := c.state.view()
+		call := announcementOf(servers(view))
+		call.noEviction = true
+		call.filter = func(s Server) bool { return missed[s.ServerID] }
+		if missed = missedBy(c.peers.collect(ctx, call, view).Failures); len(missed) == 0 {
+			return
+		}
+	}
+	c.log.Debug("announcement missed", zap.Int("peers", len(missed)), correlationField(ctx))
+}
+
+// warnRejected logs one warning if peers answered an announcement, but did not accept it.
+func (c *Cluster) warnRejected(ctx context.Context, res *Response) {
+	counts := make(map[string]int)
+	rejected, common := 0, ""
+	for _, o := range res.Failures {
+		reason := string(o.Kind)
+		if se, ok := errors.AsType[*StatusError](o.Err); ok {
+			reason = strconv.Itoa(se.Code)
+		} else if o.Kind != KindMalformed {
+			continue // no answer, or none of this peer
+		}
+		rejected++
+		if counts[reason]++; counts[reason] > counts[common] {
+			common = reason
+		}
+	}
+	if rejected == 0 {
+		return
+	}
+	hint := "the log of the peers says more"
+	switch common {
+	case "404", "405", string(KindMalformed):
+		hint = "are the endpoints mounted under this base path?"
+	case "401", "403":
+		hint = "have all nodes the same keys, issuer and audience?"
+	case "503":
+		hint = "the announcement is repeated"
+	}
+	c.log.Warn("announcement rejected", zap.Int("rejected", rejected), zap.Int("peers", len(res.Results)+len(res.Failures)),
+		zap.String("mostCommon", common), zap.String("basePath", c.cfg.BasePath), zap.String("hint", hint), correlationField(ctx))
 }
 
 // A departure says which entry of a server is gone. Peers of this package keep a newer entry.
@@ -333,20 +418,43 @@ type departure struct {
 // notifyDeparture reports to peers that a server has departed. A peer that cannot be reached takes
 // it from the registry later.
 func (c *Cluster) notifyDeparture(ctx context.Context, peers membership.View, departed departure) {
+	c.callDeparture(ctx, peers, departed, nil)
+}
+
+// callDeparture calls the peers that filter selects; nil selects all. It returns those that missed the
+// departure.
+func (c *Cluster) callDeparture(ctx context.Context, peers membership.View, departed departure, filter func(Server) bool) (missed map[string]bool) {
 	path := "/itResources/" + peers.ID() + "/servers/" + departed.serverID
 	call := &preparedRequest{
 		operation:  OperationDepart,
 		method:     http.MethodDelete,
 		ref:        &url.URL{Path: path, RawPath: serverPath(peers.ID(), departed.serverID)},
+		filter:     filter,
 		noEviction: true,
 	}
 	if departed.updatedAt != "" {
 		call.header = http.Header{unmodifiedSinceHeader: {departed.updatedAt}}
 	}
-	outcomes := c.peers.callAll(ctx, call, peers)
-	for _, o := range outcomes {
-		if o.Err != nil {
-			c.log.Debug("departure notification failed", zap.String("peer", o.Server.ServerID), zap.Error(o.Err), correlationField(ctx))
+	failures := newResponse(c.peers.callAll(ctx, call, peers)).Failures
+	for _, o := range failures {
+		c.log.Debug("departure notification failed", zap.String("peer", o.Server.ServerID), zap.Error(o.Err), correlationField(ctx))
+	}
+	return missedBy(failures)
+}
+
+// repeatDeparture reports this node's departure again to the peers that missed it, until none is left
+// or the node is closed. It ends early if another process has registered with this node's id.
+func (c *Cluster) repeatDeparture(ctx context.Context, peers membership.View, departed departure, missed map[string]bool) {
+	for _, pause := range repeatPauses {
+		if ctxutil.Sleep(ctx, jitter(pause, 1.0/3)) != nil {
+			return
+		}
+		if successor, err := c.registry.deleteIf(ctx, peers.ID(), departed.serverID, epoch); err == nil && successor != nil {
+			return
+		}
+		missed = c.callDeparture(ctx, peers, departed, func(s Server) bool { return missed[s.ServerID] })
+		if len(missed) == 0 {
+			return
 		}
 	}
 }

@@ -6,14 +6,18 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/clustertest"
@@ -890,5 +894,149 @@ func TestLateDepartureKeepsTheReturnedPeer(t *testing.T) {
 			t.Errorf("the departure was answered %s", resp.Status)
 		}
 		wantAddress(t, peer.Servers(), "node-1", "elsewhere:8080")
+	})
+}
+
+// nth applies a fault to the nth request only, and to all requests if n is 0.
+func nth(n int64, f clustertest.Fault) clustertest.Fault {
+	var count atomic.Int64
+	return clustertest.If(func(*http.Request) bool { return n == 0 || count.Add(1) == n }, f)
+}
+
+// An announcement that a peer misses is repeated until the peer has it.
+func TestMissedAnnouncementIsRepeated(t *testing.T) {
+	tests := map[string]struct {
+		host  string
+		fault clustertest.Fault
+	}{
+		"peer answers 503":             {"node-1:8080", nth(1, clustertest.Status(503))},
+		"peer is not mounted yet":      {"node-1:8080", clustertest.FirstN(2, clustertest.Status(404))},
+		"peer rejects the token":       {"node-1:8080", clustertest.FirstN(4, clustertest.Status(403))},
+		"connection is lost":           {"node-1:8080", clustertest.FirstN(1, func(http.RoundTripper) http.RoundTripper { return lost{} })},
+		"request is lost":              {"node-1:8080", clustertest.FirstN(1, clustertest.Hang)},
+		"no token for peers right now": {clustertest.TokenHost, nth(2, clustertest.Status(503))},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := clustertest.Start(t, 2, noEviction())
+				n := w.Add()
+				w.Network.Fault(n.Host, test.host, test.fault)
+				requests := recordRequests(w)
+				if _, err := n.Register(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				wantView(t, w.Nodes[0], "node-1", "node-2")
+				time.Sleep(30 * time.Second)
+				wantView(t, w.Nodes[0], "node-1", "node-2", "node-3")
+				wantView(t, w.Nodes[1], "node-1", "node-2", "node-3")
+				if got := len(requests.announcements(n, w.Nodes[1].Host)); got != 1 {
+					t.Errorf("%d announcements to the other peer, want one", got)
+				}
+			})
+		})
+	}
+}
+
+// A lost transport loses the connection before the request is handled.
+type lost struct{}
+
+func (lost) RoundTrip(*http.Request) (*http.Response, error) { return nil, syscall.ECONNRESET }
+
+// A peer that rejects all announcements receives a few. One warning says so, and what to look at.
+func TestRejectedAnnouncement(t *testing.T) {
+	for code, hint := range map[int]string{
+		404: "are the endpoints mounted under this base path?", 403: "have all nodes the same keys, issuer and audience?", 503: "the announcement is repeated",
+	} {
+		t.Run(strconv.Itoa(code), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				core, logs := observer.New(zap.WarnLevel)
+				w := clustertest.Start(t, 3)
+				n := w.Add(cluster.WithLogger(zap.New(core)))
+				w.Network.Fault(n.Host, "node-1:8080", onPost(clustertest.Status(code)))
+				w.Network.Fault(n.Host, "node-2:8080", onPost(clustertest.Status(code)))
+				requests := recordRequests(w)
+				if _, err := n.Register(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(30 * time.Minute)
+				synctest.Wait()
+				lines := logs.FilterMessage("announcement rejected").All()
+				if len(lines) != 1 {
+					t.Fatalf("%d warnings, want one", len(lines))
+				}
+				fields := lines[0].ContextMap()
+				if fields["rejected"] != int64(2) || fields["peers"] != int64(3) || fields["mostCommon"] != strconv.Itoa(code) || fields["hint"] != hint {
+					t.Errorf("the warning has %v", fields)
+				}
+				want := 5
+				if code == 403 {
+					want = 10 // each is sent with a new token, too
+				}
+				sent := requests.announcements(n, "node-1:8080")
+				if len(sent) < 5 || len(sent) > want {
+					t.Errorf("%d announcements, want %d", len(sent), want)
+				}
+			})
+		})
+	}
+}
+
+// Nothing is announced any more by a node that leaves, nor by one whose lease has expired.
+func TestRepeatedAnnouncementEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 2)
+		n := w.Add()
+		w.Network.Fault(n.Host, "node-1:8080", onPost(clustertest.Status(503)))
+		requests := recordRequests(w)
+		if _, err := n.Register(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Second)
+		n.UnRegister(t.Context())
+		left := time.Now()
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		for _, x := range requests.announcements(n, "node-1:8080") {
+			if x.Start.After(left) {
+				t.Errorf("an announcement %v after the departure", x.Start.Sub(left))
+			}
+		}
+	})
+}
+
+// A departure that a peer misses is repeated while the process serves.
+func TestMissedDepartureIsRepeated(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 3)
+		n, peer := w.Nodes[0], w.Nodes[1]
+		w.Network.Fault(n.Host, peer.Host, onDelete(clustertest.FirstN(2, clustertest.Status(503))))
+		requests := recordRequests(w)
+		n.UnRegister(t.Context())
+		wantView(t, peer, "node-1", "node-2", "node-3")
+		time.Sleep(30 * time.Second)
+		wantView(t, peer, "node-2", "node-3")
+		if got := len(requests.matching(http.MethodDelete, n.Host, w.Nodes[2].Host)); got != 1 {
+			t.Errorf("%d notifications of the other peer, want one", got)
+		}
+	})
+}
+
+// The repetition does not remove a process that has registered with the id meanwhile.
+func TestRepeatedDepartureKeepsTheSuccessor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 2, sameID())
+		n, peer := w.Nodes[0], w.Nodes[1]
+		w.Network.Fault(n.Host, peer.Host, onDelete(clustertest.FirstN(1, clustertest.Status(503))))
+		n.UnRegister(t.Context())
+		time.Sleep(10 * time.Millisecond)
+		w.Join()
+		requests := recordRequests(w)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		wantAddress(t, peer.Servers(), "node-1", "node-3:8080")
+		if got := requests.countToPeers(n); got != 0 {
+			t.Errorf("%d notifications after the successor has registered", got)
+		}
 	})
 }

@@ -23,8 +23,8 @@ import (
 //
 // If a peer fails, or ctx ends before it answers, its [Outcome] has the error. RPCluster itself
 // returns an error only if no peer was called: because the request is invalid
-// ([ErrInvalidRequest]), management is off ([ErrManagementOff]), or the node is closed
-// ([ErrClosed]).
+// ([ErrInvalidRequest]), management is off ([ErrManagementOff]), the node is closed ([ErrClosed]), or
+// it has never registered and no peer has announced itself ([ErrNotRegistered]).
 //
 // A peer that cannot be reached may be evicted; see [Eviction].
 func (c *Cluster) RPCluster(ctx context.Context, req Request) (*Response, error) {
@@ -268,6 +268,9 @@ func (c *Cluster) prepare(req Request) (*preparedRequest, error) {
 	body, err := req.encode(c.cfg.MaxRequestBytes)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalidRequest, err)
+	}
+	if c.state.view().Len() == 0 {
+		return nil, ErrNotRegistered
 	}
 	return &preparedRequest{
 		operation: OperationFanOut, name: req.Name,

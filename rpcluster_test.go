@@ -21,6 +21,7 @@ import (
 	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/clustertest"
 	"github.com/mimiktech/cluster/internal/fixedworld"
+	"github.com/mimiktech/cluster/mit"
 )
 
 func TestJointData(t *testing.T) {
@@ -101,7 +102,7 @@ func TestDecode(t *testing.T) {
 			t.Errorf("got %v, %v", got, err)
 		}
 	})
-	t.Run("nil, as Register returns with management off", func(t *testing.T) {
+	t.Run("nil, as after an error", func(t *testing.T) {
 		if got, err := cluster.Decode[thing](nil); len(got) != 0 || err != nil {
 			t.Errorf("got %v, %v", got, err)
 		}
@@ -114,7 +115,7 @@ func TestCallWithoutPeers(t *testing.T) {
 		want error
 	}{
 		"no peers":         {func(w *clustertest.World) *clustertest.Node { return w.Join() }, nil},
-		"before Register":  {func(w *clustertest.World) *clustertest.Node { return w.Add() }, nil},
+		"before Register":  {func(w *clustertest.World) *clustertest.Node { return w.Add() }, cluster.ErrNotRegistered},
 		"management off":   {func(w *clustertest.World) *clustertest.Node { return w.Join() }, cluster.ErrManagementOff},
 		"after Close":      {func(w *clustertest.World) *clustertest.Node { n := w.Join(); n.Close(); return n }, cluster.ErrClosed},
 		"never registered": {func(w *clustertest.World) *clustertest.Node { n := w.Add(); n.Close(); return n }, cluster.ErrClosed},
@@ -146,6 +147,22 @@ func TestCallWithoutPeers(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A node that has not registered yet calls the peers that have announced themselves to it.
+func TestCallBeforeRegister(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 2)
+		n := w.Add()
+		announce(t, w, n, announcement())
+		if _, err := n.RPCluster(t.Context(), cluster.Request{Path: "/things"}); !errors.Is(err, cluster.ErrNotRegistered) {
+			t.Errorf("after an announcement of no server: %v", err)
+		}
+		announce(t, w, n, marshal(t, map[string]any{"id": mit.ResourceID("mds"), "publicBaseUrl": "http://x", "servers": w.Registered()}))
+		if res := rpc(t, n, cluster.Request{Path: "/things"}); len(res.Results) != 2 {
+			t.Errorf("%d results, %v", len(res.Results), failures(res))
+		}
+	})
 }
 
 // A fault of one peer neither delays nor fails the other three. The outcome of the peer has the
