@@ -2,6 +2,7 @@ package cluster_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -40,6 +41,30 @@ func BenchmarkRPCluster(b *testing.B) {
 				clustertest.WithStore(fixedworld.NewStore(fixedworld.Servers(0, peers))),
 				clustertest.WithOptions(cluster.WithTransport(func(http.RoundTripper) http.RoundTripper { return stub })))
 			network = w.Network.Transport("node-1:8080")
+			benchmarkRPCluster(b, w.Join().Cluster, peers)
+		})
+	}
+}
+
+// BenchmarkTrace calls a hundred peers without a hook, with hooks that are not called, and with all
+// hooks of a call.
+func BenchmarkTrace(b *testing.B) {
+	const peers = 100
+	for name, trace := range map[string]*cluster.Trace{
+		"none":  nil,
+		"other": {ReplicaChanged: func(context.Context, string, string, error) {}},
+		"all": {
+			Call: func(ctx context.Context, _ cluster.CallInfo) (context.Context, func(cluster.CallResult)) {
+				return ctx, func(cluster.CallResult) {}
+			},
+			Request: func(ctx context.Context, _ cluster.RequestInfo) (context.Context, func(cluster.RequestResult)) {
+				return ctx, func(cluster.RequestResult) {}
+			},
+			PeerDone: func(context.Context, cluster.Outcome) {},
+		},
+	} {
+		b.Run("hooks="+name, func(b *testing.B) {
+			w := fixedworld.Start(b, fixedworld.NewStore(fixedworld.Servers(0, peers)), 0, clustertest.WithOptions(cluster.WithTrace(trace)))
 			benchmarkRPCluster(b, w.Join().Cluster, peers)
 		})
 	}

@@ -34,9 +34,15 @@ import (
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
-// SlotsInFlight returns the number of slots of the scheduler that are taken. WithLocals replaces
-// the addresses of the machine. Those on an interface that begins with "tun" are on a
-// point-to-point one.
+// Watchers returns the number of loops over Watch that have not ended.
+func Watchers(c *Cluster) int {
+	c.state.mu.Lock()
+	defer c.state.mu.Unlock()
+	return len(c.state.watchers)
+}
+
+// WithLocals replaces the addresses of the machine. Those on an interface that begins with "tun"
+// are on a point-to-point one.
 func WithLocals(list func() []string) Option {
 	return optionFunc(func(o *options) {
 		o.locals = func() (locals []peeraddr.Local, err error) {
@@ -51,6 +57,7 @@ func WithLocals(list func() []string) Option {
 	})
 }
 
+// SlotsInFlight returns the number of slots of the scheduler that are taken.
 func SlotsInFlight(c *Cluster) int { return c.peers.scheduler.InFlight() }
 
 // Requests to peers do not use a proxy: it would see their tokens, and would dial addresses that
@@ -540,21 +547,32 @@ func TestEvictor(t *testing.T) {
 		evicted  []string
 		skipped  string // of all suspects that are not evicted
 		retried  string // the URL
+		disabled bool
+		decision Decision // on each suspect
 	}{
-		"gone":              {peers: []string{"node-2", "node-3"}, suspects: 2, registry: testDeleter{}, evicted: []string{"node-2", "node-3"}},
-		"renewed":           {peers: []string{"node-2"}, suspects: 1, registry: testDeleter{"node-2": testServer("node-2", updated.Add(time.Second))}, skipped: "it is alive"},
-		"moved":             {peers: []string{"node-2"}, suspects: 1, registry: testDeleter{"node-2": moved}, retried: "http://elsewhere"},
-		"no registry":       {peers: []string{"node-2"}, suspects: 1, skipped: "registry did not confirm: no registry"},
-		"most are":          {peers: []string{"node-2", "node-3", "node-4"}, suspects: 2, registry: testDeleter{}, skipped: "too many peers unreachable (2 of 3)"},
-		"few of many":       {peers: []string{"node-2"}, total: 5, suspects: 1, registry: testDeleter{}, skipped: "only 1 of 5 peers"},
-		"MinResults":        {peers: []string{"node-2"}, suspects: 1, enough: true, registry: testDeleter{}, skipped: ErrEnoughResults.Error()},
-		"this node is gone": {peers: []string{"node-2"}, suspects: 1, left: true, registry: testDeleter{}, skipped: "this node is leaving"},
+		"gone":              {peers: []string{"node-2", "node-3"}, suspects: 2, registry: testDeleter{}, evicted: []string{"node-2", "node-3"}, decision: DecisionEvicted},
+		"renewed":           {peers: []string{"node-2"}, suspects: 1, registry: testDeleter{"node-2": testServer("node-2", updated.Add(time.Second))}, skipped: "it is alive", decision: DecisionAlive},
+		"moved":             {peers: []string{"node-2"}, suspects: 1, registry: testDeleter{"node-2": moved}, retried: "http://elsewhere", decision: DecisionReturned},
+		"no registry":       {peers: []string{"node-2"}, suspects: 1, skipped: "registry did not confirm: no registry", decision: DecisionNotConfirmed},
+		"most are":          {peers: []string{"node-2", "node-3", "node-4"}, suspects: 2, registry: testDeleter{}, skipped: "too many peers unreachable (2 of 3)", decision: DecisionSelfPreservation},
+		"few of many":       {peers: []string{"node-2"}, total: 5, suspects: 1, registry: testDeleter{}, skipped: "only 1 of 5 peers", decision: DecisionTooFewCalled},
+		"MinResults":        {peers: []string{"node-2"}, suspects: 1, enough: true, registry: testDeleter{}, skipped: ErrEnoughResults.Error(), decision: DecisionEnoughResults},
+		"this node is gone": {peers: []string{"node-2"}, suspects: 1, left: true, registry: testDeleter{}, skipped: "this node is leaving", decision: DecisionLeaving},
+		"disabled":          {peers: []string{"node-2"}, suspects: 1, disabled: true, registry: testDeleter{}, skipped: "eviction is off", decision: DecisionDisabled},
 	} {
 		t.Run(name, func(t *testing.T) {
+			var mu sync.Mutex
+			var decisions []string
 			e := &evictor{
+				policy:         Eviction{Disabled: tt.disabled},
 				requestTimeout: time.Second,
 				ctx:            t.Context(), memberCtx: t.Context(),
-				registry: tt.registry, state: testState(), check: PeerPolicy{}.checkServer, log: zap.NewNop(), trace: new(hooks),
+				registry: tt.registry, state: testState(), check: PeerPolicy{}.checkServer, log: zap.NewNop(),
+				trace: newHooks([]Trace{{EvictionDecided: func(_ context.Context, d EvictionDecision) {
+					mu.Lock()
+					defer mu.Unlock()
+					decisions = append(decisions, fmt.Sprint(d.Server.ServerID, " ", d.Decision, " ", d.Err))
+				}}}, zap.NewNop(), nil),
 				background: func(ctx context.Context, work func(context.Context)) error { work(ctx); return nil },
 			}
 			var notified []string
@@ -586,9 +604,10 @@ func TestEvictor(t *testing.T) {
 			}
 			e.review(t.Context(), b, suspects)
 
-			var evicted []string
+			var evicted, wantDecisions []string
 			for _, i := range suspects {
 				o := b.outcomes[i]
+				wantDecisions = append(wantDecisions, fmt.Sprint(o.Server.ServerID, " ", tt.decision, " ", o.EvictionSkipped))
 				if o.Evicted {
 					evicted = append(evicted, o.Server.ServerID)
 				}
@@ -598,6 +617,9 @@ func TestEvictor(t *testing.T) {
 			}
 			if !slices.Equal(evicted, tt.evicted) || !slices.Equal(notified, tt.evicted) || retried != tt.retried {
 				t.Errorf("evicted %q, notified peers of %q, retried at %q", evicted, notified, retried)
+			}
+			if slices.Sort(decisions); !slices.Equal(decisions, wantDecisions) {
+				t.Errorf("the hook got %q, want %q", decisions, wantDecisions)
 			}
 			if got, want := e.state.view().Len(), 1+len(tt.peers)-len(tt.evicted); got != want {
 				t.Errorf("the view has %d servers, want %d", got, want)
@@ -735,5 +757,33 @@ func BenchmarkReadEnvelope(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// A hook that is not set costs no allocation, whether or not others are set.
+func TestUnsetHooksDoNotAllocate(t *testing.T) {
+	ctx, server, err := t.Context(), Server{ServerID: "node-2"}, errors.New("failed")
+	req := &http.Request{Method: http.MethodGet, URL: &url.URL{Scheme: "http", Host: "node-2"}}
+	for name, traces := range map[string][]Trace{
+		"no trace":    nil,
+		"other hooks": {{ReplicaChanged: func(context.Context, string, string, error) {}}, {}},
+	} {
+		h := newHooks(traces, zap.NewNop(), nil)
+		for hook, use := range map[string]func() any{
+			"Call":              func() any { _, end := h.call(ctx, CallInfo{Method: req.Method}); return end == nil },
+			"Request":           func() any { r, end := h.request(RequestInfo{Server: server}, req); return r == req && end == nil },
+			"Renewal":           func() any { _, end := h.renewal(ctx, RenewalInfo{}); return end == nil },
+			"TokenFetch":        func() any { _, end := h.tokenFetch(ctx, TokenKey{}); return end == nil },
+			"PeerDone":          func() any { h.peerDone(ctx, Outcome{Server: server, Err: err}); return true },
+			"EvictionDecided":   func() any { h.evictionDecided(ctx, EvictionDecision{Server: server, Err: err}); return true },
+			"MembershipChanged": func() any { h.membershipChanged(ctx, Change{Server: server}); return true },
+			"StateChanged":      func() any { h.stateChanged(ctx, Status{}, Status{Reason: err}); return true },
+			"CallerChecked":     func() any { h.callerChecked(ctx, CallerInfo{Err: err}); return true },
+			"BreakerChanged":    func() any { h.breakerChanged(ctx, server, true); return true },
+		} {
+			if got := testing.AllocsPerRun(100, func() { use() }); got != 0 || use() != true {
+				t.Errorf("%s: %s allocates %v times", name, hook, got)
+			}
+		}
 	}
 }

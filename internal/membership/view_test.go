@@ -477,3 +477,38 @@ func TestZeroView(t *testing.T) {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 }
+
+func TestDiff(t *testing.T) {
+	before := of(entry("a", 1, "a"), entry("b", 1, "b"), entry("c", 1, "c"), entry("e", 1, "e"))
+	after := of(entry("0", 1, "0"), entry("b", 2, "b"), entry("c", 1, "c2"), entry("d", 1, "d"), entry("e", 1, "e"), entry("f", 1, "f"))
+	list := func(before, after View) (texts []string) {
+		for old, current := range Diff(before, after) {
+			switch {
+			case old == nil:
+				texts = append(texts, "+"+current.ServerID)
+			case current == nil:
+				texts = append(texts, "-"+old.ServerID)
+			default:
+				texts = append(texts, old.ClusterBaseURL+" "+current.ClusterBaseURL)
+			}
+		}
+		return texts
+	}
+	for _, tt := range []struct {
+		before, after View
+		want          []string
+	}{
+		{before, after, []string{"+0", "-a", "http://c http://c2", "+d", "+f"}},
+		{after, before, []string{"-0", "+a", "http://c2 http://c", "-d", "-f"}},
+		{View{}, of(entry("a", 1, "a")), []string{"+a"}},
+		{of(entry("a", 1, "a")), View{}, []string{"-a"}},
+		{before, before, nil},
+	} {
+		if diff := cmp.Diff(tt.want, list(tt.before, tt.after)); diff != "" {
+			t.Errorf("from %q to %q (-want +got):\n%s", read(tt.before), read(tt.after), diff)
+		}
+	}
+	for range Diff(before, after) {
+		break // without a panic
+	}
+}
