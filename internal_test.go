@@ -628,6 +628,26 @@ func TestEvictor(t *testing.T) {
 	}
 }
 
+// A suspect that another call has evicted meanwhile counts as evicted, but not as evicted by this
+// call.
+func TestEvictedMeanwhile(t *testing.T) {
+	var decisions []Decision
+	e := &evictor{
+		ctx: t.Context(), memberCtx: t.Context(),
+		registry: testDeleter{}, state: testState(), check: PeerPolicy{}.checkServer, log: zap.NewNop(),
+		trace: newHooks([]Trace{{EvictionDecided: func(_ context.Context, d EvictionDecision) {
+			decisions = append(decisions, d.Decision)
+		}}}, zap.NewNop(), nil),
+	}
+	p := testView(time.Unix(100, 0), "node-2").Peers()[0]
+	outcome := Outcome{Server: Server(p.Server), Kind: KindTimeout, Err: &UnreachableError{Err: context.DeadlineExceeded}}
+	b := batch{peers: []*membership.Peer{p}, outcomes: []Outcome{outcome}, total: 1}
+	e.review(t.Context(), b, []int{0})
+	if !b.outcomes[0].Evicted || !slices.Equal(decisions, []Decision{DecisionGone}) {
+		t.Errorf("evicted %t, decisions %q", b.outcomes[0].Evicted, decisions)
+	}
+}
+
 func TestPeerClient(t *testing.T) {
 	c := &peerClient{
 		ctx: t.Context(), selfID: "node-1", timeout: time.Second,

@@ -311,15 +311,16 @@ func TestPeerDoneAtOnce(t *testing.T) {
 		rpc(t, n, cluster.Request{Path: "/things"})
 		wantTexts(t, "peers", hooks.take(), "node-2 status 0s", "node-3 ok 1s", "node-1 ok 3s")
 
-		w.Nodes[2].Kill() // its eviction is decided after all peers have been called
+		w.Nodes[2].Kill() // its eviction would be decided after all peers have been called
 		w.Network.Fault(n.Host, w.Nodes[2].Host, nil)
+		w.Network.Fault(n.Host, w.Nodes[1].Host, clustertest.Chain(clustertest.Delay(time.Second), clustertest.Status(500)))
 		start = time.Now()
 		for range n.Stream(t.Context(), cluster.Request{Path: "/things"}) {
 			break // which cancels the call: each peer is reported nevertheless
 		}
 		got := hooks.take()
 		slices.Sort(got)
-		wantTexts(t, "peers of a canceled call", got, "node-1 canceled 0s", "node-2 status 0s", "node-3 canceled 0s")
+		wantTexts(t, "peers of a canceled call", got, "node-1 canceled 1s", "node-2 status 1s", "node-3 refused 1s")
 	})
 }
 
