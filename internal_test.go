@@ -642,6 +642,7 @@ func TestEvictedMeanwhile(t *testing.T) {
 	p := testView(time.Unix(100, 0), "node-2").Peers()[0]
 	outcome := Outcome{Server: Server(p.Server), Kind: KindTimeout, Err: &UnreachableError{Err: context.DeadlineExceeded}}
 	b := batch{peers: []*membership.Peer{p}, outcomes: []Outcome{outcome}, total: 1}
+	b.keep = func(context.Context, *membership.Peer, *Outcome) (Decision, error) { return "", nil }
 	e.review(t.Context(), b, []int{0})
 	if !b.outcomes[0].Evicted || !slices.Equal(decisions, []Decision{DecisionGone}) {
 		t.Errorf("evicted %t, decisions %q", b.outcomes[0].Evicted, decisions)
