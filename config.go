@@ -124,7 +124,7 @@ type Config struct {
 	// with these secrets [OAUTH_CLIENT_SECRET_FILE, OAUTH_GENERIC_KEY_FILE,
 	// OAUTH_GENERIC_PREVIOUS_KEY_FILE, OAUTH_CLIENT_ACCESS_KEY_FILE]. White space at their ends is
 	// ignored. A file is read again when it has changed. While it cannot be used, the last good
-	// value is, or at first the field of the secret.
+	// value is used; if there is none yet, the field of the secret.
 	ClientSecretFile       string
 	GenericKeyFile         string
 	GenericPreviousKeyFile string

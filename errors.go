@@ -78,7 +78,7 @@ type UnreachableError struct {
 	URL    string // without its query
 	Err    error
 	// Reused reports that the request was sent on a connection that had been in use before. The
-	// remote may have closed that one for being idle, so the error does not show that it is gone.
+	// remote may have closed it while it was idle, so the error does not show that the remote is gone.
 	Reused bool
 }
 

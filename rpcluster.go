@@ -106,12 +106,12 @@ type Outcome struct {
 	Body json.RawMessage
 	// Data is the data in Body; nil if it has none.
 	Data json.RawMessage
-	// StatusCode and Header are those of the last HTTP response of the peer, as received, also if the
+	// StatusCode and Header are those of the last HTTP response of the peer, as received, even if the
 	// peer failed; zero if there was none.
 	StatusCode int
 	Header     http.Header
 	// Unverified reports a result without a body: a response to a HEAD, or one with the status 204 or
-	// 205. It does not say which server it is from, so it may be another one at the peer's address.
+	// 205. Such a response does not name its server, which may be another one at the peer's address.
 	Unverified bool
 
 	// Err is why the peer failed; nil if it did not. Kind classifies it.

@@ -48,7 +48,7 @@ type KeyPair struct {
 // has expired.
 //
 // If the files change later and cannot be used, the last certificate stays in use until it expires.
-// onError, if not nil, is then called with the reason, once for each different one. It is called
+// onError, if not nil, is then called with the reason, once per distinct reason. It is called
 // during a TLS handshake and must not block.
 func LoadKeyPair(certFile, keyFile string, onError func(error)) (*KeyPair, error) {
 	k := &KeyPair{certFile: certFile, onError: onError}

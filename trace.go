@@ -18,20 +18,19 @@ import (
 // # Operations
 //
 // Call, Request, Renewal and TokenFetch are called at the beginning of an operation, each before
-// anything else happens in it. A hook returns the context with which the operation continues, and
-// a function that is called at its end. The context must be derived from the given one, which
-// counts if the hook returns nil. The function may be nil, too. So a span begins in the hook,
-// travels in the context, and ends in the function:
+// anything else happens in it. A hook returns the context with which the operation continues, and a
+// function that is called at its end. The context must be derived from the given one, which is used
+// if the hook returns nil. The function may be nil, too. So a span begins in the hook, travels in
+// the context, and ends in the function:
 //
 //	func request(ctx context.Context, req RequestInfo) (context.Context, func(RequestResult)) {
 //		ctx, span := tracer.Start(ctx, req.Method)
 //		return ctx, func(RequestResult) { span.End() }
 //	}
 //
-// The context of a Call is the parent of those of its Requests and TokenFetches, and that of a
-// Renewal likewise. The context of a Request is that of the [http.Request] which a transport gets.
-// At the end of an operation the functions of several traces are called in reverse order, so that
-// operations nest.
+// The contexts of Requests and TokenFetches are derived from that of their Call or Renewal. The
+// context of a Request is that of the [http.Request] which a transport gets. At the end of an
+// operation the functions of several traces are called in reverse order, so that operations nest.
 //
 // # Order
 //
@@ -169,14 +168,14 @@ type RenewalResult struct {
 // A Decision is the result of deciding on a suspect. It is fit for a metric label.
 type Decision string
 
-// The decisions on suspects; see [Eviction]. Only with DecisionEvicted, this call has removed the
-// peer.
+// The decisions on suspects; see [Eviction]. The call has removed the peer only with
+// DecisionEvicted.
 const (
 	DecisionEvicted          Decision = "evicted"           // the registry deleted it
 	DecisionGone             Decision = "gone"              // it was no longer in the view
-	DecisionReturned         Decision = "returned"          // it registered again: called there
+	DecisionReturned         Decision = "returned"          // it registered again: retried there
 	DecisionAlive            Decision = "alive"             // it renewed its lease, or responds
-	DecisionUnproven         Decision = "unproven"          // not failed on a new connection
+	DecisionUnproven         Decision = "unproven"          // it failed on reused connections only
 	DecisionNotConfirmed     Decision = "not_confirmed"     // the registry did not confirm it
 	DecisionUnstable         Decision = "unstable"          // it had several newer entries
 	DecisionSelfPreservation Decision = "self_preservation" // too many were unreachable

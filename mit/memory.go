@@ -17,10 +17,9 @@ import (
 // Memory is a [Store] in the memory of one process. The zero Memory is empty and ready for use. It
 // must not be copied.
 //
-// It starts no goroutine: expired servers are removed by the next call for their resource, and by
-// some call for any resource each minute.
-// Resources are never removed. It holds at most the servers that have registered and a small entry
-// for each type.
+// It starts no goroutine. Expired servers are removed by the next call for their resource, and once
+// a minute by a call for any resource. Resources are never removed. It holds at most the servers
+// that have registered and a small entry for each type.
 //
 // After a restart it is empty and fills again as the nodes renew. For up to a lease it lists only
 // the servers that have renewed since.
