@@ -175,7 +175,7 @@ const (
 	DecisionGone             Decision = "gone"              // it was no longer in the view
 	DecisionReturned         Decision = "returned"          // it registered again: retried there
 	DecisionAlive            Decision = "alive"             // it renewed its lease, or responds
-	DecisionUnproven         Decision = "unproven"          // it failed on reused connections only
+	DecisionUnproven         Decision = "unproven"          // it did not fail on a new connection
 	DecisionNotConfirmed     Decision = "not_confirmed"     // the registry did not confirm it
 	DecisionUnstable         Decision = "unstable"          // it had several newer entries
 	DecisionSelfPreservation Decision = "self_preservation" // too many were unreachable
