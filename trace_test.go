@@ -324,7 +324,7 @@ func TestPeerDoneAtOnce(t *testing.T) {
 	})
 }
 
-// The hooks of several traces are called in order, and the functions that end operations in reverse.
+// Hooks of several traces are called in order, and the functions that end operations in reverse.
 // A context of nil, and a function of nil, are as if the hook was not set.
 func TestSeveralTraces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
