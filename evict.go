@@ -239,10 +239,11 @@ type checkResult struct {
 }
 
 // checkRegistry makes the registry delete p unless it has a newer entry, which then replaces that
-// of the view. If the view already has a newer entry, or none, checkRegistry sends no request.
+// of the view. If the view already has another entry, or none, checkRegistry sends no request. The
+// other one may have an older date, if the clock of the registry went back.
 func (e *evictor) checkRegistry(ctx, decisionCtx context.Context, p *membership.Peer) (checkResult, error) {
 	known, ok := e.state.view().Get(p.ServerID)
-	if !ok || known.LastUpdate().After(p.LastUpdate()) {
+	if !ok || !known.LastUpdate().Equal(p.LastUpdate()) || known.ClusterBaseURL != p.ClusterBaseURL {
 		return checkResult{peer: known}, nil
 	}
 	newer, err := e.conditionalDelete(decisionCtx, known)

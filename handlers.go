@@ -311,7 +311,10 @@ func (c *Cluster) mergeAnnounced(ctx context.Context, it wire.ItResource) (membe
 	}
 	// This node's own entry comes from the registry only.
 	announced = announced.Allowed().Without(c.cfg.ID)
-	view, err := c.state.applyAnnouncement(ctx, announced, c.policy.maxServers())
+	view, disputed, err := c.state.applyAnnouncement(ctx, announced, c.policy.maxServers())
+	if disputed {
+		c.triggerRenewal()
+	}
 	if err == nil && view.ID() != it.ID {
 		c.logIgnored(ctx, view.ID(), it.ID)
 	}

@@ -445,7 +445,7 @@ func TestState(t *testing.T) {
 			}
 		}
 		announce := func(v membership.View, limit int) error {
-			_, err := s.applyAnnouncement(t.Context(), v, limit)
+			_, _, err := s.applyAnnouncement(t.Context(), v, limit)
 			return err
 		}
 

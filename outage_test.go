@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -720,4 +721,124 @@ func TestRunningNodesWithOneAddress(t *testing.T) {
 			t.Errorf("the registry lists %q", got)
 		}
 	})
+}
+
+// A backwardStore is a store whose clock can be set back. Entries that are registered after that have
+// older dates, also those that replace another entry.
+type backwardStore struct {
+	*mit.Memory
+	mu   sync.Mutex
+	back time.Duration
+	late map[string]bool // ids that have registered since
+}
+
+func (s *backwardStore) setBack(d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.back, s.late = d, map[string]bool{}
+}
+
+func (s *backwardStore) shift(server cluster.Server) cluster.Server {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.late[server.ServerID] {
+		server.CreatedAt, server.UpdatedAt, server.Raw = server.CreatedAt.Add(-s.back), server.UpdatedAt.Add(-s.back), nil
+	}
+	return server
+}
+
+func (s *backwardStore) shiftAll(r mit.Resource) mit.Resource {
+	for i := range r.Servers {
+		r.Servers[i] = s.shift(r.Servers[i])
+	}
+	return r
+}
+
+func (s *backwardStore) Put(ctx context.Context, reg mit.Registration, ttl time.Duration) (mit.Resource, error) {
+	r, err := s.Memory.Put(ctx, reg, ttl)
+	s.mu.Lock()
+	if s.late != nil {
+		s.late[reg.ServerID] = true
+	}
+	s.mu.Unlock()
+	return s.shiftAll(r), err
+}
+
+func (s *backwardStore) Get(ctx context.Context, id string) (mit.Resource, error) {
+	r, err := s.Memory.Get(ctx, id)
+	return s.shiftAll(r), err
+}
+
+func (s *backwardStore) DeleteIfUnmodifiedSince(ctx context.Context, id, serverID string, date time.Time) (*cluster.Server, error) {
+	s.mu.Lock()
+	if s.late[serverID] {
+		date = date.Add(s.back)
+	}
+	s.mu.Unlock()
+	newer, err := s.Memory.DeleteIfUnmodifiedSince(ctx, id, serverID, date)
+	if newer != nil {
+		shifted := s.shift(*newer)
+		newer = &shifted
+	}
+	return newer, err
+}
+
+// The clock of the registry goes back, and a node moves. Its peers take its new address although its
+// date is older, and do not evict it.
+func TestRegistryClockGoesBack(t *testing.T) {
+	tests := map[string]func(t *testing.T, w *clustertest.World, moved *clustertest.Node, call func()){
+		"call right after the announcement": func(t *testing.T, w *clustertest.World, moved *clustertest.Node, call func()) {
+			moved.Move("elsewhere:8080")
+			if _, err := moved.Register(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			call()
+		},
+		"call seconds later": func(t *testing.T, w *clustertest.World, moved *clustertest.Node, call func()) {
+			moved.Move("elsewhere:8080")
+			if _, err := moved.Register(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(10 * time.Second)
+			wantAddress(t, w.Nodes[0].Servers(), "node-3", "elsewhere:8080")
+			wantAddress(t, w.Nodes[1].Servers(), "node-3", "elsewhere:8080")
+			call()
+		},
+		// The view has the newer entry, with the older date, when eviction is decided.
+		"renewal during the call": func(t *testing.T, w *clustertest.World, moved *clustertest.Node, call func()) {
+			w.Network.Fault("node-1:8080", "node-3:8080", clustertest.Hang)
+			done := make(chan struct{})
+			go func() { defer close(done); call() }()
+			time.Sleep(time.Second)
+			w.Network.Fault("elsewhere:8080", "node-1:8080", clustertest.Status(503))
+			moved.Move("elsewhere:8080")
+			if _, err := moved.Register(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := w.Nodes[0].Register(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			<-done
+		},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := &backwardStore{Memory: mit.NewMemory()}
+				w := clustertest.Start(t, 3, clustertest.WithStore(s))
+				if _, err := w.Nodes[0].Register(t.Context()); err != nil { // it has confirmed entries
+					t.Fatal(err)
+				}
+				time.Sleep(10 * time.Minute)
+				s.setBack(6 * time.Hour)
+				test(t, w, w.Nodes[2], func() {
+					res := rpc(t, w.Nodes[0], cluster.Request{Path: "/things"})
+					if ids := idsOfOutcomes(res.Results); !cmp.Equal(ids, []string{"node-2", "node-3"}) {
+						t.Errorf("results of %q, failures %v", ids, failures(res))
+					}
+				})
+				wantAddress(t, w.Registered(), "node-3", "elsewhere:8080")
+			})
+		})
+	}
 }

@@ -303,14 +303,16 @@ func (s *state) setDeregistered(ctx context.Context) {
 
 // applyAnnouncement merges servers announced by a peer into the view, and returns the view. If they
 // are of another itResource, nothing changes. If the view would have more than limit servers, and
-// more than now, nothing changes and an error is returned.
-func (s *state) applyAnnouncement(ctx context.Context, announced membership.View, limit int) (view membership.View, err error) {
+// more than now, nothing changes and an error is returned. disputed reports that only the registry
+// can say which of two entries of a server is current.
+func (s *state) applyAnnouncement(ctx context.Context, announced membership.View, limit int) (view membership.View, disputed bool, err error) {
 	s.updateView(ctx, SourceAnnouncement, func(d *stateData) {
 		view = d.view
 		merged := announced // before the first registration, there is no view to merge with
 		switch view.ID() {
 		case announced.ID():
-			merged = view.Merge(announced)
+			merged, disputed = view.Dispute(announced)
+			merged = merged.Merge(announced)
 		case "":
 		default:
 			return
@@ -325,7 +327,7 @@ func (s *state) applyAnnouncement(ctx context.Context, announced membership.View
 		view = merged
 		d.view, d.status.UpdatedAt = merged, time.Now()
 	})
-	return view, err
+	return view, disputed, err
 }
 
 type departureResult int
@@ -373,10 +375,10 @@ func (s *state) replaceEntry(ctx context.Context, serverID string, entry members
 	})
 }
 
-// evict removes a server, unless the view has a newer entry of it. It reports whether it did.
+// evict removes a server, unless the view has another entry of it. It reports whether it did.
 func (s *state) evict(ctx context.Context, p *membership.Peer) (evicted bool) {
 	s.updateView(ctx, SourceEviction, func(d *stateData) {
-		if current, ok := d.view.Get(p.ServerID); ok && !current.LastUpdate().After(p.LastUpdate()) {
+		if current, ok := d.view.Get(p.ServerID); ok && current.LastUpdate().Equal(p.LastUpdate()) {
 			d.view, d.status.UpdatedAt = d.view.Without(p.ServerID), time.Now()
 			evicted = true
 		}

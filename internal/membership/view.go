@@ -184,9 +184,32 @@ func (v View) Resource() wire.ItResource {
 	return wire.ItResource{ID: v.id, Type: v.typ, PublicBaseURL: v.publicBaseURL, Servers: servers, Extra: v.extra}
 }
 
+// Dispute returns v with the servers marked as unconfirmed that o has at another address, in an
+// entry that is not newer. Either o is outdated, or the clock of the registry went back. It reports
+// whether there are any.
+func (v View) Dispute(o View) (marked View, disputed bool) {
+	marked = v
+	for _, theirs := range o.peers {
+		i, known := v.Index(theirs.ServerID)
+		if !known || theirs.ClusterBaseURL == v.peers[i].ClusterBaseURL || theirs.LastUpdate().After(v.peers[i].LastUpdate()) {
+			continue
+		}
+		if !disputed {
+			marked.peers, disputed = slices.Clone(v.peers), true
+		}
+		unconfirmed := *v.peers[i]
+		unconfirmed.Announced = true
+		marked.peers[i] = &unconfirmed
+	}
+	return marked, disputed
+}
+
 // Reconcile returns v, the registry's response to a request, with the changes that were made to the
 // node's view during the request: from before to now. A server that joined or came back is added.
 // One that was removed is left out, unless v has a newer entry.
+//
+// If v has an older date for a server than the registry sent before, the clock of the registry went
+// back. Dates from before and after that cannot be compared, so that v wins.
 func (v View) Reconcile(before, now View) View {
 	if now.id != v.id || before.id != now.id && before.id != "" {
 		return v
@@ -198,7 +221,9 @@ func (v View) Reconcile(before, now View) View {
 		current, isThere := now.Get(p.ServerID)
 		removed := wasThere && !isThere
 		announced := isThere && (!wasThere || current.LastUpdate().After(previous.LastUpdate()))
+		clockWentBack := wasThere && !previous.Announced && !p.LastUpdate().IsZero() && p.LastUpdate().Before(previous.LastUpdate())
 		switch {
+		case clockWentBack:
 		case removed && !p.LastUpdate().After(previous.LastUpdate()):
 			continue
 		case announced && current.LastUpdate().After(p.LastUpdate()):

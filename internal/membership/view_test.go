@@ -141,6 +141,19 @@ func TestReconcileByCase(t *testing.T) {
 			want:     []string{"b at 4 http://b"},
 		},
 		{
+			name:     "the clock went back, and one was removed and has registered again",
+			before:   []wire.Server{entry("b", 6, "old")},
+			answered: []wire.Server{entry("b", 2, "new")},
+			want:     []string{"b at 2 http://new"},
+		},
+		{
+			name:     "the clock went back after one was announced",
+			before:   []wire.Server{entry("b", 6, "old")},
+			now:      []wire.Server{entry("b", 7, "newer")},
+			answered: []wire.Server{entry("b", 2, "new")},
+			want:     []string{"b at 2 http://new"},
+		},
+		{
 			name:          "the node has changed to another resource",
 			before:        []wire.Server{entry("a", 1, "a")},
 			now:           []wire.Server{entry("z", 9, "z")},
@@ -159,6 +172,32 @@ func TestReconcileByCase(t *testing.T) {
 				t.Errorf("(-want +got)\n%s", diff)
 			}
 		})
+	}
+}
+
+// An entry at another address that is not newer may be current, if the clock of the registry went
+// back. The one in the view is unconfirmed then.
+func TestDispute(t *testing.T) {
+	v := of(entry("a", 5, "a"), entry("b", 5, "b"))
+	for name, tt := range map[string]struct {
+		announced wire.Server
+		disputed  bool
+	}{
+		"older":             {entry("b", 4, "elsewhere"), true},
+		"of the same date":  {entry("b", 5, "elsewhere"), true},
+		"newer":             {entry("b", 6, "elsewhere"), false},
+		"older, same place": {entry("b", 4, "b"), false},
+		"unknown":           {entry("c", 4, "c"), false},
+	} {
+		marked, disputed := v.Dispute(of(tt.announced))
+		a, _ := marked.Get("a")
+		b, _ := marked.Get("b")
+		if disputed != tt.disputed || a.Announced || b.Announced != tt.disputed || b.ClusterBaseURL != v.peers[1].ClusterBaseURL {
+			t.Errorf("%s: disputed is %t, the entries are %+v and %+v", name, disputed, a, b)
+		}
+		if v.peers[1].Announced {
+			t.Errorf("%s: the view has changed", name)
+		}
 	}
 }
 
@@ -358,6 +397,8 @@ func TestReconcileLaws(t *testing.T) {
 			is, isThere := now.Get(id)
 			var want *Peer
 			switch {
+			case listed && wasThere && mit.LastUpdate().Before(was.LastUpdate()) && !mit.LastUpdate().IsZero(): // the clock went back
+				want = mit
 			case wasThere && !isThere: // removed meanwhile: the registry needs a newer entry
 				if listed && mit.LastUpdate().After(was.LastUpdate()) {
 					want = mit
