@@ -17,6 +17,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"golang.org/x/oauth2"
+
 	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/clustertest"
 )
@@ -412,6 +414,89 @@ func TestBackendClosesReusedConnection(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A token service that is overloaded says how long not to call it. It is obeyed, also by calls
+// that have no valid token left.
+func TestTokenServiceAsksForPause(t *testing.T) {
+	for _, code := range []int{http.StatusTooManyRequests, http.StatusServiceUnavailable} {
+		t.Run(strconv.Itoa(code), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := clustertest.Start(t, 3, clustertest.WithTokenTTL(time.Hour))
+				n := w.Nodes[0]
+				time.Sleep(2 * time.Hour)
+				requests := recordRequests(w)
+				w.Network.Fault(n.Host, clustertest.TokenHost, clustertest.Answer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+					w.Header().Set("Retry-After", "30")
+					w.WriteHeader(code)
+				})))
+				start := time.Now()
+				for time.Since(start) < time.Minute {
+					for _, o := range rpc(t, n, cluster.Request{Path: "/things"}).Failures {
+						if o.Kind != cluster.KindNoToken {
+							t.Fatalf("%s: %v", o.Kind, o.Err)
+						}
+					}
+					time.Sleep(100 * time.Millisecond)
+				}
+				if sent := requests.matching(http.MethodPost, n.Host, clustertest.TokenHost); len(sent) > 3 {
+					t.Errorf("%d requests in a minute", len(sent))
+				}
+			})
+		})
+	}
+}
+
+// The error that a token service sends in the form of OAuth is part of the node's error, without
+// the secrets that it may repeat.
+func TestOAuthErrorIsShown(t *testing.T) {
+	for body, want := range map[string]string{
+		`{"error":"invalid_client"}`:                                                "/oauth/token: invalid_client",
+		`{"error":"invalid_client","error_description":"unknown client"}`:           "/oauth/token: invalid_client: unknown client",
+		`{"error":"invalid_client","error_description":"not hidden client secret"}`: "/oauth/token: invalid_client: not [redacted]",
+		`{"error":{"code":5},"message":"of the envelope"}`:                          "/oauth/token: of the envelope",
+		`{"error":{"code":5}}`:                                                      "401 Unauthorized to POST http://mst.test/oauth/token",
+		`{"error":"e","message":"of the envelope"}`:                                 "/oauth/token: of the envelope",
+	} {
+		r := &remotes{t: t, tokens: func(*http.Request) (int, string) { return http.StatusUnauthorized, body }}
+		c := newNode(t, testConfig(), r, cluster.WithTokens(nil))
+		_, err := c.Register(withTimeout(t, 10*time.Millisecond))
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s gives %v, want %s", body, err, want)
+		}
+		checkNoSecrets(t, err)
+	}
+}
+
+// A panic of the program's Verifier is a 503, one of its policy forbids the server, and one of its
+// token function is an error. None ends the process.
+func TestPanicsOfVerifierPolicyAndTokens(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 2, clustertest.WithOptions(cluster.WithVerifier(panickingVerifier{})))
+		req := httptest.NewRequest(http.MethodPost, itResources, strings.NewReader(announcement("node-9")))
+		req.Header.Set("Authorization", "Bearer token")
+		mux := http.NewServeMux()
+		w.Nodes[0].Mount(mux)
+		serve(mux, req).wantError(t, http.StatusServiceUnavailable, "cannot be verified")
+	})
+	c := newRegisteredNode(t, &remotes{view: []string{"node-1", "node-2"}}, cluster.WithPeerPolicy(cluster.PeerPolicy{
+		Allow: func(s cluster.Server) error { panic("of the program") },
+	}))
+	if o := callOnePeer(t, c, cluster.Request{Path: "/things"}); o.Kind != cluster.KindNotAllowed || !strings.Contains(o.Err.Error(), "PeerPolicy.Allow panicked: of the program") {
+		t.Errorf("%s: %v", o.Kind, o.Err)
+	}
+	c = newNode(t, testConfig(), &remotes{t: t}, cluster.WithTokens(func(context.Context, cluster.TokenKey) (*oauth2.Token, error) {
+		panic("of the program")
+	}))
+	if _, err := c.Register(withTimeout(t, 10*time.Millisecond)); err == nil || !strings.Contains(err.Error(), "panicked: of the program") {
+		t.Errorf("error %v", err)
+	}
+}
+
+type panickingVerifier struct{}
+
+func (panickingVerifier) Verify(context.Context, string) (cluster.Claims, error) {
+	panic("of the program")
 }
 
 // A response that must not have a body is a result, which says that the server is not verified.

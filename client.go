@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -177,7 +178,7 @@ func (h *httpClient) roundTrip(rt http.RoundTripper, req *http.Request) (resp *h
 // does not get as far as its body, is an invalid one: the remote is alive.
 func (h *httpClient) requestError(to remote, req *http.Request, conn *connTrace, err error) error {
 	// net/http quotes what it cannot parse.
-	if text := h.redact(err.Error(), bearerToken(req.Header)); text != err.Error() {
+	if text := h.redact(err.Error(), sentSecret(req)); text != err.Error() {
 		err = &redactedError{text, err}
 	}
 	if errors.Is(err, h1.ErrSwitchingProtocols) {
@@ -244,13 +245,50 @@ func (h *httpClient) statusError(from remote, req *http.Request, resp *http.Resp
 	body, _ := readErrorBody(resp) // a truncated one is not decoded
 	var envelope wire.Error
 	if json.Unmarshal(body, &envelope) == nil {
-		bearer := bearerToken(req.Header)
-		e.Message = excerpt(h.redact(envelope.Message, bearer))
-		if !h.containsSecret(envelope.Info, bearer) {
+		sent := sentSecret(req)
+		e.Message = excerpt(h.redact(cmp.Or(envelope.Message, oauthError(body)), sent))
+		if !h.containsSecret(envelope.Info, sent) {
 			e.Info = envelope.Info
 		}
 	}
 	return e
+}
+
+// oauthError returns the text of an error response of OAuth (RFC 6749, section 5.2), or "".
+func oauthError(body []byte) string {
+	var e struct {
+		Code        string `json:"error"`
+		Description string `json:"error_description"`
+	}
+	if json.Unmarshal(body, &e) != nil || e.Code == "" {
+		return ""
+	}
+	return strings.TrimSuffix(e.Code+": "+e.Description, ": ")
+}
+
+// sentSecret returns the token that a request carries: that of its header, or else the refresh
+// token in its body. Text that repeats it is redacted before it is cut, which could leave a part
+// of it.
+func sentSecret(req *http.Request) string {
+	if bearer := bearerToken(req.Header); bearer != "" || req.GetBody == nil {
+		return bearer
+	}
+	var sent struct {
+		RefreshToken string `json:"refresh_token"`
+	}
+	if body, err := req.GetBody(); err == nil {
+		_ = json.NewDecoder(body).Decode(&sent) // or the body has none
+	}
+	return sent.RefreshToken
+}
+
+// tokenPause returns how long the token service asks not to be called; 0 if it does not.
+func tokenPause(err error) time.Duration {
+	se, ok := errors.AsType[*StatusError](err)
+	if !ok || se.Code != http.StatusTooManyRequests && se.Code != http.StatusServiceUnavailable {
+		return 0
+	}
+	return se.RetryAfter
 }
 
 // parseRetryAfter returns the delay in a Retry-After header, in seconds; 0 if there is none. Dates

@@ -150,7 +150,9 @@ func New(cfg Config, opts ...Option) (*Cluster, error) {
 	c.http.trace, c.state = c.trace, newState(cfg.ID, &o, c.trace)
 	c.state.transports = c.http.transports
 	if c.verifier == nil {
-		c.verifier = keyVerifier{token.NewKeys(cfg.Issuer, cfg.receivedAudience(), secrets.key, secrets.previousKey)}
+		keys := token.NewKeys(cfg.Issuer, cfg.receivedAudience(), secrets.key, secrets.previousKey)
+		keys.Leeway = o.leeway
+		c.verifier = keyVerifier{keys}
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	c.ctx, c.tasks = ctx, &tasks{ctx: ctx, cancel: cancel}
@@ -163,6 +165,7 @@ func New(cfg Config, opts ...Option) (*Cluster, error) {
 func (c *Cluster) connect(o options) {
 	fetcher := &tokenFetcher{http: c.http, replicas: newReplicas(c.cfg.TokenURL), tokens: o.tokens, log: c.log, trace: c.trace}
 	tokens := token.NewCache(c.ctx, fetcher.fetch(c.cfg.ClientID, c.secrets.clientSecret))
+	tokens.RetryAfter = tokenPause
 	c.registry = &registryClient{
 		http:          c.http,
 		tokens:        tokens,

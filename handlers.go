@@ -52,8 +52,8 @@ func (c *Cluster) Routes() []Route {
 	}
 }
 
-// CreateItResource is the endpoint at which peers announce themselves: POST {base}/itResources with
-// an itResource as the body. It merges the servers into the view, and keeps the newer of two
+// CreateItResource is the endpoint at which peers announce themselves: POST {base}/itResources
+// with an itResource as the body. It merges the servers into the view, and keeps the newer of two
 // entries of one server. The response is the itResource with all known servers. It is null if the
 // request has "Prefer: return=minimal" (RFC 7240), which nodes of this package send.
 //
@@ -100,9 +100,9 @@ func (c *Cluster) DeleteServer(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// A Verifier verifies the token of an incoming request: its signature, issuer, audience and expiry.
-// Verify may block until ctx ends. Its error is sent to the caller, except for one that wraps
-// [ErrVerifierUnavailable].
+// A Verifier verifies the token of an incoming request: its signature, issuer, audience and
+// expiry. Verify may block until ctx ends. Its error is sent to the caller, except for one that
+// wraps [ErrVerifierUnavailable].
 type Verifier interface {
 	Verify(ctx context.Context, token string) (Claims, error)
 }
@@ -279,20 +279,25 @@ func (c *Cluster) verifyCaller(r *http.Request) CallerInfo {
 	if err == nil {
 		caller.Result = CallerInvalidToken
 		var claims Claims
-		if claims, err = c.verifier.Verify(r.Context(), text); err == nil {
+		if claims, err = c.callVerifier(r.Context(), text); err == nil {
 			caller.Result, caller.Claims = CallerAuthenticated, claims
 			return caller
 		}
 	}
-	reason := c.http.redact(err.Error(), bearerToken(r.Header))
-	if errors.Is(err, ErrVerifierUnavailable) {
-		c.log.Error("token verification unavailable", zap.String("reason", reason), correlationField(r.Context()))
+	reason := excerpt(c.http.redact(err.Error(), bearerToken(r.Header)))
+	if _, panicked := errors.AsType[*PanicError](err); panicked || errors.Is(err, ErrVerifierUnavailable) {
+		c.log.Error("token verification unavailable", zap.String("reason", reason), stackOf(err), correlationField(r.Context()))
 		caller.Result = CallerNotVerified
 		caller.Err = &StatusError{Code: http.StatusServiceUnavailable, Message: "tokens cannot be verified at the moment"}
 		return caller
 	}
 	caller.Err = &StatusError{Code: http.StatusUnauthorized, Message: "invalid token: " + reason}
 	return caller
+}
+
+func (c *Cluster) callVerifier(ctx context.Context, text string) (claims Claims, err error) {
+	defer catchPanic("Verifier", &err)
+	return c.verifier.Verify(ctx, text)
 }
 
 // mergeAnnounced merges an announcement into the view, and returns the view.
@@ -332,8 +337,8 @@ func (c *Cluster) checkServer(s wire.Server) (*url.URL, error) {
 	return base, err
 }
 
-// removeDeparted removes a server from the view, unless its entry is newer than unmodifiedSince. It
-// returns the data of the response.
+// removeDeparted removes a server from the view, unless its entry is newer than unmodifiedSince.
+// It returns the data of the response.
 func (c *Cluster) removeDeparted(ctx context.Context, id, serverID string, unmodifiedSince time.Time) any {
 	if c.policy.VerifyWithRegistry && serverID != c.cfg.ID {
 		c.state.cancelPending(ctx, serverID) // whether true or not, the peers have been notified
@@ -397,8 +402,8 @@ func prefersMinimal(h http.Header) bool {
 }
 
 // departedServer returns the ids in a request to DeleteServer. They are the end of the path. The
-// path values of the router are used only for a path that has another form, because an outer router
-// may use the same names for other parts of the path.
+// path values of the router are used only for a path that has another form, because an outer
+// router may use the same names for other parts of the path.
 func departedServer(r *http.Request) (id, serverID string, err error) {
 	if parts := strings.Split(r.URL.EscapedPath(), "/"); len(parts) >= 4 {
 		parts = parts[len(parts)-4:]

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/oauth2"
 
 	"github.com/mimiktech/cluster/internal/peeraddr"
+	"github.com/mimiktech/cluster/internal/token"
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
@@ -32,8 +33,8 @@ func WithLogger(l *zap.Logger) Option {
 // is called by [New], once for each transport: to peers, to peers on a new connection for each
 // request, and to the registry and the token service. The node keeps its connection pool, its
 // checks of addresses, and the rule that no proxy is used towards peers. A RoundTripper that wrap
-// returns must not follow redirects. Several wrappers apply in the order of their options: the last
-// one is called first by a request.
+// returns must not follow redirects. Several wrappers apply in the order of their options: the
+// last one is called first by a request.
 func WithTransport(wrap func(http.RoundTripper) http.RoundTripper) Option {
 	return optionFunc(func(o *options) {
 		if wrap != nil {
@@ -46,7 +47,8 @@ func WithTransport(wrap func(http.RoundTripper) http.RoundTripper) Option {
 // redirects are never followed, and Config.RequestTimeout bounds each request. The node's own
 // transports are not used, nor are their checks: that no proxy is used towards peers, and that
 // resolved addresses are allowed by the [PeerPolicy]. [New] therefore rejects it together with
-// [PeerPolicy].Networks, [WithPeerTLS] or [WithBackendTLS]. Use [WithTransport] to keep the checks.
+// [PeerPolicy].Networks, [WithPeerTLS] or [WithBackendTLS]. Use [WithTransport] to keep the
+// checks.
 func WithHTTPClient(hc *http.Client) Option {
 	return optionFunc(func(o *options) { o.client = hc })
 }
@@ -58,10 +60,11 @@ type TokenKey struct {
 	Customer string // the Customer of a [Request]
 }
 
-// WithTokens obtains tokens from fetch instead of from the token service. The node keeps each token
-// until shortly before it expires, and replaces it if a remote rejects it. So fetch must return a
-// new token each time: the Token method of a clientcredentials.Config fits, a caching source of
-// x/oauth2 does not. A fetch must return when ctx ends. There is one at a time for each key.
+// WithTokens obtains tokens from fetch instead of from the token service. The node keeps each
+// token until shortly before it expires, and replaces it if a remote rejects it. So fetch must
+// return a new token each time: the Token method of a clientcredentials.Config fits, a caching
+// source of x/oauth2 does not. A fetch must return when ctx ends. There is one at a time for each
+// key.
 func WithTokens(fetch func(ctx context.Context, key TokenKey) (*oauth2.Token, error)) Option {
 	return optionFunc(func(o *options) { o.tokens = fetch })
 }
@@ -69,6 +72,13 @@ func WithTokens(fetch func(ctx context.Context, key TokenKey) (*oauth2.Token, er
 // WithVerifier verifies received tokens with v instead of with the keys of [Config].
 func WithVerifier(v Verifier) Option {
 	return optionFunc(func(o *options) { o.verifier = v })
+}
+
+// WithTokenLeeway sets by how much the clocks of the token service and of this node may differ: a
+// received token is accepted from leeway before its nbf to leeway after its exp. The default is 10
+// s. It has no effect together with [WithVerifier].
+func WithTokenLeeway(leeway time.Duration) Option {
+	return optionFunc(func(o *options) { o.leeway = leeway })
 }
 
 // WithRetry sets how requests to peers are retried; see [Retry] for the default.
@@ -123,8 +133,8 @@ func RetrySafe(method string, err error) bool {
 }
 
 // RetryNPM returns the policy of the npm module: two retries, one second apart and within 50 s, of
-// any method, after a 5xx, a 429, or no response. A request may be executed three times, and a peer
-// that is gone delays a call by two seconds.
+// any method, after a 5xx, a 429, or no response. A request may be executed three times, and a
+// peer that is gone delays a call by two seconds.
 func RetryNPM() Retry {
 	return Retry{MaxRetries: 2, Delay: time.Second, MaxElapsed: 50 * time.Second, RetryIf: func(_ string, err error) bool {
 		if se, ok := errors.AsType[*StatusError](err); ok {
@@ -134,8 +144,8 @@ func RetryNPM() Retry {
 	}}
 }
 
-// An Eviction says when an unreachable peer is evicted: deleted from the registry, and removed from
-// the views of this node and of its peers, which it notifies.
+// An Eviction says when an unreachable peer is evicted: deleted from the registry, and removed
+// from the views of this node and of its peers, which it notifies.
 //
 // A peer becomes a suspect if it sends no response at all. At the end of a fan-out, the node asks
 // the registry to delete each suspect unless the registry has a newer entry of it:
@@ -175,7 +185,8 @@ type PeerPolicy struct {
 	// Networks exclude [WithHTTPClient].
 	Networks []netip.Prefix
 	// Allow, if set, returns an error for a server that must not be called. It is called whenever a
-	// server or its address is new, possibly for many servers in a row, and must not block.
+	// server or its address is new, possibly for many servers in a row, and must not block. If it
+	// panics, the server is not called.
 	Allow func(Server) error
 	// MaxServers is the number of servers up to which announcements of peers may enlarge the view;
 	// 10,000 by default. The registry may list more.
@@ -198,6 +209,7 @@ type options struct {
 	tokens              func(context.Context, TokenKey) (*oauth2.Token, error)
 	verifier            Verifier
 	traces              []Trace
+	leeway              time.Duration
 	retry               Retry
 	eviction            Eviction
 	policy              PeerPolicy
@@ -207,7 +219,7 @@ type options struct {
 }
 
 func applyOptions(opts []Option) options {
-	o := options{locals: peeraddr.Locals}
+	o := options{locals: peeraddr.Locals, leeway: token.Leeway}
 	for _, opt := range opts {
 		if opt != nil {
 			opt.apply(&o)
@@ -223,6 +235,9 @@ func applyOptions(opts []Option) options {
 }
 
 func (o options) validate(p *problems) {
+	if o.leeway < 0 {
+		p.add("WithTokenLeeway", "is negative (%v)", o.leeway)
+	}
 	o.validateTransports(p)
 	if e := o.eviction; !(e.MaxSuspectFraction >= 0 && e.MaxSuspectFraction <= 1) {
 		p.add("WithEviction", "has a MaxSuspectFraction of %g, which is not between 0 and 1", e.MaxSuspectFraction)
@@ -253,8 +268,8 @@ func (o options) validateTransports(p *problems) {
 	validateTLS(p, "WithBackendTLS", o.backendTLS)
 }
 
-// shouldRetry decides on a retry after an attempt that failed with err. The first attempt is number
-// 1, and began elapsed ago. panicked is a panic of RetryIf.
+// shouldRetry decides on a retry after an attempt that failed with err. The first attempt is
+// number 1, and began elapsed ago. panicked is a panic of RetryIf.
 func (r Retry) shouldRetry(method string, err error, attempt int, elapsed time.Duration) (again bool, panicked error) {
 	if attempt > cmp.Or(r.MaxRetries, 1) || r.MaxElapsed > 0 && elapsed+r.delay() > r.MaxElapsed {
 		return false, nil
@@ -287,7 +302,8 @@ func (p PeerPolicy) maxServers() int {
 	return 10_000
 }
 
-// checkServer parses the address of a server. It returns an error if the server must not be called.
+// checkServer parses the address of a server. It returns an error if the server must not be
+// called.
 func (p PeerPolicy) checkServer(s wire.Server) (*url.URL, error) {
 	base, err := peeraddr.Parse(s.ClusterBaseURL)
 	if err == nil {
@@ -296,12 +312,22 @@ func (p PeerPolicy) checkServer(s wire.Server) (*url.URL, error) {
 	if err != nil {
 		return nil, fmt.Errorf("clusterBaseUrl of server %.80q: %w: %w", s.ServerID, ErrNotAllowed, err)
 	}
-	if p.Allow != nil {
-		if err := p.Allow(Server(s)); err != nil {
-			return nil, fmt.Errorf("server %.80q: %w: %w", s.ServerID, ErrNotAllowed, err)
-		}
+	if err := p.allow(Server(s)); err != nil {
+		return nil, fmt.Errorf("server %.80q: %w: %w", s.ServerID, ErrNotAllowed, err)
 	}
 	return base, nil
+}
+
+// allow calls Allow. A server is not allowed if it panics.
+func (p PeerPolicy) allow(s Server) (err error) {
+	if p.Allow == nil {
+		return nil
+	}
+	defer catchPanic("PeerPolicy.Allow", &err)
+	if err = p.Allow(s); err != nil {
+		err = &redactedError{excerpt(err.Error()), err}
+	}
+	return err
 }
 
 func (p PeerPolicy) dialControl(network, address string, conn syscall.RawConn) error {

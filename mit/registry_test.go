@@ -447,7 +447,7 @@ func TestRegistryChecksTokens(t *testing.T) {
 	}
 	synctest.Test(t, func(t *testing.T) {
 		expired := requestTokens(t, old, ask).AccessToken
-		time.Sleep(2 * time.Second)
+		time.Sleep(12 * time.Second) // with the leeway of the clocks
 		checkError(t, send(p.registry, "POST", "/itResources", expired, body("mds", "a")), 403)
 	})
 }

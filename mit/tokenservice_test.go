@@ -288,7 +288,7 @@ func TestTokenTTLs(t *testing.T) {
 		if pair.ExpiresIn != 60 {
 			t.Errorf("expires_in %d", pair.ExpiresIn)
 		}
-		v := token.NewVerifier(issuer, "peers", key)
+		v := token.NewVerifier(issuer, "peers", key).WithLeeway(0)
 		refresh := map[string]string{"grant_type": "refresh_token", "refresh_token": pair.RefreshToken}
 		time.Sleep(time.Minute - time.Second)
 		if _, err := v.Verify(pair.AccessToken); err != nil {

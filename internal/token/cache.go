@@ -39,8 +39,14 @@ type Cache struct {
 	fetch   Fetch
 	flights singleflight.Group
 
-	mu      sync.Mutex // guards the field below; never held during a fetch
-	entries map[Key]entry
+	// RetryAfter, if set, returns how long after an error of the fetch no other one may begin, for
+	// any key. It must be set before the first use of the Cache.
+	RetryAfter func(error) time.Duration
+
+	mu         sync.Mutex // guards the fields below; never held during a fetch
+	entries    map[Key]entry
+	pauseUntil time.Time
+	pauseError error // why there is a pause
 }
 
 type entry struct {
@@ -92,9 +98,9 @@ func (c *Cache) Token(ctx context.Context, key Key) (string, error) {
 	}
 }
 
-// Drop removes the token for key if it is still accessToken: many peers that reject one token cause
-// one fetch. It also removes the refresh token, so that the next token is obtained with client
-// credentials.
+// Drop removes the token for key if it is still accessToken: many peers that reject one token
+// cause one fetch. It also removes the refresh token, so that the next token is obtained with
+// client credentials.
 func (c *Cache) Drop(key Key, accessToken string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -141,6 +147,9 @@ func (c *Cache) fetchEntry(callerCtx context.Context, key Key, refresh string) (
 	if err := context.Cause(c.ctx); err != nil {
 		return entry{}, err
 	}
+	if err := c.paused(time.Now()); err != nil {
+		return entry{}, err
+	}
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(callerCtx))
 	defer cancel(nil)
 	defer context.AfterFunc(c.ctx, func() { cancel(context.Cause(c.ctx)) })()
@@ -154,14 +163,35 @@ func (c *Cache) fetchEntry(callerCtx context.Context, key Key, refresh string) (
 			return e, nil
 		}
 	}
+	if c.RetryAfter != nil {
+		c.pause(time.Now().Add(c.RetryAfter(err)), err)
+	}
 	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
 		err = fmt.Errorf("%w: %w", cause, err)
 	}
 	return entry{}, err
 }
 
-// put stores e. It reports false if e was obtained with the refresh token of an entry that has been
-// dropped meanwhile. An expired entry does not count as dropped: it may have been evicted.
+func (c *Cache) pause(until time.Time, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if until.After(c.pauseUntil) {
+		c.pauseUntil, c.pauseError = until, err
+	}
+}
+
+// paused returns an error if no fetch may begin.
+func (c *Cache) paused(now time.Time) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if left := c.pauseUntil.Sub(now); left > 0 {
+		return fmt.Errorf("%w (the next request is sent in %v)", c.pauseError, left.Round(time.Millisecond))
+	}
+	return nil
+}
+
+// put stores e. It reports false if e was obtained with the refresh token of an entry that has
+// been dropped meanwhile. An expired entry does not count as dropped: it may have been evicted.
 func (c *Cache) put(key Key, e, old entry, refresh string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -175,9 +205,9 @@ func (c *Cache) put(key Key, e, old entry, refresh string) bool {
 	return true
 }
 
-// serveStale returns the token of key although it is due for renewal, and postpones the renewal. It
-// reports false if the token is not valid any more. It drops the refresh token in both cases: the
-// next attempt uses client credentials.
+// serveStale returns the token of key although it is due for renewal, and postpones the renewal.
+// It reports false if the token is not valid any more. It drops the refresh token in both cases:
+// the next attempt uses client credentials.
 func (c *Cache) serveStale(key Key) (string, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -506,3 +506,46 @@ func TestRenewAfterConcurrentRenewal(t *testing.T) {
 		}
 	})
 }
+
+// After an error that asks for a pause, no fetch begins until it has passed, for any key, also if no
+// valid token is left.
+func TestRetryAfter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &issuer{ttl: time.Hour}
+		c := NewCache(t.Context(), s.fetch)
+		c.RetryAfter = func(err error) time.Duration {
+			if errors.Is(err, errDown) {
+				return 30 * time.Second
+			}
+			return 0
+		}
+		s.fail(errDown)
+		for range 100 {
+			for _, k := range []Key{peers(), {Audience: "mit"}} {
+				if _, err := c.Token(t.Context(), k); !errors.Is(err, errDown) {
+					t.Fatalf("error %v", err)
+				}
+			}
+			time.Sleep(250 * time.Millisecond)
+		}
+		if n := s.fetches(); n != 1 {
+			t.Errorf("%d fetches in 25 s", n)
+		}
+		_, err := c.Token(t.Context(), peers())
+		if err == nil || !strings.Contains(err.Error(), "the next request is sent in 5s") {
+			t.Errorf("error %v", err)
+		}
+		s.fail(nil)
+		time.Sleep(5 * time.Second)
+		want(t, c, peers(), "token-2")
+		s.fail(errClosed) // which asks for no pause
+		for range 3 {
+			if _, err := c.Token(t.Context(), Key{Audience: "mit"}); !errors.Is(err, errClosed) {
+				t.Errorf("error %v", err)
+			}
+		}
+		if n := s.fetches(); n != 5 {
+			t.Errorf("%d fetches, want 5", n)
+		}
+	})
+}

@@ -5,10 +5,14 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 )
 
 // Keys verify tokens with keys that may change. They are safe for concurrent use.
 type Keys struct {
+	// Leeway is that of the verifiers. It must not be changed after first use.
+	Leeway time.Duration
+
 	issuer, audience string
 	sources          []*Secret
 
@@ -19,7 +23,7 @@ type Keys struct {
 
 // NewKeys returns Keys for tokens from issuer for audience, signed with any of the keys.
 func NewKeys(issuer, audience string, keys ...*Secret) *Keys {
-	return &Keys{issuer: issuer, audience: audience, sources: keys}
+	return &Keys{Leeway: Leeway, issuer: issuer, audience: audience, sources: keys}
 }
 
 // Verifier returns a Verifier with the current keys. An error means that no key can be read.
@@ -38,7 +42,7 @@ func (k *Keys) Verifier() (*Verifier, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.verifier == nil || !slices.Equal(k.current, keys) {
-		k.current, k.verifier = keys, NewVerifier(k.issuer, k.audience, keys...)
+		k.current, k.verifier = keys, NewVerifier(k.issuer, k.audience, keys...).WithLeeway(k.Leeway)
 	}
 	return k.verifier, nil
 }

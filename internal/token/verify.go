@@ -22,8 +22,13 @@ type Claims struct {
 	Raw       json.RawMessage // the payload as received
 }
 
+// Leeway is the default for the difference between the clocks of the issuer and of this machine.
+const Leeway = 10 * time.Second
+
 // Verifier verifies tokens of the token service (mST). It is safe for concurrent use.
 type Verifier struct {
+	issuer, audience string
+
 	keys      jwt.VerificationKeySet
 	parser    *jwt.Parser
 	configErr error // if set, all tokens are rejected
@@ -32,13 +37,10 @@ type Verifier struct {
 // NewVerifier returns a Verifier of tokens from issuer for audience, signed with any of keys
 // (HS256). It ignores empty keys and PEM public keys, which are not secret. A Verifier without a
 // key, an issuer or an audience rejects every token.
+//
+// A token is valid from [Leeway] before its nbf to Leeway after its exp. Its iat does not matter.
 func NewVerifier(issuer, audience string, keys ...string) *Verifier {
-	v := &Verifier{parser: jwt.NewParser(
-		jwt.WithValidMethods([]string{jwt.SigningMethodHS256.Alg()}),
-		jwt.WithExpirationRequired(),
-		jwt.WithIssuer(issuer),
-		jwt.WithAudience(audience),
-	)}
+	v := &Verifier{issuer: issuer, audience: audience, parser: newParser(issuer, audience, Leeway)}
 	for _, key := range keys {
 		if key != "" && !IsPublicKey(key) {
 			v.keys.Keys = append(v.keys.Keys, []byte(key))
@@ -55,6 +57,27 @@ func NewVerifier(issuer, audience string, keys ...string) *Verifier {
 	return v
 }
 
+// WithLeeway returns a copy of v with another leeway.
+func (v *Verifier) WithLeeway(leeway time.Duration) *Verifier {
+	other := *v
+	other.parser = newParser(v.issuer, v.audience, leeway)
+	return &other
+}
+
+func newParser(issuer, audience string, leeway time.Duration) *jwt.Parser {
+	return jwt.NewParser(
+		jwt.WithValidMethods([]string{jwt.SigningMethodHS256.Alg()}),
+		jwt.WithExpirationRequired(),
+		jwt.WithIssuer(issuer),
+		jwt.WithAudience(audience),
+		jwt.WithLeeway(leeway),
+	)
+}
+
+// errCritical is the error of a token with a crit header. It names extensions that a recipient
+// must understand (RFC 7515, section 4.1.11), and this one understands none.
+var errCritical = errors.New("token with critical header parameters")
+
 // Verify returns the claims of a valid token. The error does not quote the token.
 func (v *Verifier) Verify(token string) (Claims, error) {
 	if v.configErr != nil {
@@ -63,7 +86,12 @@ func (v *Verifier) Verify(token string) (Claims, error) {
 	var p payload
 	// A key set tries its keys on the signature only. An error of the claims is then reported for
 	// the key that signed the token.
-	t, err := v.parser.ParseWithClaims(token, &p, func(*jwt.Token) (any, error) { return v.keys, nil })
+	t, err := v.parser.ParseWithClaims(token, &p, func(t *jwt.Token) (any, error) {
+		if _, critical := t.Header["crit"]; critical {
+			return nil, errCritical
+		}
+		return v.keys, nil
+	})
 	if err != nil {
 		return Claims{}, describeError(err, t, &p)
 	}
@@ -77,6 +105,8 @@ func describeError(err error, t *jwt.Token, p *payload) error {
 		return bad
 	}
 	switch {
+	case errors.Is(err, errCritical):
+		return errCritical
 	case errors.Is(err, jwt.ErrTokenMalformed):
 		return errors.New("malformed token")
 	case errors.Is(err, jwt.ErrTokenUnverifiable), t.Method.Alg() != jwt.SigningMethodHS256.Alg():

@@ -70,7 +70,7 @@ func TestVerify(t *testing.T) {
 		"good":                     {nil, ""},
 		"aud array":                {jwt.MapClaims{"aud": []string{"x", aud}}, ""},
 		"only what is needed":      {jwt.MapClaims{"sub": nil, "subType": nil, "type": nil, "cust": nil, "scope": nil}, ""},
-		"expired":                  {jwt.MapClaims{"exp": now.Unix() - 1}, "token refused: expired"},
+		"expired":                  {jwt.MapClaims{"exp": now.Unix() - 60}, "token refused: expired"},
 		"no exp":                   {jwt.MapClaims{"exp": nil}, "token refused: no exp"},
 		"exp by another name":      {jwt.MapClaims{"exp": nil, "Exp": now.Unix() + 60}, "token refused: no exp"},
 		"not yet":                  {jwt.MapClaims{"nbf": now.Unix() + 60}, "token refused: not valid yet"},
@@ -180,19 +180,58 @@ func TestForgedTokens(t *testing.T) {
 	}
 }
 
-func TestVerifyExpiry(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		v := NewVerifier(iss, aud, key)
-		token := sign(t, good(nil))
-		time.Sleep(time.Hour - 1)
-		if _, err := v.Verify(token); err != nil {
-			t.Error(err)
-		}
-		time.Sleep(time.Nanosecond)
-		if _, err := v.Verify(token); message(err) != "token refused: expired" {
-			t.Errorf("at its end: %v", err)
-		}
-	})
+// The clocks of the issuer and of this machine may differ by the leeway. A token that is issued by a
+// clock ahead is accepted, whatever its iat.
+func TestVerifyLeeway(t *testing.T) {
+	for name, tt := range map[string]struct {
+		leeway time.Duration
+		get    func(*Verifier) *Verifier
+	}{
+		"default": {10 * time.Second, func(v *Verifier) *Verifier { return v }},
+		"another": {30 * time.Second, func(v *Verifier) *Verifier { return v.WithLeeway(30 * time.Second) }},
+		"none":    {0, func(v *Verifier) *Verifier { return v.WithLeeway(0) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				v := tt.get(NewVerifier(iss, aud, key))
+				ahead := time.Now().Add(time.Minute).Unix()
+				token := sign(t, good(jwt.MapClaims{"nbf": ahead, "iat": ahead + 1000}))
+				time.Sleep(time.Minute - tt.leeway - time.Nanosecond)
+				if _, err := v.Verify(token); message(err) != "token refused: not valid yet" {
+					t.Errorf("before its nbf: %v", err)
+				}
+				time.Sleep(time.Nanosecond)
+				if _, err := v.Verify(token); err != nil {
+					t.Errorf("at its nbf: %v", err)
+				}
+				time.Sleep(time.Hour - time.Minute + 2*tt.leeway - time.Nanosecond)
+				if _, err := v.Verify(token); err != nil {
+					t.Errorf("before its end: %v", err)
+				}
+				time.Sleep(time.Nanosecond)
+				if _, err := v.Verify(token); message(err) != "token refused: expired" {
+					t.Errorf("at its end: %v", err)
+				}
+			})
+		})
+	}
+}
+
+// A token with a crit header is rejected: no extension is understood (RFC 7515, section 4.1.11).
+func TestVerifyCritical(t *testing.T) {
+	for name, crit := range map[string]any{"an extension": []string{"b64"}, "none": []string{}, "null": nil, "not a list": "exp"} {
+		t.Run(name, func(t *testing.T) {
+			token := jwt.NewWithClaims(jwt.SigningMethodHS256, good(nil))
+			token.Header["crit"], token.Header["b64"] = crit, true
+			text, err := token.SignedString([]byte(key))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := NewVerifier(iss, aud, key).Verify(text); message(err) != "token with critical header parameters" {
+				t.Errorf("error %v", err)
+			}
+		})
+	}
 }
 
 func FuzzVerify(f *testing.F) {
