@@ -507,8 +507,8 @@ func TestRenewAfterConcurrentRenewal(t *testing.T) {
 	})
 }
 
-// After an error that asks for a pause, no fetch begins until it has passed, for any key, also if no
-// valid token is left.
+// After an error that asks for a pause, no fetch begins until it has passed, for any key, also if
+// no valid token is left.
 func TestRetryAfter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &issuer{ttl: time.Hour}

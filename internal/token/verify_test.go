@@ -180,8 +180,8 @@ func TestForgedTokens(t *testing.T) {
 	}
 }
 
-// The clocks of the issuer and of this machine may differ by the leeway. A token that is issued by a
-// clock ahead is accepted, whatever its iat.
+// The clocks of the issuer and of this machine may differ by the leeway. A token that is issued by
+// a clock ahead is accepted, whatever its iat.
 func TestVerifyLeeway(t *testing.T) {
 	for name, tt := range map[string]struct {
 		leeway time.Duration
