@@ -206,8 +206,8 @@ func (c *Cluster) ReplyStatus(w http.ResponseWriter, r *http.Request, status int
 
 // ReplyError sends an error response: {"statusCode", "title", "message", "info"?}. The status is
 // that of a [StatusError] without a Remote, such as &StatusError{Code: 404, Message: "no such
-// thing"}. For [ErrInvalidRequest] it is 400, for [ErrManagementOff] 409, for [ErrClosed] and [ErrNotRegistered] 503, and
-// for any other error 500.
+// thing"}. For [ErrInvalidRequest] it is 400, for [ErrManagementOff] 409, for [ErrClosed] and
+// [ErrNotRegistered] 503, and for any other error 500.
 func (c *Cluster) ReplyError(w http.ResponseWriter, r *http.Request, err error) {
 	response := wire.Error{StatusCode: http.StatusInternalServerError, Message: err.Error()}
 	switch {

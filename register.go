@@ -421,8 +421,8 @@ func (c *Cluster) notifyDeparture(ctx context.Context, peers membership.View, de
 	c.callDeparture(ctx, peers, departed, nil)
 }
 
-// callDeparture calls the peers that filter selects; nil selects all. It returns those that missed the
-// departure.
+// callDeparture calls the peers that filter selects; nil selects all. It returns those that missed
+// the departure.
 func (c *Cluster) callDeparture(ctx context.Context, peers membership.View, departed departure, filter func(Server) bool) (missed map[string]bool) {
 	path := "/itResources/" + peers.ID() + "/servers/" + departed.serverID
 	call := &preparedRequest{
@@ -442,8 +442,8 @@ func (c *Cluster) callDeparture(ctx context.Context, peers membership.View, depa
 	return missedBy(failures)
 }
 
-// repeatDeparture reports this node's departure again to the peers that missed it, until none is left
-// or the node is closed. It ends early if another process has registered with this node's id.
+// repeatDeparture reports this node's departure again to the peers that missed it, until none is
+// left or the node is closed. It ends early if another process has registered with this node's id.
 func (c *Cluster) repeatDeparture(ctx context.Context, peers membership.View, departed departure, missed map[string]bool) {
 	for _, pause := range repeatPauses {
 		if ctxutil.Sleep(ctx, jitter(pause, 1.0/3)) != nil {

@@ -23,8 +23,8 @@ import (
 //
 // If a peer fails, or ctx ends before it answers, its [Outcome] has the error. RPCluster itself
 // returns an error only if no peer was called: because the request is invalid
-// ([ErrInvalidRequest]), management is off ([ErrManagementOff]), the node is closed ([ErrClosed]), or
-// it has never registered and no peer has announced itself ([ErrNotRegistered]).
+// ([ErrInvalidRequest]), management is off ([ErrManagementOff]), the node is closed ([ErrClosed]),
+// or it has never registered and no peer has announced itself ([ErrNotRegistered]).
 //
 // A peer that cannot be reached may be evicted; see [Eviction].
 func (c *Cluster) RPCluster(ctx context.Context, req Request) (*Response, error) {
