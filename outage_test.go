@@ -723,8 +723,8 @@ func TestRunningNodesWithOneAddress(t *testing.T) {
 	})
 }
 
-// A backwardStore is a store whose clock can be set back. Entries that are registered after that have
-// older dates, also those that replace another entry.
+// A backwardStore is a store whose clock can be set back. Entries that are registered after that
+// have older dates, also those that replace another entry.
 type backwardStore struct {
 	*mit.Memory
 	mu   sync.Mutex
@@ -783,8 +783,8 @@ func (s *backwardStore) DeleteIfUnmodifiedSince(ctx context.Context, id, serverI
 	return newer, err
 }
 
-// The clock of the registry goes back, and a node moves. Its peers take its new address although its
-// date is older, and do not evict it.
+// The clock of the registry goes back, and a node moves. Its peers take its new address although
+// its date is older, and do not evict it.
 func TestRegistryClockGoesBack(t *testing.T) {
 	tests := map[string]func(t *testing.T, w *clustertest.World, moved *clustertest.Node, call func()){
 		"call right after the announcement": func(t *testing.T, w *clustertest.World, moved *clustertest.Node, call func()) {

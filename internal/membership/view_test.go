@@ -397,7 +397,8 @@ func TestReconcileLaws(t *testing.T) {
 			is, isThere := now.Get(id)
 			var want *Peer
 			switch {
-			case listed && wasThere && mit.LastUpdate().Before(was.LastUpdate()) && !mit.LastUpdate().IsZero(): // the clock went back
+			// The registry's clock went back.
+			case listed && wasThere && mit.LastUpdate().Before(was.LastUpdate()) && !mit.LastUpdate().IsZero():
 				want = mit
 			case wasThere && !isThere: // removed meanwhile: the registry needs a newer entry
 				if listed && mit.LastUpdate().After(was.LastUpdate()) {
