@@ -121,7 +121,7 @@ func (f *fanOut) keepReason(ctx context.Context, p *membership.Peer, o *Outcome)
 			Header: f.client.http.header(ctx, ""),
 		}).WithContext(ctx)
 		info := RequestInfo{Target: TargetPeer, Server: o.Server, Attempt: o.Attempts + n}
-		resp, err := f.client.http.do(f.client.http.transports.newConn, info, req)
+		resp, err := f.client.http.do(f.client.http.transports.newConn, info, req, nil)
 		switch {
 		case !unreachable(err):
 			return DecisionAlive, errors.New("it responds on a new connection")
@@ -183,7 +183,7 @@ func (f *fanOut) send(ctx context.Context, p *membership.Peer, rt http.RoundTrip
 	} else {
 		r = f.sendOnce(ctx, p, rt, info, began, timeout)
 	}
-	o.StatusCode, o.Header = r.status, r.header
+	o.StatusCode, o.header = r.status, r.header
 	return r
 }
 
@@ -279,7 +279,7 @@ func (f *fanOut) admitHedge(p *membership.Peer, timeout time.Duration) bool {
 func (f *fanOut) sendOnce(ctx context.Context, p *membership.Peer, rt http.RoundTripper, info RequestInfo, began time.Time, timeout time.Duration) (r reply) {
 	defer func() { f.record(ctx, p, r.err, began, timeout) }()
 	f.mu.Lock()
-	bearer, template := f.bearer, f.template
+	bearer, template, call := f.bearer, f.template, f.call
 	var reqCtx context.Context
 	if f.hedgeAfter == 0 {
 		reqCtx = f.deadlines.context(ctx, began, timeout)
@@ -293,10 +293,7 @@ func (f *fanOut) sendOnce(ctx context.Context, p *membership.Peer, rt http.Round
 	req := template.WithContext(reqCtx)
 	req.URL = appendRef(p.Base, f.ref)
 	req.Host = req.URL.Host
-	if f.body != nil {
-		req.Body, _ = req.GetBody() // never fails
-	}
-	resp, err := f.client.http.do(rt, info, req)
+	resp, err := f.client.http.do(rt, info, req, call)
 	if resp.reused && timedOut(err) {
 		f.client.http.stalled.add(p.Base.Host, time.Now())
 	}

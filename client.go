@@ -113,20 +113,21 @@ func (r remote) String() string {
 // A response is what is used of an HTTP response; the zero response if there was none.
 type response struct {
 	status int
-	header http.Header
+	header h1.Header
 	body   []byte // nil unless it is a 2xx response that was read
 	reused bool   // the request was sent on a connection that had been in use before
 }
 
 // do sends a request and returns the response. Without a 2xx response there is an error, too. The
-// errors are *UnreachableError, *StatusError and *InvalidResponseError, and name the remote.
-func (h *httpClient) do(rt http.RoundTripper, info RequestInfo, req *http.Request) (response, error) {
+// errors are *UnreachableError, *StatusError and *InvalidResponseError, and name the remote. call is
+// what newCall returned for the header and the body of req, or nil.
+func (h *httpClient) do(rt http.RoundTripper, info RequestInfo, req *http.Request, call *h1.Call) (response, error) {
 	req, end := h.trace.request(info, req)
 	if end == nil {
-		return h.exchange(rt, info.remote(), req)
+		return h.exchange(rt, info.remote(), req, call)
 	}
 	start := time.Now()
-	resp, err := h.exchange(rt, info.remote(), req)
+	resp, err := h.exchange(rt, info.remote(), req, call)
 	result := RequestResult{StatusCode: resp.status, Kind: classify(err), Err: err, Duration: time.Since(start)}
 	if err != nil && errors.Is(req.Context().Err(), context.Canceled) {
 		result.Kind = KindCanceled
@@ -135,17 +136,41 @@ func (h *httpClient) do(rt http.RoundTripper, info RequestInfo, req *http.Reques
 	return resp, err
 }
 
-func (h *httpClient) exchange(rt http.RoundTripper, to remote, req *http.Request) (response, error) {
+// newCall prepares requests to peers that have a header and a body in common. It returns nil if no
+// transport sends them in this form.
+func (h *httpClient) newCall(method string, header http.Header, body []byte) *h1.Call {
+	if len(h.transports.direct) == 0 || h.transports.foreign {
+		return nil
+	}
+	call, err := h1.NewCall(method, header, body, h.maxResponse)
+	if err != nil {
+		return nil // each request fails for the same reason
+	}
+	return call
+}
+
+func (h *httpClient) exchange(rt http.RoundTripper, to remote, req *http.Request, call *h1.Call) (response, error) {
+	if direct, ok := rt.(*directTransport); ok && call != nil && direct.sendsTo(req.URL) {
+		return h.exchangeDirect(direct.http, to, req, call)
+	}
 	ctx, conn := traceConn(req.Context())
 	req = req.WithContext(ctx)
+	if req.Body == nil && req.GetBody != nil {
+		req.Body, _ = req.GetBody() // never fails
+	}
 	resp, err := h.roundTrip(rt, req)
 	if err != nil {
-		return response{reused: conn.reused.Load()}, h.requestError(to, req, conn, err)
+		state := conn.state()
+		return response{reused: state.reused}, h.requestError(to, req, state, err)
 	}
 	defer resp.Body.Close()
-	r := response{status: resp.StatusCode, header: resp.Header, reused: conn.reused.Load()}
-	if resp.StatusCode < 200 || resp.StatusCode > 299 {
-		return r, h.statusError(to, req, resp)
+	r := response{status: resp.StatusCode, header: h1.ParsedHeader(resp.Header), reused: conn.reused.Load()}
+	if !is2xx(resp.StatusCode) {
+		var body []byte
+		if resp.StatusCode >= 200 { // the body of a 101 is the connection, which no context ends
+			body, _ = readErrorBody(resp) // a truncated one is not decoded
+		}
+		return r, h.statusError(to, req, r, body)
 	}
 	if req.Method == http.MethodHead { // its Content-Length is that of another response
 		return r, nil
@@ -155,6 +180,28 @@ func (h *httpClient) exchange(rt http.RoundTripper, to remote, req *http.Request
 	}
 	return r, nil
 }
+
+// exchangeDirect sends call to the URL of req.
+func (h *httpClient) exchangeDirect(t *h1.Transport, to remote, req *http.Request, call *h1.Call) (response, error) {
+	resp, err := t.Do(req.Context(), call, req.URL.Host, req.URL.RequestURI())
+	r := response{status: resp.StatusCode, header: resp.Header, reused: resp.Reused}
+	switch {
+	case resp.StatusCode == 0:
+		return r, h.requestError(to, req, connState{resp.Reused, resp.Begun}, err)
+	case !is2xx(resp.StatusCode):
+		return r, h.statusError(to, req, r, resp.Body[:min(len(resp.Body), maxErrorBody)])
+	case errors.Is(err, h1.ErrBodyTooLarge):
+		err = fmt.Errorf("%w: more than %d bytes", ErrResponseTooLarge, h.maxResponse)
+	case err != nil:
+		err = fmt.Errorf("response truncated: %w", err)
+	default:
+		r.body = resp.Body
+		return r, nil
+	}
+	return r, &InvalidResponseError{to.String(), req.Method, withoutQuery(req.URL), err}
+}
+
+func is2xx(status int) bool { return status >= 200 && status <= 299 }
 
 // roundTrip makes up for what a RoundTripper of the program may do wrong.
 func (h *httpClient) roundTrip(rt http.RoundTripper, req *http.Request) (resp *http.Response, err error) {
@@ -176,7 +223,7 @@ func (h *httpClient) roundTrip(rt http.RoundTripper, req *http.Request) (resp *h
 
 // requestError returns the error of a request that has no response. A response that begins, and
 // does not get as far as its body, is an invalid one: the remote is alive.
-func (h *httpClient) requestError(to remote, req *http.Request, conn *connTrace, err error) error {
+func (h *httpClient) requestError(to remote, req *http.Request, conn connState, err error) error {
 	// net/http quotes what it cannot parse.
 	if text := h.redact(err.Error(), sentSecret(req)); text != err.Error() {
 		err = &redactedError{text, err}
@@ -184,10 +231,16 @@ func (h *httpClient) requestError(to remote, req *http.Request, conn *connTrace,
 	if errors.Is(err, h1.ErrSwitchingProtocols) {
 		return &StatusError{Remote: to.String(), Method: req.Method, URL: withoutQuery(req.URL), Code: http.StatusSwitchingProtocols}
 	}
-	if conn.answered.Load() {
+	if conn.answered {
 		return &InvalidResponseError{to.String(), req.Method, withoutQuery(req.URL), err}
 	}
-	return &UnreachableError{to.String(), req.Method, withoutQuery(req.URL), err, conn.reused.Load()}
+	return &UnreachableError{to.String(), req.Method, withoutQuery(req.URL), err, conn.reused}
+}
+
+// A connState is what is known of the connection of a request.
+type connState struct {
+	reused   bool // it had been in use before
+	answered bool // a response has begun
 }
 
 // A connTrace records what a transport reports about the connection of one request. net/http may
@@ -197,6 +250,8 @@ type connTrace struct {
 	reused   atomic.Bool // the request was sent on a connection that had been in use before
 	answered atomic.Bool // a response has begun
 }
+
+func (t *connTrace) state() connState { return connState{t.reused.Load(), t.answered.Load()} }
 
 // traceConn returns a context for one request, and what its transport reports.
 func traceConn(ctx context.Context) (context.Context, *connTrace) {
@@ -236,13 +291,9 @@ func readBounded(resp *http.Response, limit int64) (_ []byte, err error) {
 	return body, nil
 }
 
-func (h *httpClient) statusError(from remote, req *http.Request, resp *http.Response) error {
-	e := &StatusError{Remote: from.String(), Method: req.Method, URL: withoutQuery(req.URL), Code: resp.StatusCode}
-	e.RetryAfter = parseRetryAfter(resp.Header.Get("Retry-After"))
-	if resp.StatusCode < 200 {
-		return e // the body of a 101 is the connection, which no context ends
-	}
-	body, _ := readErrorBody(resp) // a truncated one is not decoded
+func (h *httpClient) statusError(from remote, req *http.Request, r response, body []byte) error {
+	e := &StatusError{Remote: from.String(), Method: req.Method, URL: withoutQuery(req.URL), Code: r.status}
+	e.RetryAfter = parseRetryAfter(r.header.Fields().Get("Retry-After"))
 	var envelope wire.Error
 	if json.Unmarshal(body, &envelope) == nil {
 		sent := sentSecret(req)
@@ -339,7 +390,7 @@ func (h *httpClient) sendJSON(ctx context.Context, info RequestInfo, method, add
 		if body != nil {
 			req.Header.Set("Content-Type", "application/json")
 		}
-		resp, err := h.do(rt, info, req)
+		resp, err := h.do(rt, info, req, nil)
 		switch {
 		case err == nil || !resp.reused || !unreachable(err):
 			return resp.body, err

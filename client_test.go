@@ -1,10 +1,18 @@
 package cluster_test
 
 import (
+	"compress/gzip"
+	"fmt"
+	"io"
+	"log"
 	"net/http"
+	"net/url"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/mimiktech/cluster"
 )
@@ -55,5 +63,112 @@ func handle(t *testing.T, h http.HandlerFunc, method, path, body string) {
 	req.Header.Set("Authorization", "Bearer peer")
 	if r := serve(h, req); r.Code != http.StatusOK {
 		t.Fatalf("%s %s: %d: %s", method, path, r.Code, r.Body)
+	}
+}
+
+// The direct transport is used by nodes without a transport of the program, and for http only. Both
+// ways must give the same outcomes, whatever the peer responds.
+func TestDirectTransportGivesTheSameOutcomes(t *testing.T) {
+	respond := map[string]http.HandlerFunc{
+		"a result":              writer(200, "", `{"data":[1],"server":{"serverId":"node-2"}}`),
+		"chunked":               writer(200, "chunked", `{"data":[1],"server":{"serverId":"node-2"}}`),
+		"gzip":                  writer(200, "gzip", `{"data":[1],"server":{"serverId":"node-2"}}`),
+		"204":                   writer(204, "", ""),
+		"an error":              writer(409, "", `{"statusCode":409,"message":"so it is","info":{"a":1}}`),
+		"a 404":                 writer(404, "", "not found"),
+		"a redirect":            writer(302, "", ""),
+		"no result":             writer(200, "", "{"),
+		"too large":             writer(200, "", strings.Repeat(" ", 1<<20)),
+		"too large, chunked":    writer(200, "chunked", strings.Repeat(" ", 1<<20)),
+		"too large, compressed": writer(200, "gzip", strings.Repeat(" ", 1<<20)),
+		"a large error":         writer(500, "", strings.Repeat(" ", 1<<20)),
+		"another server":        writer(200, "", `{"data":[1],"server":{"serverId":"node-3"}}`),
+		"connection lost":       func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) },
+		"cut off": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Length", "100")
+			_, _ = io.WriteString(w, `{"data":`)
+			panic(http.ErrAbortHandler)
+		},
+		"no response": func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
+		"half a response": func(w http.ResponseWriter, r *http.Request) {
+			_, _ = io.WriteString(w, `{"data":`)
+			_ = http.NewResponseController(w).Flush()
+			<-r.Context().Done()
+		},
+	}
+	for name, h := range respond {
+		for _, req := range []cluster.Request{
+			{Path: "/a%2Fb/c?x=1", Query: url.Values{"y": {"2 3"}}, Header: http.Header{"X-Own": {"a", "b"}}},
+			{Method: http.MethodPost, Path: "/things", Body: strings.Repeat("x", 40<<10)},
+			{Method: http.MethodHead, Path: "/things"},
+		} {
+			if name == "no response" || name == "half a response" {
+				req.Timeout = 300 * time.Millisecond
+			}
+			t.Run(name+", "+req.Method, func(t *testing.T) {
+				t.Parallel()
+				var got [2]string
+				for i, opts := range [][]cluster.Option{nil, {cluster.WithHTTPClient(&http.Client{Transport: new(http.Transport)})}} {
+					got[i] = outcomeOf(t, h, req, opts)
+				}
+				if diff := cmp.Diff(got[1], got[0]); diff != "" {
+					t.Errorf("(-net/http +direct):\n%s", diff)
+				}
+			})
+		}
+	}
+}
+
+// outcomeOf describes what is sent to a peer that responds with h, and the outcome.
+func outcomeOf(t *testing.T, h http.HandlerFunc, req cluster.Request, opts []cluster.Option) string {
+	t.Helper()
+	var mu sync.Mutex
+	var text strings.Builder
+	peer := startCountingServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		if strings.HasSuffix(r.URL.Path, "/itResources") && r.Method != http.MethodHead { // the announcement
+			responder(http.StatusOK, `{"data":null}`).ServeHTTP(w, r)
+			return
+		}
+		r.Header.Del("X-Correlation-Id")
+		mu.Lock()
+		fmt.Fprintln(&text, r.Method, r.RequestURI, r.Proto, r.ContentLength, r.TransferEncoding, r.Header, len(body))
+		mu.Unlock()
+		h(w, r)
+	}))
+	peer.Config.ErrorLog = log.New(io.Discard, "", 0)
+	cfg := testConfig()
+	cfg.MaxResponseBytes = 1 << 19
+	c, _ := newSocketNode(t, peer.URL+"/base", cfg, opts...)
+	o := callOnePeer(t, c, req)
+	header := o.Header()
+	header.Del("Date")
+	mu.Lock()
+	defer mu.Unlock()
+	fmt.Fprintln(&text, o.Kind, o.Err, o.StatusCode, header, string(o.Body), string(o.Data), o.Unverified, o.Attempts, o.Evicted, o.EvictionSkipped)
+	return strings.ReplaceAll(text.String(), peer.Listener.Addr().String(), "peer")
+}
+
+// writer writes a response in one of several ways.
+func writer(code int, how, body string) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Reply", "yes")
+		out := io.Writer(w)
+		if how == "gzip" && r.Header.Get("Accept-Encoding") == "gzip" {
+			w.Header().Set("Content-Encoding", "gzip")
+			zw := gzip.NewWriter(w)
+			defer zw.Close()
+			out = zw
+		}
+		w.WriteHeader(code)
+		if how == "chunked" {
+			_ = http.NewResponseController(w).Flush()
+		}
+		if r.Method != http.MethodHead && code != http.StatusNoContent {
+			_, _ = io.WriteString(out, body)
+		}
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/mimiktech/cluster/internal/breaker"
 	"github.com/mimiktech/cluster/internal/ctxutil"
 	"github.com/mimiktech/cluster/internal/fanout"
+	"github.com/mimiktech/cluster/internal/h1"
 	"github.com/mimiktech/cluster/internal/membership"
 )
 
@@ -95,6 +96,7 @@ type fanOut struct {
 	mu        sync.Mutex // guards the fields below
 	bearer    string
 	template  *http.Request // what all requests have in common; replaced as a whole, never edited
+	call      *h1.Call      // the same for the direct transport; may be nil
 	deadlines sharedDeadline
 }
 
@@ -279,9 +281,10 @@ func (f *fanOut) buildTemplate(ctx context.Context, rejected string) error {
 	if f.body != nil {
 		template.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(f.body)), nil }
 	}
+	call := f.client.http.newCall(f.method, header, f.body)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.bearer, f.template = bearer, template
+	f.bearer, f.template, f.call = bearer, template, call
 	return nil
 }
 

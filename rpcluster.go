@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/mimiktech/cluster/internal/h1"
 	"github.com/mimiktech/cluster/internal/token"
 	"github.com/mimiktech/cluster/internal/wire"
 )
@@ -106,10 +107,9 @@ type Outcome struct {
 	Body json.RawMessage
 	// Data is the data in Body; nil if it has none.
 	Data json.RawMessage
-	// StatusCode and Header are those of the last HTTP response of the peer, as received, even if the
-	// peer failed; zero if there was none.
+	// StatusCode is that of the last HTTP response of the peer, also if the peer failed; zero if there
+	// was none. Header returns its header.
 	StatusCode int
-	Header     http.Header
 	// Unverified reports a result without a body: a response to a HEAD, or one with the status 204 or
 	// 205. Such a response does not name its server, which may be another one at the peer's address.
 	Unverified bool
@@ -128,7 +128,14 @@ type Outcome struct {
 	// Duration is the time from the start of the call to the outcome, so it includes the wait for a
 	// slot within Config.MaxInFlight.
 	Duration time.Duration
+
+	header h1.Header
 }
+
+// Header returns the header of the response that StatusCode belongs to, as received; nil if there
+// was none. Each call may parse it, so keep it if it is read more than once. It must not be
+// changed.
+func (o Outcome) Header() http.Header { return o.header.Fields() }
 
 // MarshalJSON encodes an outcome as the npm module's rpCluster does: {"result", "server"} or
 // {"error", "server"}. It adds "kind", "attempts", "evicted" and "evictionSkipped" to the error,

@@ -66,22 +66,32 @@ func NewCall(method string, header http.Header, body []byte, maxBody int64) (*Ca
 	return c, nil
 }
 
-// A Response is a response that has been read.
+// A Response is a response that has been read, or why there is none.
 type Response struct {
 	StatusCode int // 0 if there was no response
+	Header     Header
 	// Body is the whole body, decompressed if the transport asked for compression.
 	Body []byte
 
-	head   []byte
-	header http.Header // if it had to be parsed
+	Reused bool // the connection had been in use before
+	Begun  bool // a part of a response arrived
 }
 
-// Header returns the header as net/http would. It is parsed at each call.
-func (r *Response) Header() http.Header {
-	if r.head == nil {
-		return r.header
+// A Header is the header of a response, which is parsed when it is read.
+type Header struct {
+	head   []byte
+	parsed http.Header // if it had to be parsed
+}
+
+// ParsedHeader returns a Header with these fields.
+func ParsedHeader(fields http.Header) Header { return Header{parsed: fields} }
+
+// Fields returns the header as net/http would. It is parsed at each call.
+func (h Header) Fields() http.Header {
+	if h.head == nil {
+		return h.parsed
 	}
-	resp, err := http.ReadResponse(bufio.NewReader(bytes.NewReader(r.head)), nil)
+	resp, err := http.ReadResponse(bufio.NewReader(bytes.NewReader(h.head)), nil)
 	if err != nil { // cannot be: parseHead accepts no head that ReadResponse does not
 		return nil
 	}
@@ -111,10 +121,12 @@ func (t *Transport) Do(ctx context.Context, call *Call, host, uri string) (Respo
 		callMessage{call, host, uri, t.DisableKeepAlives, nil},
 	}
 	d.msg, d.callMessage.trace = &d.callMessage, d.exchange.trace
-	if err := d.start(); err != nil {
-		return Response{}, err
+	resp := Response{}
+	if err = d.start(); err == nil {
+		resp, err = d.readResponse(call)
 	}
-	return d.readResponse(call)
+	resp.Reused, resp.Begun = d.reused, d.begun
+	return resp, err
 }
 
 func checkURI(uri string) error {
@@ -212,7 +224,7 @@ func (x *exchange) readResponse(call *Call) (Response, error) {
 	}
 	x.setBody(httpResp, call.gzip)
 	defer httpResp.Body.Close()
-	resp := Response{StatusCode: httpResp.StatusCode, header: httpResp.Header}
+	resp := Response{StatusCode: httpResp.StatusCode, Header: ParsedHeader(httpResp.Header)}
 	resp.Body, err = x.t.readAll(httpResp.Body, call.maxBody)
 	return resp, err
 }
@@ -222,7 +234,7 @@ func (x *exchange) readSimple(h head) (Response, error) {
 	x.c.headLimit, x.c.idleTimeout = -1, h.idleTimeout
 	data := make([]byte, h.size+int(h.length))
 	n, err := io.ReadFull(x.c.br, data)
-	resp := Response{StatusCode: h.status, head: data[:h.size:h.size], Body: data[h.size:max(h.size, n)]}
+	resp := Response{StatusCode: h.status, Header: Header{head: data[:h.size:h.size]}, Body: data[h.size:max(h.size, n)]}
 	if err != nil {
 		x.discard()
 		return resp, x.explain(err)

@@ -305,7 +305,7 @@ func (c doer) first(ctx context.Context, p rawPeer) (r result) {
 		panic(err)
 	}
 	resp, err := c.Do(ctx, call, "peer", "/path?q")
-	return result{status: resp.StatusCode, header: resp.Header(), body: string(resp.Body), class: classOf(err)}
+	return result{status: resp.StatusCode, header: resp.Header.Fields(), body: string(resp.Body), class: classOf(err)}
 }
 
 // run sends a request that the peer answers with the pieces, and another.

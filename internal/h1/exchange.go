@@ -55,6 +55,8 @@ type exchange struct {
 	unwatch func() bool // ends the watch over ctx
 	written chan error  // the result of a stream, nil if there is none
 	failed  error       // why writing failed
+	reused  bool        // c had been in use before
+	begun   bool        // a part of a response arrived on c
 }
 
 // start sends the request, and returns when the first byte of a response is there. It repeats the
@@ -83,6 +85,7 @@ func (x *exchange) start() error {
 // certainly seen nothing of it.
 func (x *exchange) attempt(c *conn) (nothingSent bool, err error) {
 	x.c, x.failed, x.written, c.sent = c, nil, nil, false
+	x.reused = c.reused
 	x.unwatch = context.AfterFunc(x.ctx, c.abort)
 	if err := x.write(); err != nil {
 		_, own := errors.AsType[*bodyError](err)
@@ -92,6 +95,7 @@ func (x *exchange) attempt(c *conn) (nothingSent bool, err error) {
 	if _, err := c.br.Peek(1); err != nil {
 		return x.noResponse(err)
 	}
+	x.begun = true
 	if x.trace != nil && x.trace.GotFirstResponseByte != nil {
 		x.trace.GotFirstResponseByte()
 	}

@@ -74,7 +74,7 @@ func TestDo(t *testing.T) {
 			if err != nil || resp.StatusCode != status || !bytes.Equal(resp.Body, want) {
 				t.Fatalf("%d bytes, %q: got %d, %d bytes, %v", size, query, resp.StatusCode, len(resp.Body), err)
 			}
-			if got, want := resp.Header().Get("X-Seen"), "PUT /p"+query+" secret"; got != want {
+			if got, want := resp.Header.Fields().Get("X-Seen"), "PUT /p"+query+" secret"; got != want {
 				t.Errorf("the peer saw %q, not %q", got, want)
 			}
 		}
