@@ -405,7 +405,7 @@ func newSocketNode(t *testing.T, peer string, cfg cluster.Config, opts ...cluste
 	}))
 	t.Cleanup(registry.Close)
 	cfg.RegistryURL = registry.URL
-	c = newNode(t, cfg, nil, append(opts, cluster.WithHTTPClient(nil))...)
+	c = newNode(t, cfg, nil, append([]cluster.Option{cluster.WithHTTPClient(nil)}, opts...)...)
 	if _, err := c.Register(t.Context()); err != nil {
 		t.Fatal(err)
 	}
