@@ -554,7 +554,7 @@ func TestOutcomeHasResponse(t *testing.T) {
 		res := rpc(t, w.Nodes[0], cluster.Request{Path: "/things"})
 		got := map[string]string{}
 		for _, o := range slices.Concat(res.Results, res.Failures) {
-			got[o.Server.ServerID] = fmt.Sprint(o.StatusCode, o.Header.Get("X-From"))
+			got[o.Server.ServerID] = fmt.Sprint(o.StatusCode, o.Header().Get("X-From"))
 		}
 		if want := map[string]string{"node-2": "418node-2", "node-3": "200node-3", "node-4": "0"}; !maps.Equal(got, want) {
 			t.Errorf("responses %v, want %v", got, want)
