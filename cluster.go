@@ -76,6 +76,8 @@ type Cluster struct {
 	log      *zap.Logger
 	trace    *hooks
 
+	leave    Leave
+	created  time.Time
 	secrets  *credentials
 	http     *httpClient
 	registry *registryClient
@@ -88,6 +90,7 @@ type Cluster struct {
 	memberCtx        context.Context // ends with UnRegister or Close
 	cancelMember     context.CancelCauseFunc
 	leaseStarted     atomic.Bool
+	ownRequest       ownRequest
 	announcements    atomic.Int64  // number of the last one
 	renewNow         chan struct{} // makes the lease goroutine renew
 	registrationLock chan struct{} // held during a request to the registry about this node
@@ -141,6 +144,8 @@ func New(cfg Config, opts ...Option) (*Cluster, error) {
 		policy:           o.policy,
 		verifier:         o.verifier,
 		log:              o.log,
+		leave:            o.leave,
+		created:          time.Now(),
 		secrets:          secrets,
 		http:             client,
 		renewNow:         make(chan struct{}, 1),

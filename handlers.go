@@ -60,6 +60,10 @@ func (c *Cluster) Routes() []Route {
 // The request must carry a cluster token of the node's own type. An itResource with another id
 // changes nothing, and is not an error. A server that the [PeerPolicy] does not allow is ignored.
 func (c *Cluster) CreateItResource(w http.ResponseWriter, r *http.Request) {
+	if c.ownRequest.is(r) {
+		w.WriteHeader(http.StatusNoContent)
+		return
+	}
 	c.servePeer(w, r, func(ctx context.Context) (any, error) {
 		var it wire.ItResource
 		if err := c.readBody(w, r, &it); err != nil {

@@ -213,6 +213,7 @@ type options struct {
 	retry               Retry
 	eviction            Eviction
 	policy              PeerPolicy
+	leave               Leave
 	noEnv               bool
 	locals              func() ([]peeraddr.Local, error) // the addresses of this machine
 	local               peeraddr.Local                   // the default; zero if none is usable
@@ -239,6 +240,7 @@ func (o options) validate(p *problems) {
 		p.add("WithTokenLeeway", "is negative (%v)", o.leeway)
 	}
 	o.validateTransports(p)
+	o.leave.validate(p)
 	if e := o.eviction; !(e.MaxSuspectFraction >= 0 && e.MaxSuspectFraction <= 1) {
 		p.add("WithEviction", "has a MaxSuspectFraction of %g, which is not between 0 and 1", e.MaxSuspectFraction)
 	}

@@ -106,24 +106,50 @@ func (c *Cluster) UnRegister(ctx context.Context) Departure {
 }
 
 // deregister deletes this node's entry from the registry, and notifies the peers even if that
-// fails. It does neither if the id is now that of another process.
+// fails. It does neither if the id is now that of another process. A registry that does not answer
+// soon does not delay the notification: peers keep an entry that is newer than the given one.
 func (c *Cluster) deregister(ctx context.Context, view membership.View) error {
-	entry, err := c.deleteOwnEntry(ctx, view)
-	if !c.address.is(entry.ClusterBaseURL) {
+	type result struct {
+		entry wire.Server
+		err   error
+	}
+	deleted := make(chan result, 1)
+	go func() {
+		entry, err := c.deleteOwnEntry(ctx, view)
+		deleted <- result{entry, err}
+	}()
+	var r result
+	notified := false
+	select {
+	case r = <-deleted:
+	case <-time.After(notifyDelay):
+		if own, known := view.Get(c.cfg.ID); known && c.cfg.Management && c.address.is(own.ClusterBaseURL) {
+			c.notifyOwnDeparture(ctx, view, own.UpdatedAtText())
+			notified = true
+		}
+		r = <-deleted
+	}
+	if !c.address.is(r.entry.ClusterBaseURL) {
 		c.log.Warn("another process is registered with this node's id; its entry stays",
-			zap.String("clusterBaseUrl", c.address.registration().ClusterBaseURL), zap.String("other", entry.ClusterBaseURL), correlationField(ctx))
+			zap.String("clusterBaseUrl", c.address.registration().ClusterBaseURL), zap.String("other", r.entry.ClusterBaseURL), correlationField(ctx))
 		return nil
 	}
-	if err != nil {
-		c.log.Warn("deregistration failed", zap.Error(err), correlationField(ctx))
+	if r.err != nil {
+		c.log.Warn("deregistration failed", zap.Error(r.err), correlationField(ctx))
 	}
-	if c.cfg.Management {
-		departed := departure{c.cfg.ID, entry.UpdatedAtText()}
-		if missed := c.callDeparture(ctx, view, departed, nil); len(missed) > 0 {
-			_ = c.tasks.start(ctx, func(ctx context.Context) { c.repeatDeparture(ctx, view, departed, missed) })
-		}
+	if c.cfg.Management && !notified {
+		c.notifyOwnDeparture(ctx, view, r.entry.UpdatedAtText())
 	}
-	return err
+	return r.err
+}
+
+// notifyOwnDeparture reports to the peers that this node departs, and again to those that missed it
+// while the process serves.
+func (c *Cluster) notifyOwnDeparture(ctx context.Context, view membership.View, updatedAt string) {
+	departed := departure{c.cfg.ID, updatedAt}
+	if missed := c.callDeparture(ctx, view, departed, nil); len(missed) > 0 {
+		_ = c.tasks.start(ctx, func(ctx context.Context) { c.repeatDeparture(ctx, view, departed, missed) })
+	}
 }
 
 // deleteOwnEntry deletes this node's entry, on the condition that the registry has none that is
@@ -324,8 +350,8 @@ func (c *Cluster) announce(ctx context.Context, servers func(membership.View) me
 }
 
 func announcementOf(servers membership.View) *preparedRequest {
-	// Not json.Marshal, which would change the spelling of entries. They are valid JSON, or they would
-	// not have been decoded.
+	// Not json.Marshal, which would change the spelling of entries. They are valid JSON, or they
+	// would not have been decoded.
 	body, _ := servers.Resource().MarshalJSON()
 	return &preparedRequest{
 		operation: OperationAnnounce,
@@ -458,6 +484,9 @@ func (c *Cluster) repeatDeparture(ctx context.Context, peers membership.View, de
 		}
 	}
 }
+
+// notifyDelay is how long a node that leaves waits for the registry before it notifies its peers.
+const notifyDelay = time.Second
 
 // jitter changes d at random, by at most the given fraction. Without it, nodes that started
 // together would send their requests together from then on.
