@@ -14,10 +14,11 @@ const (
 	unknownListBytes = 4 << 10
 
 	// maxRetryAfter bounds the delay that a rejected request is told to wait.
-	maxRetryAfter = 30 * time.Second
+	maxRetryAfter = 15 * time.Second
 
-	// minThroughput is assumed until responses have been sent faster, in bytes per second.
-	minThroughput = 4 << 20
+	// minThroughput is assumed until responses have been sent faster, in bytes per second. It is
+	// high, because to reject a request again costs less than to leave the network unused.
+	minThroughput = 16 << 20
 
 	throughputWindow = time.Second
 )
@@ -74,7 +75,7 @@ func (a *admission) acquire(typ, address string, now time.Time) (in *admitted, r
 	switch {
 	case a.perAddress >= 0 && !fits(a.addresses[address], a.perAddress):
 		// The address does not read what it has asked for. Its requests do not delay others.
-		return nil, maxRetryAfter/4 + rand.N(maxRetryAfter/4)
+		return nil, maxRetryAfter/2 + rand.N(maxRetryAfter/2)
 	case !fits(load.inFlight, a.limit/2), !fits(a.inFlight, a.limit):
 		return nil, a.nextTurnLocked(load, now)
 	}

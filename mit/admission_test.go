@@ -113,7 +113,7 @@ func TestListsInFlightAreBounded(t *testing.T) {
 func TestRetryAfterSpreads(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := newOpenRegistry(t, mit.RegistryConfig{MaxInFlightBytes: 1, MaxInFlightBytesPerAddress: -1})
-		for i := range 250 { // a megabyte, which takes a quarter of a second at the assumed rate
+		for i := range 250 { // a megabyte, which takes a sixteenth of a second at the assumed rate
 			exchange(g, newRegistration("mds", "10.0.0.1", largeBody("mds", fmt.Sprint(i), 4000)))
 		}
 		release := make(chan struct{})
@@ -121,13 +121,13 @@ func TestRetryAfterSpreads(t *testing.T) {
 		go g.ServeHTTP(stuckWriter{httptest.NewRecorder(), release}, newRegistration("mds", "10.0.0.1", body("mds", "0")))
 		synctest.Wait()
 		perSecond := map[string]int{}
-		for range 40 {
+		for range 64 {
 			a := exchange(g, newRegistration("mds", "10.0.0.1", body("mds", "1")))
 			perSecond[a.header.Get("Retry-After")]++
 		}
-		for second := range 8 {
-			if n := perSecond[fmt.Sprint(second+1)]; n < 3 || n > 6 {
-				t.Errorf("%d requests were told to come back after %d s, want 4 to 5: %v", n, second+1, perSecond)
+		for second := range 4 {
+			if n := perSecond[fmt.Sprint(second+1)]; n < 13 || n > 18 {
+				t.Errorf("%d requests were told to come back after %d s, want about 16: %v", n, second+1, perSecond)
 			}
 		}
 	})
