@@ -12,6 +12,7 @@ import (
 	"mime"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -46,6 +47,9 @@ type Client struct {
 	Type string `json:"type"`
 	// Scope is the scope of its tokens, words separated by spaces; [DefaultScope] by default.
 	Scope string `json:"scope,omitempty"`
+	// Audiences and Customers are the audiences and customer names it may request; empty: any.
+	Audiences []string `json:"audiences,omitempty"`
+	Customers []string `json:"customers,omitempty"`
 }
 
 func (c Client) validate() error {
@@ -63,8 +67,15 @@ type TokenConfig struct {
 	Clients []Client
 
 	// AccessTokenTTL and RefreshTokenTTL are the lifetimes of tokens, in whole seconds; a day and
-	// 30 days by default.
+	// 30 days by default. A refresh does not extend the second: after it, a client must send its
+	// secret again.
 	AccessTokenTTL, RefreshTokenTTL time.Duration
+
+	// NoGuessDelay lets clients send wrong secrets without a delay. By default, after five wrong
+	// secrets of a client at one address, or a hundred of the address, further requests get a 429
+	// for a second, and for twice as long after each wrong secret, up to a minute. Set it behind a
+	// proxy, which hides the addresses.
+	NoGuessDelay bool
 
 	// Logger logs every token request; nil: no log.
 	Logger *zap.Logger
@@ -84,11 +95,15 @@ func (c TokenConfig) refreshTokenTTL() time.Duration {
 // Basic authorization. A standard OAuth2 client works if it sends the audience as an additional
 // parameter.
 //
-// Its methods are safe for concurrent use. It keeps no record of issued tokens: they are valid
-// until they expire or the keys change.
+// Its methods are safe for concurrent use. It keeps no record of access tokens: they are valid
+// until they expire or the keys change. Refresh tokens also become invalid when the secret of their
+// client changes, and when one of them is used twice. Wrong secrets delay their client and address.
 type TokenService struct {
 	cfg TokenConfig // read-only, without Key and Clients
 	log *zap.Logger
+
+	guesses  guesses
+	families families
 
 	mu      sync.Mutex    // guards the fields below
 	keys    []signingKeys // current, previous
@@ -127,6 +142,7 @@ func NewTokenService(cfg TokenConfig) (*TokenService, error) {
 		checkTTL("RefreshTokenTTL", cfg.refreshTokenTTL()),
 	}
 	s := &TokenService{
+		guesses: guesses{off: cfg.NoGuessDelay},
 		log:     orNop(cfg.Logger),
 		keys:    []signingKeys{newSigningKeys(cfg.Key)},
 		clients: make(map[string]knownClient, len(cfg.Clients)),
@@ -200,6 +216,12 @@ type grant struct {
 	Audience string `json:"audience"`
 	Type     string `json:"type,omitempty"`
 	Customer string `json:"customer,omitempty"`
+
+	// Family and Generation place the refresh token among those that descend from one request.
+	Family     string `json:"family,omitempty"`
+	Generation int    `json:"generation,omitempty"`
+
+	expires time.Time // of the refresh token
 }
 
 type tokenResponse struct {
@@ -224,7 +246,7 @@ func (s *TokenService) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	tokens, err := s.serve(w, r, parseJSON)
 	if err != nil {
-		apiErr := s.rejected(r, err)
+		apiErr := s.rejected(w, r, err)
 		httpjson.WriteError(w, apiErr.status, apiErr.message)
 		return
 	}
@@ -238,21 +260,36 @@ func isForm(r *http.Request) bool {
 	return err == nil && mediaType == "application/x-www-form-urlencoded"
 }
 
-// rejected logs the error of a request and returns the one to respond with.
-func (s *TokenService) rejected(r *http.Request, err error) *apiError {
+// A clientError is an error of a request that names a known client.
+type clientError struct {
+	id string
+	error
+}
+
+func (e *clientError) Unwrap() error { return e.error }
+
+// rejected logs the error of a request and returns the one to respond with. The id of an unknown
+// client is not logged: it may be a secret in the wrong place.
+func (s *TokenService) rejected(w http.ResponseWriter, r *http.Request, err error) *apiError {
 	apiErr, ok := errors.AsType[*apiError](err)
 	if !ok { // no fault of the caller
 		s.log.Error("signing failed", zap.Error(err), httpjson.CorrelationField(r.Context()))
 		apiErr = &apiError{status: http.StatusInternalServerError, message: "the token could not be signed"}
 	}
+	var client string
+	if named, ok := errors.AsType[*clientError](err); ok {
+		client = named.id
+	}
+	setRetryAfter(w.Header(), apiErr.retryAfter)
 	s.log.Warn("token request rejected", zap.Int("statusCode", apiErr.status),
-		zap.String("reason", apiErr.message), httpjson.CorrelationField(r.Context()))
+		zap.String("reason", apiErr.message), zap.String("clientId", client),
+		zap.String("remoteAddress", r.RemoteAddr), httpjson.CorrelationField(r.Context()))
 	return apiErr
 }
 
 // writeFormError adds the error code of RFC 6749 to the envelope.
 func (s *TokenService) writeFormError(w http.ResponseWriter, r *http.Request, err error) {
-	apiErr := s.rejected(r, err)
+	apiErr := s.rejected(w, r, err)
 	if apiErr.status == http.StatusUnauthorized {
 		w.Header().Set("WWW-Authenticate", `Basic realm="mST"`)
 	}
@@ -277,7 +314,7 @@ func (s *TokenService) serve(w http.ResponseWriter, r *http.Request, parse parse
 	if err != nil {
 		return tokenResponse{}, err
 	}
-	client, grant, err := s.authorizeGrant(req)
+	client, grant, err := s.authorizeGrant(r, req)
 	if err != nil {
 		return tokenResponse{}, err
 	}
@@ -287,7 +324,7 @@ func (s *TokenService) serve(w http.ResponseWriter, r *http.Request, parse parse
 	}
 	s.log.Info("token issued", zap.String("clientId", client.ID), zap.String("type", client.Type),
 		zap.String("audience", grant.Audience), zap.Bool("cluster", grant.Type == typeCluster),
-		zap.String("grant", req.GrantType), httpjson.CorrelationField(r.Context()))
+		zap.String("grant", req.GrantType), zap.String("remoteAddress", r.RemoteAddr), httpjson.CorrelationField(r.Context()))
 	return tokens, nil
 }
 
@@ -328,41 +365,83 @@ func formParser(r *http.Request) parseFunc {
 var (
 	errInvalidClient       = &apiError{status: http.StatusUnauthorized, message: "unknown client or wrong secret", oauthCode: "invalid_client"}
 	errInvalidRefreshToken = &apiError{status: http.StatusBadRequest, message: "the refresh token is not valid", oauthCode: "invalid_grant"}
+	errRefreshTokenReused  = &apiError{status: http.StatusBadRequest, message: "the refresh token was used before", oauthCode: "invalid_grant"}
 	errUnsupportedGrant    = &apiError{status: http.StatusBadRequest, message: "grant_type is neither client_credentials nor refresh_token", oauthCode: "unsupported_grant_type"}
 	errInvalidType         = &apiError{status: http.StatusBadRequest, message: "type is not cluster", oauthCode: "invalid_request"}
 )
 
 // authorizeGrant returns the client of a request and what its tokens are for.
-func (s *TokenService) authorizeGrant(req tokenRequest) (knownClient, grant, error) {
+func (s *TokenService) authorizeGrant(r *http.Request, req tokenRequest) (knownClient, grant, error) {
+	var client knownClient
+	var g grant
+	var err error
 	switch req.GrantType {
 	case grantClient:
-		client, err := s.authenticate(req.ClientID, req.ClientSecret)
-		switch {
-		case err != nil:
-			return knownClient{}, grant{}, err
-		case req.Audience == "":
-			return knownClient{}, grant{}, newAPIError(http.StatusBadRequest, "audience is missing")
-		case req.Type != "" && req.Type != typeCluster:
-			return knownClient{}, grant{}, errInvalidType
+		client, err = s.authenticate(remoteAddress(r), req.ClientID, req.ClientSecret)
+		if err == nil {
+			g, err = s.newGrant(req)
 		}
-		return client, grant{req.Audience, req.Type, req.Customer}, nil
 	case grantRefresh:
-		return s.refresh(req.RefreshToken)
+		client, g, err = s.refresh(req.RefreshToken)
 	default:
-		return knownClient{}, grant{}, errUnsupportedGrant
+		err = errUnsupportedGrant
 	}
+	if err == nil {
+		err = client.checkGrant(g)
+	}
+	if err != nil && client.ID != "" {
+		err = &clientError{client.ID, err}
+	}
+	return client, g, err
 }
 
-// authenticate takes as long for an unknown client as for a wrong secret.
-func (s *TokenService) authenticate(id, secret string) (knownClient, error) {
-	s.mu.Lock()
-	client, ok := s.clients[id]
-	s.mu.Unlock()
+func (s *TokenService) newGrant(req tokenRequest) (grant, error) {
+	switch {
+	case req.Audience == "":
+		return grant{}, newAPIError(http.StatusBadRequest, "audience is missing")
+	case req.Type != "" && req.Type != typeCluster:
+		return grant{}, errInvalidType
+	}
+	return grant{
+		Audience: req.Audience, Type: req.Type, Customer: req.Customer,
+		Family: uuid.NewString(), expires: time.Now().Add(s.cfg.refreshTokenTTL()),
+	}, nil
+}
+
+// checkGrant rejects what the client may not request, also when it refreshes a token that was
+// issued before.
+func (c knownClient) checkGrant(g grant) error {
+	if len(c.Audiences) > 0 && !slices.Contains(c.Audiences, g.Audience) {
+		return &apiError{status: http.StatusBadRequest, message: "the client may not request this audience", oauthCode: "invalid_target"}
+	}
+	if g.Customer != "" && len(c.Customers) > 0 && !slices.Contains(c.Customers, g.Customer) {
+		return &apiError{status: http.StatusBadRequest, message: "the client may not request this customer_name", oauthCode: "invalid_request"}
+	}
+	return nil
+}
+
+// authenticate takes as long for an unknown client as for a wrong secret. The client it returns
+// with an error is empty or the one that the request names.
+func (s *TokenService) authenticate(address, id, secret string) (knownClient, error) {
+	now := time.Now()
+	client, ok := s.client(id)
+	if wait := s.guesses.wait(now, address, id); wait > 0 {
+		return client, errBusy(http.StatusTooManyRequests, wait, "too many wrong secrets: try again later")
+	}
 	hash := sha256.Sum256([]byte(secret))
 	if subtle.ConstantTimeCompare(hash[:], client.secretHash[:]) != 1 || !ok {
-		return knownClient{}, errInvalidClient
+		s.guesses.wrong(now, address, id)
+		return client, errInvalidClient
 	}
+	s.guesses.right(address, id)
 	return client, nil
+}
+
+func (s *TokenService) client(id string) (client knownClient, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	client, ok = s.clients[id]
+	return client, ok
 }
 
 type refreshClaims struct {
@@ -371,29 +450,42 @@ type refreshClaims struct {
 }
 
 func (s *TokenService) refresh(raw string) (knownClient, grant, error) {
-	s.mu.Lock()
-	var keys jwt.VerificationKeySet
-	for _, k := range s.keys {
-		keys.Keys = append(keys.Keys, k.refresh)
-	}
-	s.mu.Unlock()
+	var client knownClient
 	var claims refreshClaims
-	_, err := jwt.ParseWithClaims(raw, &claims, func(*jwt.Token) (any, error) { return keys, nil },
+	_, err := jwt.ParseWithClaims(raw, &claims, func(*jwt.Token) (any, error) {
+		var ok bool
+		if client, ok = s.client(strings.TrimSuffix(claims.Subject, subClients)); !ok {
+			return nil, errInvalidRefreshToken
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		var keys jwt.VerificationKeySet
+		for _, k := range s.keys {
+			keys.Keys = append(keys.Keys, client.refreshKey(k))
+		}
+		return keys, nil
+	},
 		jwt.WithValidMethods([]string{jwt.SigningMethodHS256.Alg()}),
 		jwt.WithExpirationRequired(),
 		jwt.WithIssuer(s.cfg.Issuer),
 		jwt.WithAudience(s.cfg.Issuer))
+	g := claims.Grant
 	if err != nil {
-		return knownClient{}, grant{}, errInvalidRefreshToken
+		return knownClient{}, grant{}, errInvalidRefreshToken // the client is not authenticated
 	}
-	id, _ := strings.CutSuffix(claims.Subject, subClients)
-	s.mu.Lock()
-	client, ok := s.clients[id]
-	s.mu.Unlock()
-	if !ok {
-		return knownClient{}, grant{}, errInvalidRefreshToken
+	g.expires = claims.ExpiresAt.Time
+	if !s.families.use(g.Family, g.Generation, g.expires, time.Now()) {
+		return client, grant{}, errRefreshTokenReused
 	}
-	return client, claims.Grant, nil
+	g.Generation++
+	return client, g, nil
+}
+
+// refreshKey returns the key of the client's refresh tokens. It changes with the client's secret.
+func (c knownClient) refreshKey(k signingKeys) []byte {
+	mac := hmac.New(sha256.New, k.refresh)
+	mac.Write(c.secretHash[:])
+	return mac.Sum(nil)
 }
 
 func (s *TokenService) issue(client knownClient, g grant) (tokenResponse, error) {
@@ -424,7 +516,7 @@ func (s *TokenService) issue(client knownClient, g grant) (tokenResponse, error)
 	if err != nil {
 		return tokenResponse{}, err
 	}
-	refreshToken, err := sign(refresh, now.Add(s.cfg.refreshTokenTTL()), key.refresh)
+	refreshToken, err := sign(refresh, g.expires, client.refreshKey(key))
 	if err != nil {
 		return tokenResponse{}, err
 	}

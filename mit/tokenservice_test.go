@@ -152,6 +152,7 @@ func TestTokenRequestsRejected(t *testing.T) {
 		"secret in wrong field": {map[string]string{"grant_type": secret}, 400, "unsupported_grant_type"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			s := newTokens(t, nil) // without the wrong secrets of other tests
 			a := postJSON(t, s, test.req)
 			checkError(t, a, test.status)
 			form := url.Values{}
@@ -338,6 +339,131 @@ func TestSetClient(t *testing.T) {
 	s.RemoveClient("mds-client")
 	checkError(t, postJSON(t, s, credentials("client_secret", "changed")), 401)
 	checkError(t, postJSON(t, s, map[string]string{"grant_type": "refresh_token", "refresh_token": pair.RefreshToken}), 400)
+}
+
+func refreshRequest(pair tokens) map[string]string {
+	return map[string]string{"grant_type": "refresh_token", "refresh_token": pair.RefreshToken}
+}
+
+// Refresh tokens end with the secret with which the first one was requested.
+func TestRefreshTokensEndWithTheSecret(t *testing.T) {
+	s := newTokens(t, nil)
+	first := requestTokens(t, s, credentials())
+	second := requestTokens(t, s, refreshRequest(first))
+	if err := s.SetClient(mit.Client{ID: "mds-client", Secret: "changed", Type: "mds"}); err != nil {
+		t.Fatal(err)
+	}
+	for _, pair := range []tokens{first, second} {
+		checkError(t, postJSON(t, s, refreshRequest(pair)), 400)
+	}
+	if err := s.SetClient(mit.Client{ID: "mds-client", Secret: secret, Type: "mds"}); err != nil {
+		t.Fatal(err)
+	}
+	requestTokens(t, s, refreshRequest(second))
+}
+
+// A refresh does not extend the time after which the secret is needed again.
+func TestRefreshTokensHaveOneEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newTokens(t, func(c *mit.TokenConfig) { c.RefreshTokenTTL = 10 * time.Hour })
+		pair := requestTokens(t, s, credentials())
+		for range 9 {
+			time.Sleep(time.Hour)
+			pair = requestTokens(t, s, refreshRequest(pair))
+		}
+		time.Sleep(time.Hour)
+		checkError(t, postJSON(t, s, refreshRequest(pair)), 400)
+	})
+}
+
+// The second use of a refresh token ends all that descend from the same request, except for a retry
+// whose first response was lost.
+func TestRefreshTokenReuse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		core, logs := observer.New(zap.WarnLevel)
+		s := newTokens(t, func(c *mit.TokenConfig) { c.Logger = zap.New(core) })
+		other := requestTokens(t, s, credentials())
+		first := requestTokens(t, s, credentials())
+		requestTokens(t, s, refreshRequest(first))
+		time.Sleep(20 * time.Second)
+		second := requestTokens(t, s, refreshRequest(first)) // a retry
+		third := requestTokens(t, s, refreshRequest(second))
+		time.Sleep(time.Minute)
+		checkError(t, postJSON(t, s, refreshRequest(first)), 400)
+		checkError(t, postJSON(t, s, refreshRequest(third)), 400)
+		if n := logs.FilterField(zap.String("clientId", "mds-client")).Len(); n != 2 {
+			t.Errorf("%d lines name the client: %v", n, logs.All())
+		}
+		requestTokens(t, s, refreshRequest(other))
+		requestTokens(t, s, credentials())
+	})
+}
+
+// Guessing a secret takes a minute for each guess. Another address and another client are not
+// delayed.
+func TestWrongSecretsAreDelayed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		core, logs := observer.New(zap.WarnLevel)
+		s := newTokens(t, func(c *mit.TokenConfig) { c.Logger = zap.New(core) })
+		wrong := credentials("client_secret", "guess")
+		checked, began := 0, time.Now()
+		for time.Since(began) < time.Hour {
+			switch a := postJSON(t, s, wrong); a.status {
+			case http.StatusUnauthorized:
+				checked++
+			case http.StatusTooManyRequests:
+				if a.header.Get("Retry-After") == "" {
+					t.Error("a 429 without Retry-After")
+				}
+			default:
+				t.Fatalf("%d %s", a.status, a.body)
+			}
+			time.Sleep(500 * time.Millisecond)
+		}
+		if checked < 60 || checked > 75 {
+			t.Errorf("%d secrets were checked in an hour", checked)
+		}
+		checkError(t, postJSON(t, s, credentials()), http.StatusTooManyRequests)
+		requestTokens(t, s, credentials("client_id", "mfs-client"))
+		r := httptest.NewRequest(http.MethodPost, issuer, strings.NewReader(url.Values{
+			"grant_type": {"client_credentials"}, "client_id": {"mds-client"}, "client_secret": {secret}, "audience": {"x"},
+		}.Encode()))
+		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		r.RemoteAddr = "10.0.0.1:1234"
+		if a := exchange(s, r); a.status != http.StatusOK {
+			t.Errorf("from another address: %d %s", a.status, a.body)
+		}
+		time.Sleep(time.Minute)
+		requestTokens(t, s, credentials())
+		e := logs.All()[0].ContextMap()
+		if e["clientId"] != "mds-client" || e["remoteAddress"] != "192.0.2.1:1234" {
+			t.Errorf("a line of the log does not name client and address: %v", e)
+		}
+
+		for i := range 150 { // unknown clients
+			postJSON(t, s, credentials("client_id", fmt.Sprint(i)))
+		}
+		checkError(t, postJSON(t, s, credentials()), http.StatusTooManyRequests)
+		open := newTokens(t, func(c *mit.TokenConfig) { c.NoGuessDelay = true })
+		for range 200 {
+			checkError(t, postJSON(t, open, wrong), http.StatusUnauthorized)
+		}
+	})
+}
+
+func TestClientMayRequest(t *testing.T) {
+	limited := mit.Client{ID: "limited", Secret: secret, Type: "mds", Audiences: []string{"peers", "mIT"}, Customers: []string{"acme"}}
+	s := newTokens(t, func(c *mit.TokenConfig) { c.Clients = append(c.Clients, limited) })
+	pair := requestTokens(t, s, credentials("client_id", "limited", "customer_name", "acme"))
+	requestTokens(t, s, credentials("client_id", "limited", "audience", "mIT"))
+	checkError(t, postJSON(t, s, credentials("client_id", "limited", "audience", "other")), 400, "audience")
+	checkError(t, postJSON(t, s, credentials("client_id", "limited", "customer_name", "other")), 400, "customer_name")
+	requestTokens(t, s, credentials("audience", "other", "customer_name", "other"))
+	limited.Audiences = []string{"mIT"}
+	if err := s.SetClient(limited); err != nil {
+		t.Fatal(err)
+	}
+	checkError(t, postJSON(t, s, refreshRequest(pair)), 400, "audience")
 }
 
 func TestTokenLog(t *testing.T) {

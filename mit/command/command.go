@@ -247,6 +247,7 @@ func (s *settings) handler(base string, store mit.Store, log *zap.Logger) (http.
 		Key:            s.key,
 		Clients:        s.clients,
 		AccessTokenTTL: s.access,
+		NoGuessDelay:   s.maxPerAddr == 0,
 		Logger:         log,
 	})
 	if err != nil {
