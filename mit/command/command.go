@@ -19,6 +19,7 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -98,13 +99,17 @@ func (c Command) Run(ctx context.Context, args []string, stdout, stderr io.Write
 		return err
 	}
 	defer ln.Close() // for errors before the server runs
-	base := cmp.Or(strings.TrimSuffix(s.url, "/"), localURL(ln.Addr()))
+	files, err := newTLSFiles(s.tlsCert, s.tlsKey, s.clientCA, log)
+	if err != nil {
+		return err
+	}
+	base := cmp.Or(strings.TrimSuffix(s.url, "/"), localURL(ln.Addr(), files != nil))
 	handler, err := s.handler(base, store, log)
 	if err != nil {
 		return err
 	}
 	s.printEnv(stdout, base, ln.Addr())
-	return serve(ctx, limitConnections(ln, s.maxConns, s.maxPerAddr), handler, log)
+	return serve(ctx, limitConnections(ln, s.maxConns, s.maxPerAddr), files, handler, log)
 }
 
 func (c Command) name() string { return cmp.Or(c.Name, "mit") }
@@ -125,6 +130,9 @@ type settings struct {
 	maxServers            int
 	maxConns, maxPerAddr  int
 	level                 string
+	tlsCert, tlsKey       string
+	clientCA              string
+	insecureDev           bool
 	clients               []mit.Client
 	development           *mit.Client // the client whose environment is printed; nil: none
 }
@@ -137,7 +145,7 @@ func (c Command) flags(s *settings) *flag.FlagSet {
 	fs.StringVar(&s.typ, "type", "", "`type` of service to create a client for and print the environment of (default \"example\" without --clients)")
 	fs.StringVar(&s.id, "client-id", "", "`id` of that client (default: its type)")
 	fs.StringVar(&s.secret, "client-secret", "", "`secret` of that client (default: the variable "+secretVariable+", otherwise random)")
-	fs.StringVar(&s.clientsFile, "clients", "", "`file` with clients: a JSON array of {\"id\", \"secret\", \"type\", \"scope\"}")
+	fs.StringVar(&s.clientsFile, "clients", "", "`file` with clients: a JSON array of {\"id\", \"secret\", \"type\", \"scope\", \"audiences\", \"customers\"}, of which the last three are optional")
 	fs.StringVar(&s.key, "key", "", "`key` to sign tokens with (default: the variable "+keyVariable+", otherwise random)")
 	fs.DurationVar(&s.lease, "lease", 2*time.Hour, "lease: time within which nodes must renew, at least 1s")
 	fs.DurationVar(&s.grace, "grace", 0, "time that a server is kept after its lease (default: half the lease, at least 5s)")
@@ -145,6 +153,10 @@ func (c Command) flags(s *settings) *flag.FlagSet {
 	fs.IntVar(&s.maxServers, "max-servers", 10_000, "maximum number of servers of one type")
 	fs.IntVar(&s.maxConns, "max-connections", 10_000, "maximum number of connections, at most seven eighths of the files that the process may open; 0 for no limit")
 	fs.IntVar(&s.maxPerAddr, "max-connections-per-address", 256, "maximum number of connections of one address (IPv6: one /64), which may also use at most an eighth of the memory for responses; 0 for no limit, for a registry behind a proxy")
+	fs.StringVar(&s.tlsCert, "tls-cert", "", "PEM `file` with the certificate of this program; read again when it changes")
+	fs.StringVar(&s.tlsKey, "tls-key", "", "PEM `file` with the key of that certificate; read again when it changes")
+	fs.StringVar(&s.clientCA, "client-ca", "", "PEM `file` with the authorities of client certificates, which are then required; read again when it changes")
+	fs.BoolVar(&s.insecureDev, "insecure-dev", false, "accept short keys and placeholders, for tests")
 	fs.StringVar(&s.level, "log", "info", "`level` of the log on stderr: debug, info, warn, error or off")
 	if c.Flags != nil {
 		c.Flags(fs)
@@ -203,6 +215,9 @@ func (s *settings) resolve() error {
 	if s.lease < time.Second {
 		errs = append(errs, fmt.Errorf("invalid --lease %v: below 1s, nodes would renew continuously", s.lease))
 	}
+	if !s.insecureDev {
+		errs = append(errs, s.checkSecrets())
+	}
 	if s.maxConns < 0 || s.maxPerAddr < 0 {
 		errs = append(errs, errors.New("invalid --max-connections or --max-connections-per-address: negative"))
 	}
@@ -213,6 +228,36 @@ func (s *settings) resolve() error {
 		errs = append(errs, fmt.Errorf("invalid --log %q: not debug, info, warn, error or off", s.level))
 	}
 	return errors.Join(errs...)
+}
+
+const minKeyBytes = 32 // as long as the hash of HS256
+
+// checkSecrets rejects keys that can be guessed. Its error does not quote them.
+func (s *settings) checkSecrets() error {
+	var errs []error
+	switch {
+	case isPlaceholder(s.key):
+		errs = append(errs, errors.New("the key to sign tokens with is a placeholder: use random bytes, or --insecure-dev for a test"))
+	case len(s.key) < minKeyBytes:
+		errs = append(errs, fmt.Errorf("the key to sign tokens with has less than %d bytes: use a longer one, or --insecure-dev for a test", minKeyBytes))
+	}
+	for _, c := range s.clients {
+		if isPlaceholder(c.Secret) {
+			errs = append(errs, fmt.Errorf("the secret of client %q is a placeholder: use random bytes, or --insecure-dev for a test", c.ID))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// isPlaceholder reports whether text is one of the values that configuration templates contain.
+func isPlaceholder(text string) bool {
+	letters := strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' {
+			return r
+		}
+		return -1
+	}, strings.ToLower(text))
+	return slices.Contains([]string{"replaceme", "changeme", "changeit", "secret", "password", "todo", "xxx", "example"}, letters)
 }
 
 func newLogger(level string, w io.Writer) *zap.Logger {
@@ -226,15 +271,19 @@ func newLogger(level string, w io.Writer) *zap.Logger {
 }
 
 // localURL returns the base URL of a listen address for callers on this machine.
-func localURL(addr net.Addr) string {
+func localURL(addr net.Addr, withTLS bool) string {
+	scheme := "http://"
+	if withTLS {
+		scheme = "https://"
+	}
 	host, port, err := net.SplitHostPort(addr.String())
 	if err != nil {
-		return "http://" + addr.String()
+		return scheme + addr.String()
 	}
 	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
 		host = "127.0.0.1"
 	}
-	return "http://" + net.JoinHostPort(host, port)
+	return scheme + net.JoinHostPort(host, port)
 }
 
 func (s *settings) registryAudience(base string) string { return cmp.Or(s.audience, base+registryPath) }
@@ -315,8 +364,9 @@ func shellQuote(value string) string {
 	return "'" + strings.ReplaceAll(value, "'", `'\''`) + "'"
 }
 
-// serve handles requests until ctx ends, then completes those in flight.
-func serve(ctx context.Context, ln *connections, handler http.Handler, log *zap.Logger) error {
+// serve handles requests until ctx ends, then completes those in flight. Without files it serves
+// plain HTTP.
+func serve(ctx context.Context, ln *connections, files *tlsFiles, handler http.Handler, log *zap.Logger) error {
 	errorLog, err := zap.NewStdLogAt(log, zap.WarnLevel)
 	if err != nil {
 		return err
@@ -332,7 +382,14 @@ func serve(ctx context.Context, ln *connections, handler http.Handler, log *zap.
 		ConnState:         ln.onState,
 	}
 	served := make(chan error, 1)
-	go func() { served <- srv.Serve(ln) }()
+	go func() {
+		if files == nil {
+			served <- srv.Serve(ln)
+			return
+		}
+		srv.TLSConfig = files.serverConfig()
+		served <- srv.ServeTLS(ln, "", "")
+	}()
 	log.Info("listening", zap.Stringer("address", ln.Addr()))
 	select {
 	case err := <-served:

@@ -156,7 +156,7 @@ func TestFlags(t *testing.T) {
 		},
 	}
 	t.Run("run", func(t *testing.T) {
-		env := start(t, c, "--zone", "north", "--type", "mds", "--client-id", "it's", "--key", "k",
+		env := start(t, c, "--zone", "north", "--type", "mds", "--client-id", "it's", "--insecure-dev", "--key", "k",
 			"--lease", "3s", "--audience", "here", "--url", "http://localhost:1/")
 		for name, want := range map[string]string{
 			"base":                    "http://localhost:1",
@@ -235,6 +235,13 @@ func TestInvalidArguments(t *testing.T) {
 		"bad url":        {Command{}, []string{"--url", "localhost"}, "--url"},
 		"bad level":      {Command{}, []string{"--log", "loud"}, "--log"},
 		"two at once":    {Command{}, []string{"--log", "loud", "--url", "x"}, "--url"},
+		"short key":      {Command{}, []string{"--key", strings.Repeat("a", 31)}, "32 bytes"},
+		"placeholder":    {Command{}, []string{"--key", "replace-me"}, "placeholder"},
+		"client secret":  {Command{}, []string{"--client-secret", "Change-Me!"}, `client "example" is a placeholder`},
+		"no TLS key":     {Command{}, []string{"--tls-cert", "cert.pem"}, "--tls-key"},
+		"no certificate": {Command{}, []string{"--tls-cert", "/nowhere", "--tls-key", "/nowhere"}, "/nowhere"},
+		"only client CA": {Command{}, []string{"--client-ca", "/nowhere"}, "--tls-cert"},
+		"connections":    {Command{}, []string{"--max-connections", "-1"}, "--max-connections"},
 		"no file":        {Command{}, []string{"--clients", "/nowhere"}, "/nowhere"},
 		"address in use": {Command{}, []string{"--listen", ln.Addr().String()}, "address already in use"},
 		"store": {Command{Open: func(context.Context, *zap.Logger) (mit.Store, func() error, error) {
@@ -271,7 +278,7 @@ func TestGracefulShutdown(t *testing.T) {
 		_, _ = io.WriteString(w, "{}")
 	})
 	ended := make(chan error, 1)
-	go func() { ended <- serve(ctx, limitConnections(ln, 0, 0), handler, zap.NewNop()) }()
+	go func() { ended <- serve(ctx, limitConnections(ln, 0, 0), nil, handler, zap.NewNop()) }()
 	if status, _ := post(t, "http://"+ln.Addr().String(), "", nil); status != http.StatusOK {
 		t.Errorf("status %d", status)
 	}
@@ -297,8 +304,11 @@ func TestLocalURL(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := localURL(tcp); got != want {
-			t.Errorf("reachable(%s) = %s, want %s", addr, got, want)
+		if got := localURL(tcp, false); got != want {
+			t.Errorf("localURL(%s) = %s, want %s", addr, got, want)
+		}
+		if got := localURL(tcp, true); got != strings.Replace(want, "http:", "https:", 1) {
+			t.Errorf("localURL(%s) with TLS = %s", addr, got)
 		}
 	}
 }
