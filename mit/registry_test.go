@@ -273,6 +273,9 @@ func TestRegisterRejects(t *testing.T) {
 		"URL with fragment":  {set("clusterBaseUrl", "http://h/v1#a"), 400, []string{"clusterBaseUrl"}},
 		"long location":      {set("location", strings.Repeat("a", 5000)), 400, []string{"location"}},
 		"long publicBaseUrl": {set("publicBaseUrl", strings.Repeat("a", 5000)), 400, []string{"publicBaseUrl"}},
+		"URL with dots":      {set("clusterBaseUrl", "http://h/v1/../x"), 400, []string{"clusterBaseUrl", "dot segment"}},
+		"script":             {set("publicBaseUrl", "javascript:alert(1)"), 400, []string{"publicBaseUrl"}},
+		"type with controls": {body("mds\x1b", "a"), 400, nil},
 		"too large":          {set("location", strings.Repeat("a", 1<<20)), 413, nil},
 		"another type":       {body("mfs", "a"), 403, []string{"mds", "mfs"}},
 	} {

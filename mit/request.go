@@ -2,22 +2,15 @@ package mit
 
 import (
 	"encoding/json"
-	"fmt"
 	"net/http"
 	"strings"
 	"time"
 
-	"github.com/mimiktech/cluster/internal/peeraddr"
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
-// Limits of a registration.
-const (
-	maxRegistrationBytes = 64 << 10 // of JSON, which may spell a byte as six
-	maxNameBytes         = 256      // of a type or server id
-	maxURLBytes          = 2048
-	maxLocationBytes     = 4096
-)
+// maxRegistrationBytes bounds the body of a registration: JSON may spell a byte as six.
+const maxRegistrationBytes = 64 << 10
 
 // parseRegistration decodes a registration. Its error names every problem.
 func parseRegistration(body []byte) (Registration, error) {
@@ -29,16 +22,16 @@ func parseRegistration(body []byte) (Registration, error) {
 		in.Location = nil
 	}
 	var problems []string
-	add := func(name, problem string) {
-		if problem != "" {
-			problems = append(problems, name+" "+problem)
+	add := func(name string, err error) {
+		if err != nil {
+			problems = append(problems, name+" "+err.Error())
 		}
 	}
-	add("type", requiredProblem(in.Type, maxNameBytes, nil))
-	add("serverId", requiredProblem(in.ServerID, maxNameBytes, serverIDProblem))
-	add("clusterBaseUrl", requiredProblem(in.ClusterBaseURL, maxURLBytes, baseURLProblem))
-	add("publicBaseUrl", lengthProblem(len(in.PublicBaseURL), maxURLBytes))
-	add("location", lengthProblem(len(in.Location), maxLocationBytes))
+	add("type", wire.CheckType(in.Type))
+	add("serverId", wire.CheckServerID(in.ServerID))
+	add("clusterBaseUrl", wire.CheckBaseURL(in.ClusterBaseURL))
+	add("publicBaseUrl", wire.CheckPublicURL(in.PublicBaseURL))
+	add("location", wire.CheckLocation(in.Location))
 	if problems != nil {
 		return Registration{}, newAPIError(http.StatusBadRequest, "%s", strings.Join(problems, "; "))
 	}
@@ -49,42 +42,6 @@ func parseRegistration(body []byte) (Registration, error) {
 		PublicBaseURL:  in.PublicBaseURL,
 		ClusterBaseURL: in.ClusterBaseURL,
 	}, nil
-}
-
-// requiredProblem returns what is wrong with a mandatory value, or "". check may be nil.
-func requiredProblem(value string, limit int, check func(string) string) string {
-	if value == "" {
-		return "is missing"
-	}
-	if problem := lengthProblem(len(value), limit); problem != "" || check == nil {
-		return problem
-	}
-	return check(value)
-}
-
-func lengthProblem(n, limit int) string {
-	if n <= limit {
-		return ""
-	}
-	return fmt.Sprintf("is longer than %d bytes", limit)
-}
-
-// serverIDProblem rejects ids that cannot be part of a path: npm nodes do not escape them there.
-func serverIDProblem(id string) string {
-	if id == "." || id == ".." {
-		return "is a dot segment of a path"
-	}
-	if i := strings.IndexFunc(id, func(r rune) bool { return r < ' ' || r == 0x7f || strings.ContainsRune(`@/?#%\`, r) }); i >= 0 {
-		return fmt.Sprintf("must not contain %q", id[i:i+1])
-	}
-	return ""
-}
-
-func baseURLProblem(raw string) string {
-	if _, err := peeraddr.Parse(raw); err != nil {
-		return "is " + err.Error()
-	}
-	return ""
 }
 
 // parseServerRef splits the last segment of the path of a delete: an id, or {id}@{date} for a
