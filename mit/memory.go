@@ -27,6 +27,8 @@ type Memory struct {
 	// Logger logs every server that expires; nil: no log. Set it before the first use.
 	Logger *zap.Logger
 
+	clock func() time.Time // for tests; nil: time.Now
+
 	mu        sync.Mutex // guards the fields below and all they lead to
 	resources map[string]*memoryResource
 	version   uint64    // of the last change
@@ -56,7 +58,7 @@ func NewMemory() *Memory { return &Memory{} }
 func (m *Memory) Put(ctx context.Context, reg Registration, ttl time.Duration) (Resource, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	now := time.Now()
+	now := m.now()
 	id := ResourceID(reg.Type)
 	r := m.resourceLocked(ctx, id, now)
 	if r == nil {
@@ -88,6 +90,13 @@ func (m *Memory) Put(ctx context.Context, reg Registration, ttl time.Duration) (
 	res := m.snapshotLocked(r)
 	res.Replaced = previous
 	return res, nil
+}
+
+func (m *Memory) now() time.Time {
+	if m.clock != nil {
+		return m.clock()
+	}
+	return time.Now()
 }
 
 func later(t, u time.Time) time.Time {

@@ -39,3 +39,34 @@ func TestMemoryLogsExpiry(t *testing.T) {
 		}
 	})
 }
+
+// If the machine's clock goes back, no entry gets an older date than one before it.
+func TestMemoryClockGoesBack(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	m := mit.NewMemory()
+	m.SetClock(func() time.Time { return now })
+	put := func(id string) time.Time {
+		t.Helper()
+		res, err := m.Put(t.Context(), mit.Registration{Type: "mds", ServerID: id}, 100*365*24*time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range res.Servers {
+			if s.ServerID == id {
+				return s.UpdatedAt
+			}
+		}
+		t.Fatalf("%s is not listed", id)
+		return time.Time{}
+	}
+	first := put("a")
+	if err := m.Delete(t.Context(), mit.ResourceID("mds"), "a"); err != nil {
+		t.Fatal(err)
+	}
+	now = now.Add(-time.Hour)
+	for _, id := range []string{"a", "b", "a"} {
+		if got := put(id); got.Before(first) {
+			t.Errorf("%s has the date %v, which is before %v", id, got, first)
+		}
+	}
+}

@@ -168,6 +168,7 @@ type Registry struct {
 	mux       *http.ServeMux
 	admission *admission
 	encodings encodings
+	moves     moves
 
 	mu     sync.Mutex // guards the fields below
 	lease  time.Duration
@@ -235,6 +236,11 @@ func (g *Registry) SetKeys(keys ...string) {
 		return caller{claims.SubType, strings.TrimSuffix(claims.Subject, subClients)}, err
 	}
 }
+
+// AddressConflicts returns how often the address of a registered server has changed back to an
+// earlier one: two processes renew with the same server id. It needs a [Store] that sets
+// [Resource].Replaced. Each server is logged once a minute at most.
+func (g *Registry) AddressConflicts() uint64 { return g.moves.count() }
 
 // ServeHTTP implements [http.Handler].
 func (g *Registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -412,6 +418,11 @@ func (g *Registry) put(r *http.Request, from caller, reg Registration, ttl time.
 		return Resource{}, newAPIError(http.StatusConflict, "the cluster is full: it has %d servers", limit)
 	}
 
+	if before := res.Replaced; before != nil && before.ClusterBaseURL != reg.ClusterBaseURL &&
+		g.moves.record(reg.Type, reg.ServerID, before.ClusterBaseURL, reg.ClusterBaseURL, time.Now()) {
+		g.log.Warn("two processes have the same server id", append(auditFields(r, from), zap.String("serverId", reg.ServerID),
+			zap.String("clusterBaseUrl", reg.ClusterBaseURL), zap.String("otherClusterBaseUrl", before.ClusterBaseURL))...)
+	}
 	log, message := g.log.Debug, "server renewed"
 	if added {
 		log, message = g.log.Info, "server registered"

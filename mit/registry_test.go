@@ -578,6 +578,47 @@ func TestMaxServers(t *testing.T) {
 	p.join("c")
 }
 
+// Two processes with one id are reported. A server that moves once is not.
+func TestAddressConflicts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		core, logs := observer.New(zap.WarnLevel)
+		g := newOpenRegistry(t, mit.RegistryConfig{Logger: zap.New(core)})
+		renew := func(id string, host int) {
+			b := strings.Replace(body("mds", id), "10.0.0.1", fmt.Sprint("10.0.0.", host), 1)
+			if a := send(g, "POST", "/itResources", "mds", b); a.status != http.StatusOK {
+				t.Fatalf("%d %s", a.status, a.body)
+			}
+		}
+		for host := range 10 {
+			renew("moved", host)
+		}
+		if n := g.AddressConflicts(); n != 0 || logs.Len() != 0 {
+			t.Errorf("%d conflicts of a server that moved: %v", n, logs.All())
+		}
+		for range 20 {
+			renew("twice", 1)
+			renew("twice", 2)
+			time.Sleep(10 * time.Second)
+		}
+		if n := g.AddressConflicts(); n != 38 { // all but the first two renewals
+			t.Errorf("%d conflicts, want 38", n)
+		}
+		lines := logs.FilterMessage("two processes have the same server id").FilterField(zap.String("serverId", "twice"))
+		if n := lines.Len(); n < 3 || n > 4 {
+			t.Errorf("%d lines in 200 s, want one a minute: %v", n, logs.All())
+		}
+		renew("once", 1)
+		renew("once", 2)
+		time.Sleep(2*time.Hour + time.Minute)
+		renew("once", 2)
+		time.Sleep(2 * time.Hour)
+		renew("once", 1) // much later, it has moved back
+		if n := g.AddressConflicts(); n != 38 {
+			t.Errorf("%d conflicts after a server moved back later", n)
+		}
+	})
+}
+
 // A brokenStore fails every call.
 type brokenStore struct{ mit.Store }
 

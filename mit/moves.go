@@ -1,0 +1,80 @@
+package mit
+
+import (
+	"sync"
+	"time"
+)
+
+const (
+	moveMemory     = 3 * time.Hour // a lease and a half, by default
+	maxMoves       = 10_000
+	warnEvery      = time.Minute // for one server
+	movesRemovedAt = maxMoves / 2
+)
+
+// moves detects two processes with one server id: the address of the entry changes back and forth
+// with their renewals. A server that was moved changes its address once. The zero value is ready
+// for use.
+type moves struct {
+	mu     sync.Mutex // guards the fields below
+	byID   map[string]*move
+	backed uint64 // changes to an address that the server had before
+}
+
+// A move is the last change of a server's address.
+type move struct {
+	from   string
+	at     time.Time
+	warned time.Time
+}
+
+// record records that a server's address has changed. It reports whether to warn that the server
+// had the new address before.
+func (m *moves) record(typ, serverID, from, to string, now time.Time) (warn bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.byID == nil {
+		m.byID = map[string]*move{}
+	}
+	if len(m.byID) >= maxMoves {
+		m.makeRoomLocked(now)
+	}
+	key := typ + "/" + serverID
+	last := m.byID[key]
+	if last == nil {
+		last = &move{}
+		m.byID[key] = last
+	}
+	back := last.from == to && now.Sub(last.at) < moveMemory
+	last.from, last.at = from, now
+	if !back {
+		return false
+	}
+	m.backed++
+	if now.Sub(last.warned) < warnEvery {
+		return false
+	}
+	last.warned = now
+	return true
+}
+
+// makeRoomLocked removes old moves, or some if none is old.
+func (m *moves) makeRoomLocked(now time.Time) {
+	for id, last := range m.byID {
+		if now.Sub(last.at) >= moveMemory {
+			delete(m.byID, id)
+		}
+	}
+	for id := range m.byID {
+		if len(m.byID) <= movesRemovedAt {
+			return
+		}
+		delete(m.byID, id)
+	}
+}
+
+func (m *moves) count() uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.backed
+}
