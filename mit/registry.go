@@ -158,7 +158,7 @@ func (c RegistryConfig) validate() error {
 //	GET    {BasePath}/health
 //
 // without a token: 200, or 503 with the reason while the [Store] reports that its data may be
-// stale, so that a load balancer can choose another registry.
+// stale or that writes fail, so that a load balancer can choose another registry.
 //
 // Its methods are safe for concurrent use. It starts no goroutine and needs no Close.
 type Registry struct {
@@ -289,8 +289,8 @@ func (g *Registry) methodNotAllowed(pattern, method string) {
 // health logs nothing: load balancers call it every few seconds.
 func (g *Registry) health(w http.ResponseWriter) {
 	w.Header().Set("Cache-Control", "no-store")
-	if s, ok := g.store.(interface{ Stale() error }); ok {
-		if err := s.Stale(); err != nil {
+	if s, ok := g.store.(interface{ Ready() error }); ok {
+		if err := s.Ready(); err != nil {
 			httpjson.WriteError(w, http.StatusServiceUnavailable, err.Error())
 			return
 		}

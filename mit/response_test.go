@@ -103,7 +103,7 @@ type staleStore struct {
 	err error
 }
 
-func (s *staleStore) Stale() error { return s.err }
+func (s *staleStore) Ready() error { return s.err }
 
 func TestHealth(t *testing.T) {
 	store := &staleStore{Store: mit.NewMemory()}

@@ -28,9 +28,10 @@ var ErrNotFound = errors.New("mit: not found")
 // Location and Raw may be shared and must not be modified, neither by the caller nor by the store.
 // An error means that the store could not be reached. Package storetest tests these guarantees.
 //
-// A store that can lose its connection may also have a method Stale() error, which must not block.
-// While it returns an error, the health endpoint of a [Registry] responds with 503 and the error's
-// text. Callers of that endpoint need no token, so the text must not contain a secret.
+// A store that can lose its connection may also have a method Ready() error, which must not block.
+// It returns an error while reads may be stale or writes fail. The health endpoint of a [Registry]
+// then responds with 503 and the error's text. Callers of that endpoint need no token, so the text
+// must not contain a secret.
 type Store interface {
 	// Put registers or renews a server. The entry expires ttl later, by the store's own clock,
 	// unless another Put renews it. ttl is positive.

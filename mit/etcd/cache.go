@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"maps"
 	"slices"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 
@@ -18,6 +19,9 @@ type cache struct {
 	resources map[string]*resource // by id
 	// unrecognized maps keys that are not of this package, or whose value is invalid, to the cause.
 	unrecognized map[string]error
+	// notBefore is the earliest date of a new entry. It is later than the dates of all entries that
+	// were removed, and not before those of the others.
+	notBefore time.Time
 }
 
 // A resource exists as long as its own key or one of its servers exists.
@@ -60,6 +64,7 @@ func (c *cache) put(kv *mvccpb.KeyValue) {
 		if s, err = decodeServer(serverID, kv.Value); err == nil {
 			r := c.ensureResource(typ)
 			e := &entry{s, kv.ModRevision}
+			c.notBefore = later(s.UpdatedAt, c.notBefore)
 			if i, known := r.find(serverID); known {
 				r.entries[i] = e
 			} else {
@@ -113,10 +118,20 @@ func (c *cache) removeServer(typ, serverID string) bool {
 	}
 	i, known := r.find(serverID)
 	if known {
-		r.entries = slices.Delete(r.entries, i, i+1)
+		c.notBefore = later(r.entries[i].UpdatedAt.Add(time.Millisecond), c.notBefore)
+		if r.entries = slices.Delete(r.entries, i, i+1); cap(r.entries) > 64 && len(r.entries) < cap(r.entries)/4 {
+			r.entries = slices.Clone(r.entries) // without the memory of the many that were there before
+		}
 		c.dropIfEmpty(id)
 	}
 	return known
+}
+
+// keepDates keeps the dates of an earlier cache. Its entries may have been removed meanwhile.
+func (c *cache) keepDates(earlier *cache) {
+	if !earlier.notBefore.IsZero() {
+		c.notBefore = later(earlier.notBefore.Add(time.Millisecond), c.notBefore)
+	}
 }
 
 func (c *cache) dropIfEmpty(id string) {

@@ -1,9 +1,12 @@
 package etcd
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
+	"fmt"
 	"maps"
+	"runtime"
 	"slices"
 	"testing"
 	"time"
@@ -183,6 +186,60 @@ func TestWithServer(t *testing.T) {
 		if diff := gocmp.Diff(mit.Resource{Type: "mds", Servers: want}, withServer(res, put)); diff != "" {
 			t.Errorf("%s: %s", name, diff)
 		}
+	}
+}
+
+// The cache keeps a small part of memory for each live server, and none for others, however often
+// they have renewed.
+func TestFootprint(t *testing.T) {
+	const servers, limit = 10_000, 1536
+	heap := func() int64 {
+		runtime.GC()
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	before := heap()
+	c := newCache(testKeys, 1, []*mvccpb.KeyValue{kv(mdsKey, `{"type":"mds"}`)})
+	for renewal := range 5 {
+		for i := range servers {
+			// As after reading from a connection: all fields are slices of one large buffer.
+			buf := fmt.Appendf(make([]byte, 0, 4096), `/mit/servers/mds/0e9f1c52-6f0b-4b57-9c1f-%012d{"clusterBaseUrl":"http://10.0.0.1:8080/mds/v1",`+
+				`"location":{"type":"Point","coordinates":[2.35,48.86]},%s`, i, dated[1:])
+			n := bytes.IndexByte(buf, '{')
+			c.put(&mvccpb.KeyValue{Key: buf[:n], Value: buf[n:], ModRevision: int64(renewal)})
+		}
+	}
+	perServer := (heap() - before) / servers
+	t.Logf("%d bytes per server", perServer)
+	if perServer > limit {
+		t.Errorf("%d bytes per server, want at most %d", perServer, limit)
+	}
+	for i := range servers {
+		c.remove(fmt.Sprintf("/mit/servers/mds/0e9f1c52-6f0b-4b57-9c1f-%012d", i))
+	}
+	if left := heap() - before; left > 32<<10 {
+		t.Errorf("%d bytes are retained for servers that are gone", left)
+	}
+	runtime.KeepAlive(c)
+}
+
+// After a removal, a new entry is dated later than all that were there, whatever the clock.
+func TestCacheDates(t *testing.T) {
+	c := newCache(testKeys, 7, []*mvccpb.KeyValue{kv("/mit/servers/mds/a", dated)})
+	last := c.entry("mds", "a").UpdatedAt
+	if !c.notBefore.Equal(last) {
+		t.Errorf("not before %v, want %v", c.notBefore, last)
+	}
+	c.remove("/mit/servers/mds/a")
+	if !c.notBefore.After(last) {
+		t.Errorf("after the removal: not before %v, want later than %v", c.notBefore, last)
+	}
+	reloaded := newCache(testKeys, 7, nil)
+	reloaded.keepDates(c)
+	if !reloaded.notBefore.After(last) {
+		t.Errorf("after a reload: not before %v, want later than %v", reloaded.notBefore, last)
 	}
 }
 

@@ -33,15 +33,13 @@ import (
 	"sync"
 	"time"
 
-	"github.com/cenkalti/backoff/v4"
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	grpcbackoff "google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/status"
 
 	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/mit"
@@ -61,8 +59,10 @@ type Config struct {
 	// Username and Password authenticate to etcd; both or none.
 	Username string
 	Password cluster.Secret
-	// Timeout bounds every call and the first connection; 5 seconds by default. The cache is
-	// stale after that time without contact with etcd.
+	// Timeout bounds every call, the first connection, and each page of keys while the cache is
+	// loaded; 5 seconds by default. A request to etcd has all of the time that is left of it. The
+	// cache is stale after that time without contact with etcd. Choose at least three times as long
+	// as etcd takes for a response.
 	Timeout time.Duration
 	// Logger logs removed servers, the beginning and end of stale reads, and unrecognized keys;
 	// nil: no log.
@@ -72,9 +72,12 @@ type Config struct {
 func (c Config) prefix() keys           { return keys(strings.TrimSuffix(cmp.Or(c.Prefix, "/mit"), "/") + "/") }
 func (c Config) timeout() time.Duration { return cmp.Or(c.Timeout, 5*time.Second) }
 
-// probeInterval is the interval of progress requests and the timeout of one attempt of a call. A
-// member without a leader may hold a request until it times out.
-func (c Config) probeInterval() time.Duration { return min(c.timeout()/4, 2*time.Second) }
+// probeInterval is the interval of progress requests. They may take the rest of silenceTimeout.
+func (c Config) probeInterval() time.Duration { return min(c.timeout()/8, 2*time.Second) }
+
+// silenceTimeout is the time without a response after which a watch ends. It leaves as much to try
+// another member before the cache is stale.
+func (c Config) silenceTimeout() time.Duration { return c.timeout() / 2 }
 
 func (c Config) validate() error {
 	var errs []error
@@ -101,6 +104,7 @@ func (c Config) validate() error {
 // etcd by the delay of the watch.
 type Store struct {
 	cfg    Config
+	now    func() time.Time
 	keys   keys
 	log    *zap.Logger
 	client *clientv3.Client
@@ -110,38 +114,35 @@ type Store struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
+	suspect chan struct{} // holds a value while checkWrites should check at once
+
 	mu          sync.Mutex // guards the fields below, and all they lead to
 	cache       *cache
 	lastContact time.Time               // with etcd
+	lastWrite   time.Time               // that succeeded, or a check
+	writeErr    error                   // why writes fail; nil while they succeed
 	waiters     map[chan struct{}]int64 // closed when the cache has reached the revision
 }
 
 var _ mit.Store = (*Store)(nil)
 
-// Open connects to etcd and loads the cache. It retries until [Config].Timeout; the error then
-// names the endpoints and the cause.
+// Open connects to etcd and loads the cache. It retries until [Config].Timeout is over without a
+// response; the error then names the endpoints and the cause. Loading a long list over a slow link
+// may take longer.
 //
 // ctx bounds this call only; the store works until [Store.Close].
 func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, fmt.Errorf("mit/etcd: %w", err)
 	}
-	s := &Store{cfg: cfg, keys: cfg.prefix(), log: cfg.Logger, waiters: map[chan struct{}]int64{}}
+	s := &Store{cfg: cfg, now: time.Now, keys: cfg.prefix(), log: cfg.Logger, waiters: map[chan struct{}]int64{}}
 	if s.log == nil {
 		s.log = zap.NewNop()
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
+	s.suspect = make(chan struct{}, 1)
 	s.leases = newLeases(s.grant)
-	loaded, err := retry(ctx, s, func(ctx context.Context) (*cache, error) {
-		if s.client == nil {
-			client, err := s.dial()
-			if err != nil {
-				return nil, err
-			}
-			s.client = client
-		}
-		return s.load(ctx)
-	})
+	first, loaded, err := s.connect(ctx)
 	if err != nil {
 		s.cancel()
 		if s.client != nil {
@@ -150,8 +151,20 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("mit/etcd: cannot use etcd at %s: %w", strings.Join(cfg.Endpoints, ", "), err)
 	}
 	s.setCache(loaded)
-	s.wg.Go(func() { s.follow(s.ctx) })
+	s.wg.Go(func() { s.follow(s.ctx, first) })
+	s.wg.Go(func() { s.checkWrites(s.ctx) })
 	return s, nil
+}
+
+// connect creates the client, begins the first watch and reads all keys.
+func (s *Store) connect(ctx context.Context) (*watch, *cache, error) {
+	callCtx, cancel := s.callContext(ctx)
+	defer cancel()
+	var err error
+	if s.client, err = retry(callCtx, s, func(context.Context) (*clientv3.Client, error) { return s.dial() }); err != nil {
+		return nil, nil, err
+	}
+	return s.watchAndLoad(ctx)
 }
 
 // dial creates a client. It contacts etcd only to authenticate.
@@ -170,7 +183,7 @@ func (s *Store) dial() (*clientv3.Client, error) {
 		// expired token.
 		MaxUnaryRetries: 2,
 		DialOptions: []grpc.DialOption{
-			grpc.WithChainUnaryInterceptor(failFast),
+			grpc.WithChainUnaryInterceptor(s.hedge),
 			// By default, the client would try an unreachable member every two minutes only.
 			grpc.WithConnectParams(grpc.ConnectParams{
 				Backoff:           grpcbackoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},
@@ -191,42 +204,44 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// Health returns nil if the cache is current and all keys under the prefix are recognized. The
-// store works in both cases.
+// Health returns nil if Ready does and all keys under the prefix are recognized. The store also works
+// with unrecognized keys.
 func (s *Store) Health() error {
+	err := s.Ready()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	errs := []error{s.staleErrorLocked()}
 	if n := len(s.cache.unrecognized); n > 0 {
-		errs = append(errs, fmt.Errorf("mit/etcd: %d unrecognized keys under %s, such as %q", n, s.keys, s.cache.unrecognizedKeys(5)))
+		err = errors.Join(err, fmt.Errorf("mit/etcd: %d unrecognized keys under %s, such as %q", n, s.keys, s.cache.unrecognizedKeys(5)))
 	}
-	return errors.Join(errs...)
+	return err
 }
 
-// Stale returns nil while the store is in contact with etcd, and otherwise an error with the time
-// of the last contact. Reads may then be stale, and writes are likely to fail. It does not block.
-func (s *Store) Stale() error {
+// Ready returns nil while the store is in contact with etcd and etcd accepts writes, and otherwise
+// the reason. Reads may then be stale, and writes are likely to fail. It does not block.
+func (s *Store) Ready() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.staleErrorLocked()
-}
-
-func (s *Store) staleErrorLocked() error {
-	if !s.staleLocked() {
-		return nil
+	if s.staleLocked() {
+		return fmt.Errorf("mit/etcd: no contact with etcd since %s: reads may be stale", s.lastContact.Format(time.RFC3339))
 	}
-	return fmt.Errorf("mit/etcd: no contact with etcd since %s: reads may be stale", s.lastContact.Format(time.RFC3339))
+	if s.writeErr != nil {
+		return fmt.Errorf("mit/etcd: etcd refuses writes: %w", s.writeErr)
+	}
+	return nil
 }
 
 func (s *Store) staleLocked() bool { return time.Since(s.lastContact) > s.cfg.timeout() }
 
 // Put implements [mit.Store].
 func (s *Store) Put(ctx context.Context, reg mit.Registration, ttl time.Duration) (mit.Resource, error) {
+	callCtx, cancel := s.callContext(ctx)
+	defer cancel()
 	p := pendingPut{reg: reg, ttl: ttl, previous: s.cachedEntry(reg.Type, reg.ServerID)}
-	written, err := retry(ctx, s, func(ctx context.Context) (*entry, error) { return s.write(ctx, &p) })
+	written, err := retry(callCtx, s, func(ctx context.Context) (*entry, error) { return s.write(ctx, &p) })
+	s.recordWrite(ctx, err)
 	var res mit.Resource
 	if err == nil {
-		res, err = s.resourceAt(ctx, reg.Type, written.revision)
+		res, err = s.resourceAt(callCtx, reg.Type, written.revision)
 	}
 	if err != nil {
 		return mit.Resource{}, fmt.Errorf("mit/etcd: put %s: %w", s.keys.server(reg.Type, reg.ServerID), err)
@@ -236,12 +251,15 @@ func (s *Store) Put(ctx context.Context, reg mit.Registration, ttl time.Duration
 
 // A pendingPut is a Put in progress.
 type pendingPut struct {
-	reg      mit.Registration
-	ttl      time.Duration
-	previous *entry // the last known entry, nil if there is none
+	reg       mit.Registration
+	ttl       time.Duration
+	previous  *entry    // the last known entry, nil if there is none
+	notBefore time.Time // of a new entry
+	sent      []sentPut // whose result is unknown or to come
+}
 
-	// The last attempt whose result is unknown.
-	sent  string
+type sentPut struct {
+	value string
 	lease clientv3.LeaseID
 }
 
@@ -253,14 +271,15 @@ func (s *Store) write(ctx context.Context, p *pendingPut) (*entry, error) {
 		return nil, err
 	}
 	for { // again after a conflicting write; ctx bounds the loop
+		server, value, err := s.encodeEntry(p)
+		if err != nil {
+			return nil, err
+		}
 		lease, err := s.leases.acquire(ctx, p.ttl)
 		if err != nil {
 			return nil, err
 		}
-		server, value, err := p.encode()
-		if err != nil {
-			return nil, err
-		}
+		p.sent = append(p.sent, sentPut{value, lease})
 		ops := append([]clientv3.Op{clientv3.OpPut(key, value, clientv3.WithLease(lease))}, resource...)
 		resp, err := s.client.Txn(ctx).If(unchanged(key, p.previous)).Then(ops...).Else(clientv3.OpGet(key)).Commit()
 		switch {
@@ -268,34 +287,62 @@ func (s *Store) write(ctx context.Context, p *pendingPut) (*entry, error) {
 			s.leases.forget(lease)
 			continue
 		case err != nil:
-			p.sent, p.lease = value, lease
+			if ctx.Err() == nil && !isTransient(err) {
+				s.leases.release(lease)
+			}
 			return nil, err
 		case resp.Succeeded:
 			return &entry{server, resp.Header.Revision}, nil
 		}
 		kv, current, err := s.decodeConflict(p.reg.ServerID, resp)
+		if kv == nil || clientv3.LeaseID(kv.Lease) != lease {
+			s.leases.release(lease)
+		}
 		if err != nil {
 			return nil, err
 		}
-		if kv != nil && string(kv.Value) == p.sent && clientv3.LeaseID(kv.Lease) == p.lease {
-			return current, nil // the earlier attempt had succeeded
+		if kv != nil && slices.Contains(p.sent, sentPut{string(kv.Value), clientv3.LeaseID(kv.Lease)}) {
+			return current, nil // an earlier attempt, or a copy of this request, had succeeded
 		}
-		p.previous = current
+		p.conflict(current)
 	}
 }
 
-// encode returns the new entry and its value in etcd.
-func (p *pendingPut) encode() (cluster.Server, string, error) {
+// conflict records that the entry is another than expected.
+func (p *pendingPut) conflict(current *entry) {
+	if p.previous != nil && current == nil { // deleted or expired
+		p.notBefore = p.previous.UpdatedAt.Add(time.Millisecond)
+	}
+	p.previous = current
+}
+
+// encodeEntry returns the new entry and its value in etcd.
+func (s *Store) encodeEntry(p *pendingPut) (cluster.Server, string, error) {
 	var previous *cluster.Server
 	if p.previous != nil {
 		previous = &p.previous.Server
 	}
-	server, err := p.reg.Entry(previous, time.Now())
+	server, err := p.reg.Entry(previous, later(s.date(), p.notBefore))
 	if err != nil {
 		return cluster.Server{}, "", err
 	}
 	value, err := encodeServer(server)
 	return server, value, err
+}
+
+// date returns the time of this machine's clock, but not before the dates of any entry that the
+// store has seen. After the clock has been set back, entries thus get no older dates than before.
+func (s *Store) date() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return later(s.now(), s.cache.notBefore)
+}
+
+func later(t, u time.Time) time.Time {
+	if t.Before(u) {
+		return u
+	}
+	return t
 }
 
 // resourceOps returns the operations of a transaction that create the resource or change its
@@ -353,6 +400,8 @@ func (s *Store) Get(ctx context.Context, id string) (mit.Resource, error) {
 		return r.snapshot(), nil
 	}
 	s.mu.Unlock()
+	ctx, cancel := s.callContext(ctx)
+	defer cancel()
 	typ, err := s.typeOf(ctx, id)
 	var res mit.Resource
 	if err == nil {
@@ -377,7 +426,9 @@ func (s *Store) DeleteIfUnmodifiedSince(ctx context.Context, id, serverID string
 
 // deleteIf removes a server if cond holds for its entry, and returns the entry otherwise.
 func (s *Store) deleteIf(ctx context.Context, id, serverID string, cond func(cluster.Server) bool) (*cluster.Server, error) {
-	typ, err := s.typeOf(ctx, id)
+	callCtx, cancel := s.callContext(ctx)
+	defer cancel()
+	typ, err := s.typeOf(callCtx, id)
 	if errors.Is(err, mit.ErrNotFound) {
 		return nil, nil
 	}
@@ -385,11 +436,12 @@ func (s *Store) deleteIf(ctx context.Context, id, serverID string, cond func(clu
 		return nil, fmt.Errorf("mit/etcd: delete server %q of %s: %w", serverID, s.keys.resource(id), err)
 	}
 	d := pendingDelete{key: s.keys.server(typ, serverID), serverID: serverID, current: s.cachedEntry(typ, serverID), cond: cond}
-	newer, err := retry(ctx, s, func(ctx context.Context) (*cluster.Server, error) { return s.tryDelete(ctx, &d) })
+	newer, err := retry(callCtx, s, func(ctx context.Context) (*cluster.Server, error) { return s.tryDelete(ctx, &d) })
 	if err != nil {
+		s.recordWrite(ctx, err)
 		return nil, fmt.Errorf("mit/etcd: delete %s: %w", d.key, err)
 	}
-	s.waitForRevision(ctx, d.revision) // a later Get from this store must not return the server
+	s.waitForRevision(callCtx, d.revision) // a later Get from this store must not return the server
 	return newer, nil
 }
 
@@ -398,7 +450,7 @@ type pendingDelete struct {
 	key, serverID string
 	current       *entry // the last known entry, nil if there is none
 	cond          func(cluster.Server) bool
-	revision      int64 // of the delete
+	revision      int64 // at which the entry does not exist
 }
 
 func (s *Store) tryDelete(ctx context.Context, d *pendingDelete) (*cluster.Server, error) {
@@ -412,10 +464,8 @@ func (s *Store) tryDelete(ctx context.Context, d *pendingDelete) (*cluster.Serve
 		switch {
 		case err != nil:
 			return nil, err
-		case resp.Succeeded && remove:
+		case resp.Succeeded && (remove || d.current == nil):
 			d.revision = resp.Header.Revision
-			return nil, nil
-		case resp.Succeeded && d.current == nil:
 			return nil, nil
 		case resp.Succeeded:
 			return new(d.current.Server), nil
@@ -468,86 +518,19 @@ func (s *Store) resourceAt(ctx context.Context, typ string, revision int64) (mit
 	return s.fetchResource(ctx, typ)
 }
 
-// fetchResource reads a resource from etcd.
-func (s *Store) fetchResource(ctx context.Context, typ string) (mit.Resource, error) {
-	id := mit.ResourceID(typ)
-	return retry(ctx, s, func(ctx context.Context) (mit.Resource, error) {
-		resp, err := s.client.Txn(ctx).Then(
-			clientv3.OpGet(s.keys.resource(id)),
-			clientv3.OpGet(s.keys.servers(typ), clientv3.WithPrefix()),
-		).Commit()
-		if err != nil {
-			return mit.Resource{}, err
+// grant grants a lease with the given id, or renews it if it exists: the response to an earlier
+// grant may have been lost.
+func (s *Store) grant(ctx context.Context, id clientv3.LeaseID, seconds int64) error {
+	// The client of package clientv3 cannot choose the id.
+	client := etcdserverpb.NewLeaseClient(s.client.ActiveConnection())
+	for {
+		_, err := client.LeaseGrant(ctx, &etcdserverpb.LeaseGrantRequest{ID: int64(id), TTL: seconds})
+		if err = rpctypes.Error(err); !errors.Is(err, rpctypes.ErrLeaseExist) {
+			return err
 		}
-		kvs := slices.Concat(resp.Responses[0].GetResponseRange().Kvs, resp.Responses[1].GetResponseRange().Kvs)
-		if r := newCache(s.keys, resp.Header.Revision, kvs).resources[id]; r != nil {
-			return r.snapshot(), nil
+		// Again if it has expired meanwhile.
+		if _, err = s.client.KeepAliveOnce(ctx, id); !errors.Is(err, rpctypes.ErrLeaseNotFound) {
+			return err
 		}
-		return mit.NewResource(typ, "", 0, nil), nil
-	})
-}
-
-func (s *Store) grant(ctx context.Context, seconds int64) (clientv3.LeaseID, error) {
-	resp, err := s.client.Grant(ctx, seconds)
-	if err != nil {
-		return 0, err
 	}
-	return resp.ID, nil
-}
-
-// retry repeats op until it succeeds, fails with a permanent error or [Config].Timeout is over.
-func retry[T any](ctx context.Context, s *Store, op func(context.Context) (T, error)) (T, error) {
-	callCtx, cancel := context.WithTimeout(ctx, s.cfg.timeout())
-	defer cancel()
-	defer context.AfterFunc(s.ctx, cancel)()
-	var cause error // the last error other than a timeout
-	v, err := backoff.RetryWithData(func() (T, error) {
-		// Another member may respond.
-		attemptCtx, cancel := context.WithTimeout(callCtx, s.cfg.probeInterval())
-		defer cancel()
-		v, err := op(attemptCtx)
-		timedOut := err != nil && attemptCtx.Err() != nil
-		if err != nil && !timedOut && status.Code(err) != codes.DeadlineExceeded {
-			cause = err
-		}
-		if err != nil && !timedOut && !isTransient(err) {
-			err = backoff.Permanent(err)
-		}
-		return v, err
-	}, backoff.WithContext(backoff.NewExponentialBackOff(
-		backoff.WithInitialInterval(20*time.Millisecond),
-		backoff.WithMaxInterval(500*time.Millisecond),
-		backoff.WithMaxElapsedTime(0),
-	), callCtx))
-	switch {
-	case err == nil || callCtx.Err() == nil || ctx.Err() != nil: // the timeout is not over
-		return v, err
-	case s.ctx.Err() != nil:
-		return v, errClosed
-	case cause == nil:
-		return v, fmt.Errorf("no answer within %v: %w", s.cfg.timeout(), context.DeadlineExceeded)
-	default:
-		return v, fmt.Errorf("%w (tried for %v)", cause, s.cfg.timeout())
-	}
-}
-
-var errClosed = errors.New("the store is closed")
-
-// failFast makes calls without a connection fail with the cause at once, instead of waiting for a
-// connection until they time out. [retry] repeats them.
-func failFast(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-	return invoke(ctx, method, req, reply, cc, append(opts, grpc.WaitForReady(false))...)
-}
-
-// isTransient reports whether a later attempt may succeed.
-func isTransient(err error) bool {
-	if errors.Is(err, rpctypes.ErrTooManyRequests) {
-		return true
-	}
-	if e, ok := errors.AsType[rpctypes.EtcdError](err); ok {
-		return e.Code() == codes.Unavailable
-	}
-	st, ok := status.FromError(err)
-	// A stopping member returns Unknown. A member with a faster clock times out before this side.
-	return ok && slices.Contains([]codes.Code{codes.Unavailable, codes.DeadlineExceeded, codes.Unknown}, st.Code())
 }

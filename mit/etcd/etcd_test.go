@@ -39,6 +39,9 @@ func open(t *testing.T, cfg etcd.Config) *etcd.Store {
 	return s
 }
 
+// ready returns why load balancers should avoid the store, nil if they should not.
+func ready(s *etcd.Store) error { return s.Ready() }
+
 func TestStore(t *testing.T) {
 	for _, members := range []int{1, 3} {
 		t.Run(fmt.Sprintf("members=%d", members), func(t *testing.T) {

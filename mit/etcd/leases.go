@@ -2,6 +2,8 @@ package etcd
 
 import (
 	"context"
+	"math"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -17,8 +19,12 @@ const (
 // leases provides the etcd leases that entries are attached to. Entries written within a short time
 // share a lease, so that most renewals need no request to grant one. A lease is granted for longer
 // than the requested TTL, by a twentieth or a minute, whichever is less, and shared for that long.
+//
+// A lease without entries is renewed instead of replaced. Failed grants and refused writes thus
+// leave at most one lease in etcd for each TTL.
 type leases struct {
-	grant    func(ctx context.Context, seconds int64) (clientv3.LeaseID, error)
+	// grant grants a lease with the given id, or renews it if it exists.
+	grant    func(ctx context.Context, id clientv3.LeaseID, seconds int64) error
 	granting chan struct{} // holds a value while a lease is being granted
 
 	mu      sync.Mutex       // guards the field below and all it leads to
@@ -27,11 +33,11 @@ type leases struct {
 
 type lease struct {
 	id        clientv3.LeaseID
-	expires   time.Time // earliest time
+	expires   time.Time // earliest time; zero before the first grant has succeeded
 	remaining int       // entries that may still share it
 }
 
-func newLeases(grant func(ctx context.Context, seconds int64) (clientv3.LeaseID, error)) *leases {
+func newLeases(grant func(ctx context.Context, id clientv3.LeaseID, seconds int64) error) *leases {
 	return &leases{grant: grant, granting: make(chan struct{}, 1), current: map[int64]*lease{}}
 }
 
@@ -50,13 +56,16 @@ func (l *leases) acquire(ctx context.Context, ttl time.Duration) (clientv3.Lease
 	if id, ok := l.reuse(seconds, ttl); ok { // granted meanwhile
 		return id, nil
 	}
+	a := l.next(seconds)
 	before := time.Now()
-	id, err := l.grant(ctx, seconds)
-	if err != nil {
+	if err := l.grant(ctx, a.id, seconds); err != nil {
 		return 0, err
 	}
-	l.store(seconds, &lease{id: id, expires: before.Add(time.Duration(seconds) * time.Second), remaining: maxPerLease - 1})
-	return id, nil
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	a.expires = before.Add(time.Duration(seconds) * time.Second)
+	a.remaining--
+	return a.id, nil
 }
 
 // leaseSeconds returns the TTL of a lease for entries with the given TTL, in whole seconds.
@@ -76,15 +85,34 @@ func (l *leases) reuse(seconds int64, ttl time.Duration) (clientv3.LeaseID, bool
 	return a.id, true
 }
 
-func (l *leases) store(seconds int64, a *lease) {
+// next returns the lease to grant or renew: the current one if no entry uses it, or a new one.
+func (l *leases) next(seconds int64) *lease {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for s, old := range l.current { // expired ones of TTLs no longer used
-		if time.Until(old.expires) <= 0 {
+		if s != seconds && time.Until(old.expires) <= 0 {
 			delete(l.current, s)
 		}
 	}
-	l.current[seconds] = a
+	a := l.current[seconds]
+	if a == nil || a.remaining < maxPerLease {
+		a = &lease{id: newLeaseID(), remaining: maxPerLease}
+		l.current[seconds] = a
+	}
+	return a
+}
+
+func newLeaseID() clientv3.LeaseID { return clientv3.LeaseID(1 + rand.Int64N(math.MaxInt64)) }
+
+// release gives back a lease that no entry was attached to: the write was refused.
+func (l *leases) release(id clientv3.LeaseID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, a := range l.current {
+		if a.id == id {
+			a.remaining++
+		}
+	}
 }
 
 // forget drops a lease that etcd does not know.

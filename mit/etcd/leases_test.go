@@ -28,22 +28,33 @@ func TestLeaseSeconds(t *testing.T) {
 	}
 }
 
-// etcdClock grants leases 1, 2, 3…, each after 10 ms, and knows when they expire.
+// etcdClock grants leases, each after 10 ms, and knows when they expire.
 type etcdClock struct {
 	mu      sync.Mutex
-	expires []time.Time // of lease 1, 2…
+	ids     []clientv3.LeaseID // in the order of their first grants
+	expires map[clientv3.LeaseID]time.Time
+	lost    bool // responses are lost
 	err     error
 }
 
-func (c *etcdClock) grant(_ context.Context, seconds int64) (clientv3.LeaseID, error) {
+func (c *etcdClock) grant(_ context.Context, id clientv3.LeaseID, seconds int64) error {
 	time.Sleep(10 * time.Millisecond)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.err != nil {
-		return 0, c.err
+		return c.err
 	}
-	c.expires = append(c.expires, time.Now().Add(time.Duration(seconds)*time.Second))
-	return clientv3.LeaseID(len(c.expires)), nil
+	if c.expires == nil {
+		c.expires = map[clientv3.LeaseID]time.Time{}
+	}
+	if _, ok := c.expires[id]; !ok {
+		c.ids = append(c.ids, id)
+	}
+	c.expires[id] = time.Now().Add(time.Duration(seconds) * time.Second)
+	if c.lost {
+		return context.DeadlineExceeded
+	}
+	return nil
 }
 
 func TestLeases(t *testing.T) {
@@ -56,7 +67,7 @@ func TestLeases(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if left := time.Until(clock.expires[id-1]); left < ttl {
+			if left := time.Until(clock.expires[id]); left < ttl {
 				t.Fatalf("lease %d lasts for %v, less than %v", id, left, ttl)
 			}
 			return id
@@ -67,18 +78,19 @@ func TestLeases(t *testing.T) {
 			acquire(time.Hour)
 			time.Sleep(time.Second)
 		}
-		if n := len(clock.expires); n < 3*60 || n > 3*60+10 {
+		if n := len(clock.ids); n < 3*60 || n > 3*60+10 {
 			t.Errorf("%d leases in three hours", n)
 		}
 
 		// Not more than so many to one.
-		before := acquire(time.Hour)
+		acquire(time.Hour)
 		time.Sleep(time.Hour)
+		known := len(clock.ids)
 		used := map[clientv3.LeaseID]int{}
 		for range 2*maxPerLease + 1 {
 			used[acquire(time.Hour)]++
 		}
-		if used[before+1] != maxPerLease || used[before+2] != maxPerLease || used[before+3] != 1 {
+		if ids := clock.ids[known:]; len(ids) != 3 || used[ids[0]] != maxPerLease || used[ids[1]] != maxPerLease || used[ids[2]] != 1 {
 			t.Errorf("entries by lease: %v", used)
 		}
 
@@ -121,8 +133,8 @@ func TestConcurrentGrants(t *testing.T) {
 			wg.Wait()
 			return errs
 		}
-		if err := errors.Join(lendAll()...); err != nil || len(clock.expires) != 1 {
-			t.Errorf("%d leases, %v", len(clock.expires), err)
+		if err := errors.Join(lendAll()...); err != nil || len(clock.ids) != 1 {
+			t.Errorf("%d leases, %v", len(clock.ids), err)
 		}
 		time.Sleep(time.Hour)
 		clock.err = errors.New("no leader")
@@ -136,4 +148,44 @@ func TestConcurrentGrants(t *testing.T) {
 			t.Errorf("it took %v to fail", took)
 		}
 	})
+}
+
+// Failures leave one lease, however many there are.
+func TestLeasesOfFailures(t *testing.T) {
+	for name, fail := range map[string]func(t *testing.T, clock *etcdClock, l *leases){
+		"response lost": func(t *testing.T, clock *etcdClock, l *leases) {
+			t.Helper()
+			clock.lost = true
+			if _, err := l.acquire(t.Context(), time.Hour); err == nil {
+				t.Error("acquired")
+			}
+			clock.lost = false
+		},
+		"write refused": func(t *testing.T, _ *etcdClock, l *leases) {
+			t.Helper()
+			id, err := l.acquire(t.Context(), time.Hour)
+			if err != nil {
+				t.Fatal(err)
+			}
+			l.release(id)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				clock := &etcdClock{}
+				l := newLeases(clock.grant)
+				for range 3 * maxPerLease { // beyond the time and the number for which one is shared
+					fail(t, clock, l)
+					time.Sleep(time.Second)
+				}
+				if n := len(clock.ids); n != 1 {
+					t.Errorf("%d leases in etcd, want 1", n)
+				}
+				id, err := l.acquire(t.Context(), time.Hour)
+				if left := time.Until(clock.expires[id]); err != nil || left < time.Hour {
+					t.Errorf("lease for %v, %v", left, err)
+				}
+			})
+		})
+	}
 }

@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -41,21 +44,22 @@ func TestRetry(t *testing.T) {
 		{name: "too many requests, then", attempts: []attempt{fails(rpctypes.ErrTooManyRequests), fails(nil)}, tries: 2},
 		{name: "a member that is being stopped, then", attempts: []attempt{fails(status.Error(codes.Unknown, "raft: stopped")), fails(nil)}, tries: 2},
 		{name: "a member that gives up first, then", attempts: []attempt{fails(status.Error(codes.DeadlineExceeded, "")), fails(nil)}, tries: 2},
-		{name: "no response, then", attempts: []attempt{noResponse, fails(nil)}, tries: 2},
 		{name: "not there", attempts: []attempt{fails(mit.ErrNotFound)}, says: mit.ErrNotFound.Error(), tries: 1},
 		{name: "not allowed", attempts: []attempt{fails(rpctypes.ErrPermissionDenied)}, says: "permission denied", tries: 1},
 		{name: "no space", attempts: []attempt{fails(rpctypes.ErrNoSpace)}, says: "space exceeded", tries: 1},
 		{name: "unreadable", attempts: []attempt{fails(errors.New("not a server"))}, says: "not a server", tries: 1},
 		{name: "no leader, ever", attempts: []attempt{fails(noLeader)}, says: "no leader (tried for 4s)", took: 4 * time.Second},
-		{name: "no response at all", attempts: []attempt{noResponse}, says: "no answer within 4s", took: 4 * time.Second},
-		{name: "no response, with a reason", attempts: []attempt{noResponse, fails(down), noResponse}, says: "connection refused (tried for 4s)", took: 4 * time.Second},
+		{name: "no response", attempts: []attempt{noResponse}, says: "no answer within 4s", tries: 1, took: 4 * time.Second},
+		{name: "no response, with a reason", attempts: []attempt{fails(down), noResponse}, says: "connection refused (tried for 4s)", tries: 2, took: 4 * time.Second},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := &Store{cfg: Config{Timeout: 4 * time.Second}, ctx: t.Context()}
 				tries := 0
 				start := time.Now()
-				v, err := retry(t.Context(), s, func(ctx context.Context) (string, error) {
+				ctx, cancel := s.callContext(t.Context())
+				defer cancel()
+				v, err := retry(ctx, s, func(ctx context.Context) (string, error) {
 					tries++
 					if err := test.attempts[min(tries, len(test.attempts))-1](ctx); err != nil {
 						return "", err
@@ -81,17 +85,82 @@ func TestRetry(t *testing.T) {
 
 func TestRetryEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ctx, closeStore := context.WithCancel(t.Context())
-		s := &Store{ctx: ctx}
+		life, closeStore := context.WithCancel(t.Context())
+		s := &Store{ctx: life}
+		wait := func(ctx context.Context) (int, error) { return 0, noResponse(ctx) }
+		call := func(ctx context.Context) error {
+			ctx, cancel := s.callContext(ctx)
+			defer cancel()
+			_, err := retry(ctx, s, wait)
+			return err
+		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		wait := func(ctx context.Context) (int, error) { return 0, noResponse(ctx) }
-		if _, err := retry(ctx, s, wait); !errors.Is(err, context.DeadlineExceeded) || strings.Contains(err.Error(), "no answer") {
+		if err := call(ctx); !errors.Is(err, context.DeadlineExceeded) || strings.Contains(err.Error(), "no answer") {
 			t.Errorf("with its caller gone: %v", err)
 		}
 		time.AfterFunc(time.Second, closeStore)
-		if _, err := retry(t.Context(), s, wait); !errors.Is(err, errClosed) {
+		if err := call(t.Context()); !errors.Is(err, errClosed) {
 			t.Errorf("with the store closed: %v", err)
 		}
 	})
+}
+
+// Copies of a request are sent after a quarter and after half of the timeout.
+func TestHedge(t *testing.T) {
+	down, denied := status.Error(codes.Unavailable, "connection refused"), status.Error(codes.PermissionDenied, "no")
+	after := func(d time.Duration, err error) attempt {
+		return func(ctx context.Context) error {
+			select {
+			case <-time.After(d):
+				return err
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	}
+	for _, test := range []struct {
+		name   string
+		copies []attempt
+		err    error
+		sent   int
+		took   time.Duration
+	}{
+		{name: "at once", copies: []attempt{fails(nil)}, sent: 1},
+		{name: "refused at once", copies: []attempt{fails(down)}, err: down, sent: 1},
+		{name: "slow", copies: []attempt{after(3*time.Second, nil), noResponse, noResponse}, sent: 3, took: 3 * time.Second},
+		{name: "silent", copies: []attempt{noResponse, fails(nil)}, sent: 2, took: time.Second},
+		{name: "two silent", copies: []attempt{noResponse, noResponse, fails(nil)}, sent: 3, took: 2 * time.Second},
+		{name: "all silent", copies: []attempt{noResponse, noResponse, noResponse}, err: context.DeadlineExceeded, sent: 3, took: 4 * time.Second},
+		{name: "slow, the other down", copies: []attempt{after(1500*time.Millisecond, nil), fails(down)}, sent: 2, took: 1500 * time.Millisecond},
+		{name: "slow, the other denied", copies: []attempt{noResponse, fails(denied)}, err: denied, sent: 2, took: time.Second},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := &Store{cfg: Config{Timeout: 4 * time.Second}, ctx: t.Context()}
+				ctx, cancel := s.callContext(t.Context())
+				defer cancel()
+				var mu sync.Mutex
+				sent := 0
+				var reply etcdserverpb.RangeResponse
+				start := time.Now()
+				err := s.hedge(ctx, "", nil, &reply, nil, func(ctx context.Context, _ string, _, reply any, _ *grpc.ClientConn, _ ...grpc.CallOption) error {
+					mu.Lock()
+					sent++
+					send := test.copies[sent-1]
+					reply.(*etcdserverpb.RangeResponse).Count = int64(sent)
+					mu.Unlock()
+					return send(ctx)
+				})
+				took := time.Since(start)
+				synctest.Wait()
+				if !errors.Is(err, test.err) || sent != test.sent || took != test.took {
+					t.Errorf("%v, %d copies, %v", err, sent, took)
+				}
+				if err == nil && reply.Count == 0 {
+					t.Error("the reply is empty")
+				}
+			})
+		})
+	}
 }

@@ -201,6 +201,19 @@ func (c *Cluster) Restart(i int) error {
 // EraseData deletes the data of a killed member.
 func (c *Cluster) EraseData(i int) error { return os.RemoveAll(c.configs[i].Dir) }
 
+// CopyData copies the data of a killed member to a directory.
+func (c *Cluster) CopyData(i int, dir string) error {
+	return os.CopyFS(dir, os.DirFS(c.configs[i].Dir))
+}
+
+// RestoreData replaces the data of a killed member by those that CopyData copied.
+func (c *Cluster) RestoreData(i int, dir string) error {
+	if err := c.EraseData(i); err != nil {
+		return err
+	}
+	return os.CopyFS(c.configs[i].Dir, os.DirFS(dir))
+}
+
 // Client returns a client that reads and changes keys directly.
 func (c *Cluster) Client(tb testing.TB) *clientv3.Client {
 	tb.Helper()

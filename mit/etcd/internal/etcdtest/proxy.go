@@ -1,10 +1,13 @@
 package etcdtest
 
 import (
+	"bytes"
 	"context"
+	"io"
 	"net"
 	"sync"
 	"testing"
+	"time"
 )
 
 // A Proxy connects a store to a member of etcd and can fail like a network.
@@ -13,8 +16,11 @@ type Proxy struct {
 	Addr string
 
 	mu         sync.Mutex // guards the fields below
+	target     string
 	cut        bool
 	blackholed bool
+	delay      time.Duration // of responses
+	rate       int           // of responses, in bytes per second; 0: no limit
 	conns      map[net.Conn]bool
 }
 
@@ -25,7 +31,7 @@ func NewProxy(t *testing.T, target string) *Proxy {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &Proxy{Addr: ln.Addr().String(), conns: map[net.Conn]bool{}}
+	p := &Proxy{Addr: ln.Addr().String(), target: target, conns: map[net.Conn]bool{}}
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for {
@@ -33,13 +39,13 @@ func NewProxy(t *testing.T, target string) *Proxy {
 			if err != nil {
 				return
 			}
-			server, err := new(net.Dialer).DialContext(context.Background(), "tcp", target)
+			server, err := new(net.Dialer).DialContext(context.Background(), "tcp", p.to())
 			if err != nil || !p.add(client, server) {
 				_ = client.Close()
 				continue
 			}
-			wg.Go(func() { forward(server, client, nil) })
-			wg.Go(func() { forward(client, server, p.keepResponses) })
+			wg.Go(func() { forward(server, client) })
+			wg.Go(func() { p.respond(client, server) })
 		}
 	})
 	t.Cleanup(func() {
@@ -48,6 +54,20 @@ func NewProxy(t *testing.T, target string) *Proxy {
 		wg.Wait()
 	})
 	return p
+}
+
+func (p *Proxy) to() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.target
+}
+
+// Retarget closes all connections. New ones lead to another member.
+func (p *Proxy) Retarget(target string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.target = target
+	p.closeLocked()
 }
 
 func (p *Proxy) add(client, server net.Conn) bool {
@@ -61,30 +81,68 @@ func (p *Proxy) add(client, server net.Conn) bool {
 	return true
 }
 
-// forward copies from src to dst and closes both when one fails. keep, if set, reports whether to
-// forward what has been read.
-func forward(dst, src net.Conn, keep func() bool) {
+// forward copies from src to dst and closes both when one fails.
+func forward(dst, src net.Conn) {
 	defer src.Close()
 	defer dst.Close()
-	buf := make([]byte, 32<<10)
+	_, _ = io.Copy(dst, src)
+}
+
+// A chunk is a part of a response, to be delivered at some time.
+type chunk struct {
+	at    time.Time
+	bytes []byte
+}
+
+// respond copies responses with the faults of the proxy. A delay holds up each response, but not
+// those after it.
+func (p *Proxy) respond(client, server net.Conn) {
+	defer server.Close()
+	defer client.Close()
+	chunks := make(chan chunk, 1<<12)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		for c := range chunks {
+			time.Sleep(time.Until(c.at))
+			if rate := p.limit(); rate > 0 {
+				time.Sleep(time.Duration(len(c.bytes)) * time.Second / time.Duration(rate))
+			}
+			if _, err := client.Write(c.bytes); err != nil {
+				_ = server.Close()
+			}
+		}
+	})
+	defer close(chunks)
+	buf := make([]byte, 4<<10)
 	for {
-		n, err := src.Read(buf)
+		n, err := server.Read(buf)
 		if err != nil {
 			return
 		}
-		if keep != nil && !keep() {
-			continue
-		}
-		if _, err := dst.Write(buf[:n]); err != nil {
-			return
+		if keep, delay := p.response(); keep {
+			chunks <- chunk{time.Now().Add(delay), bytes.Clone(buf[:n])}
 		}
 	}
 }
 
-func (p *Proxy) keepResponses() bool {
+func (p *Proxy) response() (keep bool, delay time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return !p.blackholed
+	return !p.blackholed, p.delay
+}
+
+func (p *Proxy) limit() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.rate
+}
+
+// Slow delays responses, and limits them to so many bytes per second; 0: no limit.
+func (p *Proxy) Slow(delay time.Duration, rate int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.delay, p.rate = delay, rate
 }
 
 // Cut closes all connections and refuses new ones until Heal.

@@ -1,0 +1,106 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+
+	"github.com/mimiktech/cluster/mit"
+)
+
+// The keys in a page. Each page has [Config].Timeout for itself, so that a list of any length can
+// be loaded over a slow link. Pages grow while that makes loading faster: it does if etcd takes
+// long for each response, but not over a slow link. They shrink if a response does not arrive in time.
+const (
+	minPage = 64
+	maxPage = 4096
+)
+
+// load reads all keys.
+func (s *Store) load(ctx context.Context) (*cache, error) {
+	c := newCache(s.keys, 0, nil)
+	var err error
+	c.revision, err = s.scan(ctx, string(s.keys), 0, c.put)
+	return c, err
+}
+
+// scan calls put for the keys with a prefix, and returns their common revision: the latest, or the
+// given one if it is not 0.
+func (s *Store) scan(ctx context.Context, prefix string, revision int64, put func(*mvccpb.KeyValue)) (int64, error) {
+	from, end := prefix, clientv3.GetPrefixRangeEnd(prefix)
+	limit, largest := int64(minPage), int64(maxPage)
+	best := 0.0 // keys per second
+	for {
+		start := time.Now()
+		resp, err := s.page(ctx, from, clientv3.WithRange(end), clientv3.WithRev(revision), clientv3.WithLimit(limit))
+		switch {
+		case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil && limit > minPage:
+			limit = max(limit/4, minPage)
+			largest = limit
+			continue
+		case err != nil:
+			return 0, err
+		}
+		for _, kv := range resp.Kvs {
+			put(kv)
+		}
+		if revision == 0 {
+			revision = resp.Header.Revision
+		}
+		if !resp.More {
+			return revision, nil
+		}
+		from = string(resp.Kvs[len(resp.Kvs)-1].Key) + "\x00"
+		took := time.Since(start)
+		rate := float64(len(resp.Kvs)) / took.Seconds()
+		if took < s.cfg.timeout()/16 || rate > 1.25*best {
+			limit = min(2*limit, largest)
+		}
+		best = max(best, rate)
+	}
+}
+
+func (s *Store) page(ctx context.Context, from string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	ctx, cancel := s.callContext(ctx)
+	defer cancel()
+	return retry(ctx, s, func(ctx context.Context) (*clientv3.GetResponse, error) {
+		return s.client.Get(ctx, from, opts...)
+	})
+}
+
+// fetchResource reads a resource from etcd.
+func (s *Store) fetchResource(ctx context.Context, typ string) (mit.Resource, error) {
+	c := newCache(s.keys, 0, nil)
+	revision, err := s.scan(ctx, s.keys.servers(typ), 0, c.put)
+	if err != nil {
+		return mit.Resource{}, err
+	}
+	resp, err := s.page(ctx, s.keys.resource(mit.ResourceID(typ)), clientv3.WithRev(revision))
+	if err != nil {
+		return mit.Resource{}, err
+	}
+	for _, kv := range resp.Kvs {
+		c.put(kv)
+	}
+	if r := c.resources[mit.ResourceID(typ)]; r != nil {
+		return r.snapshot(), nil
+	}
+	return mit.NewResource(typ, "", 0, nil), nil
+}
+
+func (s *Store) setCache(c *cache) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cache != nil {
+		c.keepDates(s.cache)
+	}
+	s.cache = c
+	s.notifyLocked()
+	if n := len(c.unrecognized); n > 0 {
+		s.log.Warn("ignored unrecognized keys", zap.Int("keys", n), zap.Strings("such as", c.unrecognizedKeys(5)))
+	}
+}
