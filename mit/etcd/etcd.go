@@ -204,8 +204,8 @@ func (s *Store) Close() error {
 	return nil
 }
 
-// Health returns nil if Ready does and all keys under the prefix are recognized. The store also works
-// with unrecognized keys.
+// Health returns nil if Ready does and all keys under the prefix are recognized. The store also
+// works with unrecognized keys.
 func (s *Store) Health() error {
 	err := s.Ready()
 	s.mu.Lock()

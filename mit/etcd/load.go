@@ -3,6 +3,7 @@ package etcd
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -14,7 +15,8 @@ import (
 
 // The keys in a page. Each page has [Config].Timeout for itself, so that a list of any length can
 // be loaded over a slow link. Pages grow while that makes loading faster: it does if etcd takes
-// long for each response, but not over a slow link. They shrink if a response does not arrive in time.
+// long for each response, but not over a slow link. They shrink if a response does not arrive in
+// time.
 const (
 	minPage = 64
 	maxPage = 4096
@@ -24,14 +26,13 @@ const (
 func (s *Store) load(ctx context.Context) (*cache, error) {
 	c := newCache(s.keys, 0, nil)
 	var err error
-	c.revision, err = s.scan(ctx, string(s.keys), 0, c.put)
+	c.revision, err = s.scan(ctx, string(s.keys), clientv3.GetPrefixRangeEnd(string(s.keys)), 0, c.put)
 	return c, err
 }
 
-// scan calls put for the keys with a prefix, and returns their common revision: the latest, or the
-// given one if it is not 0.
-func (s *Store) scan(ctx context.Context, prefix string, revision int64, put func(*mvccpb.KeyValue)) (int64, error) {
-	from, end := prefix, clientv3.GetPrefixRangeEnd(prefix)
+// scan calls put for the keys from the first up to end, and returns their common revision: the
+// latest, or the given one if it is not 0.
+func (s *Store) scan(ctx context.Context, from, end string, revision int64, put func(*mvccpb.KeyValue)) (int64, error) {
 	limit, largest := int64(minPage), int64(maxPage)
 	best := 0.0 // keys per second
 	for {
@@ -72,19 +73,26 @@ func (s *Store) page(ctx context.Context, from string, opts ...clientv3.OpOption
 	})
 }
 
-// fetchResource reads a resource from etcd.
+// fetchResource reads a resource from etcd, in one request unless it is very long.
 func (s *Store) fetchResource(ctx context.Context, typ string) (mit.Resource, error) {
-	c := newCache(s.keys, 0, nil)
-	revision, err := s.scan(ctx, s.keys.servers(typ), 0, c.put)
+	key, prefix := s.keys.resource(mit.ResourceID(typ)), s.keys.servers(typ)
+	end := clientv3.GetPrefixRangeEnd(prefix)
+	resp, err := retry(ctx, s, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+		return s.client.Txn(ctx).Then(
+			clientv3.OpGet(key),
+			clientv3.OpGet(prefix, clientv3.WithRange(end), clientv3.WithLimit(maxPage)),
+		).Commit()
+	})
 	if err != nil {
 		return mit.Resource{}, err
 	}
-	resp, err := s.page(ctx, s.keys.resource(mit.ResourceID(typ)), clientv3.WithRev(revision))
-	if err != nil {
-		return mit.Resource{}, err
-	}
-	for _, kv := range resp.Kvs {
-		c.put(kv)
+	servers := resp.Responses[1].GetResponseRange()
+	c := newCache(s.keys, 0, slices.Concat(resp.Responses[0].GetResponseRange().Kvs, servers.Kvs))
+	if servers.More {
+		from := string(servers.Kvs[len(servers.Kvs)-1].Key) + "\x00"
+		if _, err := s.scan(ctx, from, end, resp.Header.Revision, c.put); err != nil {
+			return mit.Resource{}, err
+		}
 	}
 	if r := c.resources[mit.ResourceID(typ)]; r != nil {
 		return r.snapshot(), nil

@@ -99,7 +99,7 @@ type chunk struct {
 func (p *Proxy) respond(client, server net.Conn) {
 	defer server.Close()
 	defer client.Close()
-	chunks := make(chan chunk, 1<<12)
+	chunks := make(chan chunk, 64)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	wg.Go(func() {
