@@ -44,8 +44,11 @@ func run(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
-	files := files{ca, dir}
+	defer func() { _ = os.RemoveAll(dir) }()
+	return demo(ctx, out, files{ca, dir})
+}
+
+func demo(ctx context.Context, out io.Writer, files files) error {
 	if err := files.renew("registry", "ada", "ben"); err != nil {
 		return err
 	}
@@ -74,6 +77,11 @@ func run(ctx context.Context, out io.Writer) error {
 		return err
 	}
 	fmt.Fprintf(out, "%d calls succeeded in %v, with certificates valid for %v.\n", calls, duration, certificateTTL)
+	return finish(out, nodes)
+}
+
+// finish checks that the nodes have used renewed certificates, and stops them.
+func finish(out io.Writer, nodes []*node) error {
 	for _, n := range nodes {
 		seen := n.clientCertificates()
 		if seen < 3 {

@@ -79,7 +79,7 @@ func (n *node) waitForPeers(ctx context.Context, count int) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("%s does not know %d peers: %v", n.name, count, n.Status().Reason)
+	return fmt.Errorf("%s knows %d peers, not %d: it is %s", n.name, len(n.Peers()), count, n.Status().State)
 }
 
 // hello records the certificate of the caller.
