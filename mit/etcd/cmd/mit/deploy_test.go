@@ -173,7 +173,7 @@ type manifest struct {
 						Name          string
 						ContainerPort int
 					}
-					ReadinessProbe struct{ HTTPGet struct{ Path, Port string } }
+					ReadinessProbe struct{ HTTPGet struct{ Path, Port, Scheme string } }
 					LivenessProbe  struct{ TCPSocket struct{ Port string } }
 					VolumeMounts   []struct{ Name, MountPath string }
 				}
@@ -248,13 +248,17 @@ func TestKubernetes(t *testing.T) {
 		t.Errorf("it listens on %s, the container has %+v", arg("listen"), container.Ports)
 	}
 	service := objects["Service mit"].Spec.Ports
-	if len(service) != 1 || arg("url") != fmt.Sprintf("http://mit.mit.svc:%d", service[0].Port) {
+	if len(service) != 1 || arg("url") != fmt.Sprintf("https://mit.mit.svc:%d", service[0].Port) {
 		t.Errorf("nodes are told %s, the service has %+v", arg("url"), service)
 	}
 	for _, port := range []string{service[0].TargetPort, container.ReadinessProbe.HTTPGet.Port, container.LivenessProbe.TCPSocket.Port} {
 		if port != container.Ports[0].Name {
 			t.Errorf("port %q, the container has %+v", port, container.Ports)
 		}
+	}
+
+	if scheme := container.ReadinessProbe.HTTPGet.Scheme; scheme != "HTTPS" {
+		t.Errorf("the health is checked with %s, the container has TLS", scheme)
 	}
 
 	// The health endpoint is there.
@@ -276,7 +280,7 @@ func TestKubernetes(t *testing.T) {
 			t.Errorf("variable %s comes from %+v", env.Name, ref)
 		}
 	}
-	for _, flag := range []string{"clients", "etcd-cacert", "etcd-cert", "etcd-key"} {
+	for _, flag := range []string{"clients", "tls-cert", "tls-key", "etcd-cacert", "etcd-cert", "etcd-key"} {
 		dir, file := filepath.Split(arg(flag))
 		found := false
 		for _, mount := range container.VolumeMounts {
