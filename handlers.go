@@ -131,8 +131,9 @@ func ClaimsFrom(ctx context.Context) (Claims, bool) {
 }
 
 // Authenticate calls next for requests with a valid bearer token: issued by the token service, for
-// this node's audience, and not expired. It answers all others with 401, or with 503 if the
-// [Verifier] cannot verify tokens at the moment. The context of the request has the claims
+// this node's audience, and not expired. It answers a missing or malformed header with 401, an
+// invalid token with 403, because npm callers fetch a new token only then, and all requests with
+// 503 while the [Verifier] cannot verify tokens. The context of the request has the claims
 // ([ClaimsFrom]) and the correlation id ([CorrelationID]). The response has the correlation id,
 // too. Authenticate does not check what the caller is allowed to do.
 func (c *Cluster) Authenticate(next http.Handler) http.Handler {
@@ -265,7 +266,7 @@ func (c *Cluster) authenticate(next http.Handler, check func(Claims) (CallerChec
 		}
 		c.trace.callerChecked(ctx, caller)
 		if caller.Err != nil {
-			if caller.Result == CallerNoToken || caller.Result == CallerInvalidToken {
+			if caller.Result == CallerNoToken {
 				w.Header().Set("WWW-Authenticate", "Bearer")
 			}
 			c.ReplyError(w, r, caller.Err)
@@ -295,7 +296,11 @@ func (c *Cluster) verifyCaller(r *http.Request) CallerInfo {
 		caller.Err = &StatusError{Code: http.StatusServiceUnavailable, Message: "tokens cannot be verified at the moment"}
 		return caller
 	}
-	caller.Err = &StatusError{Code: http.StatusUnauthorized, Message: "invalid token: " + reason}
+	code := http.StatusUnauthorized
+	if caller.Result == CallerInvalidToken {
+		code = http.StatusForbidden // npm callers fetch a new token only then
+	}
+	caller.Err = &StatusError{Code: code, Message: "invalid token: " + reason}
 	return caller
 }
 

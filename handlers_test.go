@@ -49,29 +49,29 @@ func TestPeerEndpointsRejectInvalidTokens(t *testing.T) {
 		}, 401, "duplicated"},
 		"another scheme": {func(_ *testing.T, w *clustertest.World) []string { return []string{"Basic " + w.Token("mds", true)} }, 401, "not a bearer token"},
 		"an empty token": {func(*testing.T, *clustertest.World) []string { return []string{"Bearer "} }, 401, "not a bearer token"},
-		"not a JWT":      {func(*testing.T, *clustertest.World) []string { return []string{"Bearer abc"} }, 401, "malformed"},
+		"not a JWT":      {func(*testing.T, *clustertest.World) []string { return []string{"Bearer abc"} }, 403, "malformed"},
 		"expired": {func(_ *testing.T, w *clustertest.World) []string {
 			token := w.Token("mds", true)
 			time.Sleep(24*time.Hour + 10*time.Second) // its time, and the leeway
 			return []string{"Bearer " + token}
-		}, 401, "expired"},
+		}, 403, "expired"},
 		"unsigned": {func(t *testing.T, w *clustertest.World) []string {
 			t.Helper()
 			return []string{signToken(t, w.Nodes[0].Config(), jwt.SigningMethodNone, jwt.UnsafeAllowNoneSignatureType, nil)}
-		}, 401, "HS256"},
+		}, 403, "HS256"},
 		"signed by another algorithm": {func(t *testing.T, w *clustertest.World) []string {
 			t.Helper()
 			cfg := w.Nodes[0].Config()
 			return []string{signToken(t, cfg, jwt.SigningMethodHS512, []byte(cfg.ClientAccessKey), nil)}
-		}, 401, "HS256"},
+		}, 403, "HS256"},
 		"signed by another key": {func(t *testing.T, w *clustertest.World) []string {
 			t.Helper()
 			return []string{signToken(t, w.Nodes[0].Config(), jwt.SigningMethodHS256, []byte("another key"), nil)}
-		}, 401, "bad signature"},
-		"for another audience": {hs256(func(c jwt.MapClaims) { c["aud"] = "https://others.test" }), 401, "audience"},
-		"of another issuer":    {hs256(func(c jwt.MapClaims) { c["iss"] = "http://others.test" }), 401, "issuer"},
-		"without expiry":       {hs256(func(c jwt.MapClaims) { delete(c, "exp") }), 401, "exp"},
-		"not valid yet":        {hs256(func(c jwt.MapClaims) { c["nbf"] = time.Now().Add(time.Minute).Unix() }), 401, "not valid yet"},
+		}, 403, "bad signature"},
+		"for another audience": {hs256(func(c jwt.MapClaims) { c["aud"] = "https://others.test" }), 403, "audience"},
+		"of another issuer":    {hs256(func(c jwt.MapClaims) { c["iss"] = "http://others.test" }), 403, "issuer"},
+		"without expiry":       {hs256(func(c jwt.MapClaims) { delete(c, "exp") }), 403, "exp"},
+		"not valid yet":        {hs256(func(c jwt.MapClaims) { c["nbf"] = time.Now().Add(time.Minute).Unix() }), 403, "not valid yet"},
 		"not a cluster token":  {func(_ *testing.T, w *clustertest.World) []string { return []string{"Bearer " + w.Token("mds", false)} }, 400, "must be a cluster token"},
 		"of another type":      {func(_ *testing.T, w *clustertest.World) []string { return []string{"Bearer " + w.Token("mfd", true)} }, 400, `its type is "mfd", not "mds"`},
 		"without a type":       {hs256(func(c jwt.MapClaims) { delete(c, "subType") }), 400, "its type is"},
@@ -468,8 +468,8 @@ func TestAuthenticate(t *testing.T) {
 			t.Errorf("a peer's: %v, %+v", r, got)
 		}
 		serve(n.AuthenticatePeer, foreign).wantError(t, 403, `its type is "mfd", not "mds"`)
-		serve(n.AuthenticatePeer, "bad").wantError(t, 401, "malformed")
-		serve(n.Authenticate, "bad").wantError(t, 401, "malformed")
+		serve(n.AuthenticatePeer, "bad").wantError(t, 403, "malformed")
+		serve(n.Authenticate, "bad").wantError(t, 403, "malformed")
 		if got.SubType != "" {
 			t.Error("a rejected request reached the handler")
 		}
@@ -500,7 +500,7 @@ func TestWithVerifier(t *testing.T) {
 		t.Errorf("the reply is %s", data)
 	}
 	rejection := serve("bad")
-	rejection.wantError(t, 401, "I know")
+	rejection.wantError(t, 403, "I know")
 	if strings.Contains(rejection.Body, "I know bad") {
 		t.Errorf("the reply has the token: %s", rejection.Body)
 	}
