@@ -101,40 +101,44 @@ func (b *balancer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		return
 	}
+	encoding := ""
 	status, response := http.StatusBadGateway, []byte(`{"statusCode":502,"title":"Bad Gateway","message":"no replica answers"}`)
 	for n, i := range b.order() {
 		if n == 1 {
 			b.repeated.Add(1)
 		}
-		code, text, err := b.forward(r, i, body)
+		code, header, text, err := b.forward(r, i, body)
 		if err != nil {
 			continue
 		}
-		status, response = code, text
+		status, encoding, response = code, header.Get("Content-Encoding"), text
 		if status != http.StatusServiceUnavailable {
 			break
 		}
 	}
 	w.Header().Set("Content-Type", "application/json")
+	if encoding != "" {
+		w.Header().Set("Content-Encoding", encoding)
+	}
 	w.Header().Set("Content-Length", strconv.Itoa(len(response)))
 	w.WriteHeader(status)
 	_, _ = w.Write(response)
 }
 
 // forward sends a request to one replica.
-func (b *balancer) forward(r *http.Request, replica int, body []byte) (status int, response []byte, err error) {
+func (b *balancer) forward(r *http.Request, replica int, body []byte) (status int, header http.Header, response []byte, err error) {
 	b.busy[replica].Add(1)
 	defer b.busy[replica].Add(-1)
 	req, err := http.NewRequestWithContext(r.Context(), r.Method, b.replicas[replica]+r.RequestURI, bytes.NewReader(body))
 	if err != nil {
-		return 0, nil, err
+		return 0, nil, nil, err
 	}
 	req.Header = r.Header.Clone()
 	resp, err := b.client.Transport.RoundTrip(req)
 	if err != nil {
-		return 0, nil, err
+		return 0, nil, nil, err
 	}
 	defer resp.Body.Close()
 	response, err = io.ReadAll(resp.Body)
-	return resp.StatusCode, response, err
+	return resp.StatusCode, resp.Header, response, err
 }
