@@ -119,8 +119,8 @@ type response struct {
 }
 
 // do sends a request and returns the response. Without a 2xx response there is an error, too. The
-// errors are *UnreachableError, *StatusError and *InvalidResponseError, and name the remote. call is
-// what newCall returned for the header and the body of req, or nil.
+// errors are *UnreachableError, *StatusError and *InvalidResponseError, and name the remote. call
+// is what newCall returned for the header and the body of req, or nil.
 func (h *httpClient) do(rt http.RoundTripper, info RequestInfo, req *http.Request, call *h1.Call) (response, error) {
 	req, end := h.trace.request(info, req)
 	if end == nil {

@@ -130,7 +130,7 @@ func outcomeOf(t *testing.T, h http.HandlerFunc, req cluster.Request, client *ht
 		if err != nil {
 			t.Error(err)
 		}
-		if strings.HasSuffix(r.URL.Path, "/itResources") && r.Method != http.MethodHead { // the announcement
+		if strings.HasSuffix(r.URL.Path, "/itResources") && r.Method != http.MethodHead {
 			responder(http.StatusOK, `{"data":null}`).ServeHTTP(w, r)
 			return
 		}
