@@ -77,8 +77,9 @@ type callResult struct {
 func constructors() map[string]func(context.Context, endpoints) (contestant, error) {
 	things := cluster.Request{Path: "/things"}
 	return map[string]func(context.Context, endpoints) (contestant, error){
-		ours:             nodeConstructor(things),
-		hedged:           nodeConstructor(cluster.Request{Path: things.Path, HedgeAfter: 20 * time.Millisecond}),
+		ours:             nodeConstructor(things, nil),
+		overNetHTTP:      nodeConstructor(things, tunedTransport),
+		hedged:           nodeConstructor(cluster.Request{Path: things.Path, HedgeAfter: 20 * time.Millisecond}, nil),
 		baseline:         loopConstructor(loop{}, tunedTransport, plainGetter),
 		bounded:          loopConstructor(loop{sem: semaphore.NewWeighted(256)}, tunedTransport, plainGetter),
 		defaultTransport: loopConstructor(loop{}, cloneDefaultTransport, plainGetter),

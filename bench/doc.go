@@ -28,6 +28,7 @@
 //
 //   - cluster: [cluster.Cluster.RPCluster] with tokens from the token service, retries, eviction
 //     and a trace.
+//   - cluster over net/http: the same with the transport of loop, given with WithHTTPClient.
 //   - loop, the baseline: one goroutine per peer, one deadline per call and net/http with a tuned
 //     transport. It decodes each response and checks that the expected server sent it. It has a
 //     fixed token and a fixed list of peers, and neither retries nor evicts.

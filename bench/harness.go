@@ -32,7 +32,7 @@ type options struct {
 
 // allContestants returns the contestants of the calls experiment, in the order of its table.
 func allContestants() []string {
-	return []string{ours, baseline, bounded, defaultTransport, "retryablehttp", "resty", "failsafe", npmName}
+	return []string{ours, overNetHTTP, baseline, bounded, defaultTransport, "retryablehttp", "resty", "failsafe", npmName}
 }
 
 // A harness owns the stub cluster, starts the contestants and collects the results.

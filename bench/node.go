@@ -15,6 +15,8 @@ import (
 const (
 	ours   = "cluster"
 	hedged = "cluster, hedged" // in the tail experiment only
+	// overNetHTTP is the same with net/http's transport instead of the direct one.
+	overNetHTTP = "cluster over net/http"
 )
 
 // A node is a node of this module as a service configures it: registered, with tokens from the
@@ -24,21 +26,28 @@ type node struct {
 	*cluster.Cluster
 	req  cluster.Request
 	done *atomic.Int64 // number of PeerDone events
+
+	client *http.Client // nil: that of the node
 }
 
-// nodeConstructor returns a function that creates a node whose calls send req.
-func nodeConstructor(req cluster.Request) func(context.Context, endpoints) (contestant, error) {
-	return func(ctx context.Context, e endpoints) (contestant, error) { return newNode(ctx, e, req) }
+// nodeConstructor returns a function that creates a node whose calls send req. If transport is nil,
+// the node creates its own transports.
+func nodeConstructor(req cluster.Request, transport func() *http.Transport) func(context.Context, endpoints) (contestant, error) {
+	return func(ctx context.Context, e endpoints) (contestant, error) {
+		switch {
+		case e.Canned:
+			return newNode(ctx, e, req, &http.Client{Transport: newCannedTransport(e)})
+		case transport != nil:
+			return newNode(ctx, e, req, &http.Client{Transport: transport()})
+		}
+		return newNode(ctx, e, req, nil)
+	}
 }
 
-func newNode(ctx context.Context, e endpoints, req cluster.Request) (contestant, error) {
-	n := node{req: req, done: new(atomic.Int64)}
+func newNode(ctx context.Context, e endpoints, req cluster.Request, client *http.Client) (contestant, error) {
+	n := node{req: req, done: new(atomic.Int64), client: client}
 	var events atomic.Int64
 	count := func() { events.Add(1) }
-	var client *http.Client // nil: the node creates its own transports
-	if e.Canned {
-		client = &http.Client{Transport: newCannedTransport(e)}
-	}
 	c, err := cluster.New(cluster.Config{
 		Type: "mds", ID: "me", Port: 1, LocalIPv4: "127.0.0.1", BasePath: basePath, Management: true,
 		RequestTimeout: e.Timeout,
@@ -96,4 +105,9 @@ func (n node) stream(ctx context.Context) (c counts, first, last time.Duration) 
 	return c, first, last
 }
 
-func (n node) close() { _ = n.Close() } // always nil
+func (n node) close() {
+	_ = n.Close() // always nil
+	if n.client != nil {
+		n.client.CloseIdleConnections()
+	}
+}

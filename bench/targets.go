@@ -33,18 +33,27 @@ type comparison struct {
 	value          measure
 	bound          float64
 	atLeast        bool // bound is a minimum, not a maximum
-	peers, callers int  // 0: any
+	peers, callers int  // 0: any number
 }
 
 // checkCalls adds the targets of the calls experiment.
 func (h *harness) checkCalls() {
 	h.compare(h.results, []comparison{
-		{baseline, "calls/s", callRate, 1, true, 0, 0},
-		{baseline, "CPU", cpuPerRequest, 1, false, 0, 0},
+		{baseline, "calls/s", callRate, 1.2, true, 10, 1},
+		{baseline, "calls/s", callRate, 1.4, true, 10, 8},
+		{baseline, "calls/s", callRate, 1.5, true, 100, 1},
+		{baseline, "calls/s", callRate, 1.4, true, 100, 8},
+		{baseline, "calls/s", callRate, 1.5, true, 1000, 1},
+		{baseline, "calls/s", callRate, 1.85, true, 1000, 8},
+		{baseline, "CPU", cpuPerRequest, 0.65, false, 10, 1},
+		{baseline, "CPU", cpuPerRequest, 0.55, false, 10, 8},
+		{baseline, "CPU", cpuPerRequest, 0.48, false, 100, 0},
+		{baseline, "CPU", cpuPerRequest, 0.48, false, 1000, 1},
+		{baseline, "CPU", cpuPerRequest, 0.4, false, 1000, 8},
 		{baseline, "peak memory", peakMemory, 1.0 / 3, false, 1000, 8},
-		{baseline, "p99", p99, 1.0 / 2, false, 1000, 8},
+		{baseline, "p99", p99, 0.3, false, 1000, 8},
 		{defaultTransport, "calls/s", callRate, 2, true, 100, 8},
-		{npmName, "calls/s", callRate, 10, true, 0, 0},
+		{npmName, "calls/s", callRate, 18, true, 0, 0},
 		{npmName, "CPU", cpuPerRequest, 0.1, false, 0, 0},
 	}...)
 }
@@ -54,7 +63,7 @@ func (h *harness) compare(results []result, comparisons ...comparison) {
 	for _, c := range comparisons {
 		for _, r := range results {
 			rival := find(results, c.rival, r.Peers, r.Callers)
-			if r.Name != ours || rival == nil || c.peers != 0 && (c.peers != r.Peers || c.callers != r.Callers) {
+			if r.Name != ours || rival == nil || c.peers != 0 && c.peers != r.Peers || c.callers != 0 && c.callers != r.Callers {
 				continue
 			}
 			all := ratios(r, *rival, c.value)

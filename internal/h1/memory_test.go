@@ -9,14 +9,29 @@ import (
 	"net"
 	"net/http"
 	"runtime"
+	"syscall"
 	"testing"
 )
 
-// BenchmarkIdleConnection measures the memory of an idle connection to each of 1,000 peers, heap
-// and stacks. The peers have no goroutine for theirs. What is in the heap for the two sockets alone
+// BenchmarkIdleConnection measures the memory of an idle connection to each of 1,000 and of 10,000
+// peers, heap and stacks. The peers have no goroutine for theirs. What is in the heap for the two sockets alone
 // is measured as well.
 func BenchmarkIdleConnection(b *testing.B) {
-	const peers = 1000
+	for _, peers := range []int{1000, 10_000} {
+		benchmarkIdle(b, peers)
+	}
+}
+
+func benchmarkIdle(b *testing.B, peers int) {
+	b.Helper()
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		b.Fatal(err)
+	}
+	if need := uint64(2*peers + 100); uint64(limit.Cur) < need {
+		b.Logf("%d peers are not measured: that takes %d descriptors, of %d", peers, need, limit.Cur)
+		return
+	}
 	l := listen(b)
 	dial := func(ctx context.Context, network, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, network, l.Addr().String())
@@ -38,7 +53,7 @@ func BenchmarkIdleConnection(b *testing.B) {
 		return &bareSockets{b, dial}
 	}
 	for name, newTransport := range map[string]func(b *testing.B) http.RoundTripper{"sockets": sockets, "h1": own, "net-http": std} {
-		b.Run(name, func(b *testing.B) {
+		b.Run(fmt.Sprint(name, "/", peers), func(b *testing.B) {
 			var total int64
 			for range b.N {
 				rt := newTransport(b)
@@ -71,7 +86,7 @@ func BenchmarkIdleConnection(b *testing.B) {
 					nc.Close()
 				}
 			}
-			b.ReportMetric(float64(total)/peers/float64(b.N), "B/conn")
+			b.ReportMetric(float64(total)/float64(peers*b.N), "B/conn")
 		})
 	}
 }
