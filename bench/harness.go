@@ -166,7 +166,7 @@ func (h *harness) runTurn(c *process, e endpoints, cfg config, n int) (r round, 
 		}
 	}
 	if h.Profiles != "" && n == 0 {
-		name := fmt.Sprintf("%s.%d.%d", strings.ReplaceAll(c.name, " ", "-"), len(e.Peers), cfg.Callers)
+		name := fmt.Sprintf("%s.%d.%d", strings.NewReplacer(" ", "-", "/", "-").Replace(c.name), len(e.Peers), cfg.Callers)
 		t.Profile = filepath.Join(h.Profiles, name)
 	}
 	if err := c.do("round", t, &r); err != nil {

@@ -1,5 +1,3 @@
-//go:build unix
-
 package h1
 
 import (
@@ -8,14 +6,15 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"os/exec"
 	"runtime"
-	"syscall"
 	"testing"
 )
 
 // BenchmarkIdleConnection measures the memory of an idle connection to each of 1,000 and of 10,000
-// peers, heap and stacks. The peers have no goroutine for theirs. What is in the heap for the two sockets alone
-// is measured as well.
+// peers, heap and stacks. The peers are in another process. What is in the heap for the sockets
+// alone is measured as well.
 func BenchmarkIdleConnection(b *testing.B) {
 	for _, peers := range []int{1000, 10_000} {
 		benchmarkIdle(b, peers)
@@ -24,17 +23,9 @@ func BenchmarkIdleConnection(b *testing.B) {
 
 func benchmarkIdle(b *testing.B, peers int) {
 	b.Helper()
-	var limit syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
-		b.Fatal(err)
-	}
-	if need := uint64(2*peers + 100); uint64(limit.Cur) < need {
-		b.Logf("%d peers are not measured: that takes %d descriptors, of %d", peers, need, limit.Cur)
-		return
-	}
-	l := listen(b)
+	address := startPeer(b)
 	dial := func(ctx context.Context, network, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, network, l.Addr().String())
+		return new(net.Dialer).DialContext(ctx, network, address)
 	}
 	std := func(b *testing.B) http.RoundTripper {
 		b.Helper()
@@ -57,38 +48,83 @@ func benchmarkIdle(b *testing.B, peers int) {
 			var total int64
 			for range b.N {
 				rt := newTransport(b)
-				accepted := make([]net.Conn, 0, peers)
 				before := memory()
 				for i := range peers {
-					done := make(chan error, 1)
-					go func() {
-						_, _, err := fetch(b.Context(), rt, "GET", fmt.Sprintf("http://peer-%d/", i), nil)
-						done <- err
-					}()
-					nc, err := l.Accept()
-					if err != nil {
-						b.Fatal(err)
-					}
-					accepted = append(accepted, nc)
-					if _, err := nc.Read(make([]byte, 1024)); err != nil {
-						b.Fatal(err)
-					}
-					if _, err := io.WriteString(nc, second); err != nil {
-						b.Fatal(err)
-					}
-					if err := <-done; err != nil {
+					if _, _, err := fetch(b.Context(), rt, "GET", fmt.Sprintf("http://peer-%d/", i), nil); err != nil {
 						b.Fatal(err)
 					}
 				}
 				total += memory() - before
 				runtime.KeepAlive(rt)
-				for _, nc := range accepted {
-					nc.Close()
-				}
 			}
 			b.ReportMetric(float64(total)/float64(peers*b.N), "B/conn")
 		})
 	}
+}
+
+// peerVariable makes the test binary play the peers of BenchmarkIdleConnection.
+const peerVariable = "H1_TEST_PEER"
+
+// startPeer starts a process that responds on any number of connections, and returns its address.
+func startPeer(b *testing.B) (address string) {
+	b.Helper()
+	cmd := exec.CommandContext(context.WithoutCancel(b.Context()), os.Args[0])
+	cmd.Env = append(os.Environ(), peerVariable+"=1")
+	stdin, err := cmd.StdinPipe() // its end is the end of the peer
+	if err != nil {
+		b.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		stdin.Close()
+		if err := cmd.Wait(); err != nil {
+			b.Error(err)
+		}
+	})
+	if _, err := fmt.Fscanln(stdout, &address); err != nil {
+		b.Fatal(err)
+	}
+	return address
+}
+
+// runPeer is the process of startPeer. It ends with its standard input.
+func runPeer() error {
+	l, err := new(net.ListenConfig).Listen(context.Background(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintln(os.Stdout, l.Addr()); err != nil {
+		return err
+	}
+	go func() {
+		for {
+			nc, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go respondOnce(nc)
+		}
+	}()
+	_, err = io.Copy(io.Discard, os.Stdin)
+	return err
+}
+
+// respondOnce keeps the connection open until the other side closes it.
+func respondOnce(nc net.Conn) {
+	defer nc.Close()
+	if _, err := nc.Read(make([]byte, 1024)); err != nil {
+		return
+	}
+	if _, err := io.WriteString(nc, second); err != nil {
+		return
+	}
+	_, _ = io.Copy(io.Discard, nc)
 }
 
 // bareSockets sends just enough for a peer to respond.
