@@ -135,7 +135,7 @@ func outcomeOf(t *testing.T, h http.HandlerFunc, req cluster.Request, client *ht
 			return
 		}
 		r.Header.Del("X-Correlation-Id")
-		r.Header.Del("Connection") // of retries on new connections
+		r.Header.Del("Connection") // of a retry
 		mu.Lock()
 		fmt.Fprintln(&text, r.Method, r.RequestURI, r.Proto, r.ContentLength, r.TransferEncoding, r.Header, len(body))
 		mu.Unlock()
