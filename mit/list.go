@@ -69,6 +69,8 @@ func (l listResponse) send(w http.ResponseWriter, r *http.Request) {
 // encodings encodes lists. Requests that wait for the list of one type at the same time share one
 // encoding, because a newer list is as good a response as an older one.
 type encodings struct {
+	gzipWriters sync.Pool // of *gzip.Writer
+
 	mu    sync.Mutex // guards the field below and the batches in it
 	types map[string]*typeEncodings
 }
@@ -93,7 +95,7 @@ type batch struct {
 func (e *encodings) encode(res Resource, leaseTime *float64, h http.Header) (*list, error) {
 	gz := acceptsGzip(h)
 	if res.Version == 0 {
-		return encodeList(&batch{res: res, leaseTime: leaseTime, plain: !gz, gzip: gz})
+		return e.encodeList(&batch{res: res, leaseTime: leaseTime, plain: !gz, gzip: gz})
 	}
 	e.mu.Lock()
 	t := e.types[res.Type]
@@ -117,7 +119,7 @@ func (e *encodings) encode(res Resource, leaseTime *float64, h http.Header) (*li
 		e.mu.Lock()
 		t.pending = nil // later requests need a later list
 		e.mu.Unlock()
-		b.list, b.err = encodeList(b)
+		b.list, b.err = e.encodeList(b)
 		close(b.done)
 		t.mu.Unlock()
 	}
@@ -125,7 +127,7 @@ func (e *encodings) encode(res Resource, leaseTime *float64, h http.Header) (*li
 	return b.list, b.err
 }
 
-func encodeList(b *batch) (*list, error) {
+func (e *encodings) encodeList(b *batch) (*list, error) {
 	res := b.res
 	b.res = Resource{} // not needed while the response is sent
 	plain, err := wire.EncodeRegistered(wire.Registered{
@@ -137,7 +139,7 @@ func encodeList(b *batch) (*list, error) {
 	}
 	l := &list{size: len(plain)}
 	if b.gzip && len(plain) >= minGzipBytes {
-		l.gzip = compress(plain)
+		l.gzip = e.compress(plain)
 	}
 	if b.plain || l.gzip == nil {
 		l.plain = plain
@@ -145,16 +147,14 @@ func encodeList(b *batch) (*list, error) {
 	return l, nil
 }
 
-var gzipWriters = sync.Pool{New: func() any {
-	w, _ := gzip.NewWriterLevel(nil, gzip.BestSpeed) // a valid level
-	return w
-}}
-
-func compress(b []byte) []byte {
+func (e *encodings) compress(b []byte) []byte {
 	var out bytes.Buffer
 	out.Grow(len(b) / 4)
-	w := gzipWriters.Get().(*gzip.Writer)
-	defer gzipWriters.Put(w)
+	w, ok := e.gzipWriters.Get().(*gzip.Writer)
+	if !ok {
+		w, _ = gzip.NewWriterLevel(nil, gzip.BestSpeed) // a valid level
+	}
+	defer e.gzipWriters.Put(w)
 	w.Reset(&out)
 	_, _ = w.Write(b) // a bytes.Buffer does not fail
 	_ = w.Close()

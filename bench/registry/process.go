@@ -135,7 +135,9 @@ func (p *process) memory() (rss, peak int64) {
 }
 
 // alive reports whether the process is running.
-func (p *process) alive() bool { return p.cmd.Process.Signal(syscall.Signal(0)) == nil && p.hasMemory() }
+func (p *process) alive() bool {
+	return p.cmd.Process.Signal(syscall.Signal(0)) == nil && p.hasMemory()
+}
 
 // hasMemory is false for a process that has been killed but not waited for.
 func (p *process) hasMemory() bool {

@@ -67,6 +67,7 @@ func request(t *testing.T, conn net.Conn, path string) error {
 	if err != nil {
 		return err
 	}
+	defer res.Body.Close()
 	_, err = io.Copy(io.Discard, res.Body)
 	return err
 }

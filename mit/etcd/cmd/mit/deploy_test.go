@@ -173,9 +173,11 @@ type manifest struct {
 						Name          string
 						ContainerPort int
 					}
-					ReadinessProbe struct{ HTTPGet struct{ Path, Port, Scheme string } }
-					LivenessProbe  struct{ TCPSocket struct{ Port string } }
-					VolumeMounts   []struct{ Name, MountPath string }
+					ReadinessProbe struct {
+						HTTPGet struct{ Path, Port, Scheme string }
+					}
+					LivenessProbe struct{ TCPSocket struct{ Port string } }
+					VolumeMounts  []struct{ Name, MountPath string }
 				}
 				Volumes []struct {
 					Name   string
