@@ -323,16 +323,23 @@ func (c *Cluster) mergeAnnounced(ctx context.Context, it wire.ItResource) (membe
 	if err := errors.Join(problems...); err != nil {
 		c.log.Warn("announcement contains invalid servers", zap.Error(err), correlationField(ctx))
 	}
+	if theirs, ok := announced.Get(c.cfg.ID); ok {
+		own, known := c.state.view().Get(c.cfg.ID)
+		if known && theirs.LastUpdate().After(own.LastUpdate()) { // not the entry of before a restart
+			c.checkOwnEntry(ctx, theirs)
+		}
+	}
 	// This node's own entry comes from the registry only.
 	announced = announced.Allowed().Without(c.cfg.ID)
-	view, disputed, err := c.state.applyAnnouncement(ctx, announced, c.policy.maxServers())
-	if disputed {
+	merged, err := c.state.applyAnnouncement(ctx, announced, c.policy.maxServers())
+	if merged.disputed {
 		c.triggerRenewal()
 	}
-	if err == nil && view.ID() != it.ID {
-		c.logIgnored(ctx, view.ID(), it.ID)
+	c.checkMoved(ctx, merged.moved)
+	if err == nil && merged.view.ID() != it.ID {
+		c.logIgnored(ctx, merged.view.ID(), it.ID)
 	}
-	return view, err
+	return merged.view, err
 }
 
 // checkServer is the check of the [PeerPolicy]. It also rejects another server at this node's

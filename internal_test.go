@@ -445,7 +445,7 @@ func TestState(t *testing.T) {
 			}
 		}
 		announce := func(v membership.View, limit int) error {
-			_, _, err := s.applyAnnouncement(t.Context(), v, limit)
+			_, err := s.applyAnnouncement(t.Context(), v, limit)
 			return err
 		}
 
@@ -454,7 +454,7 @@ func TestState(t *testing.T) {
 		}
 		requireServers("node-2") // before the first registration
 		renewal := acceptedRenewal{sent: start, lease: time.Minute, before: s.view(), listed: testView(start, "node-1", "node-3")}
-		if s.applyRenewal(t.Context(), renewal) {
+		if needs, _ := s.applyRenewal(t.Context(), renewal); needs {
 			t.Error("the first registration is to be announced as a recreated one")
 		}
 		requireServers("node-1", "node-3")
@@ -476,7 +476,7 @@ func TestState(t *testing.T) {
 		}
 		requireServers("node-1")
 		renewal.before = s.view()
-		if !s.applyRenewal(t.Context(), renewal) {
+		if needs, _ := s.applyRenewal(t.Context(), renewal); !needs {
 			t.Error("a node reported as departed does not announce itself")
 		}
 

@@ -294,7 +294,12 @@ func (c *Cluster) renew(ctx context.Context) (renewal, error) {
 	}
 	// The lease began when the request was sent.
 	renewIn := jitter(time.Duration(c.cfg.RenewalFraction*float64(lease)), 0.1) - time.Since(sent)
-	return renewal{lease: lease, renewIn: max(0, renewIn), needsAnnounce: c.state.applyRenewal(ctx, accepted)}, nil
+	needsAnnounce, moved := c.state.applyRenewal(ctx, accepted)
+	if own, ok := accepted.listed.Get(c.cfg.ID); ok {
+		c.checkOwnEntry(ctx, own)
+	}
+	c.checkMoved(ctx, moved)
+	return renewal{lease: lease, renewIn: max(0, renewIn), needsAnnounce: needsAnnounce}, nil
 }
 
 // recreated reports whether the registry has created this node's entry again since the last
@@ -322,6 +327,56 @@ func registryWasReset(before, listed membership.View, id string) bool {
 		}
 	}
 	return true
+}
+
+// checkOwnEntry reports a conflict if an entry of this node is at another address.
+func (c *Cluster) checkOwnEntry(ctx context.Context, own *membership.Peer) {
+	if !c.address.is(own.ClusterBaseURL) {
+		c.reportConflict(ctx, c.cfg.ID, c.address.registration().ClusterBaseURL, own.ClusterBaseURL)
+	}
+}
+
+// checkMoved looks for two running processes with one id: the address of such an id changes back and
+// forth with their renewals. A while after a server has moved, its entry is sent to its former
+// address. A process of that id that still answers there learns of the conflict, too.
+func (c *Cluster) checkMoved(ctx context.Context, moved []movedServer) {
+	if !c.cfg.Management || len(moved) == 0 {
+		return
+	}
+	_ = c.tasks.start(ctx, func(ctx context.Context) {
+		ctx, cancel := ctxutil.Merge(ctx, c.memberCtx)
+		defer cancel()
+		if ctxutil.Sleep(ctx, conflictDelay+rand.N(conflictDelay)) != nil {
+			return
+		}
+		for _, m := range moved {
+			view := c.state.view()
+			current, known := view.Get(m.id)
+			if !known || current.ClusterBaseURL == m.formerAddress {
+				continue
+			}
+			former := wire.ItResource{ID: view.ID(), Servers: []wire.Server{{ServerID: m.id, ClusterBaseURL: m.formerAddress}}}
+			call := announcementOf(view.Select(m.id))
+			call.noEviction, call.retry = true, &Retry{MaxRetries: -1}
+			res := c.peers.collect(ctx, call, membership.New(former, c.checkServer, membership.View{}))
+			if len(res.Results) == 1 {
+				c.reportConflict(ctx, m.id, current.ClusterBaseURL, m.formerAddress)
+			}
+		}
+	})
+}
+
+// conflictDelay is the shortest time after which a process at the former address of a server counts as
+// running. One that has left may serve for a while.
+const conflictDelay = 2 * time.Minute
+
+// reportConflict warns once of a conflict, until it is over.
+func (c *Cluster) reportConflict(ctx context.Context, serverID, address, other string) {
+	conflict := Conflict{ServerID: serverID, Addresses: [2]string{address, other}, SeenAt: time.Now()}
+	if c.state.addConflict(ctx, conflict) {
+		c.log.Warn("two running processes use one server id", zap.String("id", serverID),
+			zap.String("clusterBaseUrl", address), zap.String("other", other), correlationField(ctx))
+	}
 }
 
 // announceSelf announces this node to all peers. It sends them no other server: they take those

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -1037,6 +1038,103 @@ func TestRepeatedDepartureKeepsTheSuccessor(t *testing.T) {
 		wantAddress(t, peer.Servers(), "node-1", "node-3:8080")
 		if got := requests.countToPeers(n); got != 0 {
 			t.Errorf("%d notifications after the successor has registered", got)
+		}
+	})
+}
+
+const conflictWarning = "two running processes use one server id"
+
+// Two running processes with one id: both, and their peer, report it, with both addresses. The peer
+// and the first process do so within minutes, the second one when the peer sees the first one again.
+func TestTwoProcessesWithOneID(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		core, logs := observer.New(zap.WarnLevel)
+		w := clustertest.Start(t, 3, sameID(), clustertest.WithOptions(cluster.WithLogger(zap.New(core))))
+		reported := map[string]bool{} // by host
+		look := func() {
+			for _, n := range w.Nodes {
+				for _, c := range n.Status().Conflicts {
+					reported[n.Host] = true
+					addresses := slices.Sorted(slices.Values(c.Addresses[:]))
+					if want := []string{"http://node-1:8080/mds/v1", "http://node-3:8080/mds/v1"}; c.ServerID != "node-1" || !cmp.Equal(addresses, want) {
+						t.Errorf("%s reports %v", n.Host, c)
+					}
+					if text := marshal(t, n.Status()); !strings.Contains(text, `"conflicts":[{"serverId":"node-1","addresses":["http://`) {
+						t.Errorf("the status is %s", text)
+					}
+				}
+			}
+		}
+		time.Sleep(10 * time.Minute)
+		look()
+		if !reported["node-1:8080"] || !reported["node-2:8080"] {
+			t.Errorf("after ten minutes, it is reported at %v", reported)
+		}
+		const days = 14
+		for range days * 24 {
+			time.Sleep(time.Hour)
+			look()
+		}
+		if len(reported) != 3 {
+			t.Errorf("after %d days, it is reported at %v", days, reported)
+		}
+		if got := logs.FilterMessage(conflictWarning).Len(); got < 3 || got > 3*2*days {
+			t.Errorf("%d warnings in %d days, want at most one per node in twelve leases", got, days)
+		}
+
+		w.Nodes[2].UnRegister(t.Context())
+		time.Sleep(15 * time.Hour)
+		for _, n := range w.Nodes[:2] {
+			if got := n.Status().Conflicts; len(got) != 0 {
+				t.Errorf("%s still reports %v", n.Host, got)
+			}
+		}
+	})
+}
+
+// A registry whose response has the entry of the other process.
+func TestConflictInTheResponse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		core, logs := observer.New(zap.WarnLevel)
+		w := clustertest.Start(t, 1)
+		n := w.Nodes[0]
+		_ = n.Close()
+		n = w.Add(cluster.WithLogger(zap.New(core)))
+		elsewhere := `{"id":"it","servers":[{"serverId":"node-2","clusterBaseUrl":"http://elsewhere:8080/mds/v1"}]}`
+		registryFault(w, onPost(respondOK(`{"itResource":`+elsewhere+`}`)))
+		if _, err := n.Register(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := n.Status().Conflicts; len(got) != 1 || got[0].Addresses != [2]string{"http://node-2:8080/mds/v1", "http://elsewhere:8080/mds/v1"} {
+			t.Errorf("conflicts %v", got)
+		}
+		if got := logs.FilterMessage(conflictWarning).Len(); got != 1 {
+			t.Errorf("%d warnings, want one", got)
+		}
+	})
+}
+
+// A node that restarts at other addresses, back and forth, for days, is not in conflict.
+func TestMovesAreNoConflict(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		core, logs := observer.New(zap.WarnLevel)
+		w := clustertest.Start(t, 3, clustertest.WithOptions(cluster.WithLogger(zap.New(core))))
+		for i := range 40 {
+			n := w.Nodes[2]
+			n.Move([]string{"a:8080", "b:8080"}[i%2])
+			w.Network.Up(n.Host)
+			if _, err := n.Register(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep([]time.Duration{time.Minute, 50 * time.Minute, 5 * time.Hour}[i%3])
+		}
+		for _, n := range w.Nodes {
+			if got := n.Status().Conflicts; len(got) != 0 {
+				t.Errorf("%s reports %v", n.ID, got)
+			}
+		}
+		if got := logs.FilterMessage(conflictWarning).Len(); got != 0 {
+			t.Errorf("%d warnings", got)
 		}
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -49,6 +50,25 @@ type Status struct {
 	LeaseTime time.Duration
 	// RenewedAt is when the last successful renewal was sent. The lease begins then.
 	RenewedAt time.Time
+	// Conflicts are the server ids that two running processes use, as far as this node has noticed.
+	// One of them may be its own. The caller must not change the slice.
+	Conflicts []Conflict
+}
+
+// A Conflict is a server id that two running processes use. Peers call only one of them at a time.
+type Conflict struct {
+	ServerID  string
+	Addresses [2]string // the ClusterBaseURLs
+	SeenAt    time.Time // when it was last noticed; it is dropped twelve leases later
+}
+
+// MarshalJSON encodes the time in ISO 8601.
+func (c Conflict) MarshalJSON() ([]byte, error) {
+	return json.Marshal(struct {
+		ServerID  string    `json:"serverId"`
+		Addresses [2]string `json:"addresses"`
+		SeenAt    string    `json:"seenAt"`
+	}{c.ServerID, c.Addresses, formatTime(c.SeenAt)})
 }
 
 // ExpiresAt returns when the lease expires unless it is renewed. It is zero before the first
@@ -103,10 +123,13 @@ func (s Status) MarshalJSON() ([]byte, error) {
 		LeaseTime  int64  `json:"leaseTime"`
 		RenewedAt  string `json:"renewedAt,omitempty"`
 		ExpiresAt  string `json:"expiresAt,omitempty"`
+
+		Conflicts []Conflict `json:"conflicts,omitempty"`
 	}{
 		State: s.State, ServerID: s.ServerID, ResourceID: s.ResourceID, Servers: s.Servers,
 		UpdatedAt: formatTime(s.UpdatedAt), LeaseTime: s.LeaseTime.Milliseconds(),
 		RenewedAt: formatTime(s.RenewedAt), ExpiresAt: formatTime(s.ExpiresAt()),
+		Conflicts: s.Conflicts,
 	}
 	if s.Reason != nil {
 		out.Reason = s.Reason.Error()
@@ -241,8 +264,15 @@ type acceptedRenewal struct {
 
 // applyRenewal makes the registry's list the view, and the node Registered. It reports whether
 // peers may not know this node, so that it must announce itself.
-func (s *state) applyRenewal(ctx context.Context, r acceptedRenewal) (needsAnnounce bool) {
+//
+// moved are the servers whose address has changed.
+func (s *state) applyRenewal(ctx context.Context, r acceptedRenewal) (needsAnnounce bool, moved []movedServer) {
 	s.updateView(ctx, SourceRegistry, func(d *stateData) {
+		previous := d.view
+		defer func() { moved = d.movedSince(previous) }()
+		d.status.Conflicts = slices.DeleteFunc(slices.Clone(d.status.Conflicts), func(c Conflict) bool {
+			return time.Since(c.SeenAt) > conflictLeases*r.lease
+		})
 		needsAnnounce = d.status.State == Lost || d.mustReregister || r.recreated || r.moved
 		d.mustReregister = false
 		if own, ok := r.listed.Get(d.status.ServerID); ok && (r.moved || d.addressSince.IsZero()) {
@@ -255,7 +285,34 @@ func (s *state) applyRenewal(ctx context.Context, r acceptedRenewal) (needsAnnou
 		d.status.ResourceID, d.status.LeaseTime = d.view.ID(), r.lease
 		d.status.RenewedAt, d.status.UpdatedAt = r.sent, time.Now()
 	})
-	return needsAnnounce
+	return needsAnnounce, moved
+}
+
+// A movedServer is a server whose address has changed.
+type movedServer struct{ id, formerAddress string }
+
+// movedSince returns the servers that have moved since the view was previous.
+func (d *stateData) movedSince(previous membership.View) (moved []movedServer) {
+	for old, current := range membership.Diff(previous, d.view) {
+		if old != nil && current != nil && current.ServerID != d.status.ServerID {
+			moved = append(moved, movedServer{current.ServerID, old.ClusterBaseURL})
+		}
+	}
+	return moved
+}
+
+// A conflict is noticed whenever the address in the view changes. One that has not been noticed for
+// so many leases is over.
+const conflictLeases = 12
+
+// addConflict records a conflict, and reports whether it is a new one.
+func (s *state) addConflict(ctx context.Context, c Conflict) (added bool) {
+	s.update(ctx, func(d *stateData) {
+		others := slices.DeleteFunc(slices.Clone(d.status.Conflicts), func(o Conflict) bool { return o.ServerID == c.ServerID })
+		added = len(others) == len(d.status.Conflicts)
+		d.status.Conflicts = append(others, c)
+	})
+	return added
 }
 
 // applyFailure records the error of a failed renewal.
@@ -301,17 +358,23 @@ func (s *state) setDeregistered(ctx context.Context) {
 	s.update(ctx, func(d *stateData) { d.deregistered = true })
 }
 
+type mergedAnnouncement struct {
+	view     membership.View
+	disputed bool // only the registry can say which of two entries of a server is current
+	moved    []movedServer
+}
+
 // applyAnnouncement merges servers announced by a peer into the view, and returns the view. If they
 // are of another itResource, nothing changes. If the view would have more than limit servers, and
-// more than now, nothing changes and an error is returned. disputed reports that only the registry
-// can say which of two entries of a server is current.
-func (s *state) applyAnnouncement(ctx context.Context, announced membership.View, limit int) (view membership.View, disputed bool, err error) {
+// more than now, nothing changes and an error is returned.
+func (s *state) applyAnnouncement(ctx context.Context, announced membership.View, limit int) (r mergedAnnouncement, err error) {
 	s.updateView(ctx, SourceAnnouncement, func(d *stateData) {
-		view = d.view
+		view := d.view
+		defer func() { r.view, r.moved = d.view, d.movedSince(view) }()
 		merged := announced // before the first registration, there is no view to merge with
 		switch view.ID() {
 		case announced.ID():
-			merged, disputed = view.Dispute(announced)
+			merged, r.disputed = view.Dispute(announced)
 			merged = merged.Merge(announced)
 		case "":
 		default:
@@ -324,10 +387,9 @@ func (s *state) applyAnnouncement(ctx context.Context, announced membership.View
 			}
 			return
 		}
-		view = merged
 		d.view, d.status.UpdatedAt = merged, time.Now()
 	})
-	return view, disputed, err
+	return r, err
 }
 
 type departureResult int
