@@ -483,7 +483,7 @@ func TestCallerChecked(t *testing.T) {
 		`wrong_type of "other": 400 Bad Request: invalid token: its type is "other", not "mds"`: 1,
 		`no_peer of "mds": 400 Bad Request: invalid token: must be a cluster token`:             1,
 		`not_verified of "": 503 Service Unavailable: tokens cannot be verified at the moment`:  3,
-		`invalid_token of "": 403 Forbidden: invalid token: bad [redacted]`:                  3,
+		`invalid_token of "": 403 Forbidden: invalid token: bad [redacted]`:                     3,
 	}
 	if diff := cmp.Diff(want, checks); diff != "" {
 		t.Errorf("checks (-want +got):\n%s", diff)
