@@ -336,8 +336,8 @@ func (c *Cluster) checkOwnEntry(ctx context.Context, own *membership.Peer) {
 	}
 }
 
-// checkMoved looks for two running processes with one id: the address of such an id changes back and
-// forth with their renewals. A while after a server has moved, its entry is sent to its former
+// checkMoved looks for two running processes with one id: the address of such an id changes back
+// and forth with their renewals. A while after a server has moved, its entry is sent to its former
 // address. A process of that id that still answers there learns of the conflict, too.
 func (c *Cluster) checkMoved(ctx context.Context, moved []movedServer) {
 	if !c.cfg.Management || len(moved) == 0 {
@@ -366,8 +366,8 @@ func (c *Cluster) checkMoved(ctx context.Context, moved []movedServer) {
 	})
 }
 
-// conflictDelay is the shortest time after which a process at the former address of a server counts as
-// running. One that has left may serve for a while.
+// conflictDelay is the shortest time after which a process at the former address of a server counts
+// as running. One that has left may serve for a while.
 const conflictDelay = 2 * time.Minute
 
 // reportConflict warns once of a conflict, until it is over.

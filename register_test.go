@@ -1044,8 +1044,9 @@ func TestRepeatedDepartureKeepsTheSuccessor(t *testing.T) {
 
 const conflictWarning = "two running processes use one server id"
 
-// Two running processes with one id: both, and their peer, report it, with both addresses. The peer
-// and the first process do so within minutes, the second one when the peer sees the first one again.
+// Two running processes with one id: both, and their peer, report it, with both addresses. The
+// peer and the first process do so within minutes, the second one when the peer sees the first one
+// again.
 func TestTwoProcessesWithOneID(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		core, logs := observer.New(zap.WarnLevel)
