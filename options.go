@@ -69,7 +69,8 @@ func WithTokens(fetch func(ctx context.Context, key TokenKey) (*oauth2.Token, er
 	return optionFunc(func(o *options) { o.tokens = fetch })
 }
 
-// WithVerifier verifies received tokens with v instead of with the keys of [Config].
+// WithVerifier verifies received tokens with v instead of with the keys of [Config]. The module
+// clusterjwks has a Verifier for RS256, ES256 and EdDSA.
 func WithVerifier(v Verifier) Option {
 	return optionFunc(func(o *options) { o.verifier = v })
 }

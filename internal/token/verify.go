@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,6 +29,7 @@ const Leeway = 10 * time.Second
 // Verifier verifies tokens of the token service (mST). It is safe for concurrent use.
 type Verifier struct {
 	issuer, audience string
+	methods          []string
 
 	keys      jwt.VerificationKeySet
 	parser    *jwt.Parser
@@ -40,38 +42,43 @@ type Verifier struct {
 //
 // A token is valid from [Leeway] before its nbf to Leeway after its exp. Its iat does not matter.
 func NewVerifier(issuer, audience string, keys ...string) *Verifier {
-	v := &Verifier{issuer: issuer, audience: audience, parser: newParser(issuer, audience, Leeway)}
+	v := NewMethodVerifier(issuer, audience, jwt.SigningMethodHS256.Alg())
 	for _, key := range keys {
 		if key != "" && !IsPublicKey(key) {
 			v.keys.Keys = append(v.keys.Keys, []byte(key))
 		}
 	}
-	switch { // the parser would accept any issuer or audience
-	case issuer == "":
-		v.configErr = errors.New("no issuer to check tokens against")
-	case audience == "":
-		v.configErr = errors.New("no audience to check tokens against")
-	case len(v.keys.Keys) == 0:
+	if v.configErr == nil && len(v.keys.Keys) == 0 {
 		v.configErr = errors.New("no key to check tokens with")
 	}
 	return v
 }
 
+// NewMethodVerifier returns a Verifier without keys, for [Verifier.VerifyBy], of tokens from issuer
+// for audience that are signed with one of methods. Keys that fit several methods are not safe.
+// Without an issuer or an audience, the Verifier rejects every token.
+func NewMethodVerifier(issuer, audience string, methods ...string) *Verifier {
+	v := &Verifier{issuer: issuer, audience: audience, methods: methods}
+	switch { // the parser would accept any issuer or audience
+	case issuer == "":
+		v.configErr = errors.New("no issuer to check tokens against")
+	case audience == "":
+		v.configErr = errors.New("no audience to check tokens against")
+	}
+	return v.WithLeeway(Leeway)
+}
+
 // WithLeeway returns a copy of v with another leeway.
 func (v *Verifier) WithLeeway(leeway time.Duration) *Verifier {
 	other := *v
-	other.parser = newParser(v.issuer, v.audience, leeway)
-	return &other
-}
-
-func newParser(issuer, audience string, leeway time.Duration) *jwt.Parser {
-	return jwt.NewParser(
-		jwt.WithValidMethods([]string{jwt.SigningMethodHS256.Alg()}),
+	other.parser = jwt.NewParser(
+		jwt.WithValidMethods(v.methods),
 		jwt.WithExpirationRequired(),
-		jwt.WithIssuer(issuer),
-		jwt.WithAudience(audience),
+		jwt.WithIssuer(v.issuer),
+		jwt.WithAudience(v.audience),
 		jwt.WithLeeway(leeway),
 	)
+	return &other
 }
 
 // errCritical is the error of a token with a crit header. It names extensions that a recipient
@@ -80,37 +87,49 @@ var errCritical = errors.New("token with critical header parameters")
 
 // Verify returns the claims of a valid token. The error does not quote the token.
 func (v *Verifier) Verify(token string) (Claims, error) {
+	// A key set tries its keys on the signature only. An error of the claims is then reported for
+	// the key that signed the token.
+	return v.VerifyBy(token, func(*jwt.Token) (any, error) { return v.keys, nil })
+}
+
+// VerifyBy is like Verify with the key that keyfunc returns. It returns an error of keyfunc as it
+// is.
+func (v *Verifier) VerifyBy(token string, keyfunc jwt.Keyfunc) (Claims, error) {
 	if v.configErr != nil {
 		return Claims{}, v.configErr
 	}
-	var p payload
-	// A key set tries its keys on the signature only. An error of the claims is then reported for
-	// the key that signed the token.
-	t, err := v.parser.ParseWithClaims(token, &p, func(t *jwt.Token) (any, error) {
+	var (
+		p      payload
+		keyErr error
+	)
+	t, err := v.parser.ParseWithClaims(token, &p, func(t *jwt.Token) (key any, err error) {
 		if _, critical := t.Header["crit"]; critical {
-			return nil, errCritical
+			keyErr = errCritical
+			return nil, keyErr
 		}
-		return v.keys, nil
+		key, keyErr = keyfunc(t)
+		return key, keyErr
 	})
+	if keyErr != nil {
+		return Claims{}, keyErr
+	}
 	if err != nil {
-		return Claims{}, describeError(err, t, &p)
+		return Claims{}, v.describeError(err, t, &p)
 	}
 	p.claims.ExpiresAt = unixTime(*p.expires)
 	return p.claims, nil
 }
 
 // describeError replaces errors of the parser, which may quote the token.
-func describeError(err error, t *jwt.Token, p *payload) error {
+func (v *Verifier) describeError(err error, t *jwt.Token, p *payload) error {
 	if bad, ok := errors.AsType[claimError](err); ok {
 		return bad
 	}
 	switch {
-	case errors.Is(err, errCritical):
-		return errCritical
 	case errors.Is(err, jwt.ErrTokenMalformed):
 		return errors.New("malformed token")
-	case errors.Is(err, jwt.ErrTokenUnverifiable), t.Method.Alg() != jwt.SigningMethodHS256.Alg():
-		return errors.New("token not signed with HS256")
+	case errors.Is(err, jwt.ErrTokenUnverifiable), !slices.Contains(v.methods, t.Method.Alg()):
+		return errors.New("token not signed with " + strings.Join(v.methods, " or "))
 	case errors.Is(err, jwt.ErrTokenSignatureInvalid):
 		return errors.New("token with a bad signature")
 	}

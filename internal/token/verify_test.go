@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"maps"
 	"strings"
 	"testing"
@@ -264,4 +265,25 @@ func FuzzVerify(f *testing.F) {
 			t.Errorf("passed with %+v", claims)
 		}
 	})
+}
+
+// VerifyBy returns the error of a key function as it is, and checks the method before it asks for a
+// key.
+func TestVerifyBy(t *testing.T) {
+	v := NewMethodVerifier(iss, aud, "ES256", "HS256")
+	fail := errors.New("no key")
+	if _, err := v.VerifyBy(sign(t, good(nil)), func(*jwt.Token) (any, error) { return nil, fail }); err != fail { //nolint:errorlint // not wrapped
+		t.Errorf("error %v, want %v", err, fail)
+	}
+	if _, err := v.VerifyBy(sign(t, good(nil)), func(*jwt.Token) (any, error) { return []byte(key), nil }); err != nil {
+		t.Error(err)
+	}
+	token := signWith(t, jwt.SigningMethodHS512, []byte(key), good(nil))
+	_, err := v.VerifyBy(token, func(*jwt.Token) (any, error) { t.Error("asked for a key"); return nil, fail })
+	if want := "token not signed with ES256 or HS256"; message(err) != want {
+		t.Errorf("error %v, want %s", err, want)
+	}
+	if _, err := NewMethodVerifier("", aud, "HS256").VerifyBy(token, nil); message(err) != "no issuer to check tokens against" {
+		t.Error(err)
+	}
 }
