@@ -2,19 +2,30 @@ package cluster_test
 
 import (
 	"compress/gzip"
+	"context"
+	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/mimiktech/cluster"
+	"github.com/mimiktech/cluster/clustertest"
+	"github.com/mimiktech/cluster/internal/testca"
 )
 
 // An idle connection to a former peer would take a descriptor on both sides until it expires.
@@ -175,5 +186,419 @@ func writer(code int, how, body string) http.HandlerFunc {
 		if r.Method != http.MethodHead && code != http.StatusNoContent {
 			_, _ = io.WriteString(out, body)
 		}
+	}
+}
+
+// addingHeader wraps a transport as tracing libraries do: the request is cloned, and has one more
+// header.
+func addingHeader(base http.RoundTripper) http.RoundTripper {
+	return clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
+		req = req.Clone(req.Context())
+		req.Header.Set("Traceparent", "00-1-2-01")
+		return base.RoundTrip(req)
+	})
+}
+
+// Sixteen calls at a time need sixteen connections, however often they are repeated.
+func TestWithTransportKeepsThePool(t *testing.T) {
+	const calls, rounds = 16, 10
+	var (
+		mu      sync.Mutex
+		arrived int
+		all     = make(chan struct{})
+		traced  atomic.Int64
+	)
+	peer := startCountingServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Traceparent") != "" {
+			traced.Add(1)
+		}
+		if r.Method == http.MethodGet { // not the announcement
+			mu.Lock()
+			wait := all
+			if arrived++; arrived%calls == 0 {
+				close(all)
+				all = make(chan struct{})
+			}
+			mu.Unlock()
+			<-wait
+		}
+		fmt.Fprint(w, `{"data":[],"server":{"serverId":"node-2"}}`)
+	}))
+	c, _ := newSocketNode(t, peer.URL, testConfig(), cluster.WithTransport(addingHeader))
+	for range rounds {
+		var wg sync.WaitGroup
+		for range calls {
+			wg.Go(func() {
+				res, err := c.RPCluster(t.Context(), cluster.Request{Path: "/things"})
+				if err != nil || len(res.Results) != 1 {
+					t.Errorf("%v, %v", res, err)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	if got := peer.connections.Load(); got != calls {
+		t.Errorf("%d connections for %d calls at a time", got, calls)
+	}
+	if got := traced.Load(); got != calls*rounds+1 {
+		t.Errorf("%d requests passed the wrapper, want %d", got, calls*rounds+1)
+	}
+}
+
+// A retry goes through a transport of its own, which makes a new connection.
+func TestWithTransportRetriesOnANewConnection(t *testing.T) {
+	var used []string // the transport of each request to the peer
+	transports := 0
+	wrap := func(base http.RoundTripper) http.RoundTripper {
+		transports++
+		name := fmt.Sprint("transport ", transports)
+		return clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
+			if strings.HasSuffix(req.URL.Path, "/things") {
+				if used = append(used, name); len(used) == 1 {
+					return nil, io.ErrUnexpectedEOF
+				}
+			}
+			return base.RoundTrip(req)
+		})
+	}
+	peer := startCountingServer(t, responder(http.StatusOK, `{"data":[],"server":{"serverId":"node-2"}}`))
+	c, _ := newSocketNode(t, peer.URL, testConfig(), cluster.WithTransport(wrap))
+	connections := peer.connections.Load()
+	o := callOnePeer(t, c, cluster.Request{Path: "/things"})
+	if o.Err != nil || o.Attempts != 2 || len(used) != 2 || used[0] == used[1] {
+		t.Errorf("%d attempts through %q: %v", o.Attempts, used, o.Err)
+	}
+	if got := peer.connections.Load() - connections; got != 1 {
+		t.Errorf("%d new connections", got)
+	}
+}
+
+func TestWithTransportOrder(t *testing.T) {
+	var passed []string
+	wrap := func(name string) cluster.Option {
+		return cluster.WithTransport(func(base http.RoundTripper) http.RoundTripper {
+			return clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
+				passed = append(passed, name)
+				return base.RoundTrip(req)
+			})
+		})
+	}
+	registry := clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
+		return newHTTPResponse(req, http.StatusOK, registrationResponse(time.Hour, "node-1")), nil
+	})
+	c := newNode(t, testConfig(), registry, wrap("first"), cluster.WithTransport(nil), wrap("second"))
+	if _, err := c.Register(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(passed, []string{"second", "first"}) {
+		t.Errorf("passed %q", passed)
+	}
+}
+
+func TestNewRejectsTransports(t *testing.T) {
+	client := cluster.WithHTTPClient(&http.Client{})
+	for name, tt := range map[string]struct {
+		opts []cluster.Option
+		want string
+	}{
+		"a wrapper that returns nil": {[]cluster.Option{cluster.WithTransport(func(http.RoundTripper) http.RoundTripper { return nil })}, "WithTransport"},
+		"networks":                   {[]cluster.Option{client, cluster.WithPeerPolicy(cluster.PeerPolicy{Networks: prefixes("10.0.0.0/8")})}, "WithPeerPolicy"},
+		"TLS to peers":               {[]cluster.Option{client, cluster.WithPeerTLS(&tls.Config{})}, "WithPeerTLS"},
+		"TLS to the registry":        {[]cluster.Option{client, cluster.WithBackendTLS(&tls.Config{})}, "WithBackendTLS"},
+		"no verification":            {[]cluster.Option{cluster.WithPeerTLS(&tls.Config{InsecureSkipVerify: true})}, "WithPeerTLS"},       //nolint:gosec // it is rejected
+		"no verification, registry":  {[]cluster.Option{cluster.WithBackendTLS(&tls.Config{InsecureSkipVerify: true})}, "WithBackendTLS"}, //nolint:gosec // it is rejected
+		"verification of its own": {[]cluster.Option{cluster.WithPeerTLS(&tls.Config{
+			InsecureSkipVerify: true, //nolint:gosec // it is verified
+			VerifyConnection:   func(tls.ConnectionState) error { return nil },
+		})}, ""},
+		"nothing": {[]cluster.Option{cluster.WithPeerTLS(nil), cluster.WithBackendTLS(nil), client}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c, err := cluster.New(testConfig(), tt.opts...)
+			if c != nil {
+				c.Close()
+			}
+			if names := strings.Join(namedVariables(err), " "); names != tt.want {
+				t.Errorf("the error names %q, want %q: %v", names, tt.want, err)
+			}
+		})
+	}
+}
+
+// A TLS fault on either side is an outcome of its own. It never evicts the peer.
+func TestMutualTLS(t *testing.T) {
+	ca, other := newCA(t), newCA(t)
+	files := filepath.Join(t.TempDir(), "node")
+	expiring := loadKeyPair(t, ca, files, time.Second)
+	for name, tt := range map[string]struct {
+		server tls.Certificate
+		client *tls.Config
+		errs   []string // in the error; none: the call succeeds
+	}{
+		"both certificates":          {issue(t, ca, "127.0.0.1", time.Hour), clientTLS(ca, issue(t, ca, "node-1", time.Hour)), nil},
+		"server of another host":     {issue(t, ca, "127.0.0.2", time.Hour), clientTLS(ca, issue(t, ca, "node-1", time.Hour)), []string{"node-2", "127.0.0.2, not 127.0.0.1"}},
+		"expired server":             {issue(t, ca, "127.0.0.1", -time.Minute), clientTLS(ca, issue(t, ca, "node-1", time.Hour)), []string{"node-2", "expired"}},
+		"server of another CA":       {issue(t, other, "127.0.0.1", time.Hour), clientTLS(ca, issue(t, ca, "node-1", time.Hour)), []string{"node-2", "unknown authority"}},
+		"no client certificate":      {issue(t, ca, "127.0.0.1", time.Hour), clientTLS(ca), []string{"node-2", "certificate required"}},
+		"client of another CA":       {issue(t, ca, "127.0.0.1", time.Hour), clientTLS(ca, issue(t, other, "node-1", time.Hour)), []string{"node-2", "certificate"}},
+		"expired client, from files": {issue(t, ca, "127.0.0.1", time.Hour), &tls.Config{RootCAs: ca.Pool(), GetClientCertificate: expiring.GetClientCertificate}, []string{"node-2", files + ".crt has expired"}},
+		"verification of its own": {issue(t, ca, "127.0.0.1", time.Hour), &tls.Config{
+			RootCAs: ca.Pool(), VerifyConnection: func(tls.ConnectionState) error { return errors.New("not the workload") },
+		}, []string{"node-2", "not the workload"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if strings.HasPrefix(name, "expired client") {
+				time.Sleep(1100 * time.Millisecond) // certificates have real times
+			}
+			s := httptest.NewUnstartedServer(responder(http.StatusOK, `{"data":[],"server":{"serverId":"node-2"}}`))
+			s.Config.ErrorLog = log.New(io.Discard, "", 0)
+			s.TLS = &tls.Config{Certificates: []tls.Certificate{tt.server}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: ca.Pool()}
+			s.StartTLS()
+			defer s.Close()
+			c, deleted := newSocketNode(t, s.URL, testConfig(), cluster.WithPeerTLS(tt.client))
+			o := callOnePeer(t, c, cluster.Request{Path: "/things"})
+			if tt.errs == nil {
+				if o.Err != nil {
+					t.Error(o.Err)
+				}
+				return
+			}
+			if o.Kind != cluster.KindTLS || o.Evicted || o.EvictionSkipped != nil || deleted.Load() != 0 {
+				t.Errorf("%s, evicted %t, skipped: %v, %d deletes: %v", o.Kind, o.Evicted, o.EvictionSkipped, deleted.Load(), o.Err)
+			}
+			for _, part := range tt.errs {
+				if !strings.Contains(fmt.Sprint(o.Err), part) {
+					t.Errorf("%q is not in: %v", part, o.Err)
+				}
+			}
+		})
+	}
+}
+
+func TestWithBackendTLS(t *testing.T) {
+	ca := newCA(t)
+	registry := httptest.NewUnstartedServer(responder(http.StatusOK, registrationResponse(time.Hour, "node-1")))
+	registry.Config.ErrorLog = log.New(io.Discard, "", 0)
+	registry.TLS = &tls.Config{
+		Certificates: []tls.Certificate{issue(t, ca, "127.0.0.1", time.Hour)}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: ca.Pool(),
+	}
+	registry.StartTLS()
+	defer registry.Close()
+	cfg := testConfig()
+	cfg.RegistryURL = registry.URL
+	for name, tt := range map[string]struct {
+		opt  cluster.Option
+		want string // in the reason of the status
+	}{
+		"with the CA and a certificate": {cluster.WithBackendTLS(clientTLS(ca, issue(t, ca, "node-1", time.Hour))), ""},
+		"without the CA":                {nil, "unknown authority"},
+		"without a certificate":         {cluster.WithBackendTLS(clientTLS(ca)), "certificate required"},
+		"with that of peers":            {cluster.WithPeerTLS(clientTLS(ca, issue(t, ca, "node-1", time.Hour))), "unknown authority"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := newNode(t, cfg, nil, cluster.WithHTTPClient(nil), tt.opt)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				_, _ = c.Register(ctx)
+			}()
+			var reason string
+			for s := c.Status(); s.State != cluster.Registered && reason == ""; s = c.Status() {
+				if s.Reason != nil && strings.Contains(s.Reason.Error(), "mIT") {
+					reason = s.Reason.Error()
+				}
+				time.Sleep(time.Millisecond) // a socket is not in a bubble
+			}
+			cancel()
+			<-done
+			if (tt.want == "") != (reason == "") || !strings.Contains(reason, tt.want) {
+				t.Errorf("the reason is %q, want %q", reason, tt.want)
+			}
+		})
+	}
+}
+
+func TestLoadKeyPair(t *testing.T) {
+	ca := newCA(t)
+	dir := t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	for name, ttl := range map[string]time.Duration{"good": time.Hour, "other": time.Hour, "old": -time.Minute} {
+		if err := ca.IssueFiles("node-1", ttl, path(name+".crt"), path(name+".key")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	writeFile(t, path("empty"), "")
+	for name, tt := range map[string]struct{ cert, key, want string }{
+		"good":                 {"good.crt", "good.key", ""},
+		"missing certificate":  {"none.crt", "good.key", "none.crt: no such file"},
+		"missing key":          {"good.crt", "none.key", "none.key: no such file"},
+		"of another key":       {"good.crt", "other.key", "private key does not match public key"},
+		"expired":              {"old.crt", "old.key", "old.crt has expired at"},
+		"an empty certificate": {"empty", "good.key", "failed to find any PEM data in certificate"},
+		"an empty key":         {"good.crt", "empty", "failed to find any PEM data in key"},
+		"exchanged":            {"good.key", "good.crt", "good.key with key"},
+		"a directory":          {".", "good.key", "not a regular file"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pair, err := cluster.LoadKeyPair(path(tt.cert), path(tt.key), nil)
+			if (err == nil) != (tt.want == "") || err != nil && (pair != nil || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), dir)) {
+				t.Errorf("%v, want %q", err, tt.want)
+			}
+		})
+	}
+}
+
+// A certificate is renewed on disk. Until the new files can be used, the last certificate is.
+func TestKeyPairIsReread(t *testing.T) {
+	ca := newCA(t)
+	base := filepath.Join(t.TempDir(), "tls")
+	cert, key := base+".crt", base+".key"
+	var reported []string
+	if err := ca.IssueFiles("node-1", time.Hour, cert, key); err != nil {
+		t.Fatal(err)
+	}
+	pair, err := cluster.LoadKeyPair(cert, key, func(err error) { reported = append(reported, err.Error()) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	serial := func() string {
+		t.Helper()
+		server, err1 := pair.GetCertificate(nil)
+		client, err2 := pair.GetClientCertificate(nil)
+		if err := errors.Join(err1, err2); err != nil {
+			t.Fatal(err)
+		}
+		if server.Leaf.SerialNumber.Cmp(client.Leaf.SerialNumber) != 0 {
+			t.Error("the server and the client have different certificates")
+		}
+		return server.Leaf.SerialNumber.String()
+	}
+	first := serial()
+	newCert, newKey, err := ca.Issue("node-1", time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	expiredCert, expiredKey, err := ca.Issue("node-1", -time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct{ cert, key, want string }{
+		{string(newCert), "", "failed to find any PEM data in key"}, // half written
+		{"", string(newKey), "failed to find any PEM data in certificate"},
+		{string(expiredCert), string(expiredKey), "has expired"},
+		{string(newCert), string(expiredKey), "does not match"},
+	} {
+		reported = nil
+		writeFile(t, cert, step.cert)
+		writeFile(t, key, step.key)
+		for range 2 {
+			if serial() != first {
+				t.Fatalf("%s: another certificate", step.want)
+			}
+		}
+		if len(reported) != 1 || !strings.Contains(reported[0], step.want) || !strings.Contains(reported[0], cert) || strings.Contains(reported[0], "PRIVATE KEY") {
+			t.Errorf("reported %q, want one with %q", reported, step.want)
+		}
+	}
+	reported = nil
+	writeFile(t, cert, string(newCert))
+	writeFile(t, key, string(newKey))
+	if serial() == first || reported != nil {
+		t.Errorf("the certificate is not renewed; reported %q", reported)
+	}
+}
+
+// A certificate that expires in use is not presented: the error names the file.
+func TestKeyPairExpires(t *testing.T) {
+	base := filepath.Join(t.TempDir(), "tls")
+	pair := loadKeyPair(t, newCA(t), base, 1500*time.Millisecond)
+	time.Sleep(1600 * time.Millisecond) // certificates have real times
+	if _, err := pair.GetCertificate(nil); err == nil || !strings.Contains(err.Error(), base+".crt has expired at") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestListenAndServeWithTLS(t *testing.T) {
+	ca := newCA(t)
+	cfg := testConfig()
+	cfg.NoRegistration = true
+	var d net.ListenConfig
+	ln, err := d.Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := ln.Addr().String()
+	ln.Close()
+	cfg.Port = ln.Addr().(*net.TCPAddr).Port
+	c := newNode(t, cfg, clustertest.RoundTripperFunc(func(*http.Request) (*http.Response, error) { return nil, errors.New("unused") }))
+	ctx, cancel := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() {
+		served <- c.ListenAndServe(ctx, &http.Server{
+			Addr: address, Handler: responder(http.StatusOK, "{}"), ReadHeaderTimeout: time.Minute,
+			TLSConfig: &tls.Config{Certificates: []tls.Certificate{issue(t, ca, "127.0.0.1", time.Hour)}},
+		})
+	}()
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: ca.Pool()}, DisableKeepAlives: true}}
+	var resp *http.Response
+	for range 1000 {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+address, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if resp, err = client.Do(req); err == nil {
+			break
+		}
+		time.Sleep(time.Millisecond) // until it listens
+	}
+	if resp == nil || resp.StatusCode != http.StatusOK {
+		t.Error("no response over TLS")
+	} else {
+		resp.Body.Close()
+	}
+	cancel()
+	<-served // deregistration fails: there is no registry
+}
+
+func newCA(t *testing.T) *testca.CA {
+	t.Helper()
+	ca, err := testca.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ca
+}
+
+func issue(t *testing.T, ca *testca.CA, host string, ttl time.Duration) tls.Certificate {
+	t.Helper()
+	cert, err := ca.IssuePair(host, ttl)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert
+}
+
+func clientTLS(ca *testca.CA, certs ...tls.Certificate) *tls.Config {
+	return &tls.Config{RootCAs: ca.Pool(), Certificates: certs}
+}
+
+func loadKeyPair(t *testing.T, ca *testca.CA, base string, ttl time.Duration) *cluster.KeyPair {
+	t.Helper()
+	if err := ca.IssueFiles("node-1", ttl, base+".crt", base+".key"); err != nil {
+		t.Fatal(err)
+	}
+	pair, err := cluster.LoadKeyPair(base+".crt", base+".key", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pair
+}
+
+func writeFile(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
 	}
 }

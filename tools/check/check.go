@@ -13,7 +13,7 @@ import (
 const (
 	maxWidth       = 100
 	rootFiles      = 18
-	maxRootTests   = 23
+	maxRootTests   = 20
 	maxBoolParams  = 1
 	testFileSuffix = "_test.go"
 )
