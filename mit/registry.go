@@ -26,6 +26,7 @@ package mit
 import (
 	"cmp"
 	"context"
+	"crypto"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -88,6 +89,8 @@ type RegistryConfig struct {
 	// signed with (HS256).
 	Issuer, Audience string
 	Keys             []string
+	// PublicKeys are further keys: RSA (RS256), or ECDSA on P-256 (ES256). Keys may be empty then.
+	PublicKeys []crypto.PublicKey
 	// Verify, if set, replaces the check of tokens by keys. It returns the type of service that a
 	// valid token was issued to. It must be safe for concurrent use. Its error is logged, not sent
 	// to the caller, and must not contain the token.
@@ -122,7 +125,7 @@ func (c RegistryConfig) grace(lease time.Duration) time.Duration {
 func (c RegistryConfig) validate() error {
 	var errs []error
 	if c.Verify == nil {
-		errs = append(errs, require("Issuer", c.Issuer), require("Audience", c.Audience), checkKeys(c.Keys))
+		errs = append(errs, require("Issuer", c.Issuer), require("Audience", c.Audience), c.checkKeys())
 	}
 	if c.Lease != 0 && c.Lease != NoLease && (c.Lease < minLease || c.Lease > maxLease) {
 		errs = append(errs, fmt.Errorf("invalid Lease %v: not between %v and %v", c.Lease, minLease, maxLease))
@@ -225,14 +228,18 @@ func (g *Registry) SetLease(lease time.Duration) {
 	}
 }
 
-// SetKeys replaces the keys that tokens may be signed with, and [RegistryConfig.Verify] by the
+// SetKeys replaces the secret keys that tokens may be signed with, and [RegistryConfig.Verify] by the
 // check with keys. To rotate keys, pass the new one and the previous one.
 func (g *Registry) SetKeys(keys ...string) {
 	v := token.NewVerifier(g.cfg.Issuer, g.cfg.Audience, keys...)
+	public := newPublicVerifier(g.cfg.Issuer, g.cfg.Audience, g.cfg.PublicKeys)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.verify = func(token string) (caller, error) {
-		claims, err := v.Verify(token)
+		claims, err := public(token)
+		if err != nil && (len(keys) > 0 || len(g.cfg.PublicKeys) == 0) {
+			claims, err = v.Verify(token)
+		}
 		return caller{claims.SubType, strings.TrimSuffix(claims.Subject, subClients)}, err
 	}
 }
@@ -537,9 +544,14 @@ func require(name, value string) error {
 	return fmt.Errorf("missing %s", name)
 }
 
-func checkKeys(keys []string) error {
-	if len(keys) == 0 || slices.Contains(keys, "") {
+func (c RegistryConfig) checkKeys() error {
+	if len(c.Keys)+len(c.PublicKeys) == 0 || slices.Contains(c.Keys, "") {
 		return errors.New("missing Keys, or an empty one among them")
+	}
+	for _, key := range c.PublicKeys {
+		if _, err := signingMethod(key); err != nil {
+			return fmt.Errorf("invalid PublicKeys: %w", err)
+		}
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package mit
 
 import (
 	"cmp"
+	"crypto"
 	"crypto/hmac"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -63,6 +64,10 @@ type TokenConfig struct {
 	Issuer string
 	// Key signs the tokens (HS256). Every node and registry that verifies tokens needs it.
 	Key string
+	// SigningKey, if set, signs access tokens instead of Key: an RSA key with RS256, an ECDSA key on
+	// P-256 with ES256. [TokenService.ServeJWKS] publishes its public key. Key then stays secret to
+	// the service: it signs refresh tokens. npm nodes verify HS256 only.
+	SigningKey crypto.Signer
 	// Clients may request tokens. [TokenService.SetClient] adds further ones.
 	Clients []Client
 
@@ -102,6 +107,7 @@ type TokenService struct {
 	cfg TokenConfig // read-only, without Key and Clients
 	log *zap.Logger
 
+	signer   signer // of access tokens, if SigningKey is set
 	guesses  guesses
 	families families
 
@@ -147,6 +153,12 @@ func NewTokenService(cfg TokenConfig) (*TokenService, error) {
 		keys:    []signingKeys{newSigningKeys(cfg.Key)},
 		clients: make(map[string]knownClient, len(cfg.Clients)),
 	}
+	if cfg.SigningKey != nil {
+		var err error
+		if s.signer, err = newSigner(cfg.SigningKey); err != nil {
+			errs = append(errs, fmt.Errorf("invalid SigningKey: %w", err))
+		}
+	}
 	for _, c := range cfg.Clients {
 		if _, duplicate := s.clients[c.ID]; duplicate {
 			errs = append(errs, fmt.Errorf("duplicate client ID %q", c.ID))
@@ -157,7 +169,7 @@ func NewTokenService(cfg TokenConfig) (*TokenService, error) {
 	if err := errors.Join(errs...); err != nil {
 		return nil, fmt.Errorf("mit: token service: %w", err)
 	}
-	cfg.Key, cfg.Clients = "", nil
+	cfg.Key, cfg.SigningKey, cfg.Clients = "", nil, nil
 	s.cfg = cfg
 	return s, nil
 }
@@ -512,7 +524,7 @@ func (s *TokenService) issue(client knownClient, g grant) (tokenResponse, error)
 	refresh["aud"] = s.cfg.Issuer
 	refresh["grant"] = g
 
-	accessToken, err := sign(access, now.Add(s.cfg.accessTokenTTL()), key.access)
+	accessToken, err := s.signAccess(access, now.Add(s.cfg.accessTokenTTL()), key.access)
 	if err != nil {
 		return tokenResponse{}, err
 	}
@@ -528,8 +540,23 @@ func (s *TokenService) issue(client knownClient, g grant) (tokenResponse, error)
 	}, nil
 }
 
+// signAccess signs with the SigningKey, or with key if there is none.
+func (s *TokenService) signAccess(claims jwt.MapClaims, expires time.Time, key []byte) (string, error) {
+	if s.signer.key == nil {
+		return sign(claims, expires, key)
+	}
+	addExpiry(claims, expires)
+	t := jwt.NewWithClaims(s.signer.method, claims)
+	t.Header["kid"] = s.signer.id
+	return t.SignedString(s.signer.key)
+}
+
 func sign(claims jwt.MapClaims, expires time.Time, key []byte) (string, error) {
+	addExpiry(claims, expires)
+	return jwt.NewWithClaims(jwt.SigningMethodHS256, claims).SignedString(key)
+}
+
+func addExpiry(claims jwt.MapClaims, expires time.Time) {
 	claims["exp"] = expires.Unix()
 	claims["jti"] = uuid.NewString()
-	return jwt.NewWithClaims(jwt.SigningMethodHS256, claims).SignedString(key)
 }

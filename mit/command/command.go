@@ -7,6 +7,7 @@ package command
 import (
 	"cmp"
 	"context"
+	"crypto"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -33,6 +34,7 @@ import (
 const (
 	registryPath = "/mIT/v1"
 	issuerPath   = "/mST/v1/oauth/token"
+	jwksPath     = "/mST/v1/jwks.json"
 
 	// Environment variables for secrets: all users of the machine can see a command line.
 	keyVariable    = "MIT_SIGNING_KEY"
@@ -126,6 +128,8 @@ type settings struct {
 	listen, url, audience string
 	typ, id, secret       string
 	clientsFile, key      string
+	signingFile           string
+	signingKey            crypto.Signer // nil: tokens are signed with key
 	lease, grace, access  time.Duration
 	maxServers            int
 	maxConns, maxPerAddr  int
@@ -147,6 +151,7 @@ func (c Command) flags(s *settings) *flag.FlagSet {
 	fs.StringVar(&s.secret, "client-secret", "", "`secret` of that client (default: the variable "+secretVariable+", otherwise random)")
 	fs.StringVar(&s.clientsFile, "clients", "", "`file` with clients: a JSON array of {\"id\", \"secret\", \"type\", \"scope\", \"audiences\", \"customers\"}, of which the last three are optional")
 	fs.StringVar(&s.key, "key", "", "`key` to sign tokens with (default: the variable "+keyVariable+", otherwise random)")
+	fs.StringVar(&s.signingFile, "signing-key", "", "PEM `file` with a private key to sign access tokens with, RSA (RS256) or ECDSA on P-256 (ES256); its public key is served at "+jwksPath+" (default: HS256 with --key, for npm nodes)")
 	fs.DurationVar(&s.lease, "lease", 2*time.Hour, "lease: time within which nodes must renew, at least 1s")
 	fs.DurationVar(&s.grace, "grace", 0, "time that a server is kept after its lease (default: half the lease, at least 5s)")
 	fs.DurationVar(&s.access, "token-life", 24*time.Hour, "lifetime of access tokens")
@@ -189,6 +194,11 @@ var envType = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 func (s *settings) resolve() error {
 	var errs []error
 	s.key = cmp.Or(s.key, os.Getenv(keyVariable), rand.Text()+rand.Text())
+	if s.signingFile != "" {
+		var err error
+		s.signingKey, err = readSigningKey(s.signingFile)
+		errs = append(errs, err)
+	}
 	if s.clientsFile == "" {
 		s.typ = cmp.Or(s.typ, "example")
 	} else {
@@ -294,6 +304,7 @@ func (s *settings) handler(base string, store mit.Store, log *zap.Logger) (http.
 	tokens, err := mit.NewTokenService(mit.TokenConfig{
 		Issuer:         issuer,
 		Key:            s.key,
+		SigningKey:     s.signingKey,
 		Clients:        s.clients,
 		AccessTokenTTL: s.access,
 		NoGuessDelay:   s.maxPerAddr == 0,
@@ -306,6 +317,10 @@ func (s *settings) handler(base string, store mit.Store, log *zap.Logger) (http.
 	if s.maxPerAddr == 0 {
 		perAddress = -1
 	}
+	secretKeys, publicKeys := []string{s.key}, []crypto.PublicKey(nil)
+	if s.signingKey != nil {
+		secretKeys, publicKeys = nil, []crypto.PublicKey{s.signingKey.Public()}
+	}
 	registry, err := mit.NewRegistry(store, mit.RegistryConfig{
 		MaxInFlightBytesPerAddress: perAddress,
 
@@ -315,18 +330,22 @@ func (s *settings) handler(base string, store mit.Store, log *zap.Logger) (http.
 		BasePath:   registryPath,
 		Issuer:     issuer,
 		Audience:   s.registryAudience(base),
-		Keys:       []string{s.key},
+		Keys:       secretKeys,
+		PublicKeys: publicKeys,
 		Logger:     log,
 	})
 	if err != nil {
 		return nil, err
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == issuerPath {
+		switch r.URL.Path {
+		case issuerPath:
 			tokens.ServeHTTP(w, r)
-			return
+		case jwksPath:
+			tokens.ServeJWKS(w, r)
+		default:
+			registry.ServeHTTP(w, r) // its 404 is a JSON error
 		}
-		registry.ServeHTTP(w, r) // its 404 is a JSON error
 	}), nil
 }
 
@@ -337,13 +356,17 @@ func (s *settings) printEnv(w io.Writer, base string, addr net.Addr) {
 		return
 	}
 	audience := s.typ
+	key := [2]string{"OAUTH_CLIENT_ACCESS_KEY", s.key}
+	if s.signingKey != nil {
+		key = [2]string{"OAUTH_JWKS_URL", base + jwksPath}
+	}
 	vars := [][2]string{
 		{"MIT_URL", base + registryPath},
 		{"MIT_AUDIENCE", s.registryAudience(base)},
 		{"OAUTH_ISSUER", base + issuerPath},
 		{"OAUTH_CLIENT_ID", s.development.ID},
 		{"OAUTH_CLIENT_SECRET", s.development.Secret},
-		{"OAUTH_CLIENT_ACCESS_KEY", s.key},
+		key,
 		{"OAUTH_CLIENT_AUDIENCE", audience},
 		{strings.ToUpper(s.typ) + "_AUDIENCE", audience},
 		{"CLUSTER_MANAGEMENT", "on"},

@@ -1,0 +1,101 @@
+package mit
+
+import (
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rsa"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/big"
+	"net/http"
+
+	"github.com/golang-jwt/jwt/v5"
+
+	"github.com/mimiktech/cluster/internal/httpjson"
+	"github.com/mimiktech/cluster/internal/token"
+)
+
+const minRSABits = 2048
+
+// ServeJWKS responds to a GET with the JWKS (RFC 7517) of [TokenConfig].SigningKey, or with a 404
+// without such a key. A JWKS contains no secret, so the caller needs no token.
+func (s *TokenService) ServeJWKS(w http.ResponseWriter, r *http.Request) {
+	r = httpjson.Correlate(w, r)
+	switch {
+	case s.signer.jwk == nil:
+		notFound(w)
+	case r.Method != http.MethodGet && r.Method != http.MethodHead:
+		w.Header().Set("Allow", "GET, HEAD")
+		httpjson.WriteError(w, http.StatusMethodNotAllowed, "only GET and HEAD are served here")
+	default:
+		writeJSON(w, http.StatusOK, map[string]any{"keys": []any{s.signer.jwk}})
+	}
+}
+
+// A signer signs access tokens with a private key. The zero value has none.
+type signer struct {
+	key    crypto.Signer
+	method jwt.SigningMethod
+	id     string         // kid
+	jwk    map[string]any // the public key
+}
+
+// newSigner returns the signer of an RSA key (RS256) or an ECDSA key (ES256).
+func newSigner(key crypto.Signer) (signer, error) {
+	method, err := signingMethod(key.Public())
+	if err != nil {
+		return signer{}, err
+	}
+	s := signer{key: key, method: method}
+	b64 := base64.RawURLEncoding.EncodeToString
+	switch public := key.Public().(type) {
+	case *rsa.PublicKey:
+		s.jwk = map[string]any{"kty": "RSA", "n": b64(public.N.Bytes()), "e": b64(big.NewInt(int64(public.E)).Bytes())}
+	case *ecdsa.PublicKey:
+		point, err := public.Bytes() // 4, x, y
+		if err != nil {
+			return signer{}, errors.New("invalid SigningKey")
+		}
+		s.jwk = map[string]any{"kty": "EC", "crv": "P-256", "x": b64(point[1:33]), "y": b64(point[33:])}
+	}
+	members, err := json.Marshal(s.jwk) // the thumbprint of RFC 7638: these members, sorted
+	if err != nil {
+		return signer{}, err
+	}
+	hash := sha256.Sum256(members)
+	s.id = b64(hash[:])
+	s.jwk["kid"], s.jwk["alg"], s.jwk["use"] = s.id, method.Alg(), "sig"
+	return s, nil
+}
+
+// signingMethod returns the method of a public key.
+func signingMethod(public crypto.PublicKey) (jwt.SigningMethod, error) {
+	switch public := public.(type) {
+	case *rsa.PublicKey:
+		if public.N.BitLen() >= minRSABits {
+			return jwt.SigningMethodRS256, nil
+		}
+		return nil, fmt.Errorf("an RSA key of %d bits, less than %d", public.N.BitLen(), minRSABits)
+	case *ecdsa.PublicKey:
+		if public.Curve == elliptic.P256() {
+			return jwt.SigningMethodES256, nil
+		}
+	}
+	return nil, errors.New("a key that is neither RSA nor ECDSA on P-256")
+}
+
+// newPublicVerifier returns a function that verifies tokens signed with one of keys.
+func newPublicVerifier(issuer, audience string, keys []crypto.PublicKey) func(text string) (token.Claims, error) {
+	v := token.NewMethodVerifier(issuer, audience, jwt.SigningMethodRS256.Alg(), jwt.SigningMethodES256.Alg())
+	var set jwt.VerificationKeySet
+	for _, k := range keys {
+		set.Keys = append(set.Keys, k)
+	}
+	return func(text string) (token.Claims, error) {
+		return v.VerifyBy(text, func(*jwt.Token) (any, error) { return set, nil })
+	}
+}
