@@ -228,8 +228,8 @@ func (g *Registry) SetLease(lease time.Duration) {
 	}
 }
 
-// SetKeys replaces the secret keys that tokens may be signed with, and [RegistryConfig.Verify] by the
-// check with keys. To rotate keys, pass the new one and the previous one.
+// SetKeys replaces the secret keys that tokens may be signed with, and [RegistryConfig.Verify] by
+// the check with keys. To rotate keys, pass the new one and the previous one.
 func (g *Registry) SetKeys(keys ...string) {
 	v := token.NewVerifier(g.cfg.Issuer, g.cfg.Audience, keys...)
 	public := newPublicVerifier(g.cfg.Issuer, g.cfg.Audience, g.cfg.PublicKeys)
