@@ -75,7 +75,11 @@ func newNode(ctx context.Context, e endpoints, req cluster.Request, client *http
 		return nil, err
 	}
 	if len(r.Results) != len(e.Peers) {
-		return nil, fmt.Errorf("announced to %d of %d peers", len(r.Results), len(e.Peers))
+		err := fmt.Errorf("announced to %d of %d peers", len(r.Results), len(e.Peers))
+		if len(r.Failures) > 0 {
+			err = fmt.Errorf("%w: %w", err, r.Failures[0].Err)
+		}
+		return nil, err
 	}
 	return n, nil
 }
