@@ -534,7 +534,7 @@ func TestKeyRotation(t *testing.T) {
 		req.Header.Set("Authorization", token)
 		rec := httptest.NewRecorder()
 		n.DeleteServer(rec, req)
-		reply{rec.Code, rec.Header(), rec.Body.String()}.wantError(t, 401, "bad signature")
+		reply{rec.Code, rec.Header(), rec.Body.String()}.wantError(t, 403, "bad signature")
 	})
 }
 
@@ -561,13 +561,13 @@ func TestKeysChange(t *testing.T) {
 	}
 	check("no files", map[string]int{"one": 503})
 	writeFile(t, cfg.GenericKeyFile, "one\n")
-	check("one key", map[string]int{"one": 200, "two": 401})
+	check("one key", map[string]int{"one": 200, "two": 403})
 	writeFile(t, cfg.GenericPreviousKeyFile, "one\n")
 	writeFile(t, cfg.GenericKeyFile, "two\n")
-	check("rotated", map[string]int{"one": 200, "two": 200, "three": 401})
+	check("rotated", map[string]int{"one": 200, "two": 200, "three": 403})
 	writeFile(t, cfg.GenericKeyFile, "")
 	entries.TakeAll()
-	check("an empty file", map[string]int{"one": 200, "two": 200, "": 401})
+	check("an empty file", map[string]int{"one": 200, "two": 200, "": 403})
 	if lines := entries.FilterMessage("secret file cannot be used").All(); len(lines) != 1 ||
 		!strings.Contains(fmt.Sprint(lines[0].ContextMap()["error"]), "OAUTH_GENERIC_KEY_FILE cannot be used: "+cfg.GenericKeyFile+" is empty") {
 		t.Errorf("logged %v", lines)
@@ -589,7 +589,7 @@ func TestKeysChange(t *testing.T) {
 		t.Fatal(err)
 	}
 	writeFile(t, cfg.GenericKeyFile, "two")
-	check("SetKeys", map[string]int{"one": 401, "two": 401, "three": 200})
+	check("SetKeys", map[string]int{"one": 403, "two": 403, "three": 200})
 	if err := newNode(t, cfg, http.DefaultTransport).SetKeys("three", ""); err == nil {
 		t.Error("SetKeys succeeds with a Verifier")
 	}

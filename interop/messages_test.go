@@ -195,6 +195,19 @@ func requestsOfNode(outer *world) {
 				"  user-agent: mimik-mds/1.2.3/{node} ({platform})\n  x-correlation-id: a-test@0/{date}\n\nDELETE",
 			"the dead peer was only announced, so a Go node first reads its entry with a condition that never holds",
 		},
+		{
+			"DELETE {back end}/mIT/v1/itResources/09d8f1f0-7477-5c54-9770-74879a6d3b25/servers/{node}\n",
+			"DELETE {back end}/mIT/v1/itResources/09d8f1f0-7477-5c54-9770-74879a6d3b25/servers/{node}@{date}\n",
+			"a Go node deletes only its own entry, not that of a successor",
+		},
+		{
+			"/servers/{node}\n  accept: application/json\n  accept-encoding: gzip\n  authorization: Bearer {token}\n" +
+				"  user-agent: mimik-mds/1.2.3/{node} ({platform})\n  x-correlation-id: a-test@0/{date}\n",
+			"/servers/{node}\n  accept: application/json\n  accept-encoding: gzip\n  authorization: Bearer {token}\n" +
+				"  user-agent: mimik-mds/1.2.3/{node} ({platform})\n  x-correlation-id: a-test@0/{date}\n" +
+				"  x-unmodified-since: {date}\n",
+			"a Go peer keeps an entry that is newer than the one that departs",
+		},
 	})
 }
 

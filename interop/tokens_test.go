@@ -100,7 +100,8 @@ func acceptedTokens(m *mixed) {
 	type statuses struct{ npm, golang int }
 	both := func(status int) statuses { return statuses{status, status} }
 	// The middleware of npm services responds with 403.
-	rejected := statuses{http.StatusForbidden, http.StatusUnauthorized}
+	missing := statuses{http.StatusForbidden, http.StatusUnauthorized}
+	rejected := statuses{http.StatusForbidden, http.StatusForbidden}
 	token := m.token(serverType, true)
 	// Node.js ignores the second of two Authorization headers.
 	for k, want := range map[kind]int{npmKind: http.StatusOK, goKind: http.StatusUnauthorized} {
@@ -129,8 +130,8 @@ func acceptedTokens(m *mixed) {
 		{name: "a plain token from mST", authorization: "Bearer " + m.token(serverType, false), peer: both(400), own: both(200)},
 		{name: "a cluster token of another type from mST", authorization: "Bearer " + m.token("mcm", true), peer: both(400), own: both(200)},
 		{name: "bearer in lower case", authorization: "bearer " + m.token(serverType, true), peer: both(200), own: both(200)},
-		{name: "no authorization", peer: rejected, own: rejected},
-		{name: "not a bearer token", authorization: "Basic " + m.token(serverType, true), peer: rejected, own: rejected},
+		{name: "no authorization", peer: missing, own: missing},
+		{name: "not a bearer token", authorization: "Basic " + m.token(serverType, true), peer: missing, own: missing},
 		{name: "not a JWT", authorization: "Bearer 1234", peer: rejected, own: rejected},
 		{name: "without a type", authorization: hs256(claims{"type": nil}), peer: both(400), own: both(200)},
 		{name: "another type of token", authorization: hs256(claims{"type": "Cluster"}), peer: both(400), own: both(200)},
@@ -150,11 +151,11 @@ func acceptedTokens(m *mixed) {
 
 		{
 			name: "HS512", authorization: "Bearer " + sign(jwt.SigningMethodHS512, []byte(signingKey), nil),
-			peer: statuses{200, 401}, own: statuses{200, 401}, reason: "the token service signs with HS256 and is the only one with the key",
+			peer: statuses{200, 403}, own: statuses{200, 403}, reason: "the token service signs with HS256 and is the only one with the key",
 		},
 		{
 			name: "without an expiry", authorization: hs256(claims{"exp": nil}),
-			peer: statuses{200, 401}, own: statuses{200, 401}, reason: "a leaked token must not stay valid",
+			peer: statuses{200, 403}, own: statuses{200, 403}, reason: "a leaked token must not stay valid",
 		},
 		{
 			name: "without a scope", authorization: hs256(claims{"scope": nil}),
@@ -174,7 +175,7 @@ func acceptedTokens(m *mixed) {
 		},
 	} {
 		m.Run(test.name, func(t *testing.T) {
-			if differs := test.peer.npm != test.peer.golang || test.own.npm != test.own.golang; differs && test.reason == "" && test.peer != rejected {
+			if differs := test.peer.npm != test.peer.golang || test.own.npm != test.own.golang; differs && test.reason == "" && test.peer != missing {
 				m.Errorf("the difference has no reason: %+v", test.peer)
 			}
 			for _, k := range kinds() {

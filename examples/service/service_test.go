@@ -145,7 +145,7 @@ func TestEndpointsRequireAPeerToken(t *testing.T) {
 			want  int
 		}{
 			"no token":               {"", http.StatusUnauthorized},
-			"invalid token":          {"x.y.z", http.StatusUnauthorized},
+			"invalid token":          {"x.y.z", http.StatusForbidden},
 			"token of the same type": {b.token(t, "mds"), granted},
 			"token of another type":  {b.token(t, "other"), http.StatusForbidden},
 		} {
