@@ -410,10 +410,18 @@ func TestViewsStayCompleteAfterReset(t *testing.T) {
 		dead := w.Nodes[4]
 		dead.Kill()
 		requests := recordRequests(w)
+		renewed := make(chan struct{}, 1)
+		for _, n := range w.Nodes[:4] {
+			w.Network.Fault(n.Host, clustertest.RegistryHost, signal(renewed, clustertest.FirstN(0, clustertest.Refuse)))
+		}
 		w.ResetRegistry()
 		began, shortest := time.Now(), 5
 		for time.Since(began) < 3*lease {
-			time.Sleep(time.Minute)
+			select { // several nodes may renew within a minute: the list is short only in between
+			case <-renewed:
+			case <-time.After(time.Minute):
+			}
+			synctest.Wait()
 			if listed := len(w.Registered()); listed > 0 {
 				shortest = min(shortest, listed)
 			}
@@ -427,7 +435,7 @@ func TestViewsStayCompleteAfterReset(t *testing.T) {
 				}
 			}
 		}
-		if shortest > 2 {
+		if shortest > 1 {
 			t.Errorf("the registry always listed at least %d servers: the test shows nothing", shortest)
 		}
 		for _, n := range w.Nodes[:4] {
@@ -788,6 +796,7 @@ func (s *backwardStore) DeleteIfUnmodifiedSince(ctx context.Context, id, serverI
 func TestRegistryClockGoesBack(t *testing.T) {
 	tests := map[string]func(t *testing.T, w *clustertest.World, moved *clustertest.Node, call func()){
 		"call right after the announcement": func(t *testing.T, w *clustertest.World, moved *clustertest.Node, call func()) {
+			t.Helper()
 			moved.Move("elsewhere:8080")
 			if _, err := moved.Register(t.Context()); err != nil {
 				t.Fatal(err)
@@ -795,6 +804,7 @@ func TestRegistryClockGoesBack(t *testing.T) {
 			call()
 		},
 		"call seconds later": func(t *testing.T, w *clustertest.World, moved *clustertest.Node, call func()) {
+			t.Helper()
 			moved.Move("elsewhere:8080")
 			if _, err := moved.Register(t.Context()); err != nil {
 				t.Fatal(err)
@@ -806,6 +816,7 @@ func TestRegistryClockGoesBack(t *testing.T) {
 		},
 		// The view has the newer entry, with the older date, when eviction is decided.
 		"renewal during the call": func(t *testing.T, w *clustertest.World, moved *clustertest.Node, call func()) {
+			t.Helper()
 			w.Network.Fault("node-1:8080", "node-3:8080", clustertest.Hang)
 			done := make(chan struct{})
 			go func() { defer close(done); call() }()
