@@ -147,7 +147,7 @@ func (c *Cluster) deregister(ctx context.Context, view membership.View) error {
 // while the process serves.
 func (c *Cluster) notifyOwnDeparture(ctx context.Context, view membership.View, updatedAt string) {
 	departed := departure{c.cfg.ID, updatedAt}
-	if missed := c.callDeparture(ctx, view, departed, nil); len(missed) > 0 {
+	if missed := c.callDeparture(ctx, view, departed, nil); len(missed.ids) > 0 {
 		_ = c.tasks.start(ctx, func(ctx context.Context) { c.repeatDeparture(ctx, view, departed, missed) })
 	}
 }
@@ -398,7 +398,7 @@ func (c *Cluster) announce(ctx context.Context, servers func(membership.View) me
 	view := c.state.view()
 	res := c.peers.collect(ctx, announcementOf(servers(view)), view)
 	c.warnRejected(ctx, res)
-	if missed := missedBy(res.Failures); len(missed) > 0 {
+	if missed := missedBy(res.Failures); len(missed.ids) > 0 {
 		_ = c.tasks.start(ctx, func(ctx context.Context) { c.repeatAnnouncement(ctx, number, servers, missed) })
 	}
 	return res
@@ -421,41 +421,63 @@ func announcementOf(servers membership.View) *preparedRequest {
 // failed: one that restarts, or rejects all requests for a moment. They have a jitter of a third.
 var repeatPauses = [...]time.Duration{time.Second, 3 * time.Second, 9 * time.Second, 27 * time.Second}
 
-// missedBy returns the ids of the peers that a later attempt may reach.
-func missedBy(failures []Outcome) map[string]bool {
-	missed := make(map[string]bool)
+// missedPeers are the peers that a later attempt may reach.
+type missedPeers struct {
+	ids map[string]bool
+	// probeIn is the time until the first of them may be called, if open circuits rejected all calls.
+	probeIn time.Duration
+}
+
+func missedBy(failures []Outcome) missedPeers {
+	missed := missedPeers{ids: make(map[string]bool)}
 	for _, o := range failures {
 		switch o.Kind {
 		case KindCanceled, KindNotAllowed, KindWrongServer:
-		default:
-			if !o.Evicted {
-				missed[o.Server.ServerID] = true
-			}
+			continue
 		}
+		if o.Evicted {
+			continue
+		}
+		var probeIn time.Duration
+		if open, ok := errors.AsType[*CircuitOpenError](o.Err); ok {
+			probeIn = open.RetryIn
+		}
+		if len(missed.ids) == 0 || probeIn < missed.probeIn {
+			missed.probeIn = probeIn
+		}
+		missed.ids[o.Server.ServerID] = true
 	}
 	return missed
+}
+
+func (m missedPeers) contains(s Server) bool { return m.ids[s.ServerID] }
+
+// pause waits before the next attempt. The pause begins when a circuit lets a request through again.
+// Otherwise one that is open for long could reject all attempts.
+func (m missedPeers) pause(ctx context.Context, d time.Duration) error {
+	return ctxutil.Sleep(ctx, m.probeIn+jitter(d, 1.0/3))
 }
 
 // repeatAnnouncement announces servers again to the peers that missed the announcement of that
 // number, until none is left. It ends early if there is a later announcement, if the lease has
 // expired, or if the node leaves.
-func (c *Cluster) repeatAnnouncement(ctx context.Context, number int64, servers func(membership.View) membership.View, missed map[string]bool) {
+func (c *Cluster) repeatAnnouncement(ctx context.Context, number int64, servers func(membership.View) membership.View, missed missedPeers) {
 	ctx, cancel := ctxutil.Merge(ctx, c.memberCtx)
 	defer cancel()
 	for _, pause := range repeatPauses {
-		err := ctxutil.Sleep(ctx, jitter(pause, 1.0/3))
+		err := missed.pause(ctx, pause)
 		if err != nil || c.announcements.Load() != number || !c.state.status().holdsLease() {
 			return
 		}
 		view := c.state.view()
 		call := announcementOf(servers(view))
 		call.noEviction = true
-		call.filter = func(s Server) bool { return missed[s.ServerID] }
-		if missed = missedBy(c.peers.collect(ctx, call, view).Failures); len(missed) == 0 {
+		call.filter = missed.contains
+		if missed = missedBy(c.peers.collect(ctx, call, view).Failures); len(missed.ids) == 0 {
 			return
 		}
 	}
-	c.log.Debug("announcement missed", zap.Int("peers", len(missed)), correlationField(ctx))
+	c.log.Debug("announcement missed", zap.Int("peers", len(missed.ids)), correlationField(ctx))
 }
 
 // warnRejected logs one warning if peers answered an announcement, but did not accept it.
@@ -504,7 +526,7 @@ func (c *Cluster) notifyDeparture(ctx context.Context, peers membership.View, de
 
 // callDeparture calls the peers that filter selects; nil selects all. It returns those that missed
 // the departure.
-func (c *Cluster) callDeparture(ctx context.Context, peers membership.View, departed departure, filter func(Server) bool) (missed map[string]bool) {
+func (c *Cluster) callDeparture(ctx context.Context, peers membership.View, departed departure, filter func(Server) bool) missedPeers {
 	path := "/itResources/" + peers.ID() + "/servers/" + departed.serverID
 	call := &preparedRequest{
 		operation:  OperationDepart,
@@ -525,16 +547,16 @@ func (c *Cluster) callDeparture(ctx context.Context, peers membership.View, depa
 
 // repeatDeparture reports this node's departure again to the peers that missed it, until none is
 // left or the node is closed. It ends early if another process has registered with this node's id.
-func (c *Cluster) repeatDeparture(ctx context.Context, peers membership.View, departed departure, missed map[string]bool) {
+func (c *Cluster) repeatDeparture(ctx context.Context, peers membership.View, departed departure, missed missedPeers) {
 	for _, pause := range repeatPauses {
-		if ctxutil.Sleep(ctx, jitter(pause, 1.0/3)) != nil {
+		if missed.pause(ctx, pause) != nil {
 			return
 		}
 		if successor, err := c.registry.deleteIf(ctx, peers.ID(), departed.serverID, epoch); err == nil && successor != nil {
 			return
 		}
-		missed = c.callDeparture(ctx, peers, departed, func(s Server) bool { return missed[s.ServerID] })
-		if len(missed) == 0 {
+		missed = c.callDeparture(ctx, peers, departed, missed.contains)
+		if len(missed.ids) == 0 {
 			return
 		}
 	}

@@ -939,6 +939,38 @@ func TestMissedAnnouncementIsRepeated(t *testing.T) {
 	}
 }
 
+// A circuit that is open for longer than all pauses does not use up the attempts.
+func TestRepetitionWaitsForTheCircuit(t *testing.T) {
+	start := func(t *testing.T, nodes int) *clustertest.World {
+		slow := clustertest.WithConfig(func(cfg *cluster.Config) { cfg.RequestTimeout = time.Minute })
+		return clustertest.Start(t, nodes, noEviction(), slow, clustertest.WithLease(time.Hour))
+	}
+	t.Run("announcement", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			w := start(t, 2)
+			n := w.Add()
+			w.Network.Fault(n.Host, "node-1:8080", clustertest.FirstN(1, clustertest.Hang))
+			if _, err := n.Register(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			wantView(t, w.Nodes[0], "node-1", "node-2")
+			time.Sleep(65 * time.Second)
+			wantView(t, w.Nodes[0], "node-1", "node-2", "node-3")
+		})
+	})
+	t.Run("departure", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			w := start(t, 3)
+			n, peer := w.Nodes[0], w.Nodes[1]
+			w.Network.Fault(n.Host, peer.Host, clustertest.FirstN(1, clustertest.Hang))
+			n.UnRegister(t.Context())
+			wantView(t, peer, "node-1", "node-2", "node-3")
+			time.Sleep(65 * time.Second)
+			wantView(t, peer, "node-2", "node-3")
+		})
+	})
+}
+
 // A lost transport loses the connection before the request is handled.
 type lost struct{}
 
