@@ -14,7 +14,7 @@ import (
 
 // startLimited serves until the test ends. A request for /wait sends to waiting, and blocks until
 // release is closed.
-func startLimited(t *testing.T, total, perAddress int) (address string, waiting, release chan struct{}) {
+func startLimited(t *testing.T, total, perAddress int) (limited *connections, waiting, release chan struct{}) {
 	t.Helper()
 	inner, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
@@ -29,15 +29,16 @@ func startLimited(t *testing.T, total, perAddress int) (address string, waiting,
 		_, _ = io.WriteString(w, "{}")
 	})
 	ctx, cancel := context.WithCancel(t.Context())
+	limited = limitConnections(inner, total, perAddress)
 	served := make(chan error, 1)
-	go func() { served <- serve(ctx, limitConnections(inner, total, perAddress), nil, handler, zap.NewNop()) }()
+	go func() { served <- serve(ctx, limited, nil, handler, zap.NewNop()) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-served; err != nil {
 			t.Error(err)
 		}
 	})
-	return inner.Addr().String(), waiting, release
+	return limited, waiting, release
 }
 
 // dial connects from an address of the loopback network.
@@ -72,6 +73,23 @@ func request(t *testing.T, conn net.Conn, path string) error {
 	return err
 }
 
+// awaitIdle waits until all connections are idle, except those with a request for /wait. A client
+// has a response a moment before the server is done with the request.
+func (c *connections) awaitIdle(t *testing.T, busy int) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		c.mu.Lock()
+		active := len(c.open) - c.idle.Len()
+		c.mu.Unlock()
+		if active == busy {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%d requests in progress, want %d", active, busy)
+		}
+	}
+}
+
 func closed(conn net.Conn) bool {
 	_, err := conn.Read(make([]byte, 1))
 	return err != nil
@@ -84,19 +102,22 @@ func TestIdleConnectionsAreReplaced(t *testing.T) {
 		"per address": {0, 8},
 	} {
 		t.Run(name, func(t *testing.T) {
-			address, _, _ := startLimited(t, test.total, test.perAddress)
+			limited, _, _ := startLimited(t, test.total, test.perAddress)
+			address := limited.Addr().String()
 			var idle []net.Conn
 			for range 8 {
 				conn := dial(t, "127.0.0.1", address)
 				if err := request(t, conn, "/"); err != nil {
 					t.Fatal(err)
 				}
+				limited.awaitIdle(t, 0)
 				idle = append(idle, conn)
 			}
 			if err := request(t, idle[0], "/"); err != nil { // now the second one has waited longest
 				t.Fatal(err)
 			}
 			for range 100 {
+				limited.awaitIdle(t, 0)
 				if err := request(t, dial(t, "127.0.0.1", address), "/"); err != nil {
 					t.Fatalf("a new connection: %v", err)
 				}
@@ -110,7 +131,8 @@ func TestIdleConnectionsAreReplaced(t *testing.T) {
 
 // Requests in progress are not interrupted. Their address gets no further connections; others do.
 func TestBusyConnectionsStay(t *testing.T) {
-	address, waiting, release := startLimited(t, 10, 4)
+	limited, waiting, release := startLimited(t, 10, 4)
+	address := limited.Addr().String()
 	var busy []net.Conn
 	for range 4 {
 		conn := dial(t, "127.0.0.1", address)
@@ -124,6 +146,7 @@ func TestBusyConnectionsStay(t *testing.T) {
 		t.Error("a fifth connection of one address is served")
 	}
 	for range 20 {
+		limited.awaitIdle(t, 4)
 		if err := request(t, dial(t, "127.0.0.2", address), "/"); err != nil {
 			t.Errorf("another address: %v", err)
 		}
