@@ -417,9 +417,12 @@ func announcementOf(servers membership.View) *preparedRequest {
 	}
 }
 
-// repeatPauses are the pauses before an announcement or a departure is sent again to the peers that
-// failed: one that restarts, or rejects all requests for a moment. They have a jitter of a third.
-var repeatPauses = [...]time.Duration{time.Second, 3 * time.Second, 9 * time.Second, 27 * time.Second}
+// repeatPauses returns the pauses before an announcement or a departure is sent again to the peers
+// that failed: one that restarts, or rejects all requests for a moment. They have a jitter of a
+// third.
+func repeatPauses() [4]time.Duration {
+	return [...]time.Duration{time.Second, 3 * time.Second, 9 * time.Second, 27 * time.Second}
+}
 
 // missedPeers are the peers that a later attempt may reach.
 type missedPeers struct {
@@ -464,7 +467,7 @@ func (m missedPeers) pause(ctx context.Context, d time.Duration) error {
 func (c *Cluster) repeatAnnouncement(ctx context.Context, number int64, servers func(membership.View) membership.View, missed missedPeers) {
 	ctx, cancel := ctxutil.Merge(ctx, c.memberCtx)
 	defer cancel()
-	for _, pause := range repeatPauses {
+	for _, pause := range repeatPauses() {
 		err := missed.pause(ctx, pause)
 		if err != nil || c.announcements.Load() != number || !c.state.status().holdsLease() {
 			return
@@ -548,7 +551,7 @@ func (c *Cluster) callDeparture(ctx context.Context, peers membership.View, depa
 // repeatDeparture reports this node's departure again to the peers that missed it, until none is
 // left or the node is closed. It ends early if another process has registered with this node's id.
 func (c *Cluster) repeatDeparture(ctx context.Context, peers membership.View, departed departure, missed missedPeers) {
-	for _, pause := range repeatPauses {
+	for _, pause := range repeatPauses() {
 		if missed.pause(ctx, pause) != nil {
 			return
 		}

@@ -290,20 +290,17 @@ func TestMethodIsSentInUpperCase(t *testing.T) {
 // the path of the request.
 func TestErrorsQuoteLittle(t *testing.T) {
 	long := strings.Repeat("long ", 10_000)
-	response := func(code int, body string) func(*http.Request) (*http.Response, error) {
-		return func(r *http.Request) (*http.Response, error) { return newHTTPResponse(r, code, body), nil }
-	}
-	for name, peer := range map[string]func(*http.Request) (*http.Response, error){
-		"message of a status":  response(http.StatusNotFound, fmt.Sprintf(`{"message":%q}`, long)),
-		"error of OAuth":       response(http.StatusBadRequest, fmt.Sprintf(`{"error":%q,"error_description":%q}`, long, long)),
-		"id of another server": response(http.StatusOK, fmt.Sprintf(`{"server":{"serverId":%q}}`, long)),
-		"malformed":            response(http.StatusOK, long),
-		"RoundTripper":         func(*http.Request) (*http.Response, error) { return nil, errors.New(long) },
-		"panic":                func(*http.Request) (*http.Response, error) { panic(long) },
-		"multibyte":            func(*http.Request) (*http.Response, error) { return nil, errors.New(strings.Repeat("é", 10_000)) },
+	for name, peer := range map[string]http.RoundTripper{
+		"message of a status":  respond(http.StatusNotFound, fmt.Sprintf(`{"message":%q}`, long))(nil),
+		"error of OAuth":       respond(http.StatusBadRequest, fmt.Sprintf(`{"error":%q,"error_description":%q}`, long, long))(nil),
+		"id of another server": respond(http.StatusOK, fmt.Sprintf(`{"server":{"serverId":%q}}`, long))(nil),
+		"malformed":            respond(http.StatusOK, long)(nil),
+		"RoundTripper":         clustertest.RoundTripperFunc(func(*http.Request) (*http.Response, error) { return nil, errors.New(long) }),
+		"panic":                clustertest.RoundTripperFunc(func(*http.Request) (*http.Response, error) { panic(long) }),
+		"multibyte":            clustertest.RoundTripperFunc(func(*http.Request) (*http.Response, error) { return nil, errors.New(strings.Repeat("é", 10_000)) }),
 	} {
 		t.Run(name, func(t *testing.T) {
-			c := newRegisteredNode(t, &remotes{view: []string{"node-1", "node-2"}, peer: peer})
+			c := newRegisteredNode(t, &remotes{view: []string{"node-1", "node-2"}, peer: peer.RoundTrip})
 			o := callOnePeer(t, c, cluster.Request{Path: "/things/1"})
 			if text := fmt.Sprint(o.Err); len(text) > 256*2 || !utf8.ValidString(text) || !strings.Contains(text, "/mds/v1/things/1") {
 				t.Errorf("%d bytes: %.600s", len(text), text)
