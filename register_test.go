@@ -942,6 +942,7 @@ func TestMissedAnnouncementIsRepeated(t *testing.T) {
 // A circuit that is open for longer than all pauses does not use up the attempts.
 func TestRepetitionWaitsForTheCircuit(t *testing.T) {
 	start := func(t *testing.T, nodes int) *clustertest.World {
+		t.Helper()
 		slow := clustertest.WithConfig(func(cfg *cluster.Config) { cfg.RequestTimeout = time.Minute })
 		return clustertest.Start(t, nodes, noEviction(), slow, clustertest.WithLease(time.Hour))
 	}

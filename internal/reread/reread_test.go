@@ -18,14 +18,14 @@ func newValue(paths ...string) (v *Value[string], parsed *int) {
 	parsed = new(int)
 	return New(func(contents [][]byte) (string, error) {
 		*parsed++
-		text := ""
+		var text strings.Builder
 		for _, b := range contents {
-			text += string(b)
+			text.WriteString(string(b))
 		}
-		if strings.Contains(text, "bad") {
+		if strings.Contains(text.String(), "bad") {
 			return "", errors.New("bad content")
 		}
-		return text, nil
+		return text.String(), nil
 	}, paths...), parsed
 }
 

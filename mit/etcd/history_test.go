@@ -114,8 +114,9 @@ func TestClockSetBack(t *testing.T) {
 	ahead := open(t, etcd.Config{Endpoints: c.Endpoints})
 	behind := open(t, etcd.Config{Endpoints: c.Endpoints})
 	ahead.SetClock(func() time.Time { return time.Now().Add(hour) })
-	kept, gone := put(t, ahead, "kept"), put(t, ahead, "gone")
-	gone = put(t, ahead, "gone")
+	kept := put(t, ahead, "kept")
+	put(t, ahead, "gone")
+	gone := put(t, ahead, "gone")
 	if err := ahead.Delete(t.Context(), mds, "gone"); err != nil {
 		t.Fatal(err)
 	}

@@ -84,7 +84,7 @@ func isTransient(err error) bool {
 // hedgeDelays are the fractions of [Config].Timeout after which copies of a request are sent. Each
 // copy goes to the next member. A request may get no response from a member that lost its leader or
 // its network, while others are well.
-var hedgeDelays = []time.Duration{4, 2}
+var hedgeDelays = [...]time.Duration{4, 2} //nolint:gochecknoglobals // a constant in all but name
 
 // hedge is an interceptor that sends a request again if it gets no response for some time, without
 // canceling it, and returns the first success or permanent error. All requests of this package may
@@ -115,7 +115,7 @@ func (s *Store) hedge(ctx context.Context, method string, req, reply any, cc *gr
 		}()
 	}
 	send()
-	start, delays := time.Now(), hedgeDelays
+	start, delays := time.Now(), hedgeDelays[:]
 	timer := time.NewTimer(s.cfg.timeout() / delays[0])
 	defer timer.Stop()
 	for {

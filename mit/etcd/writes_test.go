@@ -38,7 +38,8 @@ type refusal struct {
 	reason string
 }
 
-var refusals = []refusal{
+// refusals are all such states.
+var refusals = []refusal{ //nolint:gochecknoglobals // the table of two tests
 	{
 		name:   "no space",
 		begin:  alarm(etcdserverpb.AlarmRequest_ACTIVATE, etcdserverpb.AlarmType_NOSPACE),
