@@ -455,8 +455,8 @@ func missedBy(failures []Outcome) missedPeers {
 
 func (m missedPeers) contains(s Server) bool { return m.ids[s.ServerID] }
 
-// pause waits before the next attempt. The pause begins when a circuit lets a request through again.
-// Otherwise one that is open for long could reject all attempts.
+// pause waits before the next attempt. The pause begins when a circuit lets a request through
+// again. Otherwise one that is open for long could reject all attempts.
 func (m missedPeers) pause(ctx context.Context, d time.Duration) error {
 	return ctxutil.Sleep(ctx, m.probeIn+jitter(d, 1.0/3))
 }

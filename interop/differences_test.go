@@ -125,8 +125,9 @@ func peersFail(w *world, k kind) {
 	for _, failure := range f.Response.Failures {
 		got[failure.Server.ServerID] = fmt.Sprint(failure.Error.Kind, failure.Error.Evicted)
 	}
+	// The peer that hangs did so on a connection that had been used before. The next call decides.
 	for id, want := range map[string]string{
-		"500": fmt.Sprint(cluster.KindStatus, false), "hangs": fmt.Sprint(cluster.KindTimeout, false), // on a connection used before: the next call decides
+		"500": fmt.Sprint(cluster.KindStatus, false), "hangs": fmt.Sprint(cluster.KindTimeout, false),
 		"other": fmt.Sprint(cluster.KindWrongServer, false), "unsigned": fmt.Sprint(cluster.KindMalformed, false),
 		"malformed": fmt.Sprint(cluster.KindMalformed, false), "gone": fmt.Sprint(cluster.KindRefused, true),
 	} {
