@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -618,17 +619,30 @@ func TestTokenServiceReplicas(t *testing.T) {
 		cfg.TokenURL = "http://mst-1.test/token, http://mst-2.test/token/,http://mst-3.test/token"
 		cfg.Issuer = "http://issuer.test/never-called"
 		logs, entries := observer.New(zap.DebugLevel)
-		var tried []string
+		var (
+			mu       sync.Mutex // guards requests
+			requests []string
+		)
+		record := func(req *http.Request) {
+			mu.Lock()
+			defer mu.Unlock()
+			requests = append(requests, req.URL.String())
+		}
+		recorded := func() []string {
+			mu.Lock()
+			defer mu.Unlock()
+			return slices.Clone(requests)
+		}
 		remotes := clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
 			switch req.URL.Host {
 			case "mst-1.test":
-				tried = append(tried, req.URL.String())
+				record(req)
 				return nil, syscall.ECONNREFUSED
 			case "mst-2.test":
-				tried = append(tried, req.URL.String())
+				record(req)
 				return newHTTPResponse(req, http.StatusOK, "<html>a proxy</html>"), nil
 			case "mst-3.test":
-				tried = append(tried, req.URL.String())
+				record(req)
 				return newHTTPResponse(req, http.StatusOK, `{"access_token":"token","expires_in":3600}`), nil
 			case "mit.test":
 				return newHTTPResponse(req, http.StatusOK, registrationResponse(time.Hour, "node-1")), nil
@@ -639,6 +653,7 @@ func TestTokenServiceReplicas(t *testing.T) {
 		if _, err := c.Register(t.Context()); err != nil {
 			t.Fatal(err)
 		}
+		tried := recorded()
 		if len(tried) == 0 || tried[len(tried)-1] != "http://mst-3.test/token" || slices.Contains(tried[:len(tried)-1], "http://mst-3.test/token") {
 			t.Errorf("tried %q", tried)
 		}
@@ -646,7 +661,7 @@ func TestTokenServiceReplicas(t *testing.T) {
 			t.Errorf("%d changes logged after %q", switched, tried)
 		}
 		time.Sleep(24 * time.Hour)
-		if rest := tried[3:]; len(rest) < 10 || !slices.Contains(rest, "http://mst-3.test/token") {
+		if rest := recorded()[3:]; len(rest) < 10 || !slices.Contains(rest, "http://mst-3.test/token") {
 			t.Errorf("%d requests in a day", len(rest))
 		}
 		_ = c.Close()
