@@ -313,7 +313,7 @@ func FuzzLine(f *testing.F) {
 			t.Errorf("message %q, want %q", got, want)
 		}
 		members := line["metadata"].(map[string]any)["m"].(map[string]any)
-		if utf8.ValidString(key+value) && key != "secret" && members[key] != value {
+		if utf8.ValidString(key) && utf8.ValidString(value) && key != "secret" && members[key] != value {
 			t.Errorf("metadata %q, want %q: %q", members, key, value)
 		}
 		if key == "secret" && members[key] != "-------" {
