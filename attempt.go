@@ -115,13 +115,13 @@ func (f *fanOut) keepReason(ctx context.Context, p *membership.Peer, o *Outcome)
 	ctx, cancel := context.WithTimeout(ctx, f.client.evictor.policy.timeout()/2)
 	defer cancel()
 	for n := 1; n <= maxReusedTries; n++ {
-		req := (&http.Request{
+		req := &http.Request{
 			Method: http.MethodHead,
 			URL:    appendRef(p.Base, &url.URL{Path: "/itResources"}),
 			Header: f.client.http.header(ctx, ""),
-		}).WithContext(ctx)
+		}
 		info := RequestInfo{Target: TargetPeer, Server: o.Server, Attempt: o.Attempts + n}
-		resp, err := f.client.http.do(f.client.http.transports.newConn, info, req, nil)
+		resp, err := f.client.http.do(ctx, f.client.http.transports.newConn, info, req, nil)
 		switch {
 		case !unreachable(err):
 			return DecisionAlive, errors.New("it responds on a new connection")
@@ -290,10 +290,10 @@ func (f *fanOut) sendOnce(ctx context.Context, p *membership.Peer, rt http.Round
 		reqCtx, cancel = context.WithTimeout(ctx, timeout)
 		defer cancel()
 	}
-	req := template.WithContext(reqCtx)
+	req := *template
 	req.URL = appendRef(p.Base, f.ref)
 	req.Host = req.URL.Host
-	resp, err := f.client.http.do(rt, info, req, call)
+	resp, err := f.client.http.do(reqCtx, rt, info, &req, call)
 	if resp.reused && timedOut(err) {
 		f.client.http.stalled.add(p.Base.Host, time.Now())
 	}

@@ -72,6 +72,7 @@ type httpClient struct {
 	secrets     []*token.Secret // of this node
 	stalled     stallLog
 	trace       *hooks
+	connTraces  sync.Pool // of *connTrace
 }
 
 func newHTTPClient(cfg Config, o options, secrets *credentials) (*httpClient, error) {
@@ -119,17 +120,18 @@ type response struct {
 }
 
 // do sends a request and returns the response. Without a 2xx response there is an error, too. The
-// errors are *UnreachableError, *StatusError and *InvalidResponseError, and name the remote. call
-// is what newCall returned for the header and the body of req, or nil.
-func (h *httpClient) do(rt http.RoundTripper, info RequestInfo, req *http.Request, call *h1.Call) (response, error) {
-	req, end := h.trace.request(info, req)
+// errors are *UnreachableError, *StatusError and *InvalidResponseError, and name the remote. The
+// context is ctx, not that of req. call is what newCall returned for the header and the body of
+// req, or nil.
+func (h *httpClient) do(ctx context.Context, rt http.RoundTripper, info RequestInfo, req *http.Request, call *h1.Call) (response, error) {
+	ctx, end := h.trace.request(ctx, info, req)
 	if end == nil {
-		return h.exchange(rt, info.remote(), req, call)
+		return h.exchange(ctx, rt, info.remote(), req, call)
 	}
 	start := time.Now()
-	resp, err := h.exchange(rt, info.remote(), req, call)
+	resp, err := h.exchange(ctx, rt, info.remote(), req, call)
 	result := RequestResult{StatusCode: resp.status, Kind: classify(err), Err: err, Duration: time.Since(start)}
-	if err != nil && errors.Is(req.Context().Err(), context.Canceled) {
+	if err != nil && errors.Is(ctx.Err(), context.Canceled) {
 		result.Kind = KindCanceled
 	}
 	end(result)
@@ -149,22 +151,23 @@ func (h *httpClient) newCall(method string, header http.Header, body []byte) *h1
 	return call
 }
 
-func (h *httpClient) exchange(rt http.RoundTripper, to remote, req *http.Request, call *h1.Call) (response, error) {
+func (h *httpClient) exchange(ctx context.Context, rt http.RoundTripper, to remote, req *http.Request, call *h1.Call) (response, error) {
 	if direct, ok := rt.(*directTransport); ok && call != nil && direct.sendsTo(req.URL) {
-		return h.exchangeDirect(direct.http, to, req, call)
+		return h.exchangeDirect(ctx, direct.http, to, req, call)
 	}
-	ctx, conn := traceConn(req.Context())
-	req = req.WithContext(ctx)
-	if req.Body == nil && req.GetBody != nil {
-		req.Body, _ = req.GetBody() // never fails
+	conn := h.connTrace()
+	sent := req.WithContext(httptrace.WithClientTrace(ctx, &conn.ClientTrace)) // a copy
+	if sent.Body == nil && sent.GetBody != nil {
+		sent.Body, _ = sent.GetBody() // never fails
 	}
-	resp, err := h.roundTrip(rt, req)
+	resp, err := h.roundTrip(rt, sent)
 	if err != nil {
 		state := conn.state()
 		return response{reused: state.reused}, h.requestError(to, req, state, err)
 	}
 	defer resp.Body.Close()
 	r := response{status: resp.StatusCode, header: h1.ParsedHeader(resp.Header), reused: conn.reused.Load()}
+	h.recycle(conn)
 	if !is2xx(resp.StatusCode) {
 		var body []byte
 		if resp.StatusCode >= 200 { // the body of a 101 is the connection, which no context ends
@@ -182,8 +185,8 @@ func (h *httpClient) exchange(rt http.RoundTripper, to remote, req *http.Request
 }
 
 // exchangeDirect sends call to the URL of req.
-func (h *httpClient) exchangeDirect(t *h1.Transport, to remote, req *http.Request, call *h1.Call) (response, error) {
-	resp, err := t.Do(req.Context(), call, req.URL.Host, req.URL.RequestURI())
+func (h *httpClient) exchangeDirect(ctx context.Context, t *h1.Transport, to remote, req *http.Request, call *h1.Call) (response, error) {
+	resp, err := t.Do(ctx, call, req.URL.Host, req.URL.RequestURI())
 	r := response{status: resp.StatusCode, header: resp.Header, reused: resp.Reused}
 	switch {
 	case resp.StatusCode == 0:
@@ -253,12 +256,26 @@ type connTrace struct {
 
 func (t *connTrace) state() connState { return connState{t.reused.Load(), t.answered.Load()} }
 
-// traceConn returns a context for one request, and what its transport reports.
-func traceConn(ctx context.Context) (context.Context, *connTrace) {
+// connTrace returns a connTrace for one request.
+func (h *httpClient) connTrace() *connTrace {
+	if t, _ := h.connTraces.Get().(*connTrace); t != nil {
+		return t
+	}
 	t := new(connTrace)
 	t.GotConn = func(info httptrace.GotConnInfo) { t.reused.Store(info.Reused) }
 	t.GotFirstResponseByte = func() { t.answered.Store(true) }
-	return httptrace.WithClientTrace(ctx, &t.ClientTrace), t
+	return t
+}
+
+// recycle keeps the connTrace of a request that has a response: net/http reports nothing more to
+// it. Another transport may.
+func (h *httpClient) recycle(t *connTrace) {
+	if h.transports.foreign {
+		return
+	}
+	t.reused.Store(false)
+	t.answered.Store(false)
+	h.connTraces.Put(t)
 }
 
 // A redactedError is an error with secrets removed from its text.
@@ -390,7 +407,7 @@ func (h *httpClient) sendJSON(ctx context.Context, info RequestInfo, method, add
 		if body != nil {
 			req.Header.Set("Content-Type", "application/json")
 		}
-		resp, err := h.do(rt, info, req, nil)
+		resp, err := h.do(ctx, rt, info, req, nil)
 		switch {
 		case err == nil || !resp.reused || !unreachable(err):
 			return resp.body, err
@@ -472,7 +489,7 @@ type transports struct {
 
 	owned   []*http.Transport  // those that close may close
 	direct  []*directTransport // those of peers and newConn
-	foreign bool               // the round trippers contain code of the program
+	foreign bool               // round trippers are of types that the program defines
 }
 
 // newTransports returns the transport of WithHTTPClient for everything, or new transports without
@@ -483,7 +500,8 @@ func newTransports(o options, maxInFlight int) (transports, error) {
 		if rt == nil {
 			rt = http.DefaultTransport
 		}
-		return transports{backend: rt, peers: rt, backendNewConn: rt, newConn: rt, foreign: true}.wrap(o.wrap)
+		_, standard := rt.(*http.Transport)
+		return transports{backend: rt, peers: rt, backendNewConn: rt, newConn: rt, foreign: !standard}.wrap(o.wrap)
 	}
 	backend := newTransport(net.Dialer{}, 4)
 	backend.Proxy = http.ProxyFromEnvironment

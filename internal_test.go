@@ -792,7 +792,7 @@ func TestUnsetHooksDoNotAllocate(t *testing.T) {
 		h := newHooks(traces, zap.NewNop(), nil)
 		for hook, use := range map[string]func() any{
 			"Call":              func() any { _, end := h.call(ctx, CallInfo{Method: req.Method}); return end == nil },
-			"Request":           func() any { r, end := h.request(RequestInfo{Server: server}, req); return r == req && end == nil },
+			"Request":           func() any { c, end := h.request(ctx, RequestInfo{Server: server}, req); return c == ctx && end == nil },
 			"Renewal":           func() any { _, end := h.renewal(ctx, RenewalInfo{}); return end == nil },
 			"TokenFetch":        func() any { _, end := h.tokenFetch(ctx, TokenKey{}); return end == nil },
 			"PeerDone":          func() any { h.peerDone(ctx, Outcome{Server: server, Err: err}); return true },

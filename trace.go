@@ -302,13 +302,12 @@ func (h *hooks) call(ctx context.Context, info CallInfo) (context.Context, func(
 }
 
 // request returns the request to send. Method and URL of info are set here.
-func (h *hooks) request(info RequestInfo, req *http.Request) (*http.Request, func(RequestResult)) {
+func (h *hooks) request(ctx context.Context, info RequestInfo, req *http.Request) (context.Context, func(RequestResult)) {
 	if !h.hasRequest {
-		return req, nil
+		return ctx, nil
 	}
 	info.Method, info.URL = req.Method, withoutQuery(req.URL)
-	ctx, end := begin(req.Context(), h, "Request", info, func(t *Trace) operation[RequestInfo, RequestResult] { return t.Request })
-	return req.WithContext(ctx), end
+	return begin(ctx, h, "Request", info, func(t *Trace) operation[RequestInfo, RequestResult] { return t.Request })
 }
 
 func (h *hooks) renewal(ctx context.Context, info RenewalInfo) (context.Context, func(RenewalResult)) {
