@@ -24,8 +24,9 @@ const parentPollInterval = 500 * time.Millisecond
 func WithParent(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	if !signal.Ignored(syscall.SIGHUP) {
+		first := ancestors() // before the caller goes on: the parent may end right after
 		go func() {
-			if awaitChange(ctx, ancestors) == nil {
+			if awaitChange(ctx, first, ancestors) == nil {
 				cancel(ErrParentEnded)
 			}
 		}()
@@ -33,11 +34,11 @@ func WithParent(ctx context.Context) (context.Context, context.CancelFunc) {
 	return ctx, func() { cancel(nil) }
 }
 
-// awaitChange polls until the result of ids differs from its first one.
-func awaitChange(ctx context.Context, ids func() []int) error {
+// awaitChange polls until the result of ids differs from first.
+func awaitChange(ctx context.Context, first []int, ids func() []int) error {
 	poll := time.NewTicker(parentPollInterval)
 	defer poll.Stop()
-	for first := ids(); slices.Equal(ids(), first); {
+	for slices.Equal(ids(), first) {
 		select {
 		case <-poll.C:
 		case <-ctx.Done():
