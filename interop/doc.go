@@ -4,6 +4,7 @@
 // Where the two modules differ on purpose, a test says so.
 //
 // The tests need Node.js and npm, and install the npm module on their first run. If these are
-// missing, the tests are skipped, or fail if INTEROP=require. INTEROP_SOAK sets the duration of
-// the soak test, such as 10m, and INTEROP_SEED its random seed.
+// missing, the tests are skipped. By default some scenarios run. With INTEROP=require all of them
+// do, and none may be skipped. INTEROP_SOAK sets the duration of the soak test, such as 10m, and
+// INTEROP_SEED its random seed.
 package interop

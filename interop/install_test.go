@@ -10,12 +10,15 @@ import (
 	"github.com/mimiktech/cluster/internal/npmtest"
 )
 
+// required reports whether all tests must run, and none may be skipped.
+func required() bool { return os.Getenv("INTEROP") == "require" }
+
 // install installs the npm module, once per lock file and machine, and returns the folder of its
 // packages. If npm is unavailable, it skips the test, or fails it if INTEROP=require.
 func install(t *testing.T) string {
 	t.Helper()
 	unavailable := t.Skipf
-	if os.Getenv("INTEROP") == "require" {
+	if required() {
 		unavailable = t.Fatalf
 	}
 	modules, err := npmtest.Install(t.Context(), "npm")

@@ -22,7 +22,11 @@ import (
 // INTEROP_SOAK sets the duration, INTEROP_SEED the random seed.
 func TestSoak(t *testing.T) {
 	t.Parallel()
-	duration, err := time.ParseDuration(envOr("INTEROP_SOAK", "20s"))
+	standard := "3s"
+	if required() {
+		standard = "20s"
+	}
+	duration, err := time.ParseDuration(envOr("INTEROP_SOAK", standard))
 	if err != nil {
 		t.Fatal(err)
 	}
