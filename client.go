@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"net"
 	"net/http"
@@ -125,6 +126,9 @@ type response struct {
 // req, or nil.
 func (h *httpClient) do(ctx context.Context, rt http.RoundTripper, info RequestInfo, req *http.Request, call *h1.Call) (response, error) {
 	ctx, end := h.trace.request(ctx, info, req)
+	if h.trace.hasRequest {
+		req, call = addTraceHeader(req, call, requestHeader(ctx))
+	}
 	if end == nil {
 		return h.exchange(ctx, rt, info.remote(), req, call)
 	}
@@ -136,6 +140,21 @@ func (h *httpClient) do(ctx context.Context, rt http.RoundTripper, info RequestI
 	}
 	end(result)
 	return resp, err
+}
+
+// addTraceHeader returns a request with added header fields, in both of its forms. The request that
+// it gets may be shared.
+func addTraceHeader(req *http.Request, call *h1.Call, added http.Header) (*http.Request, *h1.Call) {
+	if len(added) == 0 {
+		return req, call
+	}
+	extended := *req
+	extended.Header = req.Header.Clone()
+	maps.Copy(extended.Header, added)
+	if call != nil {
+		call = call.With(added)
+	}
+	return &extended, call
 }
 
 // newCall prepares requests to peers that have a header and a body in common. It returns nil if no

@@ -71,6 +71,19 @@ func (c Conflict) MarshalJSON() ([]byte, error) {
 	}{c.ServerID, c.Addresses, formatTime(c.SeenAt)})
 }
 
+// Stats are figures about the requests to peers at one moment.
+type Stats struct {
+	// InFlight is the number of slots taken. It may exceed MaxInFlight for a moment, by one for each
+	// call that ends.
+	InFlight int
+	// MaxInFlight is the number of slots, [Config].MaxInFlight.
+	MaxInFlight int
+	// Waiting is the number of requests that wait for a slot.
+	Waiting int
+	// OpenBreakers is the number of peers in the view whose circuit breaker is open.
+	OpenBreakers int
+}
+
 // ExpiresAt returns when the lease expires unless it is renewed. It is zero before the first
 // registration.
 func (s Status) ExpiresAt() time.Time {

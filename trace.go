@@ -3,12 +3,15 @@ package cluster
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"sync"
 	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/mimiktech/cluster/internal/h1"
 )
 
 // A Trace has functions, the hooks, that are called on what happens in a [Cluster]. Any of them
@@ -29,8 +32,9 @@ import (
 //	}
 //
 // The contexts of Requests and TokenFetches are derived from that of their Call or Renewal. The
-// context of a Request is that of the [http.Request] which a transport gets. At the end of an
-// operation the functions of several traces are called in reverse order, so that operations nest.
+// context of a Request is that of the [http.Request] which a transport gets. A hook can add header
+// fields to the request with [WithRequestHeader]. At the end of an operation the functions of
+// several traces are called in reverse order, so that operations nest.
 //
 // # Order
 //
@@ -92,6 +96,30 @@ func WithTrace(t *Trace) Option {
 			o.traces = append(o.traces, *t)
 		}
 	})
+}
+
+type requestHeaderKey struct{}
+
+// WithRequestHeader returns a context for the hook [Trace].Request to return: the request is sent
+// with the given header fields, such as the trace context of its span. They replace fields with the
+// same names. Invalid fields are ignored, and so are those that [Request].Header must not have.
+// Elsewhere the context has no effect. header must not be changed afterwards.
+func WithRequestHeader(ctx context.Context, header http.Header) context.Context {
+	added := make(http.Header, len(header))
+	maps.Copy(added, requestHeader(ctx))
+	for name, values := range header {
+		name = http.CanonicalHeaderKey(name)
+		if isForwarded(name) && h1.ValidField(name, values) {
+			added[name] = values
+		}
+	}
+	return context.WithValue(ctx, requestHeaderKey{}, added)
+}
+
+// requestHeader returns the header fields that hooks have added to the request of ctx.
+func requestHeader(ctx context.Context) http.Header {
+	header, _ := ctx.Value(requestHeaderKey{}).(http.Header)
+	return header
 }
 
 // An Operation is what a call to the peers is for. It is fit for a metric label.

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"math/rand/v2"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
@@ -496,6 +498,70 @@ type verifierFunc func(token string) (cluster.Claims, error)
 
 func (f verifierFunc) Verify(_ context.Context, token string) (cluster.Claims, error) {
 	return f(token)
+}
+
+// Fields that a hook adds to a request are sent, by each transport and for each retry, and replace
+// those of the call. Fields that a hook must not set are not sent.
+func TestRequestHeader(t *testing.T) {
+	var mu sync.Mutex
+	var seen []string
+	peer := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		seen = append(seen, fmt.Sprint(r.Header["Traceparent"], r.Header["X-Kept"], r.Header["X-Bad"], strings.HasPrefix(r.Header.Get("Authorization"), "Bearer stolen")))
+		mu.Unlock()
+		_, _ = io.WriteString(w, `{"server":{"serverId":"node-2"}}`)
+	}))
+	t.Cleanup(peer.Close)
+	add := func(name, value string) *cluster.Trace {
+		return &cluster.Trace{Request: func(ctx context.Context, i cluster.RequestInfo) (context.Context, func(cluster.RequestResult)) {
+			return cluster.WithRequestHeader(ctx, http.Header{name: {value + " " + string(i.Target)}}), nil
+		}}
+	}
+	request := cluster.Request{Path: "/things", Header: http.Header{"traceparent": {"of the caller"}, "X-Kept": {"kept"}}}
+	for name, opts := range map[string][]cluster.Option{
+		"direct transport": nil,
+		"net/http":         {cluster.WithHTTPClient(&http.Client{Transport: &http.Transport{}})},
+	} {
+		t.Run(name, func(t *testing.T) {
+			opts := append(opts, cluster.WithTrace(add("traceparent", "span of a")), cluster.WithTrace(add("X-Bad", "a\nb")), cluster.WithTrace(add("Authorization", "Bearer stolen")))
+			c, _ := newSocketNode(t, peer.URL+"/mds/v1", testConfig(), opts...)
+			seen = nil // without the announcement
+			rpc(t, &clustertest.Node{Cluster: c}, request)
+			rpc(t, &clustertest.Node{Cluster: c}, request)
+			want := "[span of a peer] [kept] [] false"
+			wantTexts(t, "requests", seen, want, want)
+		})
+	}
+}
+
+func TestStats(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 5, noEviction(), clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = 2 }))
+		n := w.Nodes[0]
+		if got, want := n.Stats(), (cluster.Stats{MaxInFlight: 2}); got != want {
+			t.Errorf("idle: %+v, want %+v", got, want)
+		}
+		for _, peer := range w.Nodes[1:] {
+			w.Network.Fault(n.Host, peer.Host, clustertest.Hang)
+		}
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			rpc(t, n, cluster.Request{Path: "/things"})
+		}()
+		time.Sleep(time.Second)
+		if got, want := n.Stats(), (cluster.Stats{InFlight: 2, MaxInFlight: 2, Waiting: 2}); got != want {
+			t.Errorf("during a call: %+v, want %+v", got, want)
+		}
+		<-done
+		if got, want := n.Stats(), (cluster.Stats{MaxInFlight: 2, OpenBreakers: 4}); got != want {
+			t.Errorf("after a call without responses: %+v, want %+v", got, want)
+		}
+		w.Nodes[4].UnRegister(t.Context())
+		if got := n.Stats().OpenBreakers; got != 3 {
+			t.Errorf("%d breakers are open after one of four peers left", got)
+		}
+	})
 }
 
 // The breaker of a silent peer is reported when it opens and when it closes, not for each request.

@@ -85,6 +85,19 @@ func New(timeout time.Duration, slots int) *Set {
 	return &Set{timeout: timeout, slots: slots, peers: make(map[string]*breaker), sweep: minSweep}
 }
 
+// Open returns the number of open breakers among those of the given peers.
+func (s *Set) Open(peers []*membership.Peer) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	open := 0
+	for _, p := range peers {
+		if b := s.peers[p.ServerID]; b != nil && b.trips > 0 {
+			open++
+		}
+	}
+	return open
+}
+
 // A Request describes a request that is about to be sent.
 type Request struct {
 	Peers   int       // in the view

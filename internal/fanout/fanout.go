@@ -31,6 +31,18 @@ func (s *Scheduler) InFlight() int {
 	return s.limiter.inFlight
 }
 
+// Waiting returns the number of tasks that wait for a slot.
+func (s *Scheduler) Waiting() int {
+	l := &s.limiter
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	waiting := len(l.waiters)
+	for c := range l.calls {
+		waiting += c.remaining()
+	}
+	return waiting
+}
+
 // A Call is one fan-out over a number of tasks.
 type Call struct {
 	s *Scheduler

@@ -26,6 +26,9 @@ func (o *order) next() (i int, ok bool) {
 // exhausted reports whether all indices have been handed out.
 func (o *order) exhausted() bool { return int(o.taken.Load()) >= o.n }
 
+// remaining returns the number of indices that have not been handed out.
+func (o *order) remaining() int { return max(0, o.n-int(o.taken.Load())) }
+
 // position is the current index as a fraction of n.
 func (o *order) position() float64 {
 	return float64((o.offset+int(o.taken.Load()))%o.n) / float64(o.n)

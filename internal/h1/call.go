@@ -66,6 +66,28 @@ func NewCall(method string, header http.Header, body []byte, maxBody int64) (*Ca
 	return c, nil
 }
 
+// With returns a Call with added header fields, which replace those with the same names. The fields
+// must be valid (see [ValidField]), their names in the canonical form.
+func (c *Call) With(header http.Header) *Call {
+	var fields bytes.Buffer
+	fields.Grow(len(c.fields) + 128)
+	for line := range bytes.Lines(c.fields) {
+		name, _, _ := bytes.Cut(line, []byte(":"))
+		if _, replaced := header[string(name)]; !replaced {
+			fields.Write(line)
+		}
+	}
+	_ = header.Write(&fields) // a buffer does not fail
+	with := *c
+	with.fields = fields.Bytes()
+	return &with
+}
+
+// ValidField reports whether a header field may be sent.
+func ValidField(name string, values []string) bool {
+	return checkFields(http.Header{name: values}) == nil
+}
+
 // A Response is a response that has been read, or why there is none.
 type Response struct {
 	StatusCode int // 0 if there was no response

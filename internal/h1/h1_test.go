@@ -175,6 +175,31 @@ func TestCanceledBefore(t *testing.T) {
 	}
 }
 
+// A Call with added fields sends them instead of those with the same names. The original stays.
+func TestCallWith(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		fmt.Fprint(w, r.Method, r.Header["X-Token"], r.Header["X-Tokens"], r.Header["Traceparent"], string(body))
+	}))
+	t.Cleanup(srv.Close)
+	tr := new(Transport)
+	defer tr.Close()
+	call, err := NewCall("PUT", http.Header{"X-Token": {"1", "2"}, "X-Tokens": {"3"}}, []byte("body"), 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	with := call.With(http.Header{"X-Token": {"4"}, "Traceparent": {"5"}})
+	for _, tt := range []struct {
+		call *Call
+		want string
+	}{{with, "PUT[4][3][5]body"}, {call, "PUT[1 2][3][]body"}, {with.With(nil), "PUT[4][3][5]body"}} {
+		resp, err := tr.Do(t.Context(), tt.call, strings.TrimPrefix(srv.URL, "http://"), "/")
+		if got := string(resp.Body); err != nil || strings.ReplaceAll(got, " [", "[") != tt.want {
+			t.Errorf("got %q, %v; want %q", got, err, tt.want)
+		}
+	}
+}
+
 // A head longer than a socket's buffer does not keep a short body from being sent.
 func TestLongRequestHead(t *testing.T) {
 	srv := echo(t)
