@@ -228,9 +228,9 @@ func (c *Cluster) Close() error {
 func (c *Cluster) Config() Config { return c.cfg }
 
 // SetKeys replaces the keys with which received tokens are verified: GenericKey, or ClientAccessKey
-// if there is no GenericKey, and GenericPreviousKey, which may be empty. Files of keys are not read
-// any more. It returns an error, and changes nothing, if key is empty, if either is a public key,
-// or with [WithVerifier]. It does not block.
+// if there is no GenericKey, and GenericPreviousKey, which may be empty. Key files are no longer
+// read. SetKeys changes nothing and returns an error if key is empty, if either key is a public
+// key, or if [WithVerifier] was given. It does not block.
 func (c *Cluster) SetKeys(key, previous Secret) error {
 	if _, ok := c.verifier.(keyVerifier); !ok {
 		return errors.New("cluster: SetKeys: tokens are verified by the Verifier of WithVerifier")
@@ -266,7 +266,7 @@ func (c *Cluster) Stats() Stats {
 }
 
 // Format implements fmt.Formatter. It prints the type and the id of the node under any verb: by
-// default fmt would print all fields, and with them the secrets.
+// default fmt would print all fields, including the secrets.
 func (c *Cluster) Format(f fmt.State, _ rune) { _, _ = fmt.Fprintf(f, "%s/%s", c.cfg.Type, c.cfg.ID) }
 
 func serversOf(view membership.View) []Server {

@@ -28,7 +28,7 @@ import (
 // A Config has the settings that differ from node to node. The zero value of a field means its
 // default. [New] reports all missing and invalid fields in one error.
 //
-// The environment variable that [ConfigFromEnv] reads a field from is given in brackets.
+// The brackets contain the environment variable from which [ConfigFromEnv] reads a field.
 type Config struct {
 	// Type is the service that the node is an instance of, such as "mds" [SERVER_TYPE]. Mandatory.
 	// The nodes of one type form one cluster.
@@ -47,11 +47,11 @@ type Config struct {
 	// LocalIPv4 or LocalIP is the address at which peers reach the node [SERVER_LOCAL_IPV4, or
 	// SERVER_LOCAL_IP, which may be IPv4 or IPv6]. LocalIPv4 has precedence.
 	//
-	// By default it is an address of an interface of the machine that is up. Loopback and
-	// link-local addresses do not count. IPv4 is preferred to IPv6, then other interfaces to
-	// point-to-point ones, then the order of the system. The choice is logged. If the machine no
-	// longer has the address when the node renews its lease, the node chooses again and announces
-	// its new address.
+	// By default it is an address of a network interface that is up. Loopback and link-local
+	// addresses do not count. IPv4 comes before IPv6, point-to-point interfaces come after others,
+	// and the rest is in the order of the system. The choice is logged. If the machine no longer
+	// has the address when the node renews its lease, the node chooses again and announces its new
+	// address.
 	LocalIPv4, LocalIP string
 	// ClusterBaseURL is the base URL at which peers call the node [SERVER_CLUSTER_BASE_URL];
 	// "http://{LocalIPv4 or LocalIP}:{Port}{BasePath}" by default. Set it if the node is behind
@@ -95,7 +95,7 @@ type Config struct {
 
 	// RegistryURL is the base URL of the registry [MIT_URL]. Mandatory. It may be a comma-separated
 	// list of the URLs of replicas. The node uses one of them, and fails over to another if there
-	// is no response or an invalid one.
+	// is no response or an invalid response.
 	RegistryURL string
 	// RegistryAudience is the audience of tokens for the registry [MIT_AUDIENCE]. Mandatory.
 	RegistryAudience string
@@ -123,8 +123,8 @@ type Config struct {
 	// ClientSecretFile, GenericKeyFile, GenericPreviousKeyFile and ClientAccessKeyFile are files
 	// with these secrets [OAUTH_CLIENT_SECRET_FILE, OAUTH_GENERIC_KEY_FILE,
 	// OAUTH_GENERIC_PREVIOUS_KEY_FILE, OAUTH_CLIENT_ACCESS_KEY_FILE]. White space at their ends is
-	// ignored. A file is read again when it has changed. While it cannot be used, the last good
-	// value is used; if there is none yet, the field of the secret.
+	// ignored. A file is read again when it has changed. While a file cannot be used, its last good
+	// value applies. Before the first good value, the field of the secret applies.
 	ClientSecretFile       string
 	GenericKeyFile         string
 	GenericPreviousKeyFile string

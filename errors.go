@@ -25,8 +25,8 @@ var (
 	ErrInvalidRequest = errors.New("cluster: invalid request")
 	// ErrManagementOff means that the node does not call peers: Config.Management is not set.
 	ErrManagementOff = errors.New("cluster: management is off")
-	// ErrNotRegistered is the Reason in the [Status] of a node that has not registered yet, or has
-	// left. [Cluster.Register] returns it if [Cluster.UnRegister] interrupts it.
+	// ErrNotRegistered is the Reason in the [Status] of a node that has not registered yet, or that
+	// has left. [Cluster.Register] returns it if [Cluster.UnRegister] interrupts it.
 	ErrNotRegistered = errors.New("cluster: not registered")
 	// ErrClosed is returned by calls that [Cluster.Close] interrupts and by calls made after it.
 	ErrClosed = errors.New("cluster: closed")
@@ -77,8 +77,9 @@ type UnreachableError struct {
 	Method string
 	URL    string // without its query
 	Err    error
-	// Reused reports that the request was sent on a connection that had been in use before. The
-	// remote may have closed it while it was idle, so the error does not show that the remote is gone.
+	// Reused reports whether the request was sent on a connection that had been used before. The
+	// remote may have closed it while it was idle, so the error does not show that the remote is
+	// gone.
 	Reused bool
 }
 
@@ -157,8 +158,8 @@ func (e *TokenError) Unwrap() error { return e.Err }
 // A PanicError is a panic in code that the program has given to this package, such as a
 // RoundTripper or a token source. The package recovers it, and treats it as an error of that code.
 type PanicError struct {
-	In    string // what panicked
-	Value any    // what it panicked with
+	In    string // the name of the code that panicked
+	Value any    // the argument of the panic
 	Stack []byte // of the goroutine that panicked
 }
 
@@ -192,8 +193,8 @@ const (
 	KindRefused        Kind = "refused"         // the address could not be dialed
 	KindConnectionLost Kind = "connection_lost" // the connection was lost before a response
 	KindTimeout        Kind = "timeout"         // no response in time, or only a part of one
-	KindTLS            Kind = "tls"             // no TLS connection, as with an invalid certificate
-	KindLocal          Kind = "local_fault"     // this node could not send, as without free ports
+	KindTLS            Kind = "tls"             // no TLS connection: an invalid certificate
+	KindLocal          Kind = "local_fault"     // this node could not send: no free port
 	KindStatus         Kind = "status"          // a non-2xx response: see StatusError
 	KindWrongServer    Kind = "wrong_server"    // see WrongServerError
 	KindMalformed      Kind = "malformed"       // not HTTP, without the envelope, or truncated

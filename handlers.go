@@ -42,8 +42,9 @@ func (r Route) ColonPattern() string {
 	return strings.NewReplacer("{", ":", "}", "").Replace(r.Pattern)
 }
 
-// Routes returns the two endpoints that peers call, under Config.BasePath, for routers that Mount
-// does not fit. The handlers need nothing from the router: they read the wildcards from the path.
+// Routes returns the two endpoints that peers call, under Config.BasePath. It is for routers that
+// [Cluster.Mount] cannot use. The handlers need nothing from the router: they read the wildcards
+// from the path.
 func (c *Cluster) Routes() []Route {
 	resources := c.cfg.BasePath + "/itResources"
 	return []Route{
@@ -90,8 +91,8 @@ func (c *Cluster) CreateItResource(w http.ResponseWriter, r *http.Request) {
 //
 // The request must carry a cluster token of the node's own type. If the itResource has another id,
 // nothing changes and the response is null. A node that is reported as departed itself registers
-// again. If the request has the header X-Unmodified-Since, with the updatedAt of the entry that is
-// gone, a newer entry of the server stays.
+// again. The request may have the header X-Unmodified-Since, with the updatedAt of the departed
+// entry. A newer entry of the server then stays.
 func (c *Cluster) DeleteServer(w http.ResponseWriter, r *http.Request) {
 	c.servePeer(w, r, func(ctx context.Context) (any, error) {
 		id, serverID, err := departedServer(r)
@@ -131,11 +132,12 @@ func ClaimsFrom(ctx context.Context) (Claims, bool) {
 }
 
 // Authenticate calls next for requests with a valid bearer token: issued by the token service, for
-// this node's audience, and not expired. It answers a missing or malformed header with 401, an
-// invalid token with 403, because npm callers fetch a new token only then, and all requests with
-// 503 while the [Verifier] cannot verify tokens. The context of the request has the claims
-// ([ClaimsFrom]) and the correlation id ([CorrelationID]). The response has the correlation id,
-// too. Authenticate does not check what the caller is allowed to do.
+// this node's audience, and not expired. It answers a missing or malformed header with 401. It
+// answers an invalid token with 403, because callers of the npm module fetch a new token only after
+// a 403. While the [Verifier] cannot verify tokens, it answers all requests with 503. The context
+// of the request has the claims ([ClaimsFrom]) and the correlation id ([CorrelationID]). The
+// response has the correlation id, too. Authenticate does not check what the caller is allowed to
+// do.
 func (c *Cluster) Authenticate(next http.Handler) http.Handler {
 	return c.authenticate(next, func(Claims) (CallerCheck, error) { return CallerAuthenticated, nil })
 }
@@ -151,8 +153,8 @@ func (c *Cluster) AuthenticatePeer(next http.Handler) http.Handler {
 	})
 }
 
-// RequireScope passes requests to next whose token has all words of scope in its scope claim, and
-// answers others with 403. The claims must be in the request's context: wrap the result in
+// RequireScope calls next for a request if the scope claim of its token has all words of scope. It
+// answers other requests with 403. The claims must be in the request's context: wrap the result in
 // [Cluster.Authenticate] or [Cluster.AuthenticatePeer]. A request without claims is answered with
 // 401. An empty scope lets no request through.
 func (c *Cluster) RequireScope(scope string, next http.Handler) http.Handler {
@@ -182,8 +184,8 @@ func (c *Cluster) Reply(w http.ResponseWriter, r *http.Request, data any) {
 }
 
 // ReplyStatus is like Reply with another 2xx status, such as 201. The statuses 204 and 205 have no
-// body, and so do not allow data. Any status that is not a 2xx is answered with 500. For an error,
-// use [Cluster.ReplyError].
+// body, and so do not allow data. A status that is not a 2xx is replaced by 500. For an error, use
+// [Cluster.ReplyError].
 func (c *Cluster) ReplyStatus(w http.ResponseWriter, r *http.Request, status int, data any) {
 	if status < 200 || status > 299 {
 		c.ReplyError(w, r, fmt.Errorf("a reply with the status %d, which is not a 2xx", status))

@@ -20,7 +20,7 @@ import (
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
-// An Option gives [New] a collaborator or a policy.
+// An Option is an optional argument of [New]: a dependency or a policy.
 type Option interface{ apply(*options) }
 
 // WithLogger makes the node log to l; by default it logs nothing. Each line that belongs to a
@@ -29,12 +29,12 @@ func WithLogger(l *zap.Logger) Option {
 	return optionFunc(func(o *options) { o.log = l })
 }
 
-// WithTransport wraps the transports of the node, for example with the one of OpenTelemetry. wrap
-// is called by [New], once for each transport: to peers, to peers on a new connection for each
+// WithTransport wraps the transports of the node, for example with the transport of OpenTelemetry.
+// wrap is called by [New], once for each transport: to peers, to peers on a new connection for each
 // request, and to the registry and the token service. The node keeps its connection pool, its
 // checks of addresses, and the rule that no proxy is used towards peers. A RoundTripper that wrap
-// returns must not follow redirects. Several wrappers apply in the order of their options: the
-// last one is called first by a request.
+// returns must not follow redirects. Several wrappers apply in the order of their options: the last
+// one is the outermost.
 func WithTransport(wrap func(http.RoundTripper) http.RoundTripper) Option {
 	return optionFunc(func(o *options) {
 		if wrap != nil {
@@ -44,26 +44,25 @@ func WithTransport(wrap func(http.RoundTripper) http.RoundTripper) Option {
 }
 
 // WithHTTPClient sends all requests through the Transport of hc. Nothing else of hc is used:
-// redirects are never followed, and Config.RequestTimeout bounds each request. The node's own
-// transports are not used, nor are their checks: that no proxy is used towards peers, and that
-// resolved addresses are allowed by the [PeerPolicy]. [New] therefore rejects it together with
-// [PeerPolicy].Networks, [WithPeerTLS] or [WithBackendTLS]. Use [WithTransport] to keep the
-// checks.
+// redirects are never followed, and Config.RequestTimeout bounds each request. It replaces the
+// node's own transports and their rules: requests to peers use no proxy, and the [PeerPolicy] must
+// allow the resolved address. [New] therefore rejects it together with [PeerPolicy].Networks,
+// [WithPeerTLS] or [WithBackendTLS]. Use [WithTransport] to keep the checks.
 func WithHTTPClient(hc *http.Client) Option {
 	return optionFunc(func(o *options) { o.client = hc })
 }
 
-// A TokenKey says what a token is for. The node keeps one token per key.
+// A TokenKey describes a token that the node needs. The node keeps one token per key.
 type TokenKey struct {
 	Audience string
 	Cluster  bool   // a cluster token, which peers accept
 	Customer string // the Customer of a [Request]
 }
 
-// WithTokens obtains tokens from fetch instead of from the token service. The node keeps each
-// token until shortly before it expires, and replaces it if a remote rejects it. So fetch must
-// return a new token each time: the Token method of a clientcredentials.Config fits, a caching
-// source of x/oauth2 does not. A fetch must return when ctx ends. There is one at a time for each
+// WithTokens obtains tokens from fetch instead of from the token service. The node keeps each token
+// until shortly before it expires, and replaces it if a remote rejects it. So fetch must return a
+// new token each time: the Token method of a clientcredentials.Config fits, a caching source of
+// x/oauth2 does not. A fetch must return when ctx ends. At most one fetch is in progress for each
 // key.
 func WithTokens(fetch func(ctx context.Context, key TokenKey) (*oauth2.Token, error)) Option {
 	return optionFunc(func(o *options) { o.tokens = fetch })
@@ -103,7 +102,7 @@ func WithoutEnv() Option {
 	return optionFunc(func(o *options) { o.noEnv = true })
 }
 
-// A Retry says how a request to a peer is retried. The zero Retry makes one retry, after 10 ms and
+// A Retry sets how a request to a peer is retried. The zero Retry makes one retry, after 10 ms and
 // on a new connection, if [RetrySafe] allows it. So a peer that is gone delays a call by
 // milliseconds only, and a pooled connection that broke when the peer restarted does not fail the
 // request.
@@ -112,20 +111,20 @@ type Retry struct {
 	MaxRetries int
 	// Delay is the pause before each retry; 10 ms by default.
 	Delay time.Duration
-	// MaxElapsed bounds the time from the start of the first attempt to that of the last. There is
-	// no bound by default.
+	// MaxElapsed bounds the time from the start of the first attempt to the start of the last.
+	// There is no bound by default.
 	MaxElapsed time.Duration
 	// RetryIf reports whether to retry a request of the given method that failed with err;
-	// [RetrySafe] by default. It may be called from any goroutine, and holds no slot of
-	// Config.MaxInFlight. If it panics, there is no retry, the outcome's error says so, and the
-	// stack is logged.
+	// [RetrySafe] by default. It may be called from any goroutine. Meanwhile the request holds no
+	// slot of Config.MaxInFlight. If it panics, there is no retry, the outcome's error says so, and
+	// the stack is logged.
 	RetryIf func(method string, err error) bool
 }
 
 // RetrySafe is the default of [Retry].RetryIf. It allows a retry if the address could not be
 // dialed, or if the connection was lost before a response and the method is idempotent. It allows
-// none after a response of any status, and none after a timeout: a peer that hangs then costs a
-// call one timeout only.
+// none after a response of any status, and none after a timeout. So a peer that hangs delays a call
+// by one timeout only.
 func RetrySafe(method string, err error) bool {
 	if !unreachable(err) || timedOut(err) {
 		return false
@@ -145,8 +144,8 @@ func RetryNPM() Retry {
 	}}
 }
 
-// An Eviction says when an unreachable peer is evicted: deleted from the registry, and removed
-// from the views of this node and of its peers, which it notifies.
+// An Eviction sets when an unreachable peer is evicted. The node then deletes the peer from the
+// registry, removes it from its view, and notifies the other peers.
 //
 // A peer becomes a suspect if it sends no response at all. At the end of a fan-out, the node asks
 // the registry to delete each suspect unless the registry has a newer entry of it:
@@ -158,8 +157,9 @@ func RetryNPM() Retry {
 //   - If the registry does not respond, the peer stays.
 //
 // No suspect is evicted if more than MaxSuspectFraction of the peers are unreachable, because the
-// fault is then likely local; this self-preservation applies from three peers on. A call also
-// evicts none if it reached MinResults, or if it called only one or two of three or more peers.
+// fault is then likely local. This self-preservation applies to nodes with three or more peers. A
+// call also evicts none if it reached MinResults, or if it called only one or two of three or more
+// peers.
 type Eviction struct {
 	// Disabled turns eviction off.
 	Disabled bool
@@ -173,9 +173,10 @@ type Eviction struct {
 	Timeout time.Duration
 }
 
-// A PeerPolicy says which servers this node may call. Their addresses come from the network, and
-// every request carries a token. So a call is made only to an absolute http or https URL without
-// credentials, without a proxy, and without following redirects. The fields restrict it further.
+// A PeerPolicy sets which servers this node may call. Their addresses come from the network, and
+// every request carries a token. So the node calls only absolute http or https URLs without
+// credentials. It uses no proxy for them, and follows no redirect. The fields add further
+// restrictions.
 //
 // If the registry lists a server that is not allowed, the server stays in the view, and its
 // outcome in every fan-out is [KindNotAllowed]. If a peer announces one, it is ignored.
@@ -183,7 +184,7 @@ type PeerPolicy struct {
 	// Networks are the networks in which peers may be. The check is made on the address that is
 	// dialed, after a name is resolved. By default all addresses are allowed except link-local,
 	// multicast and unspecified ones: cloud providers serve credentials at link-local addresses.
-	// Networks exclude [WithHTTPClient].
+	// Networks cannot be combined with [WithHTTPClient].
 	Networks []netip.Prefix
 	// Allow, if set, returns an error for a server that must not be called. It is called whenever a
 	// server or its address is new, possibly for many servers in a row, and must not block. If it

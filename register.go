@@ -21,8 +21,8 @@ import (
 // Register joins the cluster. It registers with the registry, and retries until it succeeds or ctx
 // ends. The first pause is Config.RegistrationRetry; later ones grow to half a minute, unless the
 // registry asks for another. Register then starts the lease. With Config.Management it announces
-// the node to all peers, and returns their outcomes. Their data can be ignored. Without
-// Config.Management the Response is empty. It is nil only if there is an error.
+// the node to all peers, and returns their outcomes. The Data of that Response is of no use.
+// Without Config.Management the Response is empty. The Response is nil only if there is an error.
 //
 // ctx bounds this call only. The lease lasts until [Cluster.UnRegister] or [Cluster.Close], which
 // also interrupt a Register in progress. Calling Register again renews the lease and announces the
@@ -69,13 +69,13 @@ func (d Departure) MarshalJSON() ([]byte, error) {
 
 // UnRegister leaves the cluster. It stops the lease, deletes the node from the registry, and with
 // Config.Management notifies all peers. A peer that does not answer within Config.RequestTimeout is
-// not evicted and does not count as an error: it drops the node from its view with its own next
-// renewal.
+// not evicted and does not count as an error. The next renewal of that peer removes the node from
+// its view.
 //
-// If another process has registered with this node's id at another address, its entry stays, and no
-// peer is notified.
+// If another process has registered this node's id at another address, the entry of that process
+// stays, and no peer is notified.
 //
-// UnRegister blocks until it is done or ctx ends, and returns what failed in the Departure. It may
+// UnRegister blocks until it is done or ctx ends, and returns the failures in the Departure. It may
 // be called at any time, also before Register, and interrupts a Register in progress. A second call
 // retries what failed and otherwise does nothing.
 func (c *Cluster) UnRegister(ctx context.Context) Departure {

@@ -18,14 +18,17 @@ import (
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
-// RPCluster sends req to every peer in the view, or to those that req selects. It waits for all of
-// them, or for as many results as req needs. The node does not call itself. A node without peers
-// gets an empty Response.
+// RPCluster sends req to every peer in the view, or to the peers that req selects. It waits for all
+// of them, or until it has Request.MinResults results. The node does not call itself. A node
+// without peers gets an empty Response.
 //
 // If a peer fails, or ctx ends before it answers, its [Outcome] has the error. RPCluster itself
-// returns an error only if no peer was called: because the request is invalid
-// ([ErrInvalidRequest]), management is off ([ErrManagementOff]), the node is closed ([ErrClosed]),
-// or it has never registered and no peer has announced itself ([ErrNotRegistered]).
+// returns an error only if it calls no peer for one of these reasons:
+//
+//   - [ErrInvalidRequest]: the request is invalid.
+//   - [ErrManagementOff]: management is off.
+//   - [ErrClosed]: the node is closed.
+//   - [ErrNotRegistered]: the node has never registered, and no peer has announced itself.
 //
 // A peer that cannot be reached may be evicted; see [Eviction].
 func (c *Cluster) RPCluster(ctx context.Context, req Request) (*Response, error) {
@@ -107,11 +110,12 @@ type Outcome struct {
 	Body json.RawMessage
 	// Data is the data in Body; nil if it has none.
 	Data json.RawMessage
-	// StatusCode is that of the last HTTP response of the peer, also if the peer failed; zero if there
-	// was none. Header returns its header.
+	// StatusCode is the status of the last HTTP response of the peer, even if the peer failed; zero
+	// without a response. Header returns the header of that response.
 	StatusCode int
-	// Unverified reports a result without a body: a response to a HEAD, or one with the status 204 or
-	// 205. Such a response does not name its server, which may be another one at the peer's address.
+	// Unverified reports whether the result has no body: it is a response to a HEAD, or has the
+	// status 204 or 205. Such a response does not name its server. So it may come from another
+	// server at the peer's address.
 	Unverified bool
 
 	// Err is why the peer failed; nil if it did not. Kind classifies it.
@@ -133,8 +137,8 @@ type Outcome struct {
 }
 
 // Header returns the header of the response that StatusCode belongs to, as received; nil if there
-// was none. Each call may parse it, so keep it if it is read more than once. It must not be
-// changed.
+// was none. Each call of Header may parse it again, so keep the result if you read it more than
+// once. It must not be changed.
 func (o Outcome) Header() http.Header { return o.header.Fields() }
 
 // MarshalJSON encodes an outcome as the npm module's rpCluster does: {"result", "server"} or

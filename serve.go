@@ -36,8 +36,8 @@ type Leave struct {
 	// and to wait for requests in progress. 25 s by default, within the 30 s that Kubernetes allows
 	// after SIGTERM. Deregistering gets at most half of it.
 	Total time.Duration
-	// Delay is the shortest time for which the node continues to serve new requests, from the
-	// beginning. Give load balancers that call the node the time to notice; peers need none. 0 by
+	// Delay is the shortest time for which the node continues to serve new requests, counted from
+	// the beginning. It lets load balancers notice that the node leaves; peers need no delay. 0 by
 	// default.
 	Delay time.Duration
 }
@@ -50,7 +50,7 @@ func WithLeave(l Leave) Option {
 // ListenAndServe listens at srv.Addr and calls [Cluster.Serve]. If srv.Addr is empty, it listens at
 // Config.Port on all interfaces, or only on the loopback interface if Config.LocalIPv4 or LocalIP
 // is a loopback address. A srv.Addr with another port than Config.Port is an error, except port 0.
-// If srv.TLSConfig is set, it serves TLS with it.
+// If srv.TLSConfig is set, it serves TLS with this configuration.
 func (c *Cluster) ListenAndServe(ctx context.Context, srv *http.Server) error {
 	if err := c.checkPort(ctx, srv.Addr); err != nil {
 		return fmt.Errorf("cluster: %w", err)
@@ -68,8 +68,8 @@ func (c *Cluster) ListenAndServe(ctx context.Context, srv *http.Server) error {
 
 // Serve runs a service from start to end. It serves requests on ln, which may be a TLS listener.
 // Unless Config.NoRegistration is set, it sends one request to its own Config.ClusterBaseURL, and
-// logs a warning if that does not arrive. It then registers the node, retrying until that succeeds,
-// and renews the lease.
+// logs a warning if this request does not arrive. It then registers the node, retrying until that
+// succeeds, and renews the lease.
 //
 // When ctx ends or srv is shut down, it unregisters the node while still serving requests, waits
 // for requests in progress, and closes the Cluster. [Leave] bounds the time. Connections are not
@@ -109,10 +109,11 @@ func (c *Cluster) Serve(ctx context.Context, ln net.Listener, srv *http.Server) 
 	return errors.Join(failures...)
 }
 
-// ReadyHandler returns a handler for readiness probes. It answers 200 once the node has registered,
-// whatever happens later, and 503 before that and when the node leaves. A node that cannot register
-// within a minute after New is ready all the same: it can serve requests, and an outage of the
-// registry must not keep a whole service from starting. It needs no token.
+// ReadyHandler returns a handler for readiness probes. It answers 503 until the node has
+// registered, then 200, even if the lease is lost, and 503 again from the moment at which the node
+// leaves. A node that cannot register within a minute after New is ready, too. It can serve
+// requests, and an outage of the registry must not keep a whole service from starting. It needs no
+// token.
 func (c *Cluster) ReadyHandler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		status, text := http.StatusOK, "ready\n"

@@ -59,7 +59,7 @@ type Status struct {
 type Conflict struct {
 	ServerID  string
 	Addresses [2]string // the ClusterBaseURLs
-	SeenAt    time.Time // when it was last noticed; it is dropped twelve leases later
+	SeenAt    time.Time // when the conflict was last noticed; it is dropped twelve leases later
 }
 
 // MarshalJSON encodes the time in ISO 8601.
@@ -111,8 +111,8 @@ func (s Status) Registration() string {
 	}, reason)
 }
 
-// Env returns the status as the environment variables that the node sets: REGISTRATION_STATUS, and
-// once the node has a view CLUSTER_STATUS_SERVERS, CLUSTER_STATUS_UPDATED_AT and
+// Env returns the environment variables that the node sets. These are REGISTRATION_STATUS and, once
+// the node has a view, CLUSTER_STATUS_SERVERS, CLUSTER_STATUS_UPDATED_AT and
 // CLUSTER_STATUS_LEASE_TIME.
 func (s Status) Env() map[string]string {
 	vars := map[string]string{"REGISTRATION_STATUS": s.Registration()}

@@ -13,8 +13,7 @@ import (
 // WithPeerTLS sets the TLS configuration of requests to peers: a private CA in RootCAs, or a client
 // certificate. It is cloned. See [KeyPair] for certificates that are renewed on disk.
 //
-// InsecureSkipVerify is an error without a VerifyPeerCertificate or VerifyConnection that takes its
-// place.
+// InsecureSkipVerify is an error unless VerifyPeerCertificate or VerifyConnection is set, too.
 func WithPeerTLS(cfg *tls.Config) Option {
 	return optionFunc(func(o *options) { o.peerTLS = markErrors(cfg) })
 }
@@ -32,8 +31,8 @@ func WithBackendTLS(cfg *tls.Config) Option {
 //	server := &tls.Config{GetCertificate: pair.GetCertificate}
 //	client := &tls.Config{GetClientCertificate: pair.GetClientCertificate}
 //
-// The files may be symbolic links that are replaced, as Kubernetes does. Connections that are open
-// keep the certificate that they began with.
+// The files may be symbolic links that are replaced, as in a secret that Kubernetes mounts.
+// Connections that are open keep the certificate that they began with.
 type KeyPair struct {
 	certFile string
 	value    *reread.Value[*tls.Certificate]
@@ -43,9 +42,9 @@ type KeyPair struct {
 	reported string     // the last error passed to onError
 }
 
-// LoadKeyPair reads a certificate, with the intermediate ones that follow it, and its key. It
-// returns an error that names the files if they cannot be read, do not match, or if the certificate
-// has expired.
+// LoadKeyPair reads a certificate, the intermediate certificates that follow it, and its key. It
+// returns an error that names the files if they cannot be read or do not match, or if the
+// certificate has expired.
 //
 // If the files change later and cannot be used, the last certificate stays in use until it expires.
 // onError, if not nil, is then called with the reason, once per distinct reason. It is called

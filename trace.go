@@ -14,13 +14,13 @@ import (
 	"github.com/mimiktech/cluster/internal/h1"
 )
 
-// A Trace has functions, the hooks, that are called on what happens in a [Cluster]. Any of them
-// may be nil; an unset hook costs nothing. With several [WithTrace] options, the hooks of all of
-// them are called, in the order of the options.
+// A Trace has hooks: functions that are called on events in a [Cluster]. Any of them may be nil; an
+// unset hook costs nothing. With several [WithTrace] options, the hooks of all of them are called,
+// in the order of the options.
 //
 // # Operations
 //
-// Call, Request, Renewal and TokenFetch are called at the beginning of an operation, each before
+// Call, Request, Renewal and TokenFetch are called at the beginning of an operation, before
 // anything else happens in it. A hook returns the context with which the operation continues, and a
 // function that is called at its end. The context must be derived from the given one, which is used
 // if the hook returns nil. The function may be nil, too. So a span begins in the hook, travels in
@@ -31,17 +31,19 @@ import (
 //		return ctx, func(RequestResult) { span.End() }
 //	}
 //
-// The contexts of Requests and TokenFetches are derived from that of their Call or Renewal. The
-// context of a Request is that of the [http.Request] which a transport gets. A hook can add header
-// fields to the request with [WithRequestHeader]. At the end of an operation the functions of
-// several traces are called in reverse order, so that operations nest.
+// The context of a Request or a TokenFetch is derived from the context of its Call or Renewal. The
+// [http.Request] that a transport gets has the context of the Request. A hook can add header fields
+// to the request with [WithRequestHeader]. At the end of an operation the functions of several
+// traces are called in reverse order, so that operations nest.
 //
 // # Order
 //
-// In a call: Call, then TokenFetch if a token is needed. Then, for each peer, each Request with
-// its end, and PeerDone. For a suspect, MembershipChanged if it was evicted and EvictionDecided
-// come before PeerDone. The function of Call is the last. In a renewal: Renewal, TokenFetch,
-// Request, MembershipChanged for each server, StateChanged, and the function of Renewal.
+// The order in a call is: Call; TokenFetch if a token is needed; for each peer, each Request and
+// its end, then PeerDone; the function that Call returned. If a peer is a suspect, EvictionDecided
+// comes before its PeerDone. If the suspect is evicted, MembershipChanged comes before that.
+//
+// The order in a renewal is: Renewal, TokenFetch, Request, MembershipChanged for each server,
+// StateChanged, and the function that Renewal returned.
 //
 // # Calling conventions
 //
@@ -62,8 +64,8 @@ type Trace struct {
 	Request func(context.Context, RequestInfo) (context.Context, func(RequestResult))
 	// Renewal is called before each attempt to register or to renew the lease.
 	Renewal func(context.Context, RenewalInfo) (context.Context, func(RenewalResult))
-	// TokenFetch is called before a token is fetched. The error of the function is nil if that
-	// succeeded. Operations that need the same token share one fetch, in the context of the first.
+	// TokenFetch is called before a token is fetched. The function gets nil if the fetch succeeded.
+	// Operations that need the same token share one fetch, which has the context of the first one.
 	TokenFetch func(context.Context, TokenKey) (context.Context, func(error))
 
 	// PeerDone is called with the final outcome of each peer of a call, as soon as it is final:
@@ -88,8 +90,8 @@ type Trace struct {
 	BreakerChanged func(ctx context.Context, s Server, open bool)
 }
 
-// WithTrace sets functions to call on events; see [Trace]. Several such options all apply, in
-// order.
+// WithTrace sets functions to call on events; see [Trace]. With several such options, the hooks
+// of all of them are called, in the order of the options.
 func WithTrace(t *Trace) Option {
 	return optionFunc(func(o *options) {
 		if t != nil {
@@ -100,10 +102,11 @@ func WithTrace(t *Trace) Option {
 
 type requestHeaderKey struct{}
 
-// WithRequestHeader returns a context for the hook [Trace].Request to return: the request is sent
-// with the given header fields, such as the trace context of its span. They replace fields with the
-// same names. Invalid fields are ignored, and so are those that [Request].Header must not have.
-// Elsewhere the context has no effect. header must not be changed afterwards.
+// WithRequestHeader returns a context with header fields, such as the trace context of a span. If
+// the hook [Trace].Request returns this context, the request is sent with these fields. They
+// replace fields with the same names. Invalid fields are ignored, and so are those that
+// [Request].Header must not have. In any other place the context has no effect. header must not be
+// changed afterwards.
 func WithRequestHeader(ctx context.Context, header http.Header) context.Context {
 	added := make(http.Header, len(header))
 	maps.Copy(added, requestHeader(ctx))
@@ -122,7 +125,7 @@ func requestHeader(ctx context.Context) http.Header {
 	return header
 }
 
-// An Operation is what a call to the peers is for. It is fit for a metric label.
+// An Operation is the purpose of a call to the peers. It is fit for a metric label.
 type Operation string
 
 // The operations.
@@ -137,16 +140,16 @@ type CallInfo struct {
 	Operation Operation
 	Name      string // the Name of the [Request]; empty if it has none
 	Method    string
-	Peers     int // to be called
+	Peers     int // number of peers to be called
 }
 
 // A CallResult describes a call that has ended.
 type CallResult struct {
-	Results, Failures int // of the peers
+	Results, Failures int // numbers of peers
 	Duration          time.Duration
 }
 
-// A Target is what kind of server a request is for. It is fit for a metric label.
+// A Target is the kind of server to which a request is sent. It is fit for a metric label.
 type Target string
 
 // The targets of requests.
@@ -162,9 +165,9 @@ type RequestInfo struct {
 	Server Server // the peer; zero for other targets
 	Method string
 	URL    string // without its query
-	// Attempt counts, from 1, the requests to one peer in a call, or those to the registry that
-	// make up one operation: retries, hedged requests, and those to another replica or with
-	// another token. A suspect that is called at a newer address is counted from 1 again. For the
+	// Attempt counts, from 1, the requests to one peer in a call, or the requests to the registry
+	// in one operation. It counts retries, hedged requests, and requests to another replica or with
+	// another token. It starts at 1 again when a suspect is called at a newer address. For the
 	// token service it is always 1.
 	Attempt int
 	Hedge   bool // the second of a hedged request
@@ -177,7 +180,7 @@ type RequestResult struct {
 	// content is valid, and KindCanceled for a request that was not needed any more.
 	Kind     Kind
 	Err      error
-	Duration time.Duration // from sending the request to the end of the response
+	Duration time.Duration // from the sending of the request to the end of the response
 }
 
 // A RenewalInfo describes an attempt to register or to renew the lease.
@@ -187,7 +190,7 @@ type RenewalInfo struct {
 
 // A RenewalResult describes how an attempt to register or to renew the lease ended.
 type RenewalResult struct {
-	Lease   time.Duration // that the registry granted
+	Lease   time.Duration // granted by the registry
 	RenewIn time.Duration // until the next renewal, after a success
 	RetryIn time.Duration // until the next attempt, after a failure; 0 if there is none
 	Err     error
@@ -196,12 +199,12 @@ type RenewalResult struct {
 // A Decision is the result of deciding on a suspect. It is fit for a metric label.
 type Decision string
 
-// The decisions on suspects; see [Eviction]. The call has removed the peer only with
-// DecisionEvicted.
+// The decisions on suspects; see [Eviction]. Only DecisionEvicted means that the call has removed
+// the peer.
 const (
 	DecisionEvicted          Decision = "evicted"           // the registry deleted it
 	DecisionGone             Decision = "gone"              // it was no longer in the view
-	DecisionReturned         Decision = "returned"          // it registered again: retried there
+	DecisionReturned         Decision = "returned"          // it registered again: called there
 	DecisionAlive            Decision = "alive"             // it renewed its lease, or responds
 	DecisionUnproven         Decision = "unproven"          // it did not fail on a new connection
 	DecisionNotConfirmed     Decision = "not_confirmed"     // the registry did not confirm it
@@ -239,7 +242,7 @@ const (
 type CallerInfo struct {
 	Result     CallerCheck
 	Claims     Claims // zero unless the token is valid
-	RemoteAddr string // that of the [http.Request]
+	RemoteAddr string // as in the [http.Request]
 	Err        error  // as it is sent to the caller; nil with CallerAuthenticated
 }
 

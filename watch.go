@@ -11,7 +11,7 @@ import (
 	"github.com/mimiktech/cluster/internal/membership"
 )
 
-// A ChangeKind is what happened to a server of the view. It is fit for a metric label.
+// A ChangeKind is the way in which a server of the view changed. It is fit for a metric label.
 type ChangeKind string
 
 // The kinds of changes.
@@ -21,7 +21,7 @@ const (
 	ServerMoved  ChangeKind = "moved" // it has another ClusterBaseURL
 )
 
-// A Source is where a change of the view comes from. It is fit for a metric label.
+// A Source is the origin of a change of the view. It is fit for a metric label.
 type Source string
 
 // The sources of changes.
@@ -36,7 +36,7 @@ const (
 // such as the time of its last renewal, are not reported.
 type Change struct {
 	Kind   ChangeKind
-	Server Server // after the change; for one that left, its last entry
+	Server Server // after the change; its last entry if it left
 	Source Source
 	Time   time.Time // when the view changed
 }
@@ -45,9 +45,9 @@ type Change struct {
 // view. It ends when ctx ends or the node is closed, and blocks while there is no change.
 //
 // Applying all changes in their order always leads to the servers of [Cluster.Servers]. A slow
-// consumer delays nothing but itself: changes of one server that it has not received yet are
-// merged into one, or into none if they cancel out. So at most two changes of each server are
-// held. Each loop over the sequence is a watch of its own.
+// consumer delays only itself. Changes of one server that it has not received yet are merged into
+// one, or into none if they cancel out. So at most two changes of each server wait for a consumer.
+// Each loop over the sequence is a watch of its own.
 func (c *Cluster) Watch(ctx context.Context) iter.Seq[Change] {
 	return func(yield func(Change) bool) {
 		w := c.state.addWatcher()

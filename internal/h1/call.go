@@ -17,10 +17,10 @@ import (
 // ErrBodyTooLarge is wrapped by the error of a response whose body is larger than allowed.
 var ErrBodyTooLarge = errors.New("the body of the response is too large")
 
-// Up to this size the length that a response claims is believed before the body is there.
+// maxClaimed is the Content-Length up to which a buffer is allocated before the body has arrived.
 const maxClaimed = 1 << 20
 
-// A Call is a request without its target: what the requests of a fan-out have in common. It is
+// A Call is a request without its target, the common part of the requests of a fan-out. It is
 // checked and rendered once, and may be sent concurrently.
 type Call struct {
 	method  string
@@ -32,8 +32,8 @@ type Call struct {
 }
 
 // NewCall returns a Call. body may be nil, and must not be changed while the Call is in use. A
-// response with a body of more than maxBody bytes is an error; compressed ones count as what they
-// decompress to.
+// response with a body of more than maxBody bytes is an error. The size of a compressed body is its
+// decompressed size.
 func NewCall(method string, header http.Header, body []byte, maxBody int64) (*Call, error) {
 	if method != "" && !isToken(method) {
 		return nil, fmt.Errorf("invalid method %q", method)
@@ -88,42 +88,42 @@ func ValidField(name string, values []string) bool {
 	return checkFields(http.Header{name: values}) == nil
 }
 
-// A Response is a response that has been read, or why there is none.
+// A Response describes the response to a request. Its fields are valid even if Do returns an error.
 type Response struct {
 	StatusCode int // 0 if there was no response
 	Header     Header
 	// Body is the whole body, decompressed if the transport asked for compression.
 	Body []byte
 
-	Reused bool // the connection had been in use before
+	Reused bool // the connection had been used before
 	Begun  bool // a part of a response arrived
 }
 
-// A Header is the header of a response, which is parsed when it is read.
+// A Header is the header of a response. Fields parses it.
 type Header struct {
 	head   []byte
-	parsed http.Header // if it had to be parsed
+	parsed http.Header // used if head is nil
 }
 
 // ParsedHeader returns a Header with these fields.
 func ParsedHeader(fields http.Header) Header { return Header{parsed: fields} }
 
-// Fields returns the header as net/http would. It is parsed at each call.
+// Fields returns the header in the form of net/http. Each call may parse it again.
 func (h Header) Fields() http.Header {
 	if h.head == nil {
 		return h.parsed
 	}
 	resp, err := http.ReadResponse(bufio.NewReader(bytes.NewReader(h.head)), nil)
-	if err != nil { // cannot be: parseHead accepts no head that ReadResponse does not
+	if err != nil { // impossible: parseHead accepts only what ReadResponse accepts
 		return nil
 	}
 	resp.Body.Close()
 	return resp.Header
 }
 
-// Do sends call to host, as in a URL, for uri, an escaped path with its query, and reads the
-// response. An error after the head of a response comes with its status and what there is of the
-// body.
+// Do sends call and reads the response. host is the host of a URL, and uri an escaped path with its
+// query. If an error occurs after the head of a response, Do also returns the status and the bytes
+// of the body that arrived.
 func (t *Transport) Do(ctx context.Context, call *Call, host, uri string) (Response, error) {
 	address, err := addressOf(host)
 	if err != nil {
@@ -195,7 +195,7 @@ func (m *callMessage) renderHead(buf *bytes.Buffer) {
 	buf.WriteString("\r\n")
 }
 
-// withoutZone removes the zone of an IPv6 address, which means nothing to the peer.
+// withoutZone removes the zone of an IPv6 address. A zone has a meaning on its own machine only.
 func withoutZone(host string) string {
 	zone, end := strings.IndexByte(host, '%'), strings.LastIndexByte(host, ']')
 	if zone < 0 || end < zone {
@@ -232,7 +232,7 @@ func (m *callMessage) rewind() error    { return nil }
 func (m *callMessage) replayable() bool { return m.call.replay }
 func (m *callMessage) abandon()         {}
 
-// readResponse reads a response whose first byte is there.
+// readResponse reads a response whose first byte has arrived.
 func (x *exchange) readResponse(call *Call) (Response, error) {
 	if buffered, _ := x.c.br.Peek(x.c.br.Buffered()); x.method != http.MethodHead {
 		if h, ok := parseHead(buffered); ok && h.length <= min(maxClaimed, call.maxBody) {
@@ -265,7 +265,7 @@ func (x *exchange) readSimple(h head) (Response, error) {
 	return resp, nil
 }
 
-// readAll reads src up to the limit.
+// readAll reads src to its end. More than limit bytes are an error.
 func (t *Transport) readAll(src io.Reader, limit int64) ([]byte, error) {
 	buf := t.buffer()
 	defer t.recycle(buf)

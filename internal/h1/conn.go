@@ -13,16 +13,16 @@ type conn struct {
 	nc      net.Conn
 	address string
 	abort   func()      // closes nc; made once, since each request needs it
-	probe   func() bool // reports whether there is nothing to read; nil if that takes a read
-	kernel  bool        // writes go to a kernel buffer, and do not wait for the peer
+	probe   func() bool // the check of quiet in one system call; nil if there is none
+	kernel  bool        // nc is a socket, so a short write does not wait for the peer
 
 	br        *bufio.Reader // while a response is read
-	headLimit int64         // bytes that may still be read for the head; negative in a body
+	headLimit int64         // remaining bytes of the head's limit; negative in a body
 	ended     bool          // reading has failed
 	sent      bool          // some of the request was written
 
 	reused      bool
-	idleTimeout time.Duration // as announced by the peer, 0 if not
+	idleTimeout time.Duration // announced by the peer; 0 if it announced none
 	idleSince   time.Time
 	expires     time.Time
 }
@@ -36,7 +36,7 @@ func newConn(nc net.Conn, address string) *conn {
 
 func (c *conn) close() { c.nc.Close() }
 
-// Read reads for the head of a response up to its limit, and for a body without one.
+// Read reads from the connection. In the head of a response, headLimit bounds the number of bytes.
 func (c *conn) Read(p []byte) (int, error) {
 	if c.headLimit == 0 {
 		return 0, errHeadTooLarge
@@ -61,7 +61,7 @@ func (c *conn) Write(p []byte) (int, error) {
 }
 
 // quiet reports whether an idle connection is open and the peer has sent nothing on it. Bytes that
-// come unasked are of no request, and must not be taken for the response to the next one.
+// arrive without a request must not be taken for the response to the next one.
 func (c *conn) quiet() bool {
 	if c.probe != nil {
 		return c.probe()
@@ -75,7 +75,7 @@ func (c *conn) quiet() bool {
 	return ok && ne.Timeout() && c.nc.SetReadDeadline(time.Time{}) == nil
 }
 
-// A read this long finds what has arrived where the socket cannot be asked without waiting.
+// probeTime is the duration of the read that checks a connection without a probe.
 const probeTime = time.Millisecond
 
 var errHeadTooLarge = errors.New("the head of the response is too large")

@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// A rawPeer says what a peer sends as its first response, byte by byte if need be.
+// A rawPeer describes a peer by its first response, which may be sent byte by byte.
 type rawPeer struct {
 	name     string
 	method   string // GET by default
@@ -197,7 +197,7 @@ type result struct {
 	dialed  int32  // connections made for both
 }
 
-// classOf tells errors apart as callers do.
+// classOf returns the class of an error, as far as callers distinguish errors.
 func classOf(err error) string {
 	switch {
 	case err == nil:
@@ -215,8 +215,8 @@ func classOf(err error) string {
 	}
 }
 
-// serve plays the peer on one connection. pieces are what the first response is sent in, with a
-// pause between them.
+// serve plays the peer on one connection. It sends the first response in pieces, with a pause
+// between them.
 func (p rawPeer) serve(nc net.Conn, pieces []string, hangUp bool) {
 	defer nc.Close()
 	br := bufio.NewReader(nc)
@@ -237,7 +237,7 @@ func (p rawPeer) serve(nc net.Conn, pieces []string, hangUp bool) {
 		if i > 0 {
 			time.Sleep(time.Microsecond)
 		}
-		if piece == "" { // a pipe would hand over a read of nothing
+		if piece == "" { // a pipe would deliver an empty read
 			continue
 		}
 		if _, err := io.WriteString(nc, piece); err != nil {
@@ -370,7 +370,7 @@ func (p rawPeer) overSocket(t *testing.T, kind string, pieces []string, hangUp b
 	}, pieces, hangUp)
 }
 
-// compare runs the peer with all clients, and reports where they differ.
+// compare runs the peer with all clients, and reports the differences.
 func (p rawPeer) compare(t *testing.T, pieces []string, hangUp bool) {
 	t.Helper()
 	p.compareBy(t, p.inMemory, pieces, hangUp)

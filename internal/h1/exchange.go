@@ -18,12 +18,14 @@ import (
 var ErrSwitchingProtocols = errors.New("the peer switches protocols")
 
 const (
-	// A request of this size fits the smallest send buffer in use, that of Linux, so that writing
-	// it cannot wait for a peer that sends its response first.
+	// maxInline is the size up to which a request fits the send buffer of a socket. The smallest
+	// one in use is that of Linux. Writing such a request does not wait for a peer that sends its
+	// response first.
 	maxInline = 16 << 10
-	// How long the end of a request may take once its response is complete, as in net/http.
+	// writeGrace bounds the wait for the end of the request after its response is complete, as in
+	// net/http.
 	writeGrace = 50 * time.Millisecond
-	// How long a response may take that is on its way already when writing the request fails.
+	// responseGrace bounds the wait for a response after writing the request has failed.
 	responseGrace = time.Second
 )
 
@@ -33,18 +35,19 @@ type message interface {
 	render(buf *bytes.Buffer) (rendered bool, err error)
 	// stream writes a request that render did not.
 	stream(c *conn) error
-	// rewind prepares writing it once more, or returns an error if its body cannot be had again.
+	// rewind prepares the request for another try. It returns an error if the body cannot be read
+	// again.
 	rewind() error
-	// replayable reports whether the peer may be sent the request twice.
+	// replayable reports whether the request may be sent twice.
 	replayable() bool
-	// abandon makes a stream return that waits for the caller's data.
+	// abandon makes stream return while it waits for the caller's data.
 	abandon()
 }
 
 // An exchange is one request and its response. Its connection may change until the response begins.
 type exchange struct {
 	t       *Transport
-	ctx     context.Context //nolint:containedctx // of this request alone, whose body is read later
+	ctx     context.Context //nolint:containedctx // of this request, whose body is read later
 	trace   *httptrace.ClientTrace
 	msg     message
 	method  string
@@ -55,12 +58,12 @@ type exchange struct {
 	unwatch func() bool // ends the watch over ctx
 	written chan error  // the result of a stream, nil if there is none
 	failed  error       // why writing failed
-	reused  bool        // c had been in use before
+	reused  bool        // c had been used before
 	begun   bool        // a part of a response arrived on c
 }
 
-// start sends the request, and returns when the first byte of a response is there. It repeats the
-// request on another connection under the conditions of net/http.
+// start sends the request and waits for the first byte of a response. It repeats the request on
+// another connection under the same conditions as net/http.
 func (x *exchange) start() error {
 	for {
 		if x.ctx.Err() != nil {
@@ -81,8 +84,8 @@ func (x *exchange) start() error {
 	}
 }
 
-// attempt sends the request on c. If that fails, the first result reports whether the peer has
-// certainly seen nothing of it.
+// attempt sends the request on c and waits for the first byte of a response. If this fails,
+// nothingSent reports whether it is certain that no part of the request was sent.
 func (x *exchange) attempt(c *conn) (nothingSent bool, err error) {
 	x.c, x.failed, x.written, c.sent = c, nil, nil, false
 	x.reused = c.reused
@@ -102,8 +105,8 @@ func (x *exchange) attempt(c *conn) (nothingSent bool, err error) {
 	return false, nil
 }
 
-// noResponse says why there is none: if writing the request failed that is the cause, and not what
-// came of reading.
+// noResponse returns the cause of a missing response. That is the error of writing the request if
+// there was one, and otherwise err, the error of reading.
 func (x *exchange) noResponse(err error) (nothingSent bool, _ error) {
 	select {
 	case x.failed = <-x.written:
@@ -118,9 +121,9 @@ func (x *exchange) noResponse(err error) (nothingSent bool, _ error) {
 	return !errors.Is(x.failed, errStillWriting) && !x.c.sent, err
 }
 
-// write sends the request, or starts a goroutine that does if that may wait for the peer or for the
-// caller's data. A response that the peer sent before it stopped reading is still read, so only a
-// request that cannot be sent at all is an error.
+// write sends the request. It starts a goroutine for this if sending may wait for the peer or for
+// the caller's data. It returns an error only if no part of the request was sent: after a part, the
+// peer may have sent a response, which is still read.
 func (x *exchange) write() error {
 	buf := x.t.buffer()
 	rendered, err := x.msg.render(buf)
@@ -160,7 +163,8 @@ func (x *exchange) inBackground(write func() error) {
 	}()
 }
 
-// writeFailed lets a response be read that the peer may have sent before the connection failed.
+// writeFailed bounds the wait for a response that the peer may have sent before the write failed.
+// If the request's own body has failed, it closes the connection instead.
 func (x *exchange) writeFailed(c *conn, err error) {
 	if err == nil {
 		return
@@ -172,7 +176,8 @@ func (x *exchange) writeFailed(c *conn, err error) {
 	_ = c.nc.SetReadDeadline(time.Now().Add(responseGrace)) // if that fails, so does reading
 }
 
-// wrote reports whether the whole request has been sent. It waits for a moment if it is being sent.
+// wrote reports whether the whole request has been sent. While it is being sent, wrote waits for up
+// to writeGrace.
 func (x *exchange) wrote() bool {
 	if x.written != nil {
 		timer := time.NewTimer(writeGrace)
@@ -187,8 +192,8 @@ func (x *exchange) wrote() bool {
 	return x.failed == nil
 }
 
-// stopWriting waits until nothing writes the request any more, since the caller may change it when
-// it is told that it failed.
+// stopWriting waits until no goroutine writes the request: the caller may change it after it has
+// failed.
 func (x *exchange) stopWriting() {
 	if x.written != nil {
 		x.msg.abandon()
@@ -233,8 +238,8 @@ func (x *exchange) got1xx(resp *http.Response) error {
 	return nil
 }
 
-// finish ends an exchange whose response has been read to its end. The connection is kept if both
-// sides want that and nothing else was sent on it.
+// finish ends an exchange whose response has been read to its end. It keeps the connection if both
+// sides allow it and no bytes follow the response.
 func (x *exchange) finish(keep bool) {
 	c := x.c
 	keep = keep && !x.last && c.br.Buffered() == 0 && !c.ended && x.wrote() && x.unwatch()
@@ -272,8 +277,8 @@ func (x *exchange) release() {
 	}
 }
 
-// explain returns what made the exchange fail with err: ctx, whose end closes the connection, or
-// the request's own body.
+// explain returns the cause of err. The connection may have failed because ctx ended, which closes
+// it, or because of the request's own body.
 func (x *exchange) explain(err error) error {
 	if x.ctx.Err() != nil {
 		return context.Cause(x.ctx)

@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// echo is a server that says what it was sent.
+// echo is a server that responds with the request that it received.
 func echo(t testing.TB) *httptest.Server {
 	t.Helper()
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -5,18 +5,17 @@ import (
 	"time"
 )
 
-// A head is the head of a response as most peers send it: nothing in it needs more of a client than
-// to read a body of a known length.
+// A head is the simple head of a response: its body has a known length and no encoding.
 type head struct {
 	status      int
-	size        int // of the head, with the empty line
+	size        int // of the head, including the empty line
 	length      int64
 	idleTimeout time.Duration
 }
 
-// parseHead parses the head of a response if that is simple and complete. It never accepts what
-// http.ReadResponse rejects or understands in another way; of all other heads it says false, and
-// http.ReadResponse decides.
+// parseHead parses the head of a response if it is simple and complete. Otherwise ok is false, and
+// the caller uses http.ReadResponse. parseHead accepts no head that http.ReadResponse rejects or
+// interprets in another way.
 func parseHead(data []byte) (h head, ok bool) {
 	end := bytes.Index(data, []byte("\r\n\r\n"))
 	const status = len("HTTP/1.1 200 ")
@@ -42,7 +41,7 @@ func parseHead(data []byte) (h head, ok bool) {
 	return h, h.length >= 0
 }
 
-// field takes one header field into account, or reports false if it is not simple.
+// field adds one header field to h. It reports whether a head with this field is simple.
 func (h *head) field(name, value []byte) (ok bool) {
 	switch len(name) {
 	case len("Content-Length"):

@@ -13,8 +13,8 @@ import (
 )
 
 // BenchmarkIdleConnection measures the memory of an idle connection to each of 1,000 and of 10,000
-// peers, heap and stacks. The peers are in another process. What is in the heap for the sockets
-// alone is measured as well.
+// peers, heap and stacks. The peers are in another process. The memory of the sockets alone is
+// measured, too.
 func BenchmarkIdleConnection(b *testing.B) {
 	for _, peers := range []int{1000, 10_000} {
 		benchmarkIdle(b, peers)

@@ -207,10 +207,10 @@ func TestTrace(t *testing.T) {
 	}
 }
 
-// Nothing is left of requests that are canceled at any moment, over real sockets: no goroutine, no
-// descriptor, and no byte of another response.
+// Over real sockets, requests that are canceled at any moment leave no goroutine, no descriptor,
+// and no byte of another response.
 func TestRandomCancellation(t *testing.T) {
-	httptest.NewServer(nil).Close() // the first one has the runtime open what stays open
+	httptest.NewServer(nil).Close() // makes the runtime open descriptors that stay open
 	goroutines, files := runtime.NumGoroutine(), openFiles(t)
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
@@ -287,7 +287,7 @@ func requestID(ctx context.Context, tr *Transport, host string, id, size int) (s
 	return got, err
 }
 
-// openFiles returns the number of descriptors where the system tells, and else 0.
+// openFiles returns the number of open descriptors, or 0 if the system does not list them.
 func openFiles(t *testing.T) int {
 	t.Helper()
 	files, err := os.ReadDir("/proc/self/fd")
@@ -297,7 +297,7 @@ func openFiles(t *testing.T) int {
 	return len(files)
 }
 
-// Closing a body ends a read of it that is under way.
+// Closing a body ends a Read in progress.
 func TestCloseDuringRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tr := &Transport{Dial: answering("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc")}

@@ -4,5 +4,5 @@ package h1
 
 import "net"
 
-// newProbe returns nil: a socket is read with a deadline instead.
+// newProbe returns nil: quiet then reads with a deadline.
 func newProbe(net.Conn) func() bool { return nil }

@@ -7,9 +7,9 @@ import (
 	"syscall"
 )
 
-// newProbe returns a function that reads from a socket without waiting: only of one that is open
-// and has nothing to read the system says so. A byte that is read is not missed, since the
-// connection is closed then.
+// newProbe returns a function that reads from a socket without waiting, and reports whether the
+// socket is open and has nothing to read. It may discard a byte, because the connection is then
+// closed.
 func newProbe(nc net.Conn) func() bool {
 	sc, ok := nc.(syscall.Conn)
 	if !ok {

@@ -63,7 +63,7 @@ func (x *exchange) setBody(resp *http.Response, gzipped bool) {
 	}
 }
 
-// uncompressed removes from resp what only holds for the compressed form.
+// uncompressed removes the header fields of resp that describe the compressed body.
 func uncompressed(resp *http.Response) {
 	resp.Header.Del("Content-Encoding")
 	resp.Header.Del("Content-Length")
@@ -77,7 +77,7 @@ type body struct {
 	keep bool // the peer keeps the connection open
 
 	mu      sync.Mutex
-	reading bool  // a Read is under way
+	reading bool  // a Read is in progress
 	err     error // of all later reads
 }
 
@@ -96,7 +96,7 @@ func (b *body) Read(p []byte) (int, error) {
 	defer b.mu.Unlock()
 	b.reading = false
 	switch {
-	case b.err != nil: // closed in the meantime
+	case b.err != nil: // closed during the Read
 		b.x.discard()
 	case err == io.EOF:
 		b.err = io.EOF
@@ -157,17 +157,17 @@ var (
 	errClosedBody     = errors.New("read of a closed response body")
 )
 
-// A requestMessage is an [http.Request] that net/http itself renders.
+// A requestMessage is an [http.Request], which net/http renders.
 type requestMessage struct {
 	t        *Transport
 	original *http.Request
-	req      *http.Request // what is written
+	req      *http.Request // the copy that is written
 	body     io.ReadCloser
 	closed   atomic.Bool // body was closed
-	readErr  error       // of the body, where net/http would hide it
+	readErr  error       // of the body; net/http may return another error
 }
 
-// prepare makes a copy of the request with the header fields that a transport adds.
+// prepare copies the request and adds the header fields of a transport.
 func (m *requestMessage) prepare(gzipped bool) {
 	req := *m.original
 	m.req = &req
@@ -190,7 +190,8 @@ func (m *requestMessage) setBody(rc io.ReadCloser) {
 	}
 }
 
-// Read and Close are those of the body. It is closed once, by whichever side is first.
+// Read and Close are the methods of the body that net/http gets. The first Close closes the body,
+// and later ones do nothing.
 func (m *requestMessage) Read(p []byte) (int, error) {
 	n, err := m.body.Read(p)
 	if err != nil && err != io.EOF {
@@ -233,7 +234,7 @@ func (m *requestMessage) stream(c *conn) error {
 	return err
 }
 
-// A failedWriter remembers whether the connection is what failed.
+// A failedWriter stores the error of the connection, to tell it from an error of the body.
 type failedWriter struct {
 	c   *conn
 	err error
@@ -273,7 +274,7 @@ func idempotent(method string, header http.Header) bool {
 	return key || xkey
 }
 
-// inMemory reports whether reading body waits for nothing.
+// inMemory reports whether body can be read without waiting.
 func inMemory(body io.Reader) bool {
 	switch reflect.TypeOf(body) {
 	case reflect.TypeOf(io.NopCloser(nil)), reflect.TypeOf(io.NopCloser((*bytes.Reader)(nil))):
@@ -286,7 +287,7 @@ func inMemory(body io.Reader) bool {
 	return false
 }
 
-// checkRequest returns the address to dial, or why the request cannot be sent.
+// checkRequest returns the address to dial, or an error if the request cannot be sent.
 func checkRequest(req *http.Request) (address string, err error) {
 	switch {
 	case req.URL == nil:
@@ -307,7 +308,7 @@ func checkRequest(req *http.Request) (address string, err error) {
 	return addressOf(req.URL.Host)
 }
 
-// addressOf returns the address of a URL's host, to which it adds the port of http if it has none.
+// addressOf returns the address to dial for the host of a URL. The port is 80 if host has none.
 func addressOf(host string) (string, error) {
 	if host == "" {
 		return "", errors.New("a URL without a host")

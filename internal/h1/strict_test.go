@@ -89,8 +89,8 @@ func hangingPeer(requests *atomic.Int32) func(context.Context, string, string) (
 	}
 }
 
-// Retries are those of net/http: of a request that may be sent twice, on a connection that was used
-// before, and not once a response has begun.
+// A request that may be sent twice is retried as in net/http: if its connection had been used
+// before, and no response has begun.
 func TestRetry(t *testing.T) {
 	for _, method := range []string{"", "GET", "HEAD", "OPTIONS", "TRACE", "POST", "PUT", "DELETE", "PATCH"} {
 		for _, key := range []string{"", "Idempotency-Key", "X-Idempotency-Key"} {
@@ -260,7 +260,7 @@ func exchangeWith(ctx context.Context, tr *Transport, kind string, size int) err
 	return err
 }
 
-// A request whose body waits for its caller ends as soon as its context.
+// A request whose body waits for the caller's data ends with its context.
 func TestCancelWhileCallerWrites(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tr := &Transport{Dial: func(context.Context, string, string) (net.Conn, error) {
@@ -281,7 +281,7 @@ func TestCancelWhileCallerWrites(t *testing.T) {
 	})
 }
 
-// An error of the request's body is the caller's, not the peer's.
+// An error of the request's body is not an error of the peer.
 func TestBodyError(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tr := &Transport{Dial: answering(second)}
@@ -306,7 +306,7 @@ func TestBodyError(t *testing.T) {
 	})
 }
 
-// A response is read that the peer sends before it reads the request.
+// A response that the peer sends before it reads the request is read.
 func TestResponseBeforeRequest(t *testing.T) {
 	for _, size := range []int{0, 100, 1 << 20} {
 		for _, kind := range []string{"RoundTrip", "Do"} {
@@ -333,7 +333,7 @@ func TestResponseBeforeRequest(t *testing.T) {
 	}
 }
 
-// A request that asks for its connection to be closed has it closed, whatever the peer says.
+// The connection of a request that asks for its end is closed, whatever the peer sends.
 func TestRequestClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		tr := &Transport{Dial: answering(second)}

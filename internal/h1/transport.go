@@ -13,11 +13,12 @@ import (
 )
 
 const (
-	// Node's servers close a connection that has been idle for 5 s, the shortest time in wide use.
-	// A connection that is given up a second earlier is not closed by the peer while a request is
-	// on its way, except by chance.
+	// Servers of Node.js close a connection that has been idle for 5 s, the shortest timeout in
+	// wide use. The transport closes it a second earlier. So the peer rarely closes a connection on
+	// which a request is being sent.
 	defaultIdleTimeout = 4 * time.Second
-	// Peers that announce a longer time are kept as long as net/http's DefaultTransport keeps them.
+	// maxIdleTimeout bounds the time that a peer may announce. It is the idle timeout of net/http's
+	// DefaultTransport.
 	maxIdleTimeout     = 90 * time.Second
 	sweepInterval      = time.Second
 	defaultIdlePerHost = 2
@@ -30,22 +31,24 @@ const (
 // zero value is ready to use. Its fields must not be changed after the first request. All methods
 // are safe for concurrent use.
 type Transport struct {
-	// Dial makes a connection; by default that of a zero net.Dialer. The context is the request's.
+	// Dial opens a connection; by default it is the DialContext of a zero net.Dialer. ctx is the
+	// context of the request.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// MaxIdlePerHost bounds the idle connections to one address; 2 by default.
 	MaxIdlePerHost int
 	// MaxIdle bounds the idle connections to all addresses; unlimited by default. A connection
-	// beyond it is closed and the older ones stay: requests that visit more addresses than this
-	// in turn would otherwise never find one of theirs.
+	// beyond it is closed, and older ones stay. Otherwise requests that visit more addresses than
+	// this in turn would never find an idle connection.
 	MaxIdle int
-	// IdleTimeout is how long a connection may be idle if the peer does not announce its own
-	// timeout; 4 s by default. One that is announced ("Keep-Alive: timeout=5") counts for four
-	// fifths, and for 90 s at most.
+	// IdleTimeout is the time after which an idle connection is closed; 4 s by default. If the peer
+	// announces a timeout ("Keep-Alive: timeout=5"), four fifths of it apply instead, and at most
+	// 90 s.
 	IdleTimeout time.Duration
 	// MaxHeadBytes bounds the head of a response, together with all 1xx responses before it;
 	// 64 KiB by default.
 	MaxHeadBytes int64
-	// DisableKeepAlives makes each request use a connection of its own, and say so.
+	// DisableKeepAlives makes each request use a connection of its own and send "Connection:
+	// close".
 	DisableKeepAlives bool
 
 	readers sync.Pool // *bufio.Reader, while a response is read
@@ -59,14 +62,14 @@ type Transport struct {
 	closed   bool
 }
 
-// A host has the idle connections to one address, the one used last at the end.
+// A host has the idle connections to one address, in the order of their last use.
 type host struct{ idle []*conn }
 
 // CloseIdle closes the idle connections to a host, as in a URL.
 func (t *Transport) CloseIdle(host string) {
 	address, err := addressOf(host)
 	if err != nil {
-		return // there can be none
+		return // no connection has such an address
 	}
 	for c := t.pop(address); c != nil; c = t.pop(address) {
 		c.close()
@@ -78,8 +81,8 @@ func (t *Transport) CloseIdleConnections() {
 	t.closeIdle(func(*conn) bool { return true })
 }
 
-// Close closes all idle connections, and the others when their response has been read. Later
-// requests are still sent, each on a connection of its own.
+// Close closes all idle connections. A connection in use is closed after its response has been
+// read. Later requests are still sent, each on a connection of its own.
 func (t *Transport) Close() {
 	t.mu.Lock()
 	t.closed = true
@@ -121,7 +124,8 @@ func (t *Transport) get(ctx context.Context, address string, trace *httptrace.Cl
 	return c, nil
 }
 
-// takeIdle returns the connection to address that was used last, or nil if none is fit for use.
+// takeIdle returns the usable idle connection to address that was used last, or nil if there is
+// none.
 func (t *Transport) takeIdle(address string) *conn {
 	for {
 		c := t.pop(address)
@@ -178,7 +182,7 @@ func (t *Transport) put(c *conn) bool {
 	return true
 }
 
-// sweep closes the connections whose time is over, and runs again while there are others.
+// sweep closes the expired connections, and schedules its next run while others are idle.
 func (t *Transport) sweep() {
 	now := time.Now()
 	t.closeIdle(func(c *conn) bool { return !now.Before(c.expires) })
@@ -189,7 +193,8 @@ func (t *Transport) sweep() {
 	}
 }
 
-// closeIdle closes the idle connections that match, and forgets all hosts left without one.
+// closeIdle closes the idle connections that match, and removes all hosts without an idle
+// connection.
 func (t *Transport) closeIdle(match func(*conn) bool) {
 	t.mu.Lock()
 	var removed []*conn
@@ -231,7 +236,7 @@ func (t *Transport) buffer() *bytes.Buffer {
 	return new(bytes.Buffer)
 }
 
-// recycle keeps a buffer for later, unless it is of a size that few need.
+// recycle puts a buffer into the pool, unless it is too large for most responses.
 func (t *Transport) recycle(buf *bytes.Buffer) {
 	if buf.Cap() <= maxClaimed {
 		buf.Reset()

@@ -1,5 +1,5 @@
-// Package membership has the view that a node has of its cluster. A View is immutable: its methods
-// return a new one. The package has no clock and no lock, and does no I/O.
+// Package membership has View, the list of the servers of a cluster that a node knows. A View is
+// immutable: its methods return a new one. The package has no clock and no lock, and does no I/O.
 package membership
 
 import (
@@ -13,15 +13,15 @@ import (
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
-// A Peer is one server of a View, with its address parsed. A Peer is never changed.
+// A Peer is one server of a View, with its parsed address. A Peer is immutable.
 type Peer struct {
 	wire.Server
 	Base *url.URL // nil if Err is set
 	Err  error    // why the address must not be called; nil if it may be
 
-	Announced bool // by a peer; the registry (mIT) has not confirmed the entry yet
-	// RetainUntil is when the peer is dropped if the registry, which has lost its entry, does not
-	// list it by then. It is zero for a peer that the registry lists.
+	Announced bool // by a peer, and not confirmed by the registry (mIT) yet
+	// RetainUntil is set for a peer whose entry the registry has lost: the peer is dropped then
+	// unless the registry lists it again. It is zero for other peers.
 	RetainUntil time.Time
 }
 
@@ -36,14 +36,14 @@ type View struct {
 	peers                  []*Peer
 }
 
-// New returns the View of a resource that the registry describes. Of two entries of one server it
-// takes the newer. It reuses the peers of known that have not changed, and the parsed addresses of
+// New returns the View of a resource that the registry sent. Of two entries of one server it takes
+// the newer one. It reuses the peers of known that have not changed, and the parsed addresses of
 // the others.
 func New(it wire.ItResource, check Check, known View) View {
 	return newView(it, check, known, false)
 }
 
-// Announced is New for a resource that a peer describes.
+// Announced is like New, for a resource that a peer sent.
 func Announced(it wire.ItResource, check Check, known View) View {
 	return newView(it, check, known, true)
 }
@@ -96,8 +96,8 @@ func (v View) Index(id string) (int, bool) {
 	return slices.BinarySearchFunc(v.peers, id, func(p *Peer, id string) int { return cmp.Compare(p.ServerID, id) })
 }
 
-// Merge returns v with the servers of o added. Of two entries of one server it keeps the newer, and
-// that of v if both have the same age.
+// Merge returns v with the servers of o added. Of two entries of one server it keeps the newer one,
+// and the entry of v if both have the same age.
 func (v View) Merge(o View) View {
 	u := v
 	u.peers = make([]*Peer, 0, len(v.peers)+len(o.peers))
@@ -121,8 +121,8 @@ func (v View) Merge(o View) View {
 }
 
 // Retain returns v with the servers of o that v lacks. They expire at until; servers already
-// retained keep their earlier expiry. Servers that have expired by now are left out. If o is of
-// another resource, Retain returns v.
+// retained keep their earlier expiry. Servers that have expired by now are left out. If o belongs
+// to another resource, Retain returns v.
 func (v View) Retain(o View, now, until time.Time) View {
 	if v.id != o.id {
 		return v
@@ -184,9 +184,9 @@ func (v View) Resource() wire.ItResource {
 	return wire.ItResource{ID: v.id, Type: v.typ, PublicBaseURL: v.publicBaseURL, Servers: servers, Extra: v.extra}
 }
 
-// Dispute returns v with the servers marked as unconfirmed that o has at another address, in an
-// entry that is not newer. Either o is outdated, or the clock of the registry went back. It reports
-// whether there are any.
+// Dispute marks servers of v as unconfirmed: those that o lists at another address, in an entry
+// that is not newer. Either such an entry is outdated, or the clock of the registry went back.
+// disputed reports whether there are any.
 func (v View) Dispute(o View) (marked View, disputed bool) {
 	marked = v
 	for _, theirs := range o.peers {
@@ -204,12 +204,14 @@ func (v View) Dispute(o View) (marked View, disputed bool) {
 	return marked, disputed
 }
 
-// Reconcile returns v, the registry's response to a request, with the changes that were made to the
-// node's view during the request: from before to now. A server that joined or came back is added.
-// One that was removed is left out, unless v has a newer entry.
+// Reconcile returns v, the registry's response to a request, with the changes of the node's view
+// during the request. before is the view at the start of the request, and now the current one. A
+// server that joined or came back is added. A server that was removed is left out, unless v has a
+// newer entry.
 //
-// If v has an older date for a server than the registry sent before, the clock of the registry went
-// back. Dates from before and after that cannot be compared, so that v wins.
+// If v has an older date for a server than an earlier response of the registry, the clock of the
+// registry went back. Dates from before and after that cannot be compared. The entry of v is then
+// used.
 func (v View) Reconcile(before, now View) View {
 	if now.id != v.id || before.id != now.id && before.id != "" {
 		return v
@@ -242,9 +244,9 @@ func (v View) Reconcile(before, now View) View {
 	return s
 }
 
-// Diff yields the servers in which two views differ, sorted by id: the entry in before, and the one
-// in after. The first is nil for a server that joined, the second for one that left. A server in
-// both views is yielded if its ClusterBaseURL differs.
+// Diff yields the servers in which two views differ, sorted by id. Each comes with its entry in
+// before, nil if it joined, and its entry in after, nil if it left. A server in both views is
+// yielded if its ClusterBaseURL differs.
 func Diff(before, after View) iter.Seq2[*Peer, *Peer] {
 	return func(yield func(old, current *Peer) bool) {
 		a, b := before.peers, after.peers
