@@ -167,21 +167,6 @@ func (e *PanicError) Error() string {
 	return fmt.Sprintf("%s panicked: %s", e.In, excerpt(fmt.Sprint(e.Value)))
 }
 
-// stackOf returns the stack of a panic in err, to be logged.
-func stackOf(err error) zap.Field {
-	if p, ok := errors.AsType[*PanicError](err); ok {
-		return zap.ByteString("stack", p.Stack)
-	}
-	return zap.Skip()
-}
-
-// catchPanic turns a panic into a *PanicError. It must be deferred itself.
-func catchPanic(in string, err *error) {
-	if v := recover(); v != nil {
-		*err = &PanicError{In: in, Value: v, Stack: debug.Stack()}
-	}
-}
-
 // A Kind classifies the outcome of one peer. It is a single word, fit for a metric label.
 type Kind string
 
@@ -205,6 +190,21 @@ const (
 	KindNoToken        Kind = "no_token"        // nothing was sent: see TokenError
 	KindInvalid        Kind = "invalid"         // no peer was called: the call itself failed
 )
+
+// stackOf returns the stack of a panic in err, to be logged.
+func stackOf(err error) zap.Field {
+	if p, ok := errors.AsType[*PanicError](err); ok {
+		return zap.ByteString("stack", p.Stack)
+	}
+	return zap.Skip()
+}
+
+// catchPanic turns a panic into a *PanicError. It must be deferred itself.
+func catchPanic(in string, err *error) {
+	if v := recover(); v != nil {
+		*err = &PanicError{In: in, Value: v, Stack: debug.Stack()}
+	}
+}
 
 func classify(err error) Kind {
 	switch {
