@@ -14,19 +14,6 @@ import (
 	"github.com/mimiktech/cluster/internal/membership"
 )
 
-const (
-	// A peer is silent if a request is in flight and no answer has come for this long.
-	silentAfter = time.Second
-	// The requests in flight to one peer: at most one in maxShare of all slots, or one in
-	// maxSilentShare if the peer is silent.
-	maxShare       = 4
-	maxSilentShare = 16
-	// An open breaker is probed at least this often.
-	maxProbeInterval = time.Minute
-	// Fewer breakers than this are never swept.
-	minSweep = 64
-)
-
 // A Set holds the breakers of all peers. Its methods are safe for concurrent use.
 type Set struct {
 	timeout time.Duration // silence after which a breaker opens
@@ -36,48 +23,6 @@ type Set struct {
 	peers map[string]*breaker // by server id
 	sweep int                 // number of breakers at which unused ones are removed
 }
-
-type breaker struct {
-	inFlight       int
-	silentSince    time.Time       // when the first request began that is still unanswered
-	timedOut       bool            // a request has timed out since then
-	longestTimeout time.Duration   // of the requests that timed out, at most Set.timeout
-	waiters        []chan struct{} // of requests over the limit; closed when one may try again
-
-	trips   int              // how often it opened in a row; 0 while closed
-	peer    *membership.Peer // the entry that was silent; a newer one is probed at once
-	probeAt time.Time        // when the next probe is due
-}
-
-// OpenError reports that a request was not sent because the peer's breaker is open.
-type OpenError struct {
-	Silent  time.Duration // how long the peer has been silent
-	RetryIn time.Duration // until the next probe; 0 while one is in flight
-}
-
-func (e *OpenError) Error() string {
-	return fmt.Sprintf("circuit open (no response for %v)", e.Silent)
-}
-
-// A Result is how a request ended.
-type Result int
-
-// The results that a breaker distinguishes.
-const (
-	Answered  Result = iota // with any answer, or a failure other than a timeout
-	TimedOut                // without an answer
-	Abandoned               // by the caller, which says nothing about the peer
-)
-
-// A Change is what Record did to a breaker.
-type Change int
-
-// The changes of a breaker.
-const (
-	Unchanged Change = iota
-	Opened
-	Closed
-)
 
 // New returns a Set of breakers that open after timeout. All requests share the given number of
 // slots.
@@ -96,15 +41,6 @@ func (s *Set) Open(peers []*membership.Peer) int {
 		}
 	}
 	return open
-}
-
-// A Request describes a request that is about to be sent.
-type Request struct {
-	Peers   int       // in the view
-	Now     time.Time // when the request would begin
-	Timeout time.Duration
-	Retry   bool // a retry is always allowed
-	Waited  bool // Allow has returned a channel for this request before
 }
 
 // Allow decides whether a request may be sent to p now. It returns an *OpenError if the breaker is
@@ -138,34 +74,6 @@ func (s *Set) Allow(p *membership.Peer, r Request) (wait <-chan struct{}, err er
 	}
 	b.inFlight++
 	return nil, nil
-}
-
-func (s *Set) breakerLocked(p *membership.Peer, r Request) *breaker {
-	b := s.peers[p.ServerID]
-	if b == nil {
-		if len(s.peers) >= max(s.sweep, 2*r.Peers) {
-			s.sweepLocked(r.Now)
-		}
-		b = new(breaker)
-		s.peers[p.ServerID] = b
-	}
-	if b.inFlight == 0 && !b.timedOut {
-		b.silentSince = r.Now
-	}
-	return b
-}
-
-// limit is the number of requests that may be in flight to a peer that has been silent for so long.
-func (s *Set) limit(peers int, silent time.Duration) int {
-	limit := max(1, s.slots/min(peers, maxShare))
-	if silent >= silentAfter {
-		limit = min(limit, max(1, s.slots/maxSilentShare))
-	}
-	return limit
-}
-
-func registeredSince(before, now *membership.Peer) bool {
-	return now.ClusterBaseURL != before.ClusterBaseURL || now.LastUpdate().After(before.LastUpdate())
 }
 
 // Cancel gives up the wait for a channel that Allow returned.
@@ -213,6 +121,98 @@ func (s *Set) Record(p *membership.Peer, result Result, began time.Time, timeout
 		return Closed
 	}
 	return Unchanged
+}
+
+// OpenError reports that a request was not sent because the peer's breaker is open.
+type OpenError struct {
+	Silent  time.Duration // how long the peer has been silent
+	RetryIn time.Duration // until the next probe; 0 while one is in flight
+}
+
+func (e *OpenError) Error() string {
+	return fmt.Sprintf("circuit open (no response for %v)", e.Silent)
+}
+
+// A Result is how a request ended.
+type Result int
+
+// The results that a breaker distinguishes.
+const (
+	Answered  Result = iota // with any answer, or a failure other than a timeout
+	TimedOut                // without an answer
+	Abandoned               // by the caller, which says nothing about the peer
+)
+
+// A Change is what Record did to a breaker.
+type Change int
+
+// The changes of a breaker.
+const (
+	Unchanged Change = iota
+	Opened
+	Closed
+)
+
+// A Request describes a request that is about to be sent.
+type Request struct {
+	Peers   int       // in the view
+	Now     time.Time // when the request would begin
+	Timeout time.Duration
+	Retry   bool // a retry is always allowed
+	Waited  bool // Allow has returned a channel for this request before
+}
+
+const (
+	// A peer is silent if a request is in flight and no answer has come for this long.
+	silentAfter = time.Second
+	// The requests in flight to one peer: at most one in maxShare of all slots, or one in
+	// maxSilentShare if the peer is silent.
+	maxShare       = 4
+	maxSilentShare = 16
+	// An open breaker is probed at least this often.
+	maxProbeInterval = time.Minute
+	// Fewer breakers than this are never swept.
+	minSweep = 64
+)
+
+type breaker struct {
+	inFlight       int
+	silentSince    time.Time       // when the first request began that is still unanswered
+	timedOut       bool            // a request has timed out since then
+	longestTimeout time.Duration   // of the requests that timed out, at most Set.timeout
+	waiters        []chan struct{} // of requests over the limit; closed when one may try again
+
+	trips   int              // how often it opened in a row; 0 while closed
+	peer    *membership.Peer // the entry that was silent; a newer one is probed at once
+	probeAt time.Time        // when the next probe is due
+}
+
+func (s *Set) breakerLocked(p *membership.Peer, r Request) *breaker {
+	b := s.peers[p.ServerID]
+	if b == nil {
+		if len(s.peers) >= max(s.sweep, 2*r.Peers) {
+			s.sweepLocked(r.Now)
+		}
+		b = new(breaker)
+		s.peers[p.ServerID] = b
+	}
+	if b.inFlight == 0 && !b.timedOut {
+		b.silentSince = r.Now
+	}
+	return b
+}
+
+// limit is the number of requests that may be in flight to a peer that has been silent for so long.
+func (s *Set) limit(peers int, silent time.Duration) int {
+	limit := max(1, s.slots/min(peers, maxShare))
+	if silent >= silentAfter {
+		limit = min(limit, max(1, s.slots/maxSilentShare))
+	}
+	return limit
+}
+
+func registeredSince(before, now *membership.Peer) bool {
+	return now.ClusterBaseURL != before.ClusterBaseURL || now.LastUpdate().After(before.LastUpdate())
 }
 
 func (b *breaker) trip(p *membership.Peer, probeAt time.Time) {
