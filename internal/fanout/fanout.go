@@ -43,6 +43,9 @@ func (s *Scheduler) Waiting() int {
 	return waiting
 }
 
+// NewCall returns a Call of n tasks.
+func (s *Scheduler) NewCall(n int) *Call { return &Call{s: s, order: order{n: n}} }
+
 // A Call is one fan-out over a number of tasks.
 type Call struct {
 	s *Scheduler
@@ -50,9 +53,6 @@ type Call struct {
 	held int // slots held; guarded by limiter.mu
 	wg   sync.WaitGroup
 }
-
-// NewCall returns a Call of n tasks.
-func (s *Scheduler) NewCall(n int) *Call { return &Call{s: s, order: order{n: n}} }
 
 // Run calls do once for each index below n, concurrently and with a slot held, and returns when all
 // have returned. For the tasks that have not started when ctx ends, it calls skip instead. Run may
@@ -86,6 +86,19 @@ func (c *Call) Run(ctx context.Context, do func(i int), skip func(i int, err err
 		}
 	}
 }
+
+// Acquire takes one more slot, waiting for it until ctx ends.
+func (c *Call) Acquire(ctx context.Context) error { return c.s.limiter.acquire(ctx, c) }
+
+// TryAcquire takes one more slot if one is free and no other call waits for it.
+func (c *Call) TryAcquire() bool { return c.s.limiter.tryAcquire(c) }
+
+// Release gives up a slot.
+func (c *Call) Release() { c.s.limiter.release(c) }
+
+// Released runs wait with the caller's slot released, and takes a slot again afterwards. If ctx
+// ends meanwhile, the slot that it takes may be one more than the limit.
+func (c *Call) Released(ctx context.Context, wait func()) { c.s.limiter.released(ctx, c, wait) }
 
 // runFrom runs task i, and then further tasks as long as the call may keep the slot.
 func (c *Call) runFrom(i int, do func(int)) {
@@ -126,16 +139,3 @@ func (c *Call) unregister() {
 	defer l.mu.Unlock()
 	delete(l.calls, c)
 }
-
-// Acquire takes one more slot, waiting for it until ctx ends.
-func (c *Call) Acquire(ctx context.Context) error { return c.s.limiter.acquire(ctx, c) }
-
-// TryAcquire takes one more slot if one is free and no other call waits for it.
-func (c *Call) TryAcquire() bool { return c.s.limiter.tryAcquire(c) }
-
-// Release gives up a slot.
-func (c *Call) Release() { c.s.limiter.release(c) }
-
-// Released runs wait with the caller's slot released, and takes a slot again afterwards. If ctx
-// ends meanwhile, the slot that it takes may be one more than the limit.
-func (c *Call) Released(ctx context.Context, wait func()) { c.s.limiter.released(ctx, c, wait) }
