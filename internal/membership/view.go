@@ -48,31 +48,6 @@ func Announced(it wire.ItResource, check Check, known View) View {
 	return newView(it, check, known, true)
 }
 
-func newView(it wire.ItResource, check Check, known View, announced bool) View {
-	v := View{id: it.ID, typ: it.Type, publicBaseURL: it.PublicBaseURL, extra: it.Extra}
-	v.peers = make([]*Peer, len(it.Servers))
-	for i, s := range it.Servers {
-		v.peers[i] = newPeer(s, check, known, announced)
-	}
-	// Newer entries come first, because CompactFunc keeps the first of equal elements.
-	slices.SortStableFunc(v.peers, func(a, b *Peer) int {
-		return cmp.Or(cmp.Compare(a.ServerID, b.ServerID), b.LastUpdate().Compare(a.LastUpdate()))
-	})
-	v.peers = slices.CompactFunc(v.peers, func(a, b *Peer) bool { return a.ServerID == b.ServerID })
-	return v
-}
-
-func newPeer(s wire.Server, check Check, known View, announced bool) *Peer {
-	if p, ok := known.Get(s.ServerID); ok && p.ClusterBaseURL == s.ClusterBaseURL {
-		if p.Announced == announced && p.RetainUntil.IsZero() && p.LastUpdate().Equal(s.LastUpdate()) && string(p.Raw) == string(s.Raw) {
-			return p
-		}
-		return &Peer{Server: s, Base: p.Base, Err: p.Err, Announced: announced}
-	}
-	base, err := check(s)
-	return &Peer{Server: s, Base: base, Err: err, Announced: announced}
-}
-
 // ID returns the id of the resource; it is empty in the zero View.
 func (v View) ID() string { return v.id }
 
@@ -270,4 +245,29 @@ func Diff(before, after View) iter.Seq2[*Peer, *Peer] {
 			}
 		}
 	}
+}
+
+func newView(it wire.ItResource, check Check, known View, announced bool) View {
+	v := View{id: it.ID, typ: it.Type, publicBaseURL: it.PublicBaseURL, extra: it.Extra}
+	v.peers = make([]*Peer, len(it.Servers))
+	for i, s := range it.Servers {
+		v.peers[i] = newPeer(s, check, known, announced)
+	}
+	// Newer entries come first, because CompactFunc keeps the first of equal elements.
+	slices.SortStableFunc(v.peers, func(a, b *Peer) int {
+		return cmp.Or(cmp.Compare(a.ServerID, b.ServerID), b.LastUpdate().Compare(a.LastUpdate()))
+	})
+	v.peers = slices.CompactFunc(v.peers, func(a, b *Peer) bool { return a.ServerID == b.ServerID })
+	return v
+}
+
+func newPeer(s wire.Server, check Check, known View, announced bool) *Peer {
+	if p, ok := known.Get(s.ServerID); ok && p.ClusterBaseURL == s.ClusterBaseURL {
+		if p.Announced == announced && p.RetainUntil.IsZero() && p.LastUpdate().Equal(s.LastUpdate()) && string(p.Raw) == string(s.Raw) {
+			return p
+		}
+		return &Peer{Server: s, Base: p.Base, Err: p.Err, Announced: announced}
+	}
+	base, err := check(s)
+	return &Peer{Server: s, Base: base, Err: err, Announced: announced}
 }
