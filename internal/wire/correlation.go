@@ -10,9 +10,6 @@ import (
 	"github.com/google/uuid"
 )
 
-// maxCorrelationID is the longest id to continue, in bytes: it is part of every log line.
-const maxCorrelationID = 256
-
 // NewCorrelationID returns a new correlation id: {uuid}@0/{now}.
 func NewCorrelationID() string {
 	return uuid.NewString() + "@0/" + FormatTime(time.Now())
@@ -41,6 +38,20 @@ func NextCorrelationID(incoming string) string {
 	return fmt.Sprintf("%s@%d/%s", id, next, date)
 }
 
+// ValidCorrelationID reports whether an id can be put in a header and in a log line unchanged.
+func ValidCorrelationID(id string) bool {
+	return len(id) <= maxCorrelationID && !strings.ContainsFunc(id, func(r rune) bool { return r < ' ' || r > '~' })
+}
+
+// UserAgent returns the User-Agent of a node.
+func UserAgent(serverType, version, serverID string) string {
+	return fmt.Sprintf("mimik-%s/%s/%s (%s; %s; go %s)",
+		serverType, version, serverID, runtime.GOOS, runtime.GOARCH, strings.TrimPrefix(runtime.Version(), "go"))
+}
+
+// maxCorrelationID is the longest id to continue, in bytes: it is part of every log line.
+const maxCorrelationID = 256
+
 // nextStep increases the number that step begins with; without one it returns 0. npm nodes decode
 // it with parseInt, which ignores what follows the number.
 func nextStep(step string) int {
@@ -54,15 +65,4 @@ func nextStep(step string) int {
 		return 0
 	}
 	return int(n) + 1
-}
-
-// ValidCorrelationID reports whether an id can be put in a header and in a log line unchanged.
-func ValidCorrelationID(id string) bool {
-	return len(id) <= maxCorrelationID && !strings.ContainsFunc(id, func(r rune) bool { return r < ' ' || r > '~' })
-}
-
-// UserAgent returns the User-Agent of a node.
-func UserAgent(serverType, version, serverID string) string {
-	return fmt.Sprintf("mimik-%s/%s/%s (%s; %s; go %s)",
-		serverType, version, serverID, runtime.GOOS, runtime.GOARCH, strings.TrimPrefix(runtime.Version(), "go"))
 }
