@@ -38,6 +38,49 @@ func Each(b []byte) iter.Seq2[[]byte, []byte] {
 	}
 }
 
+// DecodeString decodes a string. ok reports whether value is a string or null. For null it returns
+// before: encoding/json, too, leaves a field unchanged then.
+func DecodeString(value []byte, before string) (t string, ok bool) {
+	if plain, ok := plainString(value); ok {
+		return string(plain), true
+	}
+	if string(value) == "null" {
+		return before, true
+	}
+	err := json.Unmarshal(value, &t)
+	return t, err == nil
+}
+
+// EqualString reports whether value is the string text.
+func EqualString(value []byte, text string) bool {
+	if plain, ok := plainString(value); ok {
+		return string(plain) == text
+	}
+	t, ok := DecodeString(value, "")
+	return ok && t == text && string(value) != "null"
+}
+
+// MatchField returns the field that a name matches, ignoring case as encoding/json does, or "". It
+// also returns the name as spelled.
+func MatchField(name []byte, fields ...string) (known, spelled string) {
+	if plain, ok := plainString(name); ok {
+		for _, f := range fields {
+			if string(plain) == f {
+				return f, f
+			}
+		}
+		spelled = string(plain)
+	} else {
+		spelled, _ = DecodeString(name, "")
+	}
+	for _, f := range fields {
+		if strings.EqualFold(spelled, f) {
+			return f, spelled
+		}
+	}
+	return "", spelled
+}
+
 // skipSeparators returns the index, from i on, of the next name, value or closing bracket.
 func skipSeparators(b []byte, i int) int {
 	for i < len(b) && (b[i] <= ' ' || b[i] == ',' || b[i] == ':') {
@@ -86,28 +129,6 @@ func stringEnd(b []byte, i int) int {
 	return len(b)
 }
 
-// DecodeString decodes a string. ok reports whether value is a string or null. For null it returns
-// before: encoding/json, too, leaves a field unchanged then.
-func DecodeString(value []byte, before string) (t string, ok bool) {
-	if plain, ok := plainString(value); ok {
-		return string(plain), true
-	}
-	if string(value) == "null" {
-		return before, true
-	}
-	err := json.Unmarshal(value, &t)
-	return t, err == nil
-}
-
-// EqualString reports whether value is the string text.
-func EqualString(value []byte, text string) bool {
-	if plain, ok := plainString(value); ok {
-		return string(plain) == text
-	}
-	t, ok := DecodeString(value, "")
-	return ok && t == text && string(value) != "null"
-}
-
 // plainString returns the content of a string that is ASCII without escapes.
 func plainString(value []byte) ([]byte, bool) {
 	if len(value) < 2 || value[0] != '"' {
@@ -120,25 +141,4 @@ func plainString(value []byte) ([]byte, bool) {
 		}
 	}
 	return value, true
-}
-
-// MatchField returns the field that a name matches, ignoring case as encoding/json does, or "". It
-// also returns the name as spelled.
-func MatchField(name []byte, fields ...string) (known, spelled string) {
-	if plain, ok := plainString(name); ok {
-		for _, f := range fields {
-			if string(plain) == f {
-				return f, f
-			}
-		}
-		spelled = string(plain)
-	} else {
-		spelled, _ = DecodeString(name, "")
-	}
-	for _, f := range fields {
-		if strings.EqualFold(spelled, f) {
-			return f, spelled
-		}
-	}
-	return "", spelled
 }
