@@ -36,27 +36,6 @@ func CheckServerID(id string) error {
 	return nil
 }
 
-func checkName(name string) error {
-	switch {
-	case name == "":
-		return errors.New("is missing")
-	case len(name) > MaxNameBytes:
-		return tooLong(MaxNameBytes)
-	case !utf8.ValidString(name):
-		return errors.New("is not UTF-8")
-	}
-	if i := strings.IndexFunc(name, isControl); i >= 0 {
-		r, _ := utf8.DecodeRuneInString(name[i:])
-		return fmt.Errorf("must not contain %q", r)
-	}
-	return nil
-}
-
-// isControl reports whether a rune could break a line of a log or hide a part of it.
-func isControl(r rune) bool {
-	return unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r) || r == '\u2028' || r == '\u2029'
-}
-
 // CheckBaseURL returns an error if a node must not be called at a clusterBaseUrl: it is an http or
 // https URL with a host and at most a path, without dot segments.
 func CheckBaseURL(text string) error {
@@ -95,6 +74,27 @@ func CheckLocation(location []byte) error {
 		return tooLong(MaxLocationBytes)
 	}
 	return nil
+}
+
+func checkName(name string) error {
+	switch {
+	case name == "":
+		return errors.New("is missing")
+	case len(name) > MaxNameBytes:
+		return tooLong(MaxNameBytes)
+	case !utf8.ValidString(name):
+		return errors.New("is not UTF-8")
+	}
+	if i := strings.IndexFunc(name, isControl); i >= 0 {
+		r, _ := utf8.DecodeRuneInString(name[i:])
+		return fmt.Errorf("must not contain %q", r)
+	}
+	return nil
+}
+
+// isControl reports whether a rune could break a line of a log or hide a part of it.
+func isControl(r rune) bool {
+	return unicode.IsControl(r) || unicode.Is(unicode.Bidi_Control, r) || r == '\u2028' || r == '\u2029'
 }
 
 func tooLong(limit int) error { return fmt.Errorf("is longer than %d bytes", limit) }
