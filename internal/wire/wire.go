@@ -35,14 +35,6 @@ type Server struct {
 	Raw json.RawMessage
 }
 
-type serverJSON struct {
-	ServerID       string          `json:"serverId"`
-	ClusterBaseURL string          `json:"clusterBaseUrl"`
-	Location       json.RawMessage `json:"location,omitempty"`
-	CreatedAt      string          `json:"createdAt,omitempty"`
-	UpdatedAt      string          `json:"updatedAt,omitempty"`
-}
-
 // MarshalJSON returns Raw if it is set, and the known fields otherwise.
 func (s Server) MarshalJSON() ([]byte, error) {
 	if s.Raw != nil {
@@ -58,16 +50,6 @@ func (s Server) MarshalJSON() ([]byte, error) {
 	return marshal(out)
 }
 
-// marshal is json.Marshal without the escapes for HTML: a "<" stays one byte instead of six, as npm
-// nodes send it.
-func marshal(v any) ([]byte, error) {
-	var b bytes.Buffer
-	e := json.NewEncoder(&b)
-	e.SetEscapeHTML(false)
-	err := e.Encode(v)
-	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), err
-}
-
 // UnmarshalJSON keeps the whole entry in Raw. An entry without a serverId is an error. Any other
 // invalid field, such as a time that is not ISO 8601, is treated as missing: it must not make the
 // whole list unusable.
@@ -80,39 +62,6 @@ func (s *Server) UnmarshalJSON(b []byte) error {
 	s.CreatedAt, _ = time.Parse(time.RFC3339, in.createdAtText)
 	s.UpdatedAt, _ = time.Parse(time.RFC3339, in.updatedAtText)
 	return nil
-}
-
-// An entry is a server with its times as they are spelled.
-type entry struct {
-	Server
-	createdAtText, updatedAtText string
-}
-
-// decodeEntry decodes a server. The result refers to raw.
-func decodeEntry(raw json.RawMessage) (entry, error) {
-	in := entry{Server: Server{Raw: raw}}
-	for name, value := range Each(raw) {
-		var ok bool
-		known, _ := MatchField(name, "serverId", "clusterBaseUrl", "location", "createdAt", "updatedAt")
-		switch known {
-		case "serverId":
-			if in.ServerID, ok = DecodeString(value, in.ServerID); !ok {
-				return entry{}, errors.New("server whose serverId is not a string")
-			}
-		case "clusterBaseUrl":
-			in.ClusterBaseURL, _ = DecodeString(value, in.ClusterBaseURL)
-		case "location":
-			in.Location = value
-		case "createdAt":
-			in.createdAtText, _ = DecodeString(value, in.createdAtText)
-		case "updatedAt":
-			in.updatedAtText, _ = DecodeString(value, in.updatedAtText)
-		}
-	}
-	if in.ServerID == "" {
-		return entry{}, errors.New("server without serverId")
-	}
-	return in, nil
 }
 
 // LastUpdate returns UpdatedAt, or CreatedAt if the entry has no UpdatedAt.
@@ -154,6 +103,171 @@ func (r ItResource) MarshalJSON() ([]byte, error) {
 	return r.appendJSON(nil, len(r.Servers), func(i int) *Server { return &r.Servers[i] })
 }
 
+// UnmarshalJSON skips servers that cannot be decoded; see Skipped. A resource without an id is an
+// error.
+func (r *ItResource) UnmarshalJSON(b []byte) error {
+	in := ItResource{Extra: map[string]json.RawMessage{}}
+	for name, value := range Each(b) {
+		known, spelled := MatchField(name, "id", "type", "publicBaseUrl", "servers")
+		ok := true
+		switch known {
+		case "id":
+			in.ID, ok = DecodeString(value, in.ID)
+		case "type":
+			in.Type, ok = DecodeString(value, in.Type)
+		case "publicBaseUrl":
+			in.PublicBaseURL, ok = DecodeString(value, in.PublicBaseURL)
+		case "servers":
+			ok = in.decodeServers(value)
+		}
+		if !ok {
+			return fmt.Errorf("itResource: its %s cannot be read", known)
+		}
+		if known == "" || known != spelled {
+			in.Extra[spelled] = bytes.Clone(value)
+		}
+	}
+	if in.ID == "" {
+		return errors.New("itResource without id")
+	}
+	*r = in
+	return nil
+}
+
+// Registration is the body of POST /itResources at the registry, which registers and renews.
+type Registration struct {
+	Type           string          `json:"type"`
+	ServerID       string          `json:"serverId"`
+	Location       json.RawMessage `json:"location,omitempty"`
+	PublicBaseURL  string          `json:"publicBaseUrl"`
+	ClusterBaseURL string          `json:"clusterBaseUrl"`
+}
+
+// Registered is the registry's response to a Registration. LeaseTime is in milliseconds; nil if
+// the response has none.
+type Registered struct {
+	ItResource *ItResource `json:"itResource"`
+	LeaseTime  *float64    `json:"leaseTime,omitempty"`
+
+	// LeaseTimeErr is why the leaseTime of a decoded response cannot be read; nil if it can.
+	LeaseTimeErr error `json:"-"`
+}
+
+// UnmarshalJSON accepts a string that contains a number as lease time, as npm nodes do. A lease
+// time that cannot be read is treated as missing; see LeaseTimeErr.
+func (r *Registered) UnmarshalJSON(b []byte) error {
+	if !bytes.HasPrefix(b, []byte("{")) && string(b) != "null" {
+		return errors.New("not an object")
+	}
+	var in Registered
+	for name, value := range Each(b) {
+		var err error
+		switch known, _ := MatchField(name, "itResource", "leaseTime"); {
+		case known == "":
+		case string(value) == "null":
+		case known == "itResource":
+			in.ItResource = new(ItResource)
+			err = in.ItResource.UnmarshalJSON(value)
+		default:
+			in.LeaseTime, in.LeaseTimeErr = decodeMilliseconds(value)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	*r = in
+	return nil
+}
+
+// EncodeRegistered returns the JSON of r, with n servers in place of those of its resource; server
+// returns each of them. json.Marshal would scan and copy the encoded list twice, which takes longer
+// than concatenating it.
+func EncodeRegistered(r Registered, n int, server func(i int) *Server) ([]byte, error) {
+	b, err := r.ItResource.appendJSON([]byte(`{"itResource":`), n, server)
+	if err != nil {
+		return nil, err
+	}
+	if r.LeaseTime != nil {
+		leaseTime, err := json.Marshal(*r.LeaseTime)
+		if err != nil {
+			return nil, err
+		}
+		b = append(append(b, `,"leaseTime":`...), leaseTime...)
+	}
+	return append(b, '}'), nil
+}
+
+// ServerRef names the server that responds.
+type ServerRef struct {
+	ServerID string `json:"serverId"`
+}
+
+// DeleteResponse is the registry's response to a delete: Data if the entry was removed, Server if
+// a conditional delete found a newer entry.
+type DeleteResponse struct {
+	Data   json.RawMessage `json:"data,omitempty"`
+	Server *Server         `json:"server,omitempty"`
+}
+
+// Error is the envelope of an error response.
+type Error struct {
+	StatusCode int             `json:"statusCode"`
+	Title      string          `json:"title"`
+	Message    string          `json:"message"`
+	Info       json.RawMessage `json:"info,omitempty"`
+}
+
+type serverJSON struct {
+	ServerID       string          `json:"serverId"`
+	ClusterBaseURL string          `json:"clusterBaseUrl"`
+	Location       json.RawMessage `json:"location,omitempty"`
+	CreatedAt      string          `json:"createdAt,omitempty"`
+	UpdatedAt      string          `json:"updatedAt,omitempty"`
+}
+
+// marshal is json.Marshal without the escapes for HTML: a "<" stays one byte instead of six, as npm
+// nodes send it.
+func marshal(v any) ([]byte, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	err := e.Encode(v)
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), err
+}
+
+// An entry is a server with its times as they are spelled.
+type entry struct {
+	Server
+	createdAtText, updatedAtText string
+}
+
+// decodeEntry decodes a server. The result refers to raw.
+func decodeEntry(raw json.RawMessage) (entry, error) {
+	in := entry{Server: Server{Raw: raw}}
+	for name, value := range Each(raw) {
+		var ok bool
+		known, _ := MatchField(name, "serverId", "clusterBaseUrl", "location", "createdAt", "updatedAt")
+		switch known {
+		case "serverId":
+			if in.ServerID, ok = DecodeString(value, in.ServerID); !ok {
+				return entry{}, errors.New("server whose serverId is not a string")
+			}
+		case "clusterBaseUrl":
+			in.ClusterBaseURL, _ = DecodeString(value, in.ClusterBaseURL)
+		case "location":
+			in.Location = value
+		case "createdAt":
+			in.createdAtText, _ = DecodeString(value, in.createdAtText)
+		case "updatedAt":
+			in.updatedAtText, _ = DecodeString(value, in.updatedAtText)
+		}
+	}
+	if in.ServerID == "" {
+		return entry{}, errors.New("server without serverId")
+	}
+	return in, nil
+}
+
 // appendJSON encodes the resource with n servers in place of Servers.
 func (r ItResource) appendJSON(b []byte, n int, server func(i int) *Server) ([]byte, error) {
 	head, err := marshal(struct {
@@ -192,37 +306,6 @@ func (r ItResource) appendJSON(b []byte, n int, server func(i int) *Server) ([]b
 	return append(b, tail...), nil
 }
 
-// UnmarshalJSON skips servers that cannot be decoded; see Skipped. A resource without an id is an
-// error.
-func (r *ItResource) UnmarshalJSON(b []byte) error {
-	in := ItResource{Extra: map[string]json.RawMessage{}}
-	for name, value := range Each(b) {
-		known, spelled := MatchField(name, "id", "type", "publicBaseUrl", "servers")
-		ok := true
-		switch known {
-		case "id":
-			in.ID, ok = DecodeString(value, in.ID)
-		case "type":
-			in.Type, ok = DecodeString(value, in.Type)
-		case "publicBaseUrl":
-			in.PublicBaseURL, ok = DecodeString(value, in.PublicBaseURL)
-		case "servers":
-			ok = in.decodeServers(value)
-		}
-		if !ok {
-			return fmt.Errorf("itResource: its %s cannot be read", known)
-		}
-		if known == "" || known != spelled {
-			in.Extra[spelled] = bytes.Clone(value)
-		}
-	}
-	if in.ID == "" {
-		return errors.New("itResource without id")
-	}
-	*r = in
-	return nil
-}
-
 // decodeServers reports whether value is a list of servers or null.
 func (r *ItResource) decodeServers(value []byte) bool {
 	r.Servers, r.Skipped = nil, nil
@@ -249,69 +332,6 @@ func (r *ItResource) decodeServers(value []byte) bool {
 	return true
 }
 
-// Registration is the body of POST /itResources at the registry, which registers and renews.
-type Registration struct {
-	Type           string          `json:"type"`
-	ServerID       string          `json:"serverId"`
-	Location       json.RawMessage `json:"location,omitempty"`
-	PublicBaseURL  string          `json:"publicBaseUrl"`
-	ClusterBaseURL string          `json:"clusterBaseUrl"`
-}
-
-// Registered is the registry's response to a Registration. LeaseTime is in milliseconds; nil if
-// the response has none.
-type Registered struct {
-	ItResource *ItResource `json:"itResource"`
-	LeaseTime  *float64    `json:"leaseTime,omitempty"`
-
-	// LeaseTimeErr is why the leaseTime of a decoded response cannot be read; nil if it can.
-	LeaseTimeErr error `json:"-"`
-}
-
-// EncodeRegistered returns the JSON of r, with n servers in place of those of its resource; server
-// returns each of them. json.Marshal would scan and copy the encoded list twice, which takes longer
-// than concatenating it.
-func EncodeRegistered(r Registered, n int, server func(i int) *Server) ([]byte, error) {
-	b, err := r.ItResource.appendJSON([]byte(`{"itResource":`), n, server)
-	if err != nil {
-		return nil, err
-	}
-	if r.LeaseTime != nil {
-		leaseTime, err := json.Marshal(*r.LeaseTime)
-		if err != nil {
-			return nil, err
-		}
-		b = append(append(b, `,"leaseTime":`...), leaseTime...)
-	}
-	return append(b, '}'), nil
-}
-
-// UnmarshalJSON accepts a string that contains a number as lease time, as npm nodes do. A lease
-// time that cannot be read is treated as missing; see LeaseTimeErr.
-func (r *Registered) UnmarshalJSON(b []byte) error {
-	if !bytes.HasPrefix(b, []byte("{")) && string(b) != "null" {
-		return errors.New("not an object")
-	}
-	var in Registered
-	for name, value := range Each(b) {
-		var err error
-		switch known, _ := MatchField(name, "itResource", "leaseTime"); {
-		case known == "":
-		case string(value) == "null":
-		case known == "itResource":
-			in.ItResource = new(ItResource)
-			err = in.ItResource.UnmarshalJSON(value)
-		default:
-			in.LeaseTime, in.LeaseTimeErr = decodeMilliseconds(value)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	*r = in
-	return nil
-}
-
 func decodeMilliseconds(value []byte) (*float64, error) {
 	var number json.Number // accepts a string, too
 	if err := json.Unmarshal(value, &number); err != nil {
@@ -322,24 +342,4 @@ func decodeMilliseconds(value []byte) (*float64, error) {
 		return nil, errors.New("leaseTime is out of range")
 	}
 	return &ms, nil
-}
-
-// ServerRef names the server that responds.
-type ServerRef struct {
-	ServerID string `json:"serverId"`
-}
-
-// DeleteResponse is the registry's response to a delete: Data if the entry was removed, Server if
-// a conditional delete found a newer entry.
-type DeleteResponse struct {
-	Data   json.RawMessage `json:"data,omitempty"`
-	Server *Server         `json:"server,omitempty"`
-}
-
-// Error is the envelope of an error response.
-type Error struct {
-	StatusCode int             `json:"statusCode"`
-	Title      string          `json:"title"`
-	Message    string          `json:"message"`
-	Info       json.RawMessage `json:"info,omitempty"`
 }
