@@ -49,17 +49,6 @@ import (
 // NoLease makes a registry send no lease. Nodes then assume the default, and so does the registry.
 const NoLease time.Duration = -1
 
-const (
-	defaultLease = 2 * time.Hour
-
-	minLease = time.Second     // nodes renew no more often
-	minGrace = 5 * time.Second // so that one slow renewal does not end a short lease
-
-	// maxLease is the longest delay of a JavaScript timer. A longer one fires at once, so that an
-	// npm node would renew continuously.
-	maxLease = math.MaxInt32 * time.Millisecond
-)
-
 // RegistryConfig configures a [Registry]. Issuer, Audience and Keys are mandatory unless Verify is
 // set. The zero value of any other field means its default.
 type RegistryConfig struct {
@@ -104,51 +93,6 @@ type RegistryConfig struct {
 	Logger *zap.Logger
 }
 
-func (c RegistryConfig) maxServers() int { return cmp.Or(c.MaxServers, 10_000) }
-
-func (c RegistryConfig) invalidTokenStatus() int {
-	return cmp.Or(c.InvalidTokenStatus, http.StatusForbidden)
-}
-
-func (c RegistryConfig) maxListBytes() int64 { return cmp.Or(c.MaxListBytes, 15<<20) }
-
-func (c RegistryConfig) maxInFlightBytes() int64 { return cmp.Or(c.MaxInFlightBytes, 64<<20) }
-
-func (c RegistryConfig) maxInFlightBytesPerAddress() int64 {
-	return cmp.Or(c.MaxInFlightBytesPerAddress, c.maxInFlightBytes()/8)
-}
-
-func (c RegistryConfig) grace(lease time.Duration) time.Duration {
-	return cmp.Or(c.Grace, max(lease/2, minGrace))
-}
-
-func (c RegistryConfig) validate() error {
-	var errs []error
-	if c.Verify == nil {
-		errs = append(errs, require("Issuer", c.Issuer), require("Audience", c.Audience), c.checkKeys())
-	}
-	if c.Lease != 0 && c.Lease != NoLease && (c.Lease < minLease || c.Lease > maxLease) {
-		errs = append(errs, fmt.Errorf("invalid Lease %v: not between %v and %v", c.Lease, minLease, maxLease))
-	}
-	if c.Grace < 0 || c.Grace > maxLease {
-		errs = append(errs, fmt.Errorf("invalid Grace %v: not between 0 and %v", c.Grace, maxLease))
-	}
-	for name, n := range map[string]int64{
-		"MaxServers": int64(c.MaxServers), "MaxListBytes": c.MaxListBytes, "MaxInFlightBytes": c.MaxInFlightBytes,
-	} {
-		if n < 0 {
-			errs = append(errs, fmt.Errorf("invalid %s %d: negative", name, n))
-		}
-	}
-	if s := c.invalidTokenStatus(); s != http.StatusUnauthorized && s != http.StatusForbidden {
-		errs = append(errs, fmt.Errorf("invalid InvalidTokenStatus %d: neither 401 nor 403", s))
-	}
-	if p := c.BasePath; p != "" && (p != path.Clean(p) || p[0] != '/' || strings.ContainsAny(p, "{} ")) {
-		errs = append(errs, fmt.Errorf("invalid BasePath %q: not a clean absolute path", p))
-	}
-	return errors.Join(errs...)
-}
-
 // A Registry is a registry of servers (mIT). It serves
 //
 //	POST   {BasePath}/itResources
@@ -176,12 +120,6 @@ type Registry struct {
 	mu     sync.Mutex // guards the fields below
 	lease  time.Duration
 	verify func(token string) (caller, error)
-}
-
-// A caller is what a verified token says about the sender of a request.
-type caller struct {
-	typ    string
-	client string // id of the client that the token was issued to; "" if unknown
 }
 
 // NewRegistry returns a registry over store, or one error that names every problem of cfg.
@@ -258,6 +196,68 @@ func (g *Registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	g.mux.ServeHTTP(w, r)
+}
+
+const (
+	defaultLease = 2 * time.Hour
+
+	minLease = time.Second     // nodes renew no more often
+	minGrace = 5 * time.Second // so that one slow renewal does not end a short lease
+
+	// maxLease is the longest delay of a JavaScript timer. A longer one fires at once, so that an
+	// npm node would renew continuously.
+	maxLease = math.MaxInt32 * time.Millisecond
+)
+
+func (c RegistryConfig) maxServers() int { return cmp.Or(c.MaxServers, 10_000) }
+
+func (c RegistryConfig) invalidTokenStatus() int {
+	return cmp.Or(c.InvalidTokenStatus, http.StatusForbidden)
+}
+
+func (c RegistryConfig) maxListBytes() int64 { return cmp.Or(c.MaxListBytes, 15<<20) }
+
+func (c RegistryConfig) maxInFlightBytes() int64 { return cmp.Or(c.MaxInFlightBytes, 64<<20) }
+
+func (c RegistryConfig) maxInFlightBytesPerAddress() int64 {
+	return cmp.Or(c.MaxInFlightBytesPerAddress, c.maxInFlightBytes()/8)
+}
+
+func (c RegistryConfig) grace(lease time.Duration) time.Duration {
+	return cmp.Or(c.Grace, max(lease/2, minGrace))
+}
+
+func (c RegistryConfig) validate() error {
+	var errs []error
+	if c.Verify == nil {
+		errs = append(errs, require("Issuer", c.Issuer), require("Audience", c.Audience), c.checkKeys())
+	}
+	if c.Lease != 0 && c.Lease != NoLease && (c.Lease < minLease || c.Lease > maxLease) {
+		errs = append(errs, fmt.Errorf("invalid Lease %v: not between %v and %v", c.Lease, minLease, maxLease))
+	}
+	if c.Grace < 0 || c.Grace > maxLease {
+		errs = append(errs, fmt.Errorf("invalid Grace %v: not between 0 and %v", c.Grace, maxLease))
+	}
+	for name, n := range map[string]int64{
+		"MaxServers": int64(c.MaxServers), "MaxListBytes": c.MaxListBytes, "MaxInFlightBytes": c.MaxInFlightBytes,
+	} {
+		if n < 0 {
+			errs = append(errs, fmt.Errorf("invalid %s %d: negative", name, n))
+		}
+	}
+	if s := c.invalidTokenStatus(); s != http.StatusUnauthorized && s != http.StatusForbidden {
+		errs = append(errs, fmt.Errorf("invalid InvalidTokenStatus %d: neither 401 nor 403", s))
+	}
+	if p := c.BasePath; p != "" && (p != path.Clean(p) || p[0] != '/' || strings.ContainsAny(p, "{} ")) {
+		errs = append(errs, fmt.Errorf("invalid BasePath %q: not a clean absolute path", p))
+	}
+	return errors.Join(errs...)
+}
+
+// A caller is what a verified token says about the sender of a request.
+type caller struct {
+	typ    string
+	client string // id of the client that the token was issued to; "" if unknown
 }
 
 func notFound(w http.ResponseWriter) {
