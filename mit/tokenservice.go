@@ -26,16 +26,6 @@ import (
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
-const (
-	grantClient  = "client_credentials"
-	grantRefresh = "refresh_token"
-
-	typeCluster = "cluster"
-	subClients  = "@clients" // suffix of the client id in sub
-
-	maxTokenRequestBytes = 64 << 10
-)
-
 // DefaultScope is the scope of the tokens of a [Client] without one. It allows a node to announce
 // servers and to report departures to its peers. npm nodes reject tokens without a scope.
 const DefaultScope = "create:itResource delete:server"
@@ -51,10 +41,6 @@ type Client struct {
 	// Audiences and Customers are the audiences and customer names it may request; empty: any.
 	Audiences []string `json:"audiences,omitempty"`
 	Customers []string `json:"customers,omitempty"`
-}
-
-func (c Client) validate() error {
-	return errors.Join(require("client ID", c.ID), require("client Secret", c.Secret), require("client Type", c.Type))
 }
 
 // TokenConfig configures a [TokenService]. Issuer and Key are mandatory. The zero value of any
@@ -86,12 +72,6 @@ type TokenConfig struct {
 	Logger *zap.Logger
 }
 
-func (c TokenConfig) accessTokenTTL() time.Duration { return cmp.Or(c.AccessTokenTTL, 24*time.Hour) }
-
-func (c TokenConfig) refreshTokenTTL() time.Duration {
-	return cmp.Or(c.RefreshTokenTTL, 30*24*time.Hour)
-}
-
 // A TokenService issues tokens (mST). It is an [http.Handler] that responds to a POST, at any path,
 // with an access token and a refresh token.
 //
@@ -114,29 +94,6 @@ type TokenService struct {
 	mu      sync.Mutex    // guards the fields below
 	keys    []signingKeys // current, previous
 	clients map[string]knownClient
-}
-
-type knownClient struct {
-	Client              // without Secret
-	secretHash [32]byte // SHA-256
-}
-
-func newKnownClient(c Client) knownClient {
-	k := knownClient{Client: c, secretHash: sha256.Sum256([]byte(c.Secret))}
-	k.Secret = ""
-	k.Scope = cmp.Or(c.Scope, DefaultScope)
-	return k
-}
-
-// signingKeys holds one key for each kind of token. A verifier of access tokens checks the
-// signature, not the kind: with a key of its own, a refresh token is never valid as an access
-// token, whatever audience a deployment uses.
-type signingKeys struct{ access, refresh []byte }
-
-func newSigningKeys(key string) signingKeys {
-	mac := hmac.New(sha256.New, []byte(key))
-	mac.Write([]byte("mST refresh token"))
-	return signingKeys{access: []byte(key), refresh: mac.Sum(nil)}
 }
 
 // NewTokenService returns a token service, or one error that names every problem of cfg.
@@ -174,13 +131,6 @@ func NewTokenService(cfg TokenConfig) (*TokenService, error) {
 	return s, nil
 }
 
-func checkTTL(name string, ttl time.Duration) error {
-	if ttl < time.Second {
-		return fmt.Errorf("invalid %s %v: below one second", name, ttl)
-	}
-	return nil
-}
-
 // SetClient adds a client or replaces the one with the same ID.
 func (s *TokenService) SetClient(c Client) error {
 	if err := c.validate(); err != nil {
@@ -209,6 +159,80 @@ func (s *TokenService) SetKey(key string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.keys = []signingKeys{newSigningKeys(key), s.keys[0]}
+	return nil
+}
+
+// ServeHTTP implements [http.Handler].
+func (s *TokenService) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	r = httpjson.Correlate(w, r)
+	w.Header().Set("Cache-Control", "no-store")
+	if isForm(r) {
+		tokens, err := s.serve(w, r, formParser(r))
+		if err != nil {
+			s.writeFormError(w, r, err)
+			return
+		}
+		writeJSON(w, http.StatusOK, tokens)
+		return
+	}
+	tokens, err := s.serve(w, r, parseJSON)
+	if err != nil {
+		apiErr := s.rejected(w, r, err)
+		httpjson.WriteError(w, apiErr.status, apiErr.message)
+		return
+	}
+	writeJSON(w, http.StatusOK, struct {
+		Data tokenResponse `json:"data"`
+	}{tokens})
+}
+
+const (
+	grantClient  = "client_credentials"
+	grantRefresh = "refresh_token"
+
+	typeCluster = "cluster"
+	subClients  = "@clients" // suffix of the client id in sub
+
+	maxTokenRequestBytes = 64 << 10
+)
+
+func (c Client) validate() error {
+	return errors.Join(require("client ID", c.ID), require("client Secret", c.Secret), require("client Type", c.Type))
+}
+
+func (c TokenConfig) accessTokenTTL() time.Duration { return cmp.Or(c.AccessTokenTTL, 24*time.Hour) }
+
+func (c TokenConfig) refreshTokenTTL() time.Duration {
+	return cmp.Or(c.RefreshTokenTTL, 30*24*time.Hour)
+}
+
+type knownClient struct {
+	Client              // without Secret
+	secretHash [32]byte // SHA-256
+}
+
+func newKnownClient(c Client) knownClient {
+	k := knownClient{Client: c, secretHash: sha256.Sum256([]byte(c.Secret))}
+	k.Secret = ""
+	k.Scope = cmp.Or(c.Scope, DefaultScope)
+	return k
+}
+
+// signingKeys holds one key for each kind of token. A verifier of access tokens checks the
+// signature, not the kind: with a key of its own, a refresh token is never valid as an access
+// token, whatever audience a deployment uses.
+type signingKeys struct{ access, refresh []byte }
+
+func newSigningKeys(key string) signingKeys {
+	mac := hmac.New(sha256.New, []byte(key))
+	mac.Write([]byte("mST refresh token"))
+	return signingKeys{access: []byte(key), refresh: mac.Sum(nil)}
+}
+
+func checkTTL(name string, ttl time.Duration) error {
+	if ttl < time.Second {
+		return fmt.Errorf("invalid %s %v: below one second", name, ttl)
+	}
 	return nil
 }
 
@@ -241,30 +265,6 @@ type tokenResponse struct {
 	RefreshToken string `json:"refresh_token"`
 	TokenType    string `json:"token_type"`
 	ExpiresIn    int64  `json:"expires_in"`
-}
-
-// ServeHTTP implements [http.Handler].
-func (s *TokenService) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	r = httpjson.Correlate(w, r)
-	w.Header().Set("Cache-Control", "no-store")
-	if isForm(r) {
-		tokens, err := s.serve(w, r, formParser(r))
-		if err != nil {
-			s.writeFormError(w, r, err)
-			return
-		}
-		writeJSON(w, http.StatusOK, tokens)
-		return
-	}
-	tokens, err := s.serve(w, r, parseJSON)
-	if err != nil {
-		apiErr := s.rejected(w, r, err)
-		httpjson.WriteError(w, apiErr.status, apiErr.message)
-		return
-	}
-	writeJSON(w, http.StatusOK, struct {
-		Data tokenResponse `json:"data"`
-	}{tokens})
 }
 
 func isForm(r *http.Request) bool {
