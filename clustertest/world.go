@@ -20,13 +20,6 @@ const (
 	TokenHost    = "mst.test"
 )
 
-const (
-	issuer           = "http://" + TokenHost + "/mST/v1/oauth/token"
-	registryAudience = "https://mit.test"
-	peerAudience     = "https://peers.test"
-	signingKey       = "a key for tests only"
-)
-
 // A World is a cluster of nodes with a registry and a token service, on one network. Its methods
 // must be called from the goroutine of the test.
 type World struct {
@@ -44,59 +37,6 @@ type World struct {
 	mu    sync.Mutex // guards the field below
 	store mit.Store
 }
-
-// An Option changes a default of [Start].
-type Option interface{ apply(*options) }
-
-type options struct {
-	serverType string
-	lease      time.Duration
-	tokenTTL   time.Duration
-	configure  func(*cluster.Config)
-	cluster    []cluster.Option
-	handler    func(*Node) http.Handler
-	store      mit.Store
-	envNode    string // the id of the node that writes the environment
-}
-
-type optionFunc func(*options)
-
-func (f optionFunc) apply(o *options) { f(o) }
-
-// WithType sets the service type of the nodes. The default is "mds".
-func WithType(typ string) Option { return optionFunc(func(o *options) { o.serverType = typ }) }
-
-// WithLease sets the lease that the registry grants. The default is an hour.
-func WithLease(d time.Duration) Option { return optionFunc(func(o *options) { o.lease = d }) }
-
-// WithTokenTTL sets the lifetime of access tokens. The default is a day.
-func WithTokenTTL(d time.Duration) Option { return optionFunc(func(o *options) { o.tokenTTL = d }) }
-
-// WithConfig calls edit with the configuration of each node before the node is created.
-func WithConfig(edit func(*cluster.Config)) Option {
-	return optionFunc(func(o *options) { o.configure = edit })
-}
-
-// WithProcessEnv lets the node with the given id write its status to the environment of the
-// process. By default no node does, because all of them share one environment.
-func WithProcessEnv(id string) Option { return optionFunc(func(o *options) { o.envNode = id }) }
-
-// WithOptions passes opts to each node. By default a node uses an HTTP client of the network, see
-// [Network.Client].
-func WithOptions(opts ...cluster.Option) Option {
-	return optionFunc(func(o *options) { o.cluster = append(o.cluster, opts...) })
-}
-
-// WithHandler sets the handler of a node for all requests except those of the two peer endpoints.
-// The default handler responds to GET {base}/things with a list that contains the id of the node.
-// It requires a valid access token.
-func WithHandler(handler func(*Node) http.Handler) Option {
-	return optionFunc(func(o *options) { o.handler = handler })
-}
-
-// WithStore sets the store of the registry. The default is a new [mit.Memory]. After
-// [World.ResetRegistry] the registry uses a new Memory in any case.
-func WithStore(s mit.Store) Option { return optionFunc(func(o *options) { o.store = s }) }
 
 // Start creates a world with the given number of nodes and registers them one after the other. The
 // nodes are closed when the test ends. If something cannot be created, the test fails.
@@ -198,6 +138,66 @@ func (w *World) Token(typ string, clusterToken bool) string {
 	w.post(issuer, body, &resp)
 	return resp.Data.AccessToken
 }
+
+// An Option changes a default of [Start].
+type Option interface{ apply(*options) }
+
+// WithType sets the service type of the nodes. The default is "mds".
+func WithType(typ string) Option { return optionFunc(func(o *options) { o.serverType = typ }) }
+
+// WithLease sets the lease that the registry grants. The default is an hour.
+func WithLease(d time.Duration) Option { return optionFunc(func(o *options) { o.lease = d }) }
+
+// WithTokenTTL sets the lifetime of access tokens. The default is a day.
+func WithTokenTTL(d time.Duration) Option { return optionFunc(func(o *options) { o.tokenTTL = d }) }
+
+// WithConfig calls edit with the configuration of each node before the node is created.
+func WithConfig(edit func(*cluster.Config)) Option {
+	return optionFunc(func(o *options) { o.configure = edit })
+}
+
+// WithProcessEnv lets the node with the given id write its status to the environment of the
+// process. By default no node does, because all of them share one environment.
+func WithProcessEnv(id string) Option { return optionFunc(func(o *options) { o.envNode = id }) }
+
+// WithOptions passes opts to each node. By default a node uses an HTTP client of the network, see
+// [Network.Client].
+func WithOptions(opts ...cluster.Option) Option {
+	return optionFunc(func(o *options) { o.cluster = append(o.cluster, opts...) })
+}
+
+// WithHandler sets the handler of a node for all requests except those of the two peer endpoints.
+// The default handler responds to GET {base}/things with a list that contains the id of the node.
+// It requires a valid access token.
+func WithHandler(handler func(*Node) http.Handler) Option {
+	return optionFunc(func(o *options) { o.handler = handler })
+}
+
+// WithStore sets the store of the registry. The default is a new [mit.Memory]. After
+// [World.ResetRegistry] the registry uses a new Memory in any case.
+func WithStore(s mit.Store) Option { return optionFunc(func(o *options) { o.store = s }) }
+
+const (
+	issuer           = "http://" + TokenHost + "/mST/v1/oauth/token"
+	registryAudience = "https://mit.test"
+	peerAudience     = "https://peers.test"
+	signingKey       = "a key for tests only"
+)
+
+type options struct {
+	serverType string
+	lease      time.Duration
+	tokenTTL   time.Duration
+	configure  func(*cluster.Config)
+	cluster    []cluster.Option
+	handler    func(*Node) http.Handler
+	store      mit.Store
+	envNode    string // the id of the node that writes the environment
+}
+
+type optionFunc func(*options)
+
+func (f optionFunc) apply(o *options) { f(o) }
 
 func (w *World) currentStore() mit.Store {
 	w.mu.Lock()
