@@ -42,12 +42,6 @@ func (s *Store) Put(_ context.Context, reg mit.Registration, _ time.Duration) (m
 	}, nil
 }
 
-func (s *Store) list() []cluster.Server {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return slices.Clone(s.servers)
-}
-
 // Servers returns the entries of node-1 and of count peers, numbered from the given number, as a
 // registry lists them.
 func Servers(from, count int) []cluster.Server {
@@ -79,4 +73,10 @@ func Start(t clustertest.TB, store *Store, delay time.Duration, opts ...clustert
 		}))
 	}
 	return w
+}
+
+func (s *Store) list() []cluster.Server {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.servers)
 }
