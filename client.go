@@ -536,7 +536,22 @@ func newTransports(o options, maxInFlight int) (transports, error) {
 		backend: backend, peers: peers, backendNewConn: backendNewConn, newConn: newConn,
 		owned: []*http.Transport{backend, backendNewConn, peers.other, newConn.other}, direct: []*directTransport{peers, newConn},
 	}
-	return t.wrap(o.wrap)
+	t, err := t.wrap(o.wrap)
+	if t.foreign {
+		t.backendNewConn, t.newConn = closing{t.backendNewConn}, closing{t.newConn}
+	}
+	return t, err
+}
+
+// closing sets Close on each request. A RoundTripper of the program thereby learns that the request
+// is to be sent on a connection of its own.
+type closing struct{ next http.RoundTripper }
+
+// RoundTrip implements http.RoundTripper.
+func (c closing) RoundTrip(req *http.Request) (*http.Response, error) {
+	req = req.WithContext(req.Context()) // a copy
+	req.Close = true
+	return c.next.RoundTrip(req)
 }
 
 func (t transports) wrap(wrappers []func(http.RoundTripper) http.RoundTripper) (transports, error) {

@@ -247,13 +247,15 @@ func TestWithTransportKeepsThePool(t *testing.T) {
 
 // A retry goes through a transport of its own, which makes a new connection.
 func TestWithTransportRetriesOnANewConnection(t *testing.T) {
-	var used []string // the transport of each request to the peer
+	var used []string  // the transport of each request to the peer
+	var closing []bool // whether the request asks for a connection of its own
 	transports := 0
 	wrap := func(base http.RoundTripper) http.RoundTripper {
 		transports++
 		name := fmt.Sprint("transport ", transports)
 		return clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
 			if strings.HasSuffix(req.URL.Path, "/things") {
+				closing = append(closing, req.Close)
 				if used = append(used, name); len(used) == 1 {
 					return nil, io.ErrUnexpectedEOF
 				}
@@ -267,6 +269,9 @@ func TestWithTransportRetriesOnANewConnection(t *testing.T) {
 	o := callOnePeer(t, c, cluster.Request{Path: "/things"})
 	if o.Err != nil || o.Attempts != 2 || len(used) != 2 || used[0] == used[1] {
 		t.Errorf("%d attempts through %q: %v", o.Attempts, used, o.Err)
+	}
+	if want := []bool{false, true}; !slices.Equal(closing, want) {
+		t.Errorf("Close of the requests: %v, want %v", closing, want)
 	}
 	if got := peer.connections.Load() - connections; got != 1 {
 		t.Errorf("%d new connections", got)

@@ -31,10 +31,10 @@ func WithLogger(l *zap.Logger) Option {
 
 // WithTransport wraps the transports of the node, for example with the transport of OpenTelemetry.
 // wrap is called by [New], once for each transport: to peers, to peers on a new connection for each
-// request, and to the registry and the token service. The node keeps its connection pool, its
-// checks of addresses, and the rule that no proxy is used towards peers. A RoundTripper that wrap
-// returns must not follow redirects. Several wrappers apply in the order of their options: the last
-// one is the outermost.
+// request, and to the registry and the token service. Requests that need a new connection have
+// Close set. The node keeps its connection pool, its checks of addresses, and the rule that no
+// proxy is used towards peers. A RoundTripper that wrap returns must not follow redirects. Several
+// wrappers apply in the order of their options: the last one is the outermost.
 func WithTransport(wrap func(http.RoundTripper) http.RoundTripper) Option {
 	return optionFunc(func(o *options) {
 		if wrap != nil {

@@ -1,6 +1,7 @@
 package clustertest
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"net/http/httptrace"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -23,9 +25,9 @@ import (
 // The round tripper that a Fault returns must follow the rules of [http.RoundTripper]: it closes
 // the request body, and it is safe for concurrent use.
 //
-// [Refuse], [Hang] and [Reset] are Faults. [Delay], [Status], [Answer], [RouteTo], [Truncate] and
-// [Stall] create one. [FirstN], [If] and [WithProbability] limit a Fault to some requests, and
-// [Chain] combines several.
+// [Refuse], [Hang], [Reset], [Break] and [Upgrade] are Faults. [Delay], [Status], [Answer],
+// [RouteTo], [Truncate], [Stall], [FailDial], [Late] and [Suspend] create one. [FirstN], [If],
+// [WithProbability] and [Reused] limit a Fault to some requests, and [Chain] combines several.
 type Fault func(next http.RoundTripper) http.RoundTripper
 
 // A RoundTripperFunc is a function that implements [http.RoundTripper].
@@ -57,6 +59,132 @@ func Reset(next http.RoundTripper) http.RoundTripper {
 		resp.Body.Close()
 		return nil, connectionReset()
 	})
+}
+
+// Break is a [Fault] that resets the connection before the request reaches the host. The error is a
+// [*net.OpError] that wraps [syscall.ECONNRESET].
+func Break(http.RoundTripper) http.RoundTripper {
+	return RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
+		closeBody(req)
+		return nil, connectionReset()
+	})
+}
+
+// Upgrade is a [Fault] that responds with 101 Switching Protocols. The body of the response is the
+// connection: a read blocks until the body is closed, whatever the request's context says. Requests
+// do not reach the host.
+func Upgrade(http.RoundTripper) http.RoundTripper {
+	return RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
+		closeBody(req)
+		pr, _ := io.Pipe()
+		return &http.Response{
+			Status: "101 Switching Protocols", StatusCode: http.StatusSwitchingProtocols,
+			Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+			Header: http.Header{"Connection": {"Upgrade"}, "Upgrade": {"other"}}, Body: pr, Request: req,
+		}, nil
+	})
+}
+
+// FailDial fails requests like a machine that cannot open a connection, with errno as the reason:
+// [syscall.EMFILE] without free descriptors, or [syscall.EADDRNOTAVAIL] without free ports. The
+// error is a [*net.OpError] that wraps errno. Nothing is sent.
+func FailDial(errno syscall.Errno) Fault {
+	return func(http.RoundTripper) http.RoundTripper {
+		return RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
+			closeBody(req)
+			return nil, dialError(req.URL.Host, errno)
+		})
+	}
+}
+
+// Late keeps requests until release is closed. A request whose context has ended by then fails for
+// its client, but reaches the host nevertheless, late, and its response is lost. So a proxy or a
+// queue may deliver a request long after its client has given up. The host has a minute to respond
+// to it; in a bubble, a test whose host does not respond must last until then.
+func Late(release <-chan struct{}) Fault {
+	return func(next http.RoundTripper) http.RoundTripper {
+		return RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
+			kept, err := keepBody(req)
+			if err != nil {
+				return nil, err
+			}
+			select {
+			case <-release:
+				return next.RoundTrip(kept)
+			case <-req.Context().Done():
+			}
+			go func() {
+				<-release
+				ctx, cancel := context.WithTimeout(context.WithoutCancel(req.Context()), lateTimeout)
+				defer cancel()
+				if resp, err := next.RoundTrip(kept.WithContext(ctx)); err == nil {
+					resp.Body.Close()
+				}
+			}()
+			return nil, context.Cause(req.Context())
+		})
+	}
+}
+
+// lateTimeout bounds a request that is delivered after its client has given up.
+const lateTimeout = time.Minute
+
+// Suspend blocks requests until release is closed, also beyond the end of their contexts. From the
+// host to [Any], it is like a process that is stopped: none of its requests goes on, and those that
+// have timed out by the end fail only then. Use [Late] for the requests to the host.
+func Suspend(release <-chan struct{}) Fault {
+	return func(next http.RoundTripper) http.RoundTripper {
+		return RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
+			select {
+			case <-release: // it is over: the context decides alone
+			default:
+				<-release
+				if req.Context().Err() != nil {
+					closeBody(req)
+					return nil, context.Cause(req.Context())
+				}
+			}
+			return next.RoundTrip(req)
+		})
+	}
+}
+
+// Reused applies f to the requests that a client would send on a connection that has been in use
+// before: to all requests of a pair of hosts but the first, except those with [http.Request.Close]
+// set, which ask for a connection of their own. It reports such a connection to the request's
+// [httptrace.ClientTrace].
+//
+//	closing := clustertest.Reused(clustertest.Break) // the host closes idle connections
+//	dropped := clustertest.Reused(clustertest.Hang)  // a firewall has dropped them
+func Reused(f Fault) Fault {
+	return func(next http.RoundTripper) http.RoundTripper {
+		var mu sync.Mutex
+		used := make(map[route]bool)
+		return choose(reportReused(f), next, func(req *http.Request) bool {
+			if req.Close {
+				return false
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			r := routeOf(req)
+			was := used[r]
+			used[r] = true
+			return was
+		})
+	}
+}
+
+// reportReused returns f for requests on a connection that has been in use.
+func reportReused(f Fault) Fault {
+	return func(next http.RoundTripper) http.RoundTripper {
+		faulty := f(next)
+		return RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
+			if trace := httptrace.ContextClientTrace(req.Context()); trace != nil && trace.GotConn != nil {
+				trace.GotConn(httptrace.GotConnInfo{Reused: true, WasIdle: true})
+			}
+			return faulty.RoundTrip(req)
+		})
+	}
 }
 
 // Delay delays requests by d, or until their contexts end.
@@ -218,6 +346,22 @@ func sleep(ctx context.Context, d time.Duration) error {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
+}
+
+// keepBody returns req with a copy of its body, which can be sent after the client has closed its
+// own.
+func keepBody(req *http.Request) (*http.Request, error) {
+	kept := req.Clone(req.Context())
+	if req.Body == nil || req.Body == http.NoBody {
+		return kept, nil
+	}
+	defer closeBody(req)
+	content, err := io.ReadAll(req.Body)
+	if err != nil {
+		return nil, err
+	}
+	kept.Body = io.NopCloser(bytes.NewReader(content))
+	return kept, nil
 }
 
 // routeOf returns the route of a request, also outside a [Network].

@@ -8,6 +8,7 @@ import (
 	"io"
 	"math"
 	"net/http"
+	"net/http/httptrace"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -35,6 +36,8 @@ func TestFaults(t *testing.T) {
 		{name: "hang", fault: clustertest.Hang, err: context.DeadlineExceeded, took: timeout},
 		{name: "reset", fault: clustertest.Reset, err: syscall.ECONNRESET, handled: true},
 		{name: "reset of a long response", fault: clustertest.Reset, url: "http://long", err: syscall.ECONNRESET, handled: true},
+		{name: "break", fault: clustertest.Break, err: syscall.ECONNRESET},
+		{name: "no descriptors", fault: clustertest.FailDial(syscall.EMFILE), err: syscall.EMFILE},
 		{name: "delay", fault: clustertest.Delay(time.Second), body: "from a", took: time.Second, handled: true},
 		{name: "delay beyond the timeout", fault: clustertest.Delay(time.Minute), err: context.DeadlineExceeded, took: timeout},
 		{name: "answer", fault: clustertest.Answer(respondWith("garbage")), body: "garbage"},
@@ -50,6 +53,7 @@ func TestFaults(t *testing.T) {
 		{name: "stall after the headers", fault: clustertest.Stall(0), err: context.DeadlineExceeded, took: timeout, handled: true},
 		{name: "stall at the end", fault: clustertest.Stall(6), body: "from a", handled: true},
 		{name: "stall a long response", fault: clustertest.Stall(99 << 10), url: "http://long", body: long[:99<<10], err: context.DeadlineExceeded, took: timeout, handled: true},
+		{name: "the first request is on a new connection", fault: clustertest.Reused(clustertest.Break), body: "from a", handled: true},
 		{
 			name:  "chain",
 			fault: clustertest.Chain(clustertest.Delay(time.Second), clustertest.Delay(time.Second), clustertest.Refuse, clustertest.Delay(time.Second)),
@@ -137,6 +141,107 @@ func TestClosingAStalledBodyEndsTheRead(t *testing.T) {
 		time.AfterFunc(time.Second, func() { resp.Body.Close() })
 		if got, err := io.ReadAll(resp.Body); string(got) != "re" || err == nil {
 			t.Errorf("got %q, %v", got, err)
+		}
+	})
+}
+
+// A read of the body ends with the body, not with the context.
+func TestUpgrade(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var n clustertest.Network
+		n.Fault("b", "a", clustertest.Upgrade)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		req, _ := http.NewRequestWithContext(ctx, http.MethodGet, "http://a", nil)
+		start := time.Now()
+		resp, err := n.Transport("b").RoundTrip(req)
+		if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {
+			t.Fatalf("got %v, %v", resp, err)
+		}
+		time.AfterFunc(time.Hour, func() { resp.Body.Close() })
+		if _, err := io.ReadAll(resp.Body); err == nil || time.Since(start) != time.Hour {
+			t.Errorf("the body ended after %v: %v", time.Since(start), err)
+		}
+	})
+}
+
+func TestReused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var n clustertest.Network
+		n.Handle("a", respondWith("a"))
+		n.Handle("b", respondWith("b"))
+		n.Fault("c", clustertest.Any, clustertest.Reused(clustertest.Break))
+		get := func(host string, newConn bool) (reused bool, err error) {
+			trace := &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) { reused = info.Reused }}
+			req, _ := http.NewRequestWithContext(httptrace.WithClientTrace(t.Context(), trace), http.MethodGet, "http://"+host, nil)
+			req.Close = newConn
+			resp, err := n.Transport("c").RoundTrip(req)
+			if err == nil {
+				resp.Body.Close()
+			}
+			return reused, err
+		}
+		for _, step := range []struct {
+			host    string
+			newConn bool
+			reused  bool
+		}{{"a", true, false}, {"a", false, false}, {"a", false, true}, {"b", false, false}, {"a", true, false}, {"a", false, true}} {
+			reused, err := get(step.host, step.newConn)
+			if reused != step.reused || errors.Is(err, syscall.ECONNRESET) != step.reused {
+				t.Errorf("%+v: got reused %v, %v", step, reused, err)
+			}
+		}
+	})
+}
+
+// The client of a late request has given up. The host handles it nevertheless.
+func TestLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var n clustertest.Network
+		var handled []string
+		n.Handle("a", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			body, _ := io.ReadAll(r.Body)
+			handled = append(handled, r.URL.Path+" "+string(body))
+		}))
+		release := make(chan struct{})
+		n.Fault("b", "a", clustertest.Late(release))
+		fetch(t, &n, "b", "http://a/first").want(t, "", context.DeadlineExceeded, timeout)
+		time.AfterFunc(timeout/2, func() { close(release) })
+		fetch(t, &n, "b", "http://a/second").want(t, "", nil, timeout/2)
+		fetch(t, &n, "b", "http://a/third").want(t, "", nil, 0)
+		synctest.Wait()
+		slices.Sort(handled) // the first two are released at the same instant
+		if want := []string{"/first ping", "/second ping", "/third ping"}; !slices.Equal(handled, want) {
+			t.Errorf("handled %q, want %q", handled, want)
+		}
+	})
+}
+
+func TestLateRequestToASilentHost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var n clustertest.Network
+		n.Handle("a", respondWith("a"))
+		release := make(chan struct{})
+		n.Fault("b", "a", clustertest.Late(release))
+		fetch(t, &n, "b", "http://a").want(t, "", context.DeadlineExceeded, timeout)
+		n.Cut("b", "a")
+		close(release)
+		time.Sleep(2 * time.Minute) // the bubble ends only if the late request does
+	})
+}
+
+func TestSuspend(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var n clustertest.Network
+		handled := 0
+		n.Handle("a", http.HandlerFunc(func(http.ResponseWriter, *http.Request) { handled++ }))
+		release := make(chan struct{})
+		n.Fault("b", clustertest.Any, clustertest.Suspend(release))
+		time.AfterFunc(3*timeout, func() { close(release) })
+		fetch(t, &n, "b", "http://a").want(t, "", context.DeadlineExceeded, 3*timeout)
+		fetch(t, &n, "b", "http://a").want(t, "", nil, 0)
+		if handled != 1 {
+			t.Errorf("handled %d requests, want 1", handled)
 		}
 	})
 }

@@ -1,8 +1,11 @@
-package simulation
+package main
 
 import (
 	"context"
+	"fmt"
+	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/mimiktech/cluster"
@@ -13,114 +16,297 @@ import (
 type member struct {
 	*clustertest.Node
 
+	id       string    // that the process registers with; Node.ID, except for a twin
+	twin     bool      // another member has the same id
 	running  bool      // and meant to be in the cluster
 	stopped  time.Time // when running became false
+	frozen   bool
 	unlisted time.Time // since when the registry has not listed it, without a fault that explains it
 }
 
-func (s *simulation) running() []*member {
-	return slices.DeleteFunc(slices.Clone(s.members), func(m *member) bool { return !m.running })
+// managed reports whether the node calls its peers.
+func (m *member) managed() bool { return m.Config().Management }
+
+// configure edits the configuration of a node before it is created.
+func (s *simulation) configure(cfg *cluster.Config) {
+	var index int
+	_, _ = fmt.Sscanf(cfg.ID, "node-%d", &index)
+	if s.twinOf != "" {
+		cfg.ID = s.twinOf
+	}
+	cfg.MaxInFlight = s.scenario.MaxInFlight
+	cfg.Management = s.scenario.Unmanaged == 0 || index%s.scenario.Unmanaged != 0
+	cfg.GenericKey, cfg.GenericPreviousKey = s.keys[0], s.keys[1]
 }
 
-// pick draws a running node.
-func (s *simulation) pick() *member {
-	running := s.running()
-	return running[s.rand.IntN(len(running))]
+// handler is that of a node for the calls of its peers. The data are the id of the node.
+func handler(n *clustertest.Node) http.Handler {
+	c := n.Cluster
+	return c.Authenticate(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		c.Reply(w, r, []string{c.Config().ID})
+	}))
+}
+
+func (s *simulation) running() []*member {
+	return slices.DeleteFunc(slices.Clone(s.members), func(m *member) bool { return !m.running || m.twin })
+}
+
+// nth returns the first running node from index i on, or nil if none is running. Frozen nodes do
+// not count. So an event has a node also if others were left out of the plan.
+func (s *simulation) nth(i int) *member {
+	return s.first(i, func(m *member) bool { return m.running && !m.frozen && !m.twin })
+}
+
+// nthCaller is nth for nodes that call their peers.
+func (s *simulation) nthCaller(i int) *member {
+	return s.first(i, func(m *member) bool { return m.running && !m.frozen && !m.twin && m.managed() })
+}
+
+func (s *simulation) first(i int, match func(*member) bool) *member {
+	for k := range s.members {
+		if m := s.members[(i+k)%len(s.members)]; match(m) {
+			return m
+		}
+	}
+	return nil
+}
+
+// host returns the host with an index of a plan: the registry, the token service, or that of a
+// node, running or not.
+func (s *simulation) host(i int) string {
+	switch i {
+	case registry:
+		return clustertest.RegistryHost
+	case tokens:
+		return clustertest.TokenHost
+	}
+	return s.members[i%len(s.members)].Host
 }
 
 // register starts to register a node, and does not wait for the end.
 func (s *simulation) register(m *member) {
 	m.running, m.stopped = true, time.Time{}
+	s.processes.start(m.Host, m.id)
 	c := m.Cluster // replaced by a later restart
 	s.work.Go(func() { _, _ = c.Register(s.t.Context()) })
 }
 
 func (s *simulation) kill(m *member) {
-	m.running, m.stopped, m.unlisted = false, time.Now(), time.Time{}
+	s.stopped(m)
 	m.Kill()
 }
 
+// stopped records that a node is no longer meant to be in the cluster.
+func (s *simulation) stopped(m *member) {
+	m.running, m.stopped, m.unlisted = false, time.Now(), time.Time{}
+	s.processes.stop(m.Host)
+}
+
 func (s *simulation) bringBack(m *member) {
-	s.record("%s is back", m.ID)
+	s.record("%s is back", m.id)
 	m.StartUnregistered()
 	s.register(m)
 }
 
-// The following are events.
+// enoughRunning reports whether another node may go.
+func (s *simulation) enoughRunning() bool { return len(s.running()) > max(2, s.scenario.Nodes/2) }
 
-func (s *simulation) restart() {
-	m, pause := s.pick(), s.between(time.Millisecond, 3*time.Minute)
-	s.record("%s restarts within %v", m.ID, pause)
-	s.kill(m)
-	s.after(pause, func() { s.bringBack(m) })
-}
+// The following run events.
 
-// crash kills a node. Half of the nodes come back later.
-func (s *simulation) crash() {
-	if !s.enoughRunning() {
+func (s *simulation) restart(e Event) {
+	m := s.nth(e.Nodes[0])
+	if m == nil {
 		return
 	}
-	m := s.pick()
-	s.record("%s crashes", m.ID)
+	s.record("%s restarts within %v", m.id, e.For)
 	s.kill(m)
-	if s.rand.IntN(2) == 0 {
-		s.after(s.between(time.Minute, 4*lease), func() { s.bringBack(m) })
+	s.after(e.For, func() { s.bringBack(m) })
+}
+
+// crash kills a node, which comes back later if the event has a duration.
+func (s *simulation) crash(e Event) {
+	m := s.nth(e.Nodes[0])
+	if m == nil || !s.enoughRunning() {
+		return
+	}
+	s.record("%s crashes", m.id)
+	s.kill(m)
+	if e.For > 0 {
+		s.after(e.For, func() { s.bringBack(m) })
 	}
 }
 
-func (s *simulation) leave() {
-	if !s.enoughRunning() {
+func (s *simulation) leave(e Event) {
+	m := s.nth(e.Nodes[0])
+	if m == nil || !s.enoughRunning() {
 		return
 	}
-	m := s.pick()
-	s.record("%s leaves", m.ID)
-	m.running, m.stopped = false, time.Now()
+	s.record("%s leaves", m.id)
+	s.stopped(m)
+	c, host := m.Cluster, m.Host
 	s.work.Go(func() {
-		m.UnRegister(s.t.Context())
-		s.Network.Remove(m.Host)
-		_ = m.Close() // it returns nil
+		c.UnRegister(s.t.Context())
+		s.Network.Remove(host)
+		_ = c.Close() // it returns nil
 	})
 }
 
-// enoughRunning reports whether another node may go.
-func (s *simulation) enoughRunning() bool { return len(s.running()) > s.opts.Nodes/2 }
-
-func (s *simulation) join() {
+func (s *simulation) join(Event) {
 	m := &member{Node: s.Add()}
-	s.record("%s joins", m.ID)
+	m.id = m.ID
+	s.record("%s joins", m.id)
 	s.members = append(s.members, m)
 	s.register(m)
 }
 
+// move starts a node at another host, with its id, after it has been killed.
+func (s *simulation) move(e Event) {
+	m := s.nth(e.Nodes[0])
+	if m == nil {
+		return
+	}
+	s.kill(m)
+	s.moves++
+	host := fmt.Sprintf("host-%d:8080", s.moves)
+	s.record("%s moves to %s", m.id, host)
+	m.Move(host)
+	s.register(m)
+}
+
+// twins starts a second process with the id of a node. It ends after a while: it is killed, or it
+// unregisters.
+func (s *simulation) twins(e Event) {
+	m := s.nth(e.Nodes[0])
+	if m == nil || s.twinOf != "" || !s.begin("twin of "+m.id, e) {
+		return
+	}
+	s.twinOf = m.id
+	twin := &member{Node: s.Add(), id: m.id, twin: true}
+	s.twinOf = ""
+	s.processes.addTwin(m.id)
+	s.record("a second process has the id %s, at %s, for %v", m.id, twin.Host, e.For)
+	s.members = append(s.members, twin)
+	s.register(twin)
+	began := time.Now()
+	undisturbed := s.undisturbedSince(began)
+	s.endAfter("twin of "+m.id, e, func() {
+		if time.Since(began) > 2*s.scenario.Lease && undisturbed() && m.running && s.hasManagedPeer(m.id) {
+			s.checkConflict(m, twin)
+		}
+		s.record("the second process with the id %s ends: %s", m.id, e.Variant)
+		s.stopped(twin)
+		if e.Variant == twinKilled {
+			twin.Kill()
+			return
+		}
+		s.work.Go(func() {
+			twin.UnRegister(s.t.Context())
+			s.Network.Remove(twin.Host)
+			_ = twin.Close() // it returns nil
+		})
+	})
+}
+
+// hasManagedPeer reports whether there is another node that calls its peers.
+func (s *simulation) hasManagedPeer(id string) bool {
+	return slices.ContainsFunc(s.running(), func(m *member) bool { return m.managed() && m.id != id })
+}
+
+const (
+	twinKilled       = "killed"
+	twinUnregistered = "unregistered"
+)
+
+// lateDelete lets a node leave and start again. The registry executes the delete of the first
+// process only when the second one has registered.
+func (s *simulation) lateDelete(e Event) {
+	m := s.nth(e.Nodes[0])
+	if m == nil || !s.begin(link(m.Host, clustertest.RegistryHost), e) {
+		return
+	}
+	s.record("%s leaves; the registry executes its delete %v later", m.id, e.For)
+	release := make(chan struct{})
+	isOwnDelete := func(r *http.Request) bool {
+		return r.Method == http.MethodDelete && strings.Contains(r.URL.Path, "/servers/"+m.id+"@")
+	}
+	s.Network.Fault(m.Host, clustertest.RegistryHost, clustertest.If(isOwnDelete, clustertest.Late(release)))
+	s.stopped(m)
+	c := m.Cluster
+	s.work.Go(func() {
+		c.UnRegister(s.t.Context())
+		_ = c.Close() // it returns nil
+	})
+	s.after(e.For/2, func() {
+		if m.running { // it has been started again already
+			return
+		}
+		s.bringBack(m)
+	})
+	s.endAfter(link(m.Host, clustertest.RegistryHost), e, func() {
+		s.record("the registry executes the delete of %s", m.id)
+		close(release)
+		s.Network.Fault(m.Host, clustertest.RegistryHost, nil)
+		s.marks.hit("late delete")
+	})
+}
+
+// freeze stops a process for a while, like SIGSTOP. Requests to it are executed later.
+func (s *simulation) freeze(e Event) {
+	m := s.nth(e.Nodes[0])
+	if m == nil || !s.begin(m.Host, e) {
+		return
+	}
+	s.record("%s is frozen for %v", m.id, e.For)
+	s.hurts(e.For, m.Host)
+	m.frozen = true
+	release := make(chan struct{})
+	s.Network.Fault(m.Host, clustertest.Any, clustertest.Suspend(release))
+	s.Network.Fault(clustertest.Any, m.Host, clustertest.Late(release))
+	s.endAfter(m.Host, e, func() {
+		s.record("%s goes on", m.id)
+		s.Network.Fault(m.Host, clustertest.Any, nil)
+		s.Network.Fault(clustertest.Any, m.Host, nil)
+		close(release)
+		m.frozen = false
+	})
+}
+
 // callPeers makes one node call all its peers, and checks that each has exactly one outcome.
-func (s *simulation) callPeers() {
-	m := s.pick()
-	c, id := m.Cluster, m.ID
-	streamed := s.rand.IntN(3) == 0
+func (s *simulation) callPeers(e Event) {
+	m := s.nthCaller(e.Nodes[0])
+	if m == nil || m.Status().RenewedAt.IsZero() { // without a view there is no call
+		return
+	}
+	c, id := m.Cluster, m.id
 	ctx, cancel := s.t.Context(), context.CancelFunc(func() {})
-	if s.rand.IntN(10) == 0 {
-		ctx, cancel = context.WithTimeout(ctx, s.between(time.Nanosecond, 10*time.Second))
+	if e.For > 0 {
+		ctx, cancel = context.WithTimeout(ctx, e.For)
 	}
 	s.work.Go(func() {
 		defer cancel()
 		// All other goroutines are blocked, so the call uses the same view.
 		peers := without(serverIDs(c.Servers()), id)
-		s.checkOutcomes(id, peers, s.call(ctx, c, streamed))
+		s.checkOutcomes(id, peers, s.call(ctx, c, e.Variant))
 	})
 }
 
-// callDuring adds calls within a fault of that duration.
-func (s *simulation) callDuring(fault time.Duration) {
-	for range 3 {
-		s.after(s.within(fault), s.callPeers)
-	}
-}
+// The ways to call all peers.
+const (
+	callStreamed = "streamed"
+	callPost     = "POST"
+	callHedged   = "hedged"
+)
 
-// call calls all peers of c with RPCluster or Stream.
-func (s *simulation) call(ctx context.Context, c *cluster.Cluster, streamed bool) []cluster.Outcome {
+// call calls all peers of c.
+func (s *simulation) call(ctx context.Context, c *cluster.Cluster, variant string) []cluster.Outcome {
 	req := cluster.Request{Path: "/things"}
-	if streamed {
+	switch variant {
+	case callStreamed:
 		return slices.Collect(c.Stream(ctx, req))
+	case callPost:
+		req.Method = http.MethodPost
+	case callHedged:
+		req.HedgeAfter = time.Second
 	}
 	res, err := c.RPCluster(ctx, req)
 	if err != nil {
@@ -132,6 +318,26 @@ func (s *simulation) call(ctx context.Context, c *cluster.Cluster, streamed bool
 		s.t.Errorf("%s: joint data %v, %v, want %v", c.Status().ServerID, data, err, want)
 	}
 	return slices.Concat(res.Results, res.Failures)
+}
+
+// forgeDeparture makes one node report to all others that a running node has left.
+func (s *simulation) forgeDeparture(e Event) {
+	sender, victim := s.nthCaller(e.Nodes[0]), s.nth(e.Nodes[1])
+	if sender == nil || victim == nil || sender.Status().RenewedAt.IsZero() {
+		return
+	}
+	s.record("%s reports %s as departed", sender.id, victim.id)
+	s.marks.hit("a registered node is in its own view: reported as departed")
+	c := sender.Cluster
+	s.work.Go(func() {
+		_, err := c.RPCluster(s.t.Context(), cluster.Request{
+			Method: http.MethodDelete,
+			Path:   "/itResources/" + s.store.id() + "/servers/" + victim.id,
+		})
+		if err != nil {
+			s.t.Errorf("%s: forged departure: %v", sender.id, err)
+		}
+	})
 }
 
 func serverIDs(servers []cluster.Server) []string {

@@ -1,16 +1,20 @@
-// Package simulation runs a cluster through days of random faults on a virtual clock. It checks
+// Command simulation runs clusters through weeks of random faults on a virtual clock. It checks
 // what must hold at any time, and what must hold after recovery.
 //
-// A run is a list of events. Nodes restart, crash, leave, join and call each other. The network is
-// partitioned, and the registry (mIT) and the token service (mST) fail. The kind, the time and the
-// nodes of each event are drawn from a seed. Run needs a bubble of testing/synctest.
-package simulation
+//	go run ./simulation -for 10m     # as many seeds as fit
+//	go run ./simulation -seeds 1000  # this many
+//	go run ./simulation -seed 17     # one, with its history
+//
+// A seed draws a scenario: a cluster, its policies, and a plan of events. The plan is data. Nodes
+// restart, crash, leave, join, move, freeze and call each other. The network is partitioned or
+// slow, and the registry (mIT), the token service (mST) or a peer fail in many ways. A run executes
+// the plan in a bubble of testing/synctest. A seed that fails is reduced to a short scenario.
+//
+// The model is in four files: nodes.go, faults.go, invariants.go and marks.go.
+package main
 
 import (
-	"cmp"
 	"fmt"
-	"math"
-	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -18,128 +22,147 @@ import (
 	"testing/synctest"
 	"time"
 
+	"go.uber.org/zap"
+
 	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/clustertest"
 )
 
-const (
-	lease = 8 * time.Hour
+// serviceType is the type of the nodes.
+const serviceType = "mds"
 
-	// gracePeriod is how long the registry lists a server that does not renew.
-	gracePeriod = lease * 3 / 2
+// requestTimeout is the default of Config.RequestTimeout.
+const requestTimeout = 10 * time.Second
 
-	// Most nodes do not notice the shortest fault. The longest costs all nodes their leases.
-	shortestFault = 10 * time.Second
-	longestFault  = lease * 5 / 4
-)
+// afterEffect is how long after a fault its failures may still have an effect: a call in flight has
+// several attempts, and a decision on eviction at its end.
+const afterEffect = 2 * time.Minute
 
-// TB is what a run needs of a test. A testing.TB is a TB.
+// A TB is what a run needs of a test. A testing.TB is a TB.
 type TB interface {
 	clustertest.TB
 	Errorf(format string, args ...any)
 	Failed() bool
-	Log(args ...any)
 }
 
-// Options describe a run.
-type Options struct {
-	Seed     uint64
-	Nodes    int
-	Duration time.Duration // of the faults, on the virtual clock
-	Verbose  bool          // log the history of a run that does not fail, too
+// A result is what a run has found, and how much it has done.
+type result struct {
+	Events    int                `json:"events"`
+	Virtual   time.Duration      `json:"virtual"`
+	Marks     map[string]int     `json:"marks"`
+	Converged map[string]float64 `json:"converged"` // in leases, by node
+	History   []string           `json:"history"`
+	Summary   string             `json:"summary"`
 }
 
-// Run runs one simulation in the bubble of the caller, and reports what it finds to t. The same
-// options give almost the same run: nodes draw their jitter elsewhere, and goroutines that wake at
-// the same instant run in any order.
-func Run(t TB, opts Options) {
+// run runs a scenario in the bubble of the caller, and reports what it finds to t. log gets the log
+// of all nodes; nil: no log.
+func run(t TB, scenario Scenario, log *zap.Logger) result {
 	t.Helper()
-	s := &simulation{t: t, opts: opts, rand: rand.New(rand.NewPCG(opts.Seed, 0)), start: time.Now()}
-	s.World = clustertest.Start(t, opts.Nodes,
-		clustertest.WithLease(lease),
-		clustertest.WithTokenTTL(lease), // shorter than the longest fault
-		clustertest.WithOptions(cluster.WithTrace(s.trace())))
-	for _, n := range s.Nodes {
-		s.members = append(s.members, &member{Node: n, running: true})
+	s := &simulation{
+		t: t, scenario: scenario, start: time.Now(), marks: newMarks(),
+		processes: &processes{byHost: map[string]process{}, twins: map[string]bool{}},
+		active:    map[string]func(){}, keys: [2]cluster.Secret{"a key for tests only", ""},
+		converged: map[string]float64{},
 	}
-	s.plan()
-	s.runEvents()
+	s.signingKey.Store(s.keys[0])
+	s.store = newStore(serviceType, s.processes)
+	s.store.deleted = s.checkDelete
+	s.store.kept = func() { s.marks.hit("a conditional delete keeps a newer entry") }
+	opts := []cluster.Option{
+		cluster.WithTrace(s.trace()),
+		cluster.WithEviction(cluster.Eviction{Disabled: scenario.Policy.NoEviction}),
+		cluster.WithPeerPolicy(cluster.PeerPolicy{VerifyWithRegistry: scenario.Policy.VerifyWithRegistry}),
+	}
+	if log != nil {
+		opts = append(opts, cluster.WithLogger(log))
+	}
+	s.World = clustertest.Start(t, 0,
+		clustertest.WithLease(scenario.Lease),
+		clustertest.WithTokenTTL(scenario.TokenTTL),
+		clustertest.WithStore(s.store),
+		clustertest.WithConfig(s.configure),
+		clustertest.WithHandler(handler),
+		clustertest.WithOptions(opts...))
+	for range scenario.Nodes {
+		m := &member{Node: s.Add()}
+		m.id = m.ID
+		s.members = append(s.members, m)
+		s.register(m)
+		sleep(time.Millisecond)
+	}
+	for _, e := range scenario.Events {
+		s.steps = append(s.steps, step{e.At, func() { s.execute(e) }})
+	}
+	s.runSteps()
+	s.endFaults()
 	if !t.Failed() {
 		s.checkConverged()
 	}
 	s.work.Wait()
-	t.Log(s.summary())
-	if t.Failed() || opts.Verbose {
-		t.Log("events:\n" + strings.Join(s.history, "\n"))
+	sleep(afterEffect) // late requests have ended
+	return result{
+		Events: len(scenario.Events), Virtual: time.Since(s.start), Marks: s.marks.counts(),
+		Converged: s.converged, History: s.history, Summary: s.summary(),
 	}
 }
 
-// A simulation is a world, the events to come, and the expected state of the nodes.
+// A simulation is a world, the steps to come, and the expected state of the nodes.
 type simulation struct {
 	*clustertest.World
 
-	t       TB
-	opts    Options
-	rand    *rand.Rand // used only by the goroutine of Run, in the order of the events
-	start   time.Time
-	events  []event // sorted by time
-	members []*member
-	work    sync.WaitGroup // calls in flight
-	history []string
+	t         TB
+	scenario  Scenario
+	start     time.Time
+	steps     []step // sorted by time
+	members   []*member
+	processes *processes
+	store     *store
+	work      sync.WaitGroup // calls in flight
+	history   []string
+	marks     *marks
+	converged map[string]float64
 
-	partitioned, registryFails, tokensFail bool
+	active    map[string]func() // the faults in effect, by what they affect, with what ends each
+	effects   effects
+	twinOf    string    // the id of the next node, if it is a twin
+	lastReset time.Time // of the registry
+	moves     int
+	rotations int
+
+	keys       [2]cluster.Secret // with which nodes verify tokens
+	signingKey atomic.Value      // cluster.Secret: that of the token service
 
 	fanOuts, results, failures, evicted, skipped, lost, renewed, renewalsFailed atomic.Int64
 }
 
-// An event runs at a time after the start.
-type event struct {
+// A step is an event of the plan, or the end of one.
+type step struct {
 	at time.Duration
 	do func()
 }
 
-func byTime(a, b event) int { return cmp.Compare(a.at, b.at) }
-
-// plan draws the events. Their numbers are those of a week, and are scaled to the duration. The end
-// of a fault is added when the fault begins.
-func (s *simulation) plan() {
-	const week = 7 * 24 * time.Hour
-	for _, kind := range []struct {
-		perWeek int
-		do      func()
-	}{
-		{80, s.callPeers},
-		{10, s.restart},
-		{8, s.crash},
-		{4, s.leave},
-		{6, s.join},
-		{2, s.forgeDeparture},
-		{8, s.partition},
-		{4, s.registryFault},
-		{3, s.tokenFault},
-	} {
-		count := int(math.Ceil(float64(kind.perWeek) * float64(s.opts.Duration) / float64(week)))
-		for range count {
-			s.events = append(s.events, event{time.Duration(s.rand.Int64N(int64(s.opts.Duration))), kind.do})
-		}
-	}
-	if s.rand.IntN(2) == 0 { // recovery begins from one of two bad states
-		s.events = append(s.events, event{s.opts.Duration - time.Minute, s.splitOffThird})
-	} else {
-		s.events = append(s.events, event{s.opts.Duration, s.resetRegistry})
-	}
-	slices.SortStableFunc(s.events, byTime)
-}
-
-// runEvents runs the events of the simulated time, and checks the invariants after each.
-func (s *simulation) runEvents() {
-	for len(s.events) > 0 && !s.t.Failed() {
-		next := s.events[0]
-		s.events = s.events[1:]
-		sleep(time.Until(s.start.Add(next.at)))
-		if next.at > s.opts.Duration {
+// execute runs an event.
+func (s *simulation) execute(e Event) {
+	for _, k := range kinds() {
+		if k.name == e.Kind {
+			s.marks.hit("event: " + k.name)
+			k.run(s, e)
 			return
 		}
+	}
+	s.t.Fatalf("unknown kind of event %q", e.Kind)
+}
+
+// runSteps runs the steps of the simulated time, and checks the invariants after each.
+func (s *simulation) runSteps() {
+	for len(s.steps) > 0 && !s.t.Failed() {
+		next := s.steps[0]
+		s.steps = s.steps[1:]
+		if next.at > s.scenario.Duration {
+			return
+		}
+		sleep(time.Until(s.start.Add(next.at)))
 		next.do()
 		synctest.Wait()
 		s.checkInvariants()
@@ -152,21 +175,54 @@ func sleep(d time.Duration) {
 	synctest.Wait()
 }
 
-// after adds an event at d from now.
+// after adds a step at d from now.
 func (s *simulation) after(d time.Duration, do func()) {
-	e := event{time.Since(s.start) + d, do}
-	i, _ := slices.BinarySearchFunc(s.events, e, byTime)
-	s.events = slices.Insert(s.events, i, e)
+	at := time.Since(s.start) + d
+	i, _ := slices.BinarySearchFunc(s.steps, at, func(s step, at time.Duration) int {
+		if s.at <= at { // behind those of the same time
+			return -1
+		}
+		return 1
+	})
+	s.steps = slices.Insert(s.steps, i, step{at, do})
 }
 
-// between draws a duration. Its logarithm is uniform, so that each doubling is equally likely.
-func (s *simulation) between(shortest, longest time.Duration) time.Duration {
-	return time.Duration(float64(shortest) * math.Pow(float64(longest)/float64(shortest), s.rand.Float64()))
+// begin reports whether an event may begin: no other one in effect affects the same.
+func (s *simulation) begin(key string, e Event) bool {
+	if _, busy := s.active[key]; busy {
+		s.record("skipped, because there is another fault of %s: %s", key, e.Kind)
+		return false
+	}
+	s.active[key] = func() {}
+	return true
 }
 
-// within draws a duration below d.
-func (s *simulation) within(d time.Duration) time.Duration {
-	return time.Duration(s.rand.Int64N(int64(d)))
+// endAfter ends what begin has allowed: after the duration of the event, or with the run.
+func (s *simulation) endAfter(key string, e Event, end func()) {
+	ended := false
+	once := func() {
+		if !ended {
+			ended = true
+			delete(s.active, key)
+			end()
+		}
+	}
+	s.active[key] = once
+	s.after(e.For, once)
+}
+
+// endFaults ends all faults.
+func (s *simulation) endFaults() {
+	s.record("all faults end")
+	for len(s.active) > 0 {
+		keys := make([]string, 0, len(s.active))
+		for key := range s.active {
+			keys = append(keys, key)
+		}
+		s.active[slices.Min(keys)]()
+		synctest.Wait()
+	}
+	s.Network.Heal()
 }
 
 // record adds a line to the history.
@@ -178,4 +234,76 @@ func (s *simulation) summary() string {
 	return fmt.Sprintf("%d nodes in all; %d fan-outs with %d results and %d failures; %d evictions, %d skipped; %d renewals, %d failed, %d leases lost",
 		len(s.members), s.fanOuts.Load(), s.results.Load(), s.failures.Load(),
 		s.evicted.Load(), s.skipped.Load(), s.renewed.Load(), s.renewalsFailed.Load(), s.lost.Load())
+}
+
+// hostOf returns the host of a base URL.
+func hostOf(baseURL string) string {
+	host, _, _ := strings.Cut(strings.TrimPrefix(baseURL, "http://"), "/")
+	return host
+}
+
+// effects are the faults that explain what would otherwise be a violation.
+type effects struct {
+	mu        sync.Mutex           // guards the fields below
+	hurt      map[string]time.Time // hosts that may be evicted, until when; "" for all
+	disturbed map[string]time.Time // hosts that may not be listed
+	last      time.Time            // when the last effect of all of them ends
+}
+
+// hurts records that healthy nodes at some hosts, or at all if none is given, may be evicted.
+func (s *simulation) hurts(d time.Duration, hosts ...string) {
+	s.effects.add(&s.effects.hurt, d, hosts)
+	s.disturbs(d, hosts...)
+}
+
+// disturbs records that nodes at some hosts, or at all, may not be listed, although no peer evicts
+// them.
+func (s *simulation) disturbs(d time.Duration, hosts ...string) {
+	s.effects.add(&s.effects.disturbed, d, hosts)
+}
+
+func (f *effects) add(to *map[string]time.Time, d time.Duration, hosts []string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if *to == nil {
+		*to = map[string]time.Time{}
+	}
+	until := time.Now().Add(d + afterEffect)
+	if len(hosts) == 0 {
+		hosts = []string{""}
+	}
+	for _, host := range hosts {
+		switch host {
+		case clustertest.RegistryHost, clustertest.TokenHost:
+			host = ""
+		}
+		if until.After((*to)[host]) {
+			(*to)[host] = until
+		}
+	}
+	if until.After(f.last) {
+		f.last = until
+	}
+}
+
+// maybeHurt reports whether a healthy node at a host may be evicted.
+func (f *effects) maybeHurt(host string) bool { return f.has(&f.hurt, host) }
+
+// maybeDisturbed reports whether a running node at a host may not be listed.
+func (f *effects) maybeDisturbed(host string) bool { return f.has(&f.disturbed, host) }
+
+func (f *effects) has(in *map[string]time.Time, host string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := time.Now()
+	return now.Before((*in)[host]) || now.Before((*in)[""])
+}
+
+// undisturbedSince returns a function that reports whether there was no fault since a time.
+func (s *simulation) undisturbedSince(start time.Time) func() bool {
+	return func() bool {
+		s.effects.mu.Lock()
+		defer s.effects.mu.Unlock()
+		return s.effects.last.Before(start)
+	}
 }

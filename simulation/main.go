@@ -1,0 +1,87 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/mimiktech/cluster/internal/proctest"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, cancel := proctest.WithParent(ctx)
+	o, err := parse(os.Args[1:])
+	switch {
+	case err != nil:
+	case o.worker:
+		withTesting(func(t *testing.T) error { t.Helper(); return serveJobs(t, os.Stdin, os.Stdout) })
+	case o.one.Seed != 0:
+		withTesting(func(t *testing.T) error { t.Helper(); return replay(t, os.Stdout, o) })
+	default:
+		err = runSeeds(ctx, os.Stdout, o)
+	}
+	cancel()
+	stop()
+	if err != nil {
+		if !errors.Is(err, flag.ErrHelp) {
+			_, _ = fmt.Fprintln(os.Stderr, "simulation:", err)
+		}
+		os.Exit(1)
+	}
+}
+
+// An options is what the command is to do.
+type options struct {
+	seeds   int
+	forTime time.Duration
+	first   uint64
+	workers int
+	worker  bool // serve jobs from standard input
+	log     bool
+
+	one reduced
+}
+
+func parse(args []string) (options, error) {
+	o := options{}
+	flags := flag.NewFlagSet("simulation", flag.ContinueOnError)
+	flags.IntVar(&o.seeds, "seeds", 0, "run this `number` of seeds")
+	flags.DurationVar(&o.forTime, "for", 0, "run as many seeds as fit into this `time`")
+	flags.Uint64Var(&o.first, "first", 1, "the first `seed`; 0 draws it")
+	flags.IntVar(&o.workers, "workers", runtime.GOMAXPROCS(0), "run this `number` of seeds at a time, each in a process of its own")
+	flags.BoolVar(&o.worker, "worker", false, "serve the jobs of another process")
+	flags.BoolVar(&o.log, "log", false, "with -seed: write the log of all nodes")
+	flags.Uint64Var(&o.one.Seed, "seed", 0, "run this `seed` alone, and write its history")
+	flags.IntVar(&o.one.Nodes, "nodes", 0, "with -seed: start with this `number` of nodes instead of the drawn one")
+	flags.DurationVar(&o.one.Duration, "duration", 0, "with -seed: end the faults after this `time`")
+	events := flags.String("events", "", "with -seed: only the events with these `numbers`, separated by commas")
+	if err := flags.Parse(args); err != nil {
+		return o, err
+	}
+	if *events != "" {
+		o.one.Events = []int{}
+		for text := range strings.SplitSeq(*events, ",") {
+			if text == "none" {
+				continue
+			}
+			n, err := strconv.Atoi(text)
+			if err != nil {
+				return o, fmt.Errorf("-events: %w", err)
+			}
+			o.one.Events = append(o.one.Events, n)
+		}
+	}
+	if o.seeds == 0 && o.forTime == 0 && o.one.Seed == 0 && !o.worker {
+		o.seeds = 100
+	}
+	return o, nil
+}
