@@ -22,6 +22,7 @@ import (
 	"unicode"
 
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 
 	"github.com/mimiktech/cluster/internal/h1"
 	"github.com/mimiktech/cluster/internal/httpjson"
@@ -52,8 +53,10 @@ func ensureCorrelationID(ctx context.Context) context.Context {
 	return httpjson.WithCorrelationID(ctx, wire.NewCorrelationID())
 }
 
+// correlationField is the field of all lines that belong to a request. It also carries the context
+// of the line, which only the core of [WithSlog] reads.
 func correlationField(ctx context.Context) zap.Field {
-	return zap.String("correlationId", CorrelationID(ctx))
+	return zap.Field{Key: "correlationId", Type: zapcore.StringType, String: CorrelationID(ctx), Interface: ctx}
 }
 
 const (
@@ -398,26 +401,26 @@ func readErrorBody(resp *http.Response) (body []byte, err error) {
 const maxReusedTries = 3
 
 // sendJSON sends a request to the registry or the token service. A nil body sends none; an empty
-// bearer sends no token.
+// bearer sends no token. With an error it returns what there is of the response.
 //
 // If the connection is lost and had been in use before, the remote may have closed it for being
 // idle, just when the request was sent. The request is then repeated, which is safe: a
 // registration, a delete and a token request may each be executed twice.
-func (h *httpClient) sendJSON(ctx context.Context, info RequestInfo, method, address, bearer string, body any) ([]byte, error) {
+func (h *httpClient) sendJSON(ctx context.Context, info RequestInfo, method, address, bearer string, body any) (response, error) {
 	ctx, cancel := context.WithTimeout(ctx, h.timeout)
 	defer cancel()
 	var content []byte
 	if body != nil {
 		var err error
 		if content, err = json.Marshal(body); err != nil {
-			return nil, fmt.Errorf("encoding the request to %s: %w", info.remote(), err)
+			return response{}, fmt.Errorf("encoding the request to %s: %w", info.remote(), err)
 		}
 	}
 	rt := h.transports.backend
 	for try := 1; ; try++ {
 		req, err := http.NewRequestWithContext(ctx, method, address, bytes.NewReader(content))
 		if err != nil {
-			return nil, fmt.Errorf("request to %s: %w", info.remote(), err)
+			return response{}, fmt.Errorf("request to %s: %w", info.remote(), err)
 		}
 		if h.stalled.contains(req.URL.Host, time.Now()) {
 			rt = h.transports.backendNewConn
@@ -429,12 +432,12 @@ func (h *httpClient) sendJSON(ctx context.Context, info RequestInfo, method, add
 		resp, err := h.do(ctx, rt, info, req, nil)
 		switch {
 		case err == nil || !resp.reused || !unreachable(err):
-			return resp.body, err
+			return resp, err
 		case timedOut(err) || ctx.Err() != nil:
 			h.stalled.add(req.URL.Host, time.Now())
-			return nil, err
+			return resp, err
 		case try == maxReusedTries:
-			return nil, err
+			return resp, err
 		}
 		rt = h.transports.backendNewConn
 	}

@@ -91,6 +91,8 @@ type Cluster struct {
 	cancelMember     context.CancelCauseFunc
 	leaseStarted     atomic.Bool
 	ownRequest       ownRequest
+	refusals         refusals
+	verifierWarning  limitedWarning
 	announcements    atomic.Int64  // number of the last one
 	renewNow         chan struct{} // makes the lease goroutine renew
 	registrationLock chan struct{} // held during a request to the registry about this node

@@ -20,6 +20,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/clustertest"
@@ -356,6 +358,33 @@ func TestEnvironmentWithControlCharacters(t *testing.T) {
 			t.Errorf("REGISTRATION_STATUS is %q, want %q", got, want)
 		}
 		n.Close()
+	})
+}
+
+// A second node that writes the same variables is reported once.
+func TestSharedEnvironment(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		core, logs := observer.New(zap.WarnLevel)
+		want := func(n int, when string) {
+			t.Helper()
+			if got := logs.FilterMessage("several nodes of this process write their status to its environment").Len(); got != n {
+				t.Errorf("%d warnings %s, want %d", got, when, n)
+			}
+		}
+		logged := clustertest.WithOptions(cluster.WithLogger(zap.New(core)))
+		first := clustertest.Start(t, 3, logged, clustertest.WithProcessEnv("node-1")).Nodes[0]
+		want(0, "for one of three nodes")
+		_ = first.Close()
+		second := clustertest.Start(t, 1, logged, clustertest.WithProcessEnv("node-1")).Nodes[0]
+		want(0, "after the first node has left")
+		third := clustertest.Start(t, 1, logged, clustertest.WithProcessEnv("node-1")).Nodes[0]
+		want(1, "for two nodes")
+		time.Sleep(24 * time.Hour)
+		want(1, "a day later")
+		third.UnRegister(t.Context())
+		second.UnRegister(t.Context())
+		clustertest.Start(t, 1, logged, clustertest.WithProcessEnv("node-1"))
+		want(1, "after all have left")
 	})
 }
 

@@ -326,6 +326,9 @@ func (e *env) onOff(name string, byDefault bool) bool {
 
 func (e *env) location(lonName, latName string) *Location {
 	lon, lat := e.str(lonName), e.str(latName)
+	if (lon == "") != (lat == "") {
+		e.problems = append(e.problems, fmt.Errorf("%s and %s must be set together", lonName, latName))
+	}
 	if lon == "" || lat == "" {
 		return nil
 	}
@@ -357,13 +360,6 @@ func (p *problems) add(name, format string, args ...any) {
 func (p *problems) require(name, value string) {
 	if value == "" {
 		p.add(name, "is missing")
-	}
-}
-
-func (p *problems) requireURL(name, value string) {
-	p.require(name, value)
-	if value != "" {
-		p.checkURL(name, value)
 	}
 }
 
@@ -503,10 +499,15 @@ func (cfg Config) validateCredentials(p *problems, o options) {
 		p.require("OAUTH_CLIENT_SECRET", string(cfg.ClientSecret)+cfg.ClientSecretFile)
 	}
 	if o.tokens == nil || o.verifier == nil {
-		p.requireURL("OAUTH_ISSUER", cfg.Issuer)
+		p.require("OAUTH_ISSUER", cfg.Issuer)
 	}
-	if _, err := peeraddr.ParseList(cfg.TokenURL); err != nil {
+	if cfg.Issuer != "" {
+		p.checkURL("OAUTH_ISSUER", cfg.Issuer)
+	}
+	if urls, err := peeraddr.ParseList(cfg.TokenURL); err != nil {
 		p.add("OAUTH_TOKEN_URL", "is invalid: %v", err)
+	} else if len(urls) == 0 && cfg.TokenURL != "" {
+		p.add("OAUTH_TOKEN_URL", "%.40q has no URL", cfg.TokenURL)
 	}
 	for name, key := range map[string]Secret{
 		"OAUTH_GENERIC_KEY": cfg.GenericKey, "OAUTH_GENERIC_PREVIOUS_KEY": cfg.GenericPreviousKey, "OAUTH_CLIENT_ACCESS_KEY": cfg.ClientAccessKey,

@@ -115,7 +115,7 @@ func TestConfigFromEnvValues(t *testing.T) {
 		{"a year of milliseconds", map[string]string{"REGISTRATION_RETRY": "31536000000"}, func(c *cluster.Config) { c.RegistrationRetry = 365 * 24 * time.Hour }},
 		{"extreme coordinates", map[string]string{"SERVER_LOCATION_LON": "-180", "SERVER_LOCATION_LAT": "90.0"}, func(c *cluster.Config) { c.Location = &cluster.Location{Lon: -180, Lat: 90} }},
 		{"coordinates of zero", map[string]string{"SERVER_LOCATION_LON": "0", "SERVER_LOCATION_LAT": "0"}, func(c *cluster.Config) { c.Location = &cluster.Location{} }},
-		{"half a location", map[string]string{"SERVER_LOCATION_LAT": ""}, func(c *cluster.Config) { c.Location = nil }},
+		{"no location", map[string]string{"SERVER_LOCATION_LON": "", "SERVER_LOCATION_LAT": " "}, func(c *cluster.Config) { c.Location = nil }},
 		{"white space around values", map[string]string{"SERVER_PORT": " 8081\n", "SERVER_ID": "\tnode-2 ", "CLUSTER_MANAGEMENT": " off"}, func(c *cluster.Config) {
 			c.Port, c.ID, c.Management = 8081, "node-2", false
 		}},
@@ -233,14 +233,14 @@ func TestConfigFromEnvMalformed(t *testing.T) {
 		"SERVER_CLUSTER_BASE_URL":   {"/a", "node:80", "ftp://node", "http://", "http:///a", "http://:80", "http://a b/", "http://node:port", "http://node?x", "http://node?", "http://node#x", "http://node/#", "http://user@node"},
 		"SERVER_PUBLIC_PROTOCOL":    {"https://", "HTTPS:", "ws:"},
 		"SERVER_PUBLIC_DOMAIN_NAME": {"a b", "a/b", "https://a", "a?b", "a#b", "user@a", ":80", "a:port", "a<b>"},
-		"SERVER_LOCATION_LON":       {"180.1", "-181", "NaN", "Inf", "12°", "1,5"},
+		"SERVER_LOCATION_LON":       {"180.1", "-181", "NaN", "Inf", "12°", "1,5", ""},
 		"SERVER_LOCATION_LAT":       {"90.1", "-91", "NaN", "-Inf", "north"},
 		"CLUSTER_MANAGEMENT":        {"ON", "true", "1"},
 		"REGISTRATION_SET":          {"Off", "false", "0"},
 		"REGISTRATION_RETRY":        {"0", "-1", "1.5", "3s", "31536000001", "9223372036854775807", "99999999999999999999"},
 		"REQUEST_TIMEOUT":           {"0", "-1", "1e3", "10s", "31536000001"},
 		"MIT_URL":                   {"mit", "//mit/mIT/v1", "http://mit?x=y", "http://mit/#", "http://user:password@mit", "http://a,mit", "http://user:password@mit,http://a", "http://a, http://b/?x=y", "http://a;http://b/#", "http://a/b,c", ",", " , ,"},
-		"OAUTH_TOKEN_URL":           {"mst", "http://a,mst", "http://mst?x=y", "http://user:password@mst"},
+		"OAUTH_TOKEN_URL":           {"mst", "http://a,mst", "http://mst?x=y", "http://user:password@mst", ",", " , ,"},
 		"OAUTH_GENERIC_KEY":         {"-----BEGIN PUBLIC KEY-----\nabc\n-----END PUBLIC KEY-----"},
 		"OAUTH_CLIENT_ACCESS_KEY":   {"-----BEGIN CERTIFICATE-----\nabc\n-----END CERTIFICATE-----"},
 		"OAUTH_ISSUER":              {"mst", "ftp://mst", "http://mst?x=y", "http://user:password@mst"},
@@ -259,6 +259,32 @@ func TestConfigFromEnvMalformed(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// Half a location is an error, whichever half is missing.
+func TestHalfALocation(t *testing.T) {
+	for _, name := range []string{"SERVER_LOCATION_LON", "SERVER_LOCATION_LAT"} {
+		env := testEnv()
+		env[name] = " "
+		setenv(t, env)
+		_, err := cluster.ConfigFromEnv()
+		if err == nil || !strings.Contains(err.Error(), "SERVER_LOCATION_LON and SERVER_LOCATION_LAT must be set together") {
+			t.Errorf("without %s: %v", name, err)
+		}
+	}
+}
+
+// A value that the options make needless is checked all the same.
+func TestMalformedValueOfUnusedVariable(t *testing.T) {
+	env := testEnv()
+	env["OAUTH_ISSUER"] = "mst"
+	setenv(t, env)
+	_, err := cluster.ConfigFromEnv(cluster.WithVerifier(fixedVerifier{}), cluster.WithTokens(func(context.Context, cluster.TokenKey) (*oauth2.Token, error) {
+		return nil, errors.New("no token")
+	}))
+	if got := namedVariables(err); !slices.Equal(got, []string{"OAUTH_ISSUER"}) {
+		t.Errorf("the error names %v: %v", got, err)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -288,12 +289,15 @@ func (c *Cluster) verifyCaller(r *http.Request) CallerInfo {
 		var claims Claims
 		if claims, err = c.callVerifier(r.Context(), text); err == nil {
 			caller.Result, caller.Claims = CallerAuthenticated, claims
+			c.refusals.reset()
 			return caller
 		}
 	}
 	reason := excerpt(c.http.redact(err.Error(), bearerToken(r.Header)))
 	if _, panicked := errors.AsType[*PanicError](err); panicked || errors.Is(err, ErrVerifierUnavailable) {
-		c.log.Error("token verification unavailable", zap.String("reason", reason), stackOf(err), correlationField(r.Context()))
+		if c.verifierWarning.due(time.Now()) {
+			c.log.Error("token verification unavailable", zap.String("reason", reason), stackOf(err), correlationField(r.Context()))
+		}
 		caller.Result = CallerNotVerified
 		caller.Err = &StatusError{Code: http.StatusServiceUnavailable, Message: "tokens cannot be verified at the moment"}
 		return caller
@@ -301,9 +305,38 @@ func (c *Cluster) verifyCaller(r *http.Request) CallerInfo {
 	code := http.StatusUnauthorized
 	if caller.Result == CallerInvalidToken {
 		code = http.StatusForbidden // npm callers fetch a new token only then
+		c.warnRefused(r, reason)
 	}
 	caller.Err = &StatusError{Code: code, Message: "invalid token: " + reason}
 	return caller
+}
+
+// warnRefused logs a warning if this node refuses every caller: the fault is then its own.
+func (c *Cluster) warnRefused(r *http.Request, reason string) {
+	n := c.refusals.add()
+	if n < minRefusals || !c.refusals.warning.due(time.Now()) {
+		return
+	}
+	c.log.Warn("tokens of all callers are refused", zap.Int64("inARow", n), zap.String("reason", reason), zap.String("remoteAddr", r.RemoteAddr),
+		zap.String("hint", "has this node the issuer, the audience and the key of the token service that its callers use?"), correlationField(r.Context()))
+}
+
+// minRefusals is the number of refused tokens in a row from which the node is at fault, not one
+// caller: a caller repeats a request once with a new token.
+const minRefusals = 5
+
+// refusals counts the tokens that were refused since the last valid one.
+type refusals struct {
+	inARow  atomic.Int64
+	warning limitedWarning
+}
+
+func (r *refusals) add() int64 { return r.inARow.Add(1) }
+
+func (r *refusals) reset() {
+	if r.inARow.Load() != 0 { // without a write in the usual case
+		r.inARow.Store(0)
+	}
 }
 
 func (c *Cluster) callVerifier(ctx context.Context, text string) (claims Claims, err error) {

@@ -405,14 +405,58 @@ func TestVerifierUnavailable(t *testing.T) {
 		}
 	}
 	lines := entries.FilterMessage("token verification unavailable").All()
-	if len(lines) == 0 {
-		t.Error("nothing is logged")
+	if len(lines) != 1 {
+		t.Errorf("%d lines are logged, want one a minute", len(lines))
 	}
 	for _, line := range lines {
 		if text := marshal(t, line.ContextMap()); !strings.Contains(text, "10.0.0.9") || strings.Contains(text, "bearer-token") {
 			t.Errorf("logged %s", text)
 		}
 	}
+}
+
+// A node that refuses all tokens is at fault itself. It says so, once a minute.
+func TestAllTokensRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		logs, entries := observer.New(zap.WarnLevel)
+		c := newNode(t, testConfig(), http.DefaultTransport, cluster.WithLogger(zap.New(logs)))
+		call := func(token string, times int) {
+			for range times {
+				req := httptest.NewRequest("GET", "/things", nil)
+				if token != "" {
+					req.Header.Set("Authorization", "Bearer "+token)
+				}
+				serve(c.Authenticate(responder(http.StatusOK, "")), req)
+			}
+		}
+		want := func(n int, when string) {
+			t.Helper()
+			if got := entries.FilterMessage("tokens of all callers are refused").Len(); got != n {
+				t.Errorf("%d warnings %s, want %d", got, when, n)
+			}
+		}
+		call("", 100)
+		want(0, "without a token")
+		call("bad", 4)
+		call("good", 1)
+		call("bad", 4)
+		want(0, "if some are accepted")
+		call("bad", 50)
+		want(1, "if all are refused")
+		time.Sleep(time.Minute)
+		call("bad", 50)
+		want(2, "a minute later")
+		time.Sleep(time.Minute)
+		call("good", 1)
+		call("bad", 4)
+		want(2, "after the fault")
+		text := marshal(t, entries.All()[0].ContextMap())
+		for _, part := range []string{`"inARow":5,`, `"reason":"I know [redacted]"`, "the issuer, the audience and the key"} {
+			if !strings.Contains(text, part) {
+				t.Errorf("the warning has %s, not %s", text, part)
+			}
+		}
+	})
 }
 
 type failingVerifier struct{ err error }

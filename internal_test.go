@@ -107,9 +107,9 @@ func TestSilentHTTP2Connection(t *testing.T) {
 					timeout:    10 * time.Second, maxResponse: 1 << 20, trace: &hooks{},
 				}
 				get := func() error {
-					body, err := h.sendJSON(t.Context(), RequestInfo{Target: TargetRegistry}, http.MethodGet, "https://registry.test/", "", nil)
-					if err == nil && string(body) != "HTTP/2.0" {
-						t.Errorf("the protocol is %s", body)
+					resp, err := h.sendJSON(t.Context(), RequestInfo{Target: TargetRegistry}, http.MethodGet, "https://registry.test/", "", nil)
+					if err == nil && string(resp.body) != "HTTP/2.0" {
+						t.Errorf("the protocol is %s", resp.body)
 					}
 					return err
 				}
@@ -350,9 +350,9 @@ func TestHTTPClient(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := testHTTPClient(tt.respond)
-			body, err := h.sendJSON(t.Context(), RequestInfo{Target: TargetRegistry}, http.MethodGet, "http://mit/path?query=private", "token-1", nil)
-			if kind := classify(err); kind != tt.kind || err == nil && string(body) != "body" {
-				t.Fatalf("%s: body %q, error %v", kind, body, err)
+			resp, err := h.sendJSON(t.Context(), RequestInfo{Target: TargetRegistry}, http.MethodGet, "http://mit/path?query=private", "token-1", nil)
+			if kind := classify(err); kind != tt.kind || err == nil && string(resp.body) != "body" {
+				t.Fatalf("%s: body %q, error %v", kind, resp.body, err)
 			}
 			if err != nil && !strings.Contains(err.Error(), tt.text) {
 				t.Errorf("the error is %v, want %s", err, tt.text)

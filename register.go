@@ -375,7 +375,7 @@ func (c *Cluster) reportConflict(ctx context.Context, serverID, address, other s
 	conflict := Conflict{ServerID: serverID, Addresses: [2]string{address, other}, SeenAt: time.Now()}
 	if c.state.addConflict(ctx, conflict) {
 		c.log.Warn("two running processes use one server id", zap.String("id", serverID),
-			zap.String("clusterBaseUrl", address), zap.String("other", other), correlationField(ctx))
+			zap.String("clusterBaseUrl", address), zap.String("other", other), zap.String("hint", "give each process a SERVER_ID of its own"), correlationField(ctx))
 	}
 }
 

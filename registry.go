@@ -36,6 +36,7 @@ type registryClient struct {
 	trace         *hooks
 
 	unusualLease sync.Once // the warning
+	clockWarning limitedWarning
 }
 
 // A tokenSource is what is needed of a *token.Cache.
@@ -175,15 +176,46 @@ func (r *registryClient) withFailover(ctx context.Context, req *registryRequest)
 func (r *registryClient) doReplica(ctx context.Context, base string, req *registryRequest) error {
 	req.sent++
 	info := RequestInfo{Target: TargetRegistry, Attempt: req.sent}
-	body, err := r.http.sendJSON(ctx, info, req.method, base+req.path, req.bearer, req.body)
+	sent := time.Now()
+	resp, err := r.http.sendJSON(ctx, info, req.method, base+req.path, req.bearer, req.body)
+	r.checkClock(ctx, base, resp, sent)
 	if err != nil {
 		return err
 	}
-	if err := req.decode(body); err != nil {
+	if err := req.decode(resp.body); err != nil {
 		path, _, _ := strings.Cut(req.path, "?")
 		return &InvalidResponseError{"mIT", req.method, base + path, err}
 	}
 	return nil
+}
+
+// maxClockSkew is the difference between the clocks of the registry and of this node up to which no
+// warning is logged.
+const maxClockSkew = 30 * time.Second
+
+// checkClock logs a warning if the Date of a response to a request that was sent at the given time
+// is far from this node's clock.
+func (r *registryClient) checkClock(ctx context.Context, base string, resp response, sent time.Time) {
+	date, err := http.ParseTime(resp.header.Fields().Get("Date"))
+	if err != nil { // no response, or one without a date
+		return
+	}
+	now := time.Now()
+	ahead := clockSkew(date, sent, now)
+	if ahead.Abs() <= maxClockSkew || !r.clockWarning.due(now) {
+		return
+	}
+	r.log.Warn("clock differs from that of the registry", zap.Duration("ahead", ahead), zap.String("registry", base),
+		zap.String("hint", "synchronize both clocks, for example by NTP: nodes compare the times in tokens with their own clock"), correlationField(ctx))
+}
+
+// clockSkew returns by how much this node's clock is ahead of that of a remote, at least; it is
+// negative if the clock is behind. The remote wrote the date between sent and received.
+func clockSkew(date, sent, received time.Time) time.Duration {
+	if late := sent.Sub(date.Add(time.Second)); late > 0 { // a date has whole seconds
+		return late
+	}
+	return min(0, received.Sub(date))
 }
 
 // shouldFailOver reports whether another replica may succeed where one failed with err. It may not
@@ -358,7 +390,8 @@ func (f *tokenFetcher) post(ctx context.Context, body any) (response []byte, err
 	attempt := 0
 	err = f.replicas.failover(ctx, deadline, http.MethodPost, func(ctx context.Context, url string) error {
 		attempt++
-		response, err = f.http.sendJSON(ctx, RequestInfo{Target: TargetTokenService, Attempt: attempt}, http.MethodPost, url, "", body)
+		resp, err := f.http.sendJSON(ctx, RequestInfo{Target: TargetTokenService, Attempt: attempt}, http.MethodPost, url, "", body)
+		response = resp.body
 		if err == nil && !json.Valid(response) {
 			err = &InvalidResponseError{"mST", http.MethodPost, url, errors.New("the response is not JSON")}
 		}

@@ -26,6 +26,50 @@ import (
 	"github.com/mimiktech/cluster/clustertest"
 )
 
+// A clock that differs from that of the registry by more than half a minute is reported, once a
+// minute at most.
+func TestClockDiffers(t *testing.T) {
+	const second = time.Second
+	for date, ahead := range map[time.Duration]time.Duration{
+		0: 0, 30 * second: 0, -31 * second: 0, 31 * second: -31 * second, -33 * second: 32 * second, -24 * time.Hour: 24*time.Hour - second,
+	} {
+		t.Run(date.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				core, logs := observer.New(zap.WarnLevel)
+				w := clustertest.Start(t, 0)
+				registryFault(w, func(next http.RoundTripper) http.RoundTripper {
+					return clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
+						resp, err := next.RoundTrip(req)
+						if err == nil {
+							resp.Header.Set("Date", time.Now().Add(date).UTC().Format(http.TimeFormat))
+						}
+						return resp, err
+					})
+				})
+				n := w.Join(cluster.WithLogger(zap.New(core)))
+				for range 3 {
+					if _, err := n.Register(t.Context()); err != nil {
+						t.Fatal(err)
+					}
+				}
+				lines := logs.FilterMessage("clock differs from that of the registry").All()
+				if ahead == 0 {
+					if len(lines) != 0 {
+						t.Errorf("logged %v", lines)
+					}
+					return
+				}
+				if len(lines) != 1 {
+					t.Fatalf("logged %v, want one line", lines)
+				}
+				if f := lines[0].ContextMap(); f["ahead"] != ahead || f["registry"] != "http://mit.test/mIT/v1" || f["hint"] == nil {
+					t.Errorf("the warning has %v, want %v ahead", f, ahead)
+				}
+			})
+		})
+	}
+}
+
 func TestStaysWithWorkingReplica(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := startReplicas(t, 0)

@@ -197,7 +197,8 @@ func (c *Cluster) checkPort(ctx context.Context, addr string) error {
 
 func (c *Cluster) warnOtherPort(ln net.Listener) {
 	if addr, ok := ln.Addr().(*net.TCPAddr); ok && addr.Port != c.cfg.Port {
-		c.log.Warn("listening at another port than SERVER_PORT", zap.Int("port", addr.Port), zap.Int("serverPort", c.cfg.Port), zap.String("clusterBaseUrl", c.address.registration().ClusterBaseURL))
+		c.log.Warn("listening at another port than SERVER_PORT", zap.Int("port", addr.Port), zap.Int("serverPort", c.cfg.Port), zap.String("clusterBaseUrl", c.address.registration().ClusterBaseURL),
+			zap.String("hint", "peers call the clusterBaseUrl: set SERVER_PORT, or SERVER_CLUSTER_BASE_URL if another port is forwarded to this one"))
 	}
 }
 

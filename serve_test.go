@@ -88,6 +88,30 @@ func TestListenAndServeRejectsOtherPorts(t *testing.T) {
 	}
 }
 
+// A listener at another port than the configured one is reported.
+func TestServeAtAnotherPort(t *testing.T) {
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	ln := listen(t)
+	port := ln.Addr().(*net.TCPAddr).Port
+	for name, tt := range map[string]struct{ port, lines int }{"the same": {port, 0}, "another": {8080, 1}} {
+		core, logs := observer.New(zap.WarnLevel)
+		cfg := testConfig()
+		cfg.NoRegistration, cfg.Port = true, tt.port
+		c := newNode(t, cfg, http.DefaultTransport, cluster.WithLogger(zap.New(core)))
+		_ = c.Serve(ended, ln, &http.Server{ReadHeaderTimeout: time.Second})
+		lines := logs.FilterMessage("listening at another port than SERVER_PORT").All()
+		if len(lines) != tt.lines {
+			t.Errorf("%s: logged %v", name, lines)
+		}
+		for _, line := range lines {
+			if f := line.ContextMap(); f["port"] != int64(port) || f["serverPort"] != int64(8080) || f["hint"] == nil {
+				t.Errorf("the warning has %v", f)
+			}
+		}
+	}
+}
+
 // A server without limits gets some. Those that are set stay.
 func TestServeSetsLimits(t *testing.T) {
 	ended, cancel := context.WithCancel(t.Context())

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -184,9 +185,10 @@ type state struct {
 	trace      *hooks
 	transports transports // whose idle connections to former peers are closed
 
-	mu       sync.Mutex // guards the fields below
-	data     stateData
-	watchers map[*watcher]struct{}
+	mu        sync.Mutex // guards the fields below
+	data      stateData
+	writesEnv bool // it is one of envWriters
+	watchers  map[*watcher]struct{}
 }
 
 type stateData struct {
@@ -231,13 +233,19 @@ func (s *state) updateView(ctx context.Context, source Source, edit func(*stateD
 	edit(&s.data)
 	s.data.status.Servers = s.data.view.Len()
 	after := s.data.status
+	shared := false
 	if !s.noEnv {
+		shared = s.countEnvWriterLocked()
 		after.setEnv() // with the lock held, so that concurrent updates are written in their order
 	}
 	changes := s.changesLocked(view, source)
 	viewAfter := s.data.view
 	s.mu.Unlock()
 
+	if shared {
+		s.log.Warn("several nodes of this process write their status to its environment",
+			zap.String("hint", "create all but one with WithoutEnv, and close nodes that are no longer used"), correlationField(ctx))
+	}
 	if source != "" {
 		s.closeIdle(view, viewAfter)
 	}
@@ -249,6 +257,25 @@ func (s *state) updateView(ctx context.Context, source Source, edit func(*stateD
 			zap.NamedError("reason", after.Reason), zap.Int("servers", after.Servers))
 		s.trace.stateChanged(ctx, before, after)
 	}
+}
+
+// envWriters is the number of nodes that write to the environment of this process, and have not
+// left.
+var envWriters atomic.Int32 //nolint:gochecknoglobals // the environment is one, too
+
+// countEnvWriterLocked keeps envWriters. It reports whether this node has just become one of
+// several.
+func (s *state) countEnvWriterLocked() (shared bool) {
+	left := s.data.status.State == Left
+	switch {
+	case !s.writesEnv && !left:
+		s.writesEnv = true
+		return envWriters.Add(1) > 1
+	case s.writesEnv && left:
+		s.writesEnv = false
+		envWriters.Add(-1)
+	}
+	return false
 }
 
 // closeIdle closes the idle connections to peers that have left or moved.

@@ -1,10 +1,13 @@
 package cluster_test
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"net/http"
@@ -788,5 +791,98 @@ func disturb(rt *rapid.T, w *clustertest.World, n *clustertest.Node) {
 		w.ResetRegistry()
 	case "wait":
 		time.Sleep(time.Duration(rapid.IntRange(1, 90).Draw(rt, "seconds")) * time.Second)
+	}
+}
+
+type slogKey struct{}
+
+// A contextHandler records lines with a value of their contexts. It enables Debug if there is one.
+type contextHandler struct {
+	slog.Handler
+	mu    *sync.Mutex
+	lines *[]string
+}
+
+func (h contextHandler) Enabled(ctx context.Context, level slog.Level) bool {
+	return level > slog.LevelDebug || ctx.Value(slogKey{}) != nil
+}
+
+func (h contextHandler) WithAttrs([]slog.Attr) slog.Handler { return h }
+
+func (h contextHandler) Handle(ctx context.Context, r slog.Record) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	line := fmt.Sprintf("%s %s value=%v", r.Level, r.Message, ctx.Value(slogKey{}))
+	r.Attrs(func(a slog.Attr) bool {
+		line += fmt.Sprintf(" %s=%T", a.Key, a.Value.Any())
+		return true
+	})
+	*h.lines = append(*h.lines, line)
+	return nil
+}
+
+// The handler of WithSlog gets the fields with their types, and the caller's context.
+func TestWithSlog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		w := clustertest.Start(t, 1)
+		registryDown(w)
+		n := w.Add(cluster.WithSlog(slog.New(slog.NewJSONHandler(&out, nil))))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_, err := n.Register(cluster.WithCorrelationID(ctx, "call-7"))
+		if err == nil {
+			t.Fatal("registered")
+		}
+		line, _, _ := strings.Cut(out.String(), "\n")
+		var got map[string]any
+		if err := json.Unmarshal([]byte(line), &got); err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		text, _ := got["error"].(string)
+		if got["level"] != "WARN" || got["msg"] != "registration failed" || got["serverId"] != n.ID || got["correlationId"] != "call-7" ||
+			!strings.Contains(text, "mIT") || got["retryIn"] == nil || got["time"] != time.Now().Add(-time.Second).Format(time.RFC3339Nano) {
+			t.Errorf("logged %s", line)
+		}
+	})
+}
+
+func TestWithSlogContext(t *testing.T) {
+	var mu sync.Mutex
+	var lines []string
+	c := newNode(t, testConfig(), http.DefaultTransport, cluster.WithVerifier(failingVerifier{cluster.ErrVerifierUnavailable}),
+		cluster.WithSlog(slog.New(contextHandler{slog.DiscardHandler, &mu, &lines})))
+	for _, value := range []any{nil, "of the caller"} {
+		req := httptest.NewRequest("GET", "/things", nil)
+		req.Header.Set("Authorization", "Bearer bearer-token")
+		if value != nil {
+			req = req.WithContext(context.WithValue(req.Context(), slogKey{}, value))
+		}
+		serve(c.Authenticate(responder(http.StatusOK, "")), req)
+	}
+	want := []string{
+		"ERROR token verification unavailable value=<nil> reason=string correlationId=string",
+		"DEBUG request rejected value=of the caller statusCode=int64 path=string error=*cluster.StatusError correlationId=string",
+	}
+	if diff := cmp.Diff(want, lines); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// WithSlog and WithLogger replace each other, and nil logs nothing.
+func TestLastLoggerApplies(t *testing.T) {
+	core, logs := observer.New(zap.DebugLevel)
+	var mu sync.Mutex
+	var lines []string
+	toSlog := cluster.WithSlog(slog.New(contextHandler{slog.DiscardHandler, &mu, &lines}))
+	for _, opts := range [][]cluster.Option{
+		{toSlog, cluster.WithSlog(nil)}, {toSlog, cluster.WithLogger(zap.New(core))}, {cluster.WithLogger(zap.New(core)), toSlog},
+	} {
+		cfg := testConfig()
+		cfg.NoRegistration = true
+		_ = newNode(t, cfg, http.DefaultTransport, opts...).Close()
+	}
+	if len(lines) != 1 || logs.Len() != 1 {
+		t.Errorf("%d lines of slog, %d of zap: %q", len(lines), logs.Len(), lines)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"strings"
 	"time"
 
 	"go.uber.org/zap"
@@ -37,19 +38,20 @@ type Config struct {
 }
 
 // FromEnv returns a Config with URL, Issuer and Audience of the environment variables that their
-// comments name. OAUTH_JWKS_URL is a variable of this package. The others are those of
-// [cluster.Config]. [New] reports missing variables.
+// comments name, without white space at their ends. OAUTH_JWKS_URL is a variable of this package.
+// The others are those of [cluster.Config]. [New] reports missing variables.
 //
 // [cluster.Config]: https://pkg.go.dev/github.com/mimiktech/cluster#Config
 func FromEnv() Config {
-	generic := os.Getenv("OAUTH_GENERIC_AUDIENCE")
+	get := func(name string) string { return strings.TrimSpace(os.Getenv(name)) }
+	generic := get("OAUTH_GENERIC_AUDIENCE")
 	if generic == noGeneric {
 		generic = ""
 	}
 	return Config{
-		URL:      os.Getenv("OAUTH_JWKS_URL"),
-		Issuer:   os.Getenv("OAUTH_ISSUER"),
-		Audience: cmp.Or(generic, os.Getenv("OAUTH_CLIENT_AUDIENCE")),
+		URL:      get("OAUTH_JWKS_URL"),
+		Issuer:   get("OAUTH_ISSUER"),
+		Audience: cmp.Or(generic, get("OAUTH_CLIENT_AUDIENCE")),
 	}
 }
 

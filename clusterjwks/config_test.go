@@ -10,7 +10,7 @@ import (
 
 func TestFromEnv(t *testing.T) {
 	for name, value := range map[string]string{
-		"OAUTH_JWKS_URL": "u", "OAUTH_ISSUER": "i", "OAUTH_GENERIC_AUDIENCE": "g", "OAUTH_CLIENT_AUDIENCE": "c",
+		"OAUTH_JWKS_URL": " u\n", "OAUTH_ISSUER": "i ", "OAUTH_GENERIC_AUDIENCE": "g", "OAUTH_CLIENT_AUDIENCE": "c",
 	} {
 		t.Setenv(name, value)
 	}

@@ -15,22 +15,26 @@
 //		})
 //	}
 //
-// A program or an example, which has no test, gets its [TB] from [Program].
+// A program or an example, which has no test, gets its [TB] from [Program]. For tests of whole
+// programs, [NewBackend] starts a registry and a token service on real sockets.
 //
 // # Virtual time
 //
 // Tests should run in a bubble of [testing/synctest]. A bubble has a clock of its own, which moves
 // on as soon as all of its goroutines are blocked. Hours of leases, timeouts and retries then take
-// milliseconds. This works under two rules:
+// milliseconds. This works under three rules:
 //
 //   - The test uses no sockets inside a bubble. A goroutine that reads from a socket does not count
 //     as blocked, so the clock stops and the test hangs. A node's default client uses sockets.
-//     Nodes of a World use the network instead; other code must use [Network.Client].
+//     Nodes of a World use the network instead; other code must use [Network.Client]. A Backend
+//     uses sockets, so NewBackend fails inside a bubble.
+//   - A World is started in the bubble that uses it. Otherwise the test fails as soon as it adds or
+//     restarts a node, or requests a token.
 //   - Every goroutine that is started inside a bubble ends there, or the test panics. Start closes
 //     its nodes when the test ends. A test must close any other [cluster.Cluster] that it creates,
 //     and close or read to the end the response bodies that it gets.
 //
-// The package itself follows both rules. All its waits are for timers, channels and contexts, and
-// each goroutine that it starts ends with its request. Its only randomness is that of
-// [WithProbability], which takes a seed.
+// The package itself follows these rules, except for NewBackend. All its waits are for timers,
+// channels and contexts, and each goroutine that it starts ends with its request. Its only
+// randomness is that of [WithProbability], which takes a seed.
 package clustertest

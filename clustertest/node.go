@@ -56,6 +56,7 @@ func (n *Node) Move(host string) {
 func (n *Node) create() {
 	w := n.world
 	w.t.Helper()
+	w.checkBubble()
 	base := "/" + w.opts.serverType + "/v1"
 	cfg := cluster.Config{
 		Type: w.opts.serverType, ID: n.ID, Port: 8080, LocalIPv4: "127.0.0.1",

@@ -31,8 +31,9 @@ type World struct {
 	// Nodes are all nodes in the order of their creation, including killed ones.
 	Nodes []*Node
 
-	t    TB
-	opts options
+	t      TB
+	opts   options
+	bubble string // that it was started in
 
 	mu    sync.Mutex // guards the field below
 	store mit.Store
@@ -42,7 +43,7 @@ type World struct {
 // nodes are closed when the test ends. If something cannot be created, the test fails.
 func Start(t TB, nodes int, opts ...Option) *World {
 	t.Helper()
-	w := &World{Network: &Network{}, t: t, opts: options{
+	w := &World{Network: &Network{}, t: t, bubble: bubble(), opts: options{
 		serverType: "mds", lease: time.Hour, store: mit.NewMemory(), handler: things,
 	}}
 	for _, o := range opts {
@@ -121,8 +122,16 @@ func (w *World) Registered() []cluster.Server {
 // returns a cluster token, or a plain one if clusterToken is false.
 func (w *World) Token(typ string, clusterToken bool) string {
 	w.t.Helper()
-	if err := w.Tokens.SetClient(mit.Client{ID: typ, Secret: secretOf(typ), Type: typ}); err != nil {
-		w.t.Fatal(err)
+	w.checkBubble()
+	return requestToken(w.t, w.Tokens, w.Network.Client("test"), issuer, typ, clusterToken)
+}
+
+// requestToken requests an access token for nodes, as a service of the given type, which becomes a
+// client of tokens.
+func requestToken(t TB, tokens *mit.TokenService, client *http.Client, url, typ string, clusterToken bool) string {
+	t.Helper()
+	if err := tokens.SetClient(mit.Client{ID: typ, Secret: secretOf(typ), Type: typ}); err != nil {
+		t.Fatal(err)
 	}
 	body := map[string]string{
 		"client_id": typ, "client_secret": secretOf(typ), "audience": peerAudience, "grant_type": "client_credentials",
@@ -130,13 +139,29 @@ func (w *World) Token(typ string, clusterToken bool) string {
 	if clusterToken {
 		body["type"] = "cluster"
 	}
-	var resp struct {
+	b, err := json.Marshal(body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, bytes.NewReader(b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var issued struct {
 		Data struct {
 			AccessToken string `json:"access_token"`
 		} `json:"data"`
 	}
-	w.post(issuer, body, &resp)
-	return resp.Data.AccessToken
+	if err := json.NewDecoder(resp.Body).Decode(&issued); err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("%s: %s, %v", url, resp.Status, err)
+	}
+	return issued.Data.AccessToken
 }
 
 // An Option changes a default of [Start].
@@ -203,28 +228,6 @@ func (w *World) currentStore() mit.Store {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.store
-}
-
-// post sends a request that must succeed.
-func (w *World) post(url string, body, into any) {
-	w.t.Helper()
-	b, err := json.Marshal(body)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	req, err := http.NewRequestWithContext(w.t.Context(), http.MethodPost, url, bytes.NewReader(b))
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	req.Header.Set("Content-Type", "application/json")
-	resp, err := w.Network.Client("test").Do(req)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	if err := json.NewDecoder(resp.Body).Decode(into); err != nil || resp.StatusCode != http.StatusOK {
-		w.t.Fatalf("%s: %s, %v", url, resp.Status, err)
-	}
 }
 
 func secretOf(typ string) string { return "secret of " + typ }

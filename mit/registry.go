@@ -82,7 +82,16 @@ type RegistryConfig struct {
 	PublicKeys []crypto.PublicKey
 	// Verify, if set, replaces the check of tokens by keys. It returns the type of service that a
 	// valid token was issued to. It must be safe for concurrent use. Its error is logged, not sent
-	// to the caller, and must not contain the token.
+	// to the caller, and must not contain the token. The caller gets a 503 if it wraps
+	// [cluster.ErrVerifierUnavailable].
+	//
+	// With the module clusterjwks, a registry verifies the tokens of any token service that has a
+	// JWKS:
+	//
+	//	Verify: func(token string) (string, error) {
+	//		claims, err := verifier.Verify(ctx, token)
+	//		return claims.SubType, err
+	//	}
 	Verify func(token string) (typ string, err error)
 	// InvalidTokenStatus is the status for invalid or expired tokens, 401 or 403; 403 by default,
 	// because npm nodes replace a token before its expiry only after a 403. A request without a
@@ -117,9 +126,11 @@ type Registry struct {
 	encodings encodings
 	moves     moves
 
-	mu     sync.Mutex // guards the fields below
-	lease  time.Duration
-	verify func(token string) (caller, error)
+	mu         sync.Mutex // guards the fields below
+	lease      time.Duration
+	keys       []string
+	publicKeys []crypto.PublicKey
+	verify     func(token string) (caller, error)
 }
 
 // NewRegistry returns a registry over store, or one error that names every problem of cfg.
@@ -135,11 +146,11 @@ func NewRegistry(store Store, cfg RegistryConfig) (*Registry, error) {
 		cfg: cfg, store: store, log: orNop(cfg.Logger), mux: http.NewServeMux(),
 		admission: newAdmission(cfg.maxInFlightBytes(), cfg.maxInFlightBytesPerAddress()),
 		encodings: encodings{types: map[string]*typeEncodings{}},
+		keys:      cfg.Keys, publicKeys: cfg.PublicKeys,
 	}
 	g.SetLease(cfg.Lease)
-	if cfg.Verify == nil {
-		g.SetKeys(cfg.Keys...)
-	} else {
+	g.verify = g.verifierLocked()
+	if cfg.Verify != nil {
 		g.verify = func(token string) (caller, error) {
 			typ, err := cfg.Verify(token)
 			return caller{typ: typ}, err
@@ -169,13 +180,33 @@ func (g *Registry) SetLease(lease time.Duration) {
 // SetKeys replaces the secret keys that tokens may be signed with, and [RegistryConfig.Verify] by
 // the check with keys. To rotate keys, pass the new one and the previous one.
 func (g *Registry) SetKeys(keys ...string) {
-	v := token.NewVerifier(g.cfg.Issuer, g.cfg.Audience, keys...)
-	public := newPublicVerifier(g.cfg.Issuer, g.cfg.Audience, g.cfg.PublicKeys)
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.verify = func(token string) (caller, error) {
+	g.keys = slices.Clone(keys)
+	g.verify = g.verifierLocked()
+}
+
+// SetPublicKeys is like [Registry.SetKeys] for [RegistryConfig].PublicKeys. A key that is neither
+// RSA nor ECDSA on P-256 is an error, and changes nothing.
+func (g *Registry) SetPublicKeys(keys ...crypto.PublicKey) error {
+	if err := checkPublicKeys(keys); err != nil {
+		return fmt.Errorf("mit: %w", err)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.publicKeys = slices.Clone(keys)
+	g.verify = g.verifierLocked()
+	return nil
+}
+
+// verifierLocked returns the check of tokens by keys.
+func (g *Registry) verifierLocked() func(token string) (caller, error) {
+	v := token.NewVerifier(g.cfg.Issuer, g.cfg.Audience, g.keys...)
+	public := newPublicVerifier(g.cfg.Issuer, g.cfg.Audience, g.publicKeys)
+	useSecret := len(g.keys) > 0 || len(g.publicKeys) == 0
+	return func(token string) (caller, error) {
 		claims, err := public(token)
-		if err != nil && (len(keys) > 0 || len(g.cfg.PublicKeys) == 0) {
+		if err != nil && useSecret {
 			claims, err = v.Verify(token)
 		}
 		return caller{claims.SubType, strings.TrimSuffix(claims.Subject, subClients)}, err
@@ -346,6 +377,10 @@ func (g *Registry) authenticate(r *http.Request) (caller, error) {
 	from, err := verify(raw)
 	if err == nil && from.typ == "" {
 		err = errors.New("the token has no subType")
+	}
+	if errors.Is(err, cluster.ErrVerifierUnavailable) {
+		g.log.Error("token verification unavailable", append(auditFields(r, caller{}), zap.Error(err))...)
+		return caller{}, newAPIError(http.StatusServiceUnavailable, "tokens cannot be verified at the moment")
 	}
 	if err != nil {
 		g.log.Warn("token rejected", append(auditFields(r, caller{}), zap.Error(err))...)
@@ -548,7 +583,11 @@ func (c RegistryConfig) checkKeys() error {
 	if len(c.Keys)+len(c.PublicKeys) == 0 || slices.Contains(c.Keys, "") {
 		return errors.New("missing Keys, or an empty one among them")
 	}
-	for _, key := range c.PublicKeys {
+	return checkPublicKeys(c.PublicKeys)
+}
+
+func checkPublicKeys(keys []crypto.PublicKey) error {
+	for _, key := range keys {
 		if _, err := signingMethod(key); err != nil {
 			return fmt.Errorf("invalid PublicKeys: %w", err)
 		}

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"math/big"
 	"net/http"
+	"slices"
 
 	"github.com/golang-jwt/jwt/v5"
 
@@ -21,18 +22,46 @@ import (
 
 const minRSABits = 2048
 
+// SetSigningKey changes the key that access tokens are signed with (see [TokenConfig].SigningKey).
+// The JWKS has its public key, followed by others. To rotate keys, publish the next key among the
+// others first, and then the previous one until its tokens have expired. An unusable key is an
+// error, and changes nothing.
+func (s *TokenService) SetSigningKey(key crypto.Signer, others ...crypto.PublicKey) error {
+	if key == nil {
+		return errors.New("mit: missing SigningKey")
+	}
+	next, err := newSigner(key)
+	if err != nil {
+		return fmt.Errorf("mit: invalid SigningKey: %w", err)
+	}
+	for _, other := range others {
+		_, jwk, err := newJWK(other)
+		if err != nil {
+			return fmt.Errorf("mit: invalid key for the JWKS: %w", err)
+		}
+		if !slices.ContainsFunc(next.jwks, func(k map[string]any) bool { return k["kid"] == jwk["kid"] }) {
+			next.jwks = append(next.jwks, jwk)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.signer = next
+	return nil
+}
+
 // ServeJWKS responds to a GET with the JWKS (RFC 7517) of [TokenConfig].SigningKey, or with a 404
 // without such a key. A JWKS contains no secret, so the caller needs no token.
 func (s *TokenService) ServeJWKS(w http.ResponseWriter, r *http.Request) {
 	r = httpjson.Correlate(w, r)
+	jwks := s.currentSigner().jwks
 	switch {
-	case s.signer.jwk == nil:
+	case jwks == nil:
 		notFound(w)
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:
 		w.Header().Set("Allow", "GET, HEAD")
 		httpjson.WriteError(w, http.StatusMethodNotAllowed, "only GET and HEAD are served here")
 	default:
-		writeJSON(w, http.StatusOK, map[string]any{"keys": []any{s.signer.jwk}})
+		writeJSON(w, http.StatusOK, map[string]any{"keys": jwks})
 	}
 }
 
@@ -40,36 +69,50 @@ func (s *TokenService) ServeJWKS(w http.ResponseWriter, r *http.Request) {
 type signer struct {
 	key    crypto.Signer
 	method jwt.SigningMethod
-	id     string         // kid
-	jwk    map[string]any // the public key
+	id     string           // kid
+	jwks   []map[string]any // its public key, and others
+}
+
+func (s *TokenService) currentSigner() signer {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.signer
 }
 
 // newSigner returns the signer of an RSA key (RS256) or an ECDSA key (ES256).
 func newSigner(key crypto.Signer) (signer, error) {
-	method, err := signingMethod(key.Public())
+	method, jwk, err := newJWK(key.Public())
 	if err != nil {
 		return signer{}, err
 	}
-	s := signer{key: key, method: method}
+	return signer{key, method, jwk["kid"].(string), []map[string]any{jwk}}, nil
+}
+
+// newJWK returns the method and the JWK of a public key.
+func newJWK(public crypto.PublicKey) (jwt.SigningMethod, map[string]any, error) {
+	method, err := signingMethod(public)
+	if err != nil {
+		return nil, nil, err
+	}
+	var jwk map[string]any
 	b64 := base64.RawURLEncoding.EncodeToString
-	switch public := key.Public().(type) {
+	switch public := public.(type) {
 	case *rsa.PublicKey:
-		s.jwk = map[string]any{"kty": "RSA", "n": b64(public.N.Bytes()), "e": b64(big.NewInt(int64(public.E)).Bytes())}
+		jwk = map[string]any{"kty": "RSA", "n": b64(public.N.Bytes()), "e": b64(big.NewInt(int64(public.E)).Bytes())}
 	case *ecdsa.PublicKey:
 		point, err := public.Bytes() // 4, x, y
 		if err != nil {
-			return signer{}, errors.New("invalid SigningKey")
+			return nil, nil, errors.New("an invalid ECDSA key")
 		}
-		s.jwk = map[string]any{"kty": "EC", "crv": "P-256", "x": b64(point[1:33]), "y": b64(point[33:])}
+		jwk = map[string]any{"kty": "EC", "crv": "P-256", "x": b64(point[1:33]), "y": b64(point[33:])}
 	}
-	members, err := json.Marshal(s.jwk) // the thumbprint of RFC 7638: these members, sorted
+	members, err := json.Marshal(jwk) // the thumbprint of RFC 7638: these members, sorted
 	if err != nil {
-		return signer{}, err
+		return nil, nil, err
 	}
 	hash := sha256.Sum256(members)
-	s.id = b64(hash[:])
-	s.jwk["kid"], s.jwk["alg"], s.jwk["use"] = s.id, method.Alg(), "sig"
-	return s, nil
+	jwk["kid"], jwk["alg"], jwk["use"] = b64(hash[:]), method.Alg(), "sig"
+	return method, jwk, nil
 }
 
 // signingMethod returns the method of a public key.

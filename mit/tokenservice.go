@@ -87,11 +87,11 @@ type TokenService struct {
 	cfg TokenConfig // read-only, without Key and Clients
 	log *zap.Logger
 
-	signer   signer // of access tokens, if SigningKey is set
 	guesses  guesses
 	families families
 
 	mu      sync.Mutex    // guards the fields below
+	signer  signer        // of access tokens, if SigningKey is set
 	keys    []signingKeys // current, previous
 	clients map[string]knownClient
 }
@@ -108,7 +108,6 @@ func NewTokenService(cfg TokenConfig) (*TokenService, error) {
 		guesses: guesses{off: cfg.NoGuessDelay},
 		log:     orNop(cfg.Logger),
 		keys:    []signingKeys{newSigningKeys(cfg.Key)},
-		clients: make(map[string]knownClient, len(cfg.Clients)),
 	}
 	if cfg.SigningKey != nil {
 		var err error
@@ -116,14 +115,9 @@ func NewTokenService(cfg TokenConfig) (*TokenService, error) {
 			errs = append(errs, fmt.Errorf("invalid SigningKey: %w", err))
 		}
 	}
-	for _, c := range cfg.Clients {
-		if _, duplicate := s.clients[c.ID]; duplicate {
-			errs = append(errs, fmt.Errorf("duplicate client ID %q", c.ID))
-		}
-		errs = append(errs, c.validate())
-		s.clients[c.ID] = newKnownClient(c)
-	}
-	if err := errors.Join(errs...); err != nil {
+	var err error
+	s.clients, err = newKnownClients(cfg.Clients)
+	if err := errors.Join(append(errs, err)...); err != nil {
 		return nil, fmt.Errorf("mit: token service: %w", err)
 	}
 	cfg.Key, cfg.SigningKey, cfg.Clients = "", nil, nil
@@ -140,6 +134,33 @@ func (s *TokenService) SetClient(c Client) error {
 	defer s.mu.Unlock()
 	s.clients[c.ID] = newKnownClient(c)
 	return nil
+}
+
+// SetClients replaces all clients. An invalid client is an error, and changes nothing. Clients that
+// are not among the given ones are removed, as by [TokenService.RemoveClient].
+func (s *TokenService) SetClients(clients []Client) error {
+	known, err := newKnownClients(clients)
+	if err != nil {
+		return fmt.Errorf("mit: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.clients = known
+	return nil
+}
+
+// newKnownClients returns clients by their ids, and one error that names every problem.
+func newKnownClients(clients []Client) (map[string]knownClient, error) {
+	known := make(map[string]knownClient, len(clients))
+	var errs []error
+	for _, c := range clients {
+		if _, duplicate := known[c.ID]; duplicate {
+			errs = append(errs, fmt.Errorf("duplicate client ID %q", c.ID))
+		}
+		errs = append(errs, c.validate())
+		known[c.ID] = newKnownClient(c)
+	}
+	return known, errors.Join(errs...)
 }
 
 // RemoveClient removes a client. Its access tokens stay valid until they expire; its refresh tokens
@@ -542,13 +563,14 @@ func (s *TokenService) issue(client knownClient, g grant) (tokenResponse, error)
 
 // signAccess signs with the SigningKey, or with key if there is none.
 func (s *TokenService) signAccess(claims jwt.MapClaims, expires time.Time, key []byte) (string, error) {
-	if s.signer.key == nil {
+	by := s.currentSigner()
+	if by.key == nil {
 		return sign(claims, expires, key)
 	}
 	addExpiry(claims, expires)
-	t := jwt.NewWithClaims(s.signer.method, claims)
-	t.Header["kid"] = s.signer.id
-	return t.SignedString(s.signer.key)
+	t := jwt.NewWithClaims(by.method, claims)
+	t.Header["kid"] = by.id
+	return t.SignedString(by.key)
 }
 
 func sign(claims jwt.MapClaims, expires time.Time, key []byte) (string, error) {

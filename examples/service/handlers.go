@@ -19,6 +19,7 @@ func handler(c *cluster.Cluster) http.Handler {
 	mux.HandleFunc("GET /fanout", s.fanout)
 	mux.HandleFunc("GET /status", s.status)
 	mux.HandleFunc("GET /healthz", s.healthz)
+	mux.Handle("GET /ready", c.ReadyHandler())
 	return mux
 }
 

@@ -4,8 +4,8 @@
 //
 // Peers use the endpoints below the base path, with a token: the two endpoints of the cluster,
 // GET /things, and GET /missing, which always responds with a 404. Operators use
-// GET /fanout?path=/things, /status and /healthz without a token. A service in an untrusted network
-// must protect these.
+// GET /fanout?path=/things, /status, /healthz and /ready without a token. A service in an untrusted
+// network must protect these.
 //
 // The service listens on SERVER_PORT of all addresses, or of the loopback address if that is the
 // value of SERVER_LOCAL_IPV4. On SIGTERM or SIGINT it deregisters, finishes its requests and exits

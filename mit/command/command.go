@@ -7,9 +7,7 @@ package command
 import (
 	"cmp"
 	"context"
-	"crypto"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -20,7 +18,6 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -70,7 +67,8 @@ func Main(c Command) {
 }
 
 // Run runs the program until ctx ends, then completes the requests in flight and returns nil. It
-// prints the environment of a node to stdout and logs to stderr.
+// prints the environment of a node to stdout and logs to stderr. It reads the files with keys and
+// clients again on SIGHUP, and notifies systemd if that has started it.
 func (c Command) Run(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
 	var s settings
 	fs := c.flags(&s)
@@ -106,12 +104,14 @@ func (c Command) Run(ctx context.Context, args []string, stdout, stderr io.Write
 		return err
 	}
 	base := cmp.Or(strings.TrimSuffix(s.url, "/"), localURL(ln.Addr(), files != nil))
-	handler, err := s.handler(base, store, log)
+	services, err := s.newServices(base, store, log, s.secrets)
 	if err != nil {
 		return err
 	}
+	defer services.reloadOnHangup(ctx, &s)()
+	defer newNotifier().start(ctx, log)()
 	s.printEnv(stdout, base, ln.Addr())
-	return serve(ctx, limitConnections(ln, s.maxConns, s.maxPerAddr), files, handler, log)
+	return serve(ctx, limitConnections(ln, s.maxConns, s.maxPerAddr), files, services, log)
 }
 
 func (c Command) name() string { return cmp.Or(c.Name, "mit") }
@@ -127,9 +127,10 @@ func (c Command) open(ctx context.Context, log *zap.Logger) (mit.Store, func() e
 type settings struct {
 	listen, url, audience string
 	typ, id, secret       string
-	clientsFile, key      string
+	clientsFile           string
+	key, keyFile          string
 	signingFile           string
-	signingKey            crypto.Signer // nil: tokens are signed with key
+	secrets               secrets // of the files and flags above, at the start
 	lease, grace, access  time.Duration
 	maxServers            int
 	maxConns, maxPerAddr  int
@@ -137,7 +138,6 @@ type settings struct {
 	tlsCert, tlsKey       string
 	clientCA              string
 	insecureDev           bool
-	clients               []mit.Client
 	development           *mit.Client // the client whose environment is printed; nil: none
 }
 
@@ -149,9 +149,10 @@ func (c Command) flags(s *settings) *flag.FlagSet {
 	fs.StringVar(&s.typ, "type", "", "`type` of service to create a client for and print the environment of (default \"example\" without --clients)")
 	fs.StringVar(&s.id, "client-id", "", "`id` of that client (default: its type)")
 	fs.StringVar(&s.secret, "client-secret", "", "`secret` of that client (default: the variable "+secretVariable+", otherwise random)")
-	fs.StringVar(&s.clientsFile, "clients", "", "`file` with clients: a JSON array of {\"id\", \"secret\", \"type\", \"scope\", \"audiences\", \"customers\"}, of which the last three are optional")
+	fs.StringVar(&s.clientsFile, "clients", "", "`file` with clients: a JSON array of {\"id\", \"secret\", \"type\", \"scope\", \"audiences\", \"customers\"}, of which the last three are optional; read again on SIGHUP")
 	fs.StringVar(&s.key, "key", "", "`key` to sign tokens with (default: the variable "+keyVariable+", otherwise random)")
-	fs.StringVar(&s.signingFile, "signing-key", "", "PEM `file` with a private key to sign access tokens with, RSA (RS256) or ECDSA on P-256 (ES256); its public key is served at "+jwksPath+" (default: HS256 with --key, for npm nodes)")
+	fs.StringVar(&s.keyFile, "key-file", "", "`file` with that key; tokens signed with the keys in further lines are accepted, too; read again on SIGHUP")
+	fs.StringVar(&s.signingFile, "signing-key", "", "PEM `file` with a private key to sign access tokens with, RSA (RS256) or ECDSA on P-256 (ES256); its public key is served at "+jwksPath+", with those of further keys in the file; read again on SIGHUP (default: HS256 with --key, for npm nodes)")
 	fs.DurationVar(&s.lease, "lease", 2*time.Hour, "lease: time within which nodes must renew, at least 1s")
 	fs.DurationVar(&s.grace, "grace", 0, "time that a server is kept after its lease (default: half the lease, at least 5s)")
 	fs.DurationVar(&s.access, "token-life", 24*time.Hour, "lifetime of access tokens")
@@ -182,8 +183,8 @@ Usage: %[1]s [flags]
 	fs.PrintDefaults()
 	fmt.Fprintf(w, `
 The key and the secret change with every start unless they are given. Prefer the
-variables %s and %s to the flags: the arguments of a program
-are not secret.
+variables %s and %s, or files, to the flags: the arguments of
+a program are not secret.
 `, keyVariable, secretVariable)
 }
 
@@ -193,20 +194,13 @@ var envType = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 // resolve fills in defaults. Its error names every problem.
 func (s *settings) resolve() error {
 	var errs []error
-	s.key = cmp.Or(s.key, os.Getenv(keyVariable), rand.Text()+rand.Text())
-	if s.signingFile != "" {
-		var err error
-		s.signingKey, err = readSigningKey(s.signingFile)
-		errs = append(errs, err)
+	s.key = cmp.Or(s.key, os.Getenv(keyVariable))
+	if s.key != "" && s.keyFile != "" {
+		errs = append(errs, fmt.Errorf("--key-file is given, and so is --key or %s", keyVariable))
 	}
+	s.key = cmp.Or(s.key, rand.Text()+rand.Text())
 	if s.clientsFile == "" {
 		s.typ = cmp.Or(s.typ, "example")
-	} else {
-		b, err := os.ReadFile(s.clientsFile)
-		if err == nil && json.Unmarshal(b, &s.clients) != nil { // the error could quote a secret
-			err = fmt.Errorf("%s is not a JSON array of clients", s.clientsFile)
-		}
-		errs = append(errs, err)
 	}
 	if s.typ != "" {
 		if !envType.MatchString(s.typ) {
@@ -217,16 +211,15 @@ func (s *settings) resolve() error {
 			Secret: cmp.Or(s.secret, os.Getenv(secretVariable), rand.Text()),
 			Type:   s.typ,
 		}
-		s.clients = append(s.clients, *s.development)
 	}
+	var err error
+	s.secrets, err = s.readSecrets()
+	errs = append(errs, err)
 	if u, err := url.Parse(s.url); s.url != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "") {
 		errs = append(errs, errors.New("invalid --url: not an absolute http or https URL without credentials"))
 	}
 	if s.lease < time.Second {
 		errs = append(errs, fmt.Errorf("invalid --lease %v: below 1s, nodes would renew continuously", s.lease))
-	}
-	if !s.insecureDev {
-		errs = append(errs, s.checkSecrets())
 	}
 	if s.maxConns < 0 || s.maxPerAddr < 0 {
 		errs = append(errs, errors.New("invalid --max-connections or --max-connections-per-address: negative"))
@@ -238,36 +231,6 @@ func (s *settings) resolve() error {
 		errs = append(errs, fmt.Errorf("invalid --log %q: not debug, info, warn, error or off", s.level))
 	}
 	return errors.Join(errs...)
-}
-
-const minKeyBytes = 32 // as long as the hash of HS256
-
-// checkSecrets rejects keys that can be guessed. Its error does not quote them.
-func (s *settings) checkSecrets() error {
-	var errs []error
-	switch {
-	case isPlaceholder(s.key):
-		errs = append(errs, errors.New("the key to sign tokens with is a placeholder: use random bytes, or --insecure-dev for a test"))
-	case len(s.key) < minKeyBytes:
-		errs = append(errs, fmt.Errorf("the key to sign tokens with has less than %d bytes: use a longer one, or --insecure-dev for a test", minKeyBytes))
-	}
-	for _, c := range s.clients {
-		if isPlaceholder(c.Secret) {
-			errs = append(errs, fmt.Errorf("the secret of client %q is a placeholder: use random bytes, or --insecure-dev for a test", c.ID))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// isPlaceholder reports whether text is one of the values that configuration templates contain.
-func isPlaceholder(text string) bool {
-	letters := strings.Map(func(r rune) rune {
-		if r >= 'a' && r <= 'z' {
-			return r
-		}
-		return -1
-	}, strings.ToLower(text))
-	return slices.Contains([]string{"replaceme", "changeme", "changeit", "secret", "password", "todo", "xxx", "example"}, letters)
 }
 
 func newLogger(level string, w io.Writer) *zap.Logger {
@@ -298,57 +261,6 @@ func localURL(addr net.Addr, withTLS bool) string {
 
 func (s *settings) registryAudience(base string) string { return cmp.Or(s.audience, base+registryPath) }
 
-// handler serves the registry and the token service under base.
-func (s *settings) handler(base string, store mit.Store, log *zap.Logger) (http.Handler, error) {
-	issuer := base + issuerPath
-	tokens, err := mit.NewTokenService(mit.TokenConfig{
-		Issuer:         issuer,
-		Key:            s.key,
-		SigningKey:     s.signingKey,
-		Clients:        s.clients,
-		AccessTokenTTL: s.access,
-		NoGuessDelay:   s.maxPerAddr == 0,
-		Logger:         log,
-	})
-	if err != nil {
-		return nil, err
-	}
-	var perAddress int64 // the default
-	if s.maxPerAddr == 0 {
-		perAddress = -1
-	}
-	secretKeys, publicKeys := []string{s.key}, []crypto.PublicKey(nil)
-	if s.signingKey != nil {
-		secretKeys, publicKeys = nil, []crypto.PublicKey{s.signingKey.Public()}
-	}
-	registry, err := mit.NewRegistry(store, mit.RegistryConfig{
-		MaxInFlightBytesPerAddress: perAddress,
-
-		Lease:      s.lease,
-		Grace:      s.grace,
-		MaxServers: s.maxServers,
-		BasePath:   registryPath,
-		Issuer:     issuer,
-		Audience:   s.registryAudience(base),
-		Keys:       secretKeys,
-		PublicKeys: publicKeys,
-		Logger:     log,
-	})
-	if err != nil {
-		return nil, err
-	}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		switch r.URL.Path {
-		case issuerPath:
-			tokens.ServeHTTP(w, r)
-		case jwksPath:
-			tokens.ServeJWKS(w, r)
-		default:
-			registry.ServeHTTP(w, r) // its 404 is a JSON error
-		}
-	}), nil
-}
-
 // printEnv prints the address and, with a development client, the environment of a node.
 func (s *settings) printEnv(w io.Writer, base string, addr net.Addr) {
 	fmt.Fprintf(w, "# mIT on %s\n", base)
@@ -356,8 +268,8 @@ func (s *settings) printEnv(w io.Writer, base string, addr net.Addr) {
 		return
 	}
 	audience := s.typ
-	key := [2]string{"OAUTH_CLIENT_ACCESS_KEY", s.key}
-	if s.signingKey != nil {
+	key := [2]string{"OAUTH_CLIENT_ACCESS_KEY", s.secrets.keys[0]}
+	if len(s.secrets.signing) > 0 {
 		key = [2]string{"OAUTH_JWKS_URL", base + jwksPath}
 	}
 	vars := [][2]string{

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -25,11 +26,18 @@ import (
 // it prints. The test fails if the program does not end well.
 func start(t *testing.T, c Command, args ...string) map[string]string {
 	t.Helper()
+	return startLogged(t, io.Discard, c, args...)
+}
+
+// startLogged is start with a writer for the log, which must be safe for concurrent use. It is off
+// unless args has a level.
+func startLogged(t *testing.T, stderr io.Writer, c Command, args ...string) map[string]string {
+	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	r, w := io.Pipe()
 	ended := make(chan error, 1)
 	go func() {
-		err := c.Run(ctx, append([]string{"--listen", "127.0.0.1:0", "--log", "off"}, args...), w, io.Discard)
+		err := c.Run(ctx, append([]string{"--listen", "127.0.0.1:0", "--log", "off"}, args...), w, stderr)
 		_ = w.CloseWithError(err)
 		ended <- err
 	}()
@@ -44,7 +52,7 @@ func start(t *testing.T, c Command, args ...string) map[string]string {
 		line := lines.Text()
 		if base, ok := strings.CutPrefix(line, "# mIT on "); ok {
 			env["base"] = base
-			if len(args) > 0 && args[0] == "--clients" {
+			if slices.Contains(args, "--clients") {
 				break // there is no more to come
 			}
 		}
@@ -84,22 +92,38 @@ func post(t *testing.T, url, token string, body any) (status int, response map[s
 	return res.StatusCode, response
 }
 
-// join registers a server with what the environment names, and returns the response.
-func join(t *testing.T, env map[string]string) map[string]any {
+// requestToken requests a token with what the environment names, and returns the response.
+func requestToken(t *testing.T, env map[string]string) (status int, response map[string]any) {
 	t.Helper()
-	status, response := post(t, env["OAUTH_ISSUER"], "", map[string]string{
+	return post(t, env["OAUTH_ISSUER"], "", map[string]string{
 		"grant_type":    "client_credentials",
 		"client_id":     env["OAUTH_CLIENT_ID"],
 		"client_secret": env["OAUTH_CLIENT_SECRET"],
 		"audience":      env["MIT_AUDIENCE"],
 	})
+}
+
+func accessToken(t *testing.T, env map[string]string) string {
+	t.Helper()
+	status, response := requestToken(t, env)
 	if status != http.StatusOK {
 		t.Fatalf("token: %d %v", status, response)
 	}
-	token := response["data"].(map[string]any)["access_token"].(string)
-	status, response = post(t, env["MIT_URL"]+"/itResources", token, map[string]string{
+	return response["data"].(map[string]any)["access_token"].(string)
+}
+
+// register registers a server with a token.
+func register(t *testing.T, env map[string]string, token string) (status int, response map[string]any) {
+	t.Helper()
+	return post(t, env["MIT_URL"]+"/itResources", token, map[string]string{
 		"type": env["SERVER_TYPE"], "serverId": "a", "clusterBaseUrl": "http://127.0.0.1:8080/v1",
 	})
+}
+
+// join registers a server with what the environment names, and returns the response.
+func join(t *testing.T, env map[string]string) map[string]any {
+	t.Helper()
+	status, response := register(t, env, accessToken(t, env))
 	if status != http.StatusOK {
 		t.Fatalf("register: %d %v", status, response)
 	}
@@ -243,6 +267,8 @@ func TestInvalidArguments(t *testing.T) {
 		"only client CA": {Command{}, []string{"--client-ca", "/nowhere"}, "--tls-cert"},
 		"connections":    {Command{}, []string{"--max-connections", "-1"}, "--max-connections"},
 		"no file":        {Command{}, []string{"--clients", "/nowhere"}, "/nowhere"},
+		"no key file":    {Command{}, []string{"--key-file", "/nowhere"}, "--key-file: open /nowhere"},
+		"two keys":       {Command{}, []string{"--key", strings.Repeat("a", 32), "--key-file", "/nowhere"}, "--key-file is given, and so is --key"},
 		"address in use": {Command{}, []string{"--listen", ln.Addr().String()}, "address already in use"},
 		"store": {Command{Open: func(context.Context, *zap.Logger) (mit.Store, func() error, error) {
 			return nil, nil, errStore

@@ -8,26 +8,36 @@ import (
 	"os"
 )
 
-// readSigningKey reads a private key in PEM: PKCS #8, PKCS #1 or SEC 1. Its error does not quote
+// readSigningKeys reads private keys in PEM: PKCS #8, PKCS #1 or SEC 1. Its error does not quote
 // the file.
-func readSigningKey(name string) (crypto.Signer, error) {
+func readSigningKeys(name string) (keys []crypto.Signer, err error) {
 	text, err := os.ReadFile(name)
 	if err != nil {
 		return nil, fmt.Errorf("--signing-key: %w", err)
 	}
 	// "openssl ecparam -genkey" writes a block with the parameters before the key.
 	for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
-		if key, err := x509.ParsePKCS8PrivateKey(block.Bytes); err == nil {
-			if signer, ok := key.(crypto.Signer); ok {
-				return signer, nil
-			}
-		}
-		if key, err := x509.ParsePKCS1PrivateKey(block.Bytes); err == nil {
-			return key, nil
-		}
-		if key, err := x509.ParseECPrivateKey(block.Bytes); err == nil {
-			return key, nil
+		if key := parsePrivateKey(block.Bytes); key != nil {
+			keys = append(keys, key)
 		}
 	}
-	return nil, fmt.Errorf("--signing-key: %s has no private key in PEM", name)
+	if len(keys) == 0 {
+		return nil, fmt.Errorf("--signing-key: %s has no private key in PEM", name)
+	}
+	return keys, nil
+}
+
+// parsePrivateKey returns nil if der is not a private key.
+func parsePrivateKey(der []byte) crypto.Signer {
+	if key, err := x509.ParsePKCS8PrivateKey(der); err == nil {
+		signer, _ := key.(crypto.Signer)
+		return signer
+	}
+	if key, err := x509.ParsePKCS1PrivateKey(der); err == nil {
+		return key
+	}
+	if key, err := x509.ParseECPrivateKey(der); err == nil {
+		return key
+	}
+	return nil
 }

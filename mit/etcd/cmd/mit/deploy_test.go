@@ -40,6 +40,7 @@ func TestSystemd(t *testing.T) {
 	}
 	settings := parseUnit(t, string(unit))
 	for name, want := range map[string]string{
+		"Service.Type":            "notify",
 		"Service.EnvironmentFile": "/etc/mit/mit.env",
 		"Service.DynamicUser":     "yes",
 		"Service.Restart":         "always",
