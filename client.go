@@ -332,7 +332,7 @@ func readBounded(resp *http.Response, limit int64) (_ []byte, err error) {
 
 func (h *httpClient) statusError(from remote, req *http.Request, r response, body []byte) error {
 	e := &StatusError{Remote: from.String(), Method: req.Method, URL: withoutQuery(req.URL), Code: r.status}
-	e.RetryAfter = parseRetryAfter(r.header.Fields().Get("Retry-After"))
+	e.RetryAfter = parseRetryAfter(r.header.Fields())
 	var envelope wire.Error
 	if json.Unmarshal(body, &envelope) == nil {
 		sent := sentSecret(req)
@@ -381,14 +381,19 @@ func tokenPause(err error) time.Duration {
 	return se.RetryAfter
 }
 
-// parseRetryAfter returns the delay in a Retry-After header, in seconds; 0 if there is none. Dates
-// are ignored: they need a common clock.
-func parseRetryAfter(text string) time.Duration {
-	seconds, err := strconv.ParseUint(text, 10, 32)
-	if err != nil {
+// parseRetryAfter returns the delay in a Retry-After header; 0 if there is none. If it is a date, the
+// delay is counted from the response's own date, because the clocks may differ.
+func parseRetryAfter(header http.Header) time.Duration {
+	text := header.Get("Retry-After")
+	if seconds, err := strconv.ParseUint(text, 10, 32); err == nil {
+		return min(time.Duration(seconds)*time.Second, maxRetryAfter)
+	}
+	end, err := http.ParseTime(text)
+	start, startErr := http.ParseTime(header.Get("Date"))
+	if err != nil || startErr != nil {
 		return 0
 	}
-	return min(time.Duration(seconds)*time.Second, maxRetryAfter)
+	return min(max(0, end.Sub(start)), maxRetryAfter)
 }
 
 func readErrorBody(resp *http.Response) (body []byte, err error) {

@@ -103,7 +103,7 @@ func (e *evictor) review(ctx context.Context, b batch, suspects []int) {
 	decisionCtx, cancel := context.WithTimeoutCause(ctx, e.policy.timeout(), errors.New("the registry took too long"))
 	defer cancel()
 	sem := semaphore.NewWeighted(maxConcurrentDeletes)
-	evicted := make([]bool, len(suspects))
+	evicted := make([]*membership.Peer, len(suspects))
 	var wg sync.WaitGroup
 	for n, i := range suspects {
 		wg.Go(func() {
@@ -117,13 +117,13 @@ func (e *evictor) review(ctx context.Context, b batch, suspects []int) {
 	}
 	wg.Wait()
 
-	var ids []string
-	for n, i := range suspects {
-		if evicted[n] {
-			ids = append(ids, b.peers[i].ServerID)
+	var departed []departure
+	for _, p := range evicted {
+		if p != nil {
+			departed = append(departed, departure{p.ServerID, p.UpdatedAtText()})
 		}
 	}
-	e.broadcastDepartures(ctx, ids)
+	e.broadcastDepartures(ctx, departed)
 }
 
 // skipProtected skips the suspects that are not to be decided on, and returns the others.
@@ -191,24 +191,24 @@ func (e *evictor) skipEviction(ctx context.Context, o *Outcome, decision Decisio
 
 // resolveSuspect decides on one suspect: it is gone, or it stays with an error, or it has
 // registered again and is retried at its newer entry, up to maxNewerEntries times. decisionCtx
-// bounds the requests to the registry. resolveSuspect reports whether this call evicted the
-// suspect.
-func (e *evictor) resolveSuspect(ctx, decisionCtx context.Context, b batch, i int) (evicted bool) {
+// bounds the requests to the registry. resolveSuspect returns the entry that this call evicted; nil
+// if it evicted none.
+func (e *evictor) resolveSuspect(ctx, decisionCtx context.Context, b batch, i int) (evicted *membership.Peer) {
 	p, o := b.peers[i], &b.outcomes[i]
 	for range maxNewerEntries {
 		if decision, err := b.keep(decisionCtx, p, o); err != nil {
 			e.skipEviction(ctx, o, decision, err)
-			return false
+			return nil
 		}
 		found, err := e.checkRegistry(ctx, decisionCtx, p)
 		switch {
 		case err != nil:
 			e.skipEviction(ctx, o, DecisionNotConfirmed, err)
-			return false
+			return nil
 		case found.peer == nil:
 			o.Evicted = true
 			decision := DecisionGone
-			if found.evicted {
+			if found.evicted != nil {
 				decision = DecisionEvicted
 			}
 			e.trace.evictionDecided(ctx, EvictionDecision{Server(p.Server), decision, nil})
@@ -218,24 +218,24 @@ func (e *evictor) resolveSuspect(ctx, decisionCtx context.Context, b batch, i in
 			continue
 		case (o.Kind == KindTimeout || o.Kind == KindWrongServer) && !found.peer.Announced && found.peer.ClusterBaseURL == p.ClusterBaseURL:
 			e.skipEviction(ctx, o, DecisionAlive, errors.New("peer renewed its lease since: it is alive"))
-			return false
+			return nil
 		}
 		p = found.peer
 		b.retry(ctx, p, o)
 		if !e.isSuspect(o, b.timeout) {
 			e.trace.evictionDecided(ctx, EvictionDecision{o.Server, DecisionReturned, nil})
-			return false
+			return nil
 		}
 	}
 	e.skipEviction(ctx, o, DecisionUnstable, fmt.Errorf("the registry had %d newer entries of it in a row", maxNewerEntries))
-	return false
+	return nil
 }
 
 // A checkResult is what the registry, or the view, has of a suspect.
 type checkResult struct {
 	peer    *membership.Peer // its newer entry; nil if it is gone
 	tried   bool             // peer was announced and just tried; now the registry confirms it
-	evicted bool             // by this call
+	evicted *membership.Peer // the entry that this call evicted, or nil
 }
 
 // checkRegistry makes the registry delete p unless it has a newer entry, which then replaces that
@@ -291,28 +291,31 @@ func (e *evictor) conditionalDelete(ctx context.Context, p *membership.Peer) (ne
 	}
 }
 
-// evict removes a server that the registry has deleted from the view, unless it is back already.
-func (e *evictor) evict(ctx context.Context, p *membership.Peer) (evicted bool) {
-	if evicted = e.state.evict(ctx, p); evicted {
-		e.log.Info("peer evicted", zap.String("peer", p.ServerID), correlationField(ctx))
+// evict removes a server that the registry has deleted from the view, unless it is back already. It
+// returns p if it did.
+func (e *evictor) evict(ctx context.Context, p *membership.Peer) *membership.Peer {
+	if !e.state.evict(ctx, p) {
+		return nil
 	}
-	return evicted
+	e.log.Info("peer evicted", zap.String("peer", p.ServerID), correlationField(ctx))
+	return p
 }
 
 // broadcastDepartures notifies the remaining peers of evictions, in a goroutine. In a large
 // cluster all nodes may evict the same server at the same moment. So each waits for a random
-// delay, and skips departures of which it has been notified meanwhile.
-func (e *evictor) broadcastDepartures(ctx context.Context, evictedIDs []string) {
-	if len(evictedIDs) == 0 {
+// delay, and skips departures of which it has been notified meanwhile. A peer that has a newer entry
+// of the server keeps it.
+func (e *evictor) broadcastDepartures(ctx context.Context, departed []departure) {
+	if len(departed) == 0 {
 		return
 	}
-	e.state.addPending(ctx, evictedIDs)
+	e.state.addPending(ctx, departed)
 	_ = e.background(ctx, func(ctx context.Context) { // or the node is closed
 		maxDelay := broadcastDelayPerServer * time.Duration(1+e.state.view().Len())
 		_ = ctxutil.Sleep(ctx, rand.N(maxDelay)) // if ctx has ended, notify returns at once
-		for _, id := range evictedIDs {
-			if peers, pending := e.state.takePending(ctx, id); pending {
-				e.notify(ctx, peers, departure{serverID: id})
+		for _, d := range departed {
+			if peers, pending := e.state.takePending(ctx, d.serverID); pending {
+				e.notify(ctx, peers, d)
 			}
 		}
 	})

@@ -176,6 +176,29 @@ func TestNoBroadcastForReturnedPeer(t *testing.T) {
 	})
 }
 
+// A notification that arrives after the peer has registered again does not remove its newer entry.
+func TestLateBroadcastKeepsReturnedPeer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := startVerified(t, 3)
+		n, other, peer := w.Nodes[0], w.Nodes[1], w.Nodes[2]
+		isDelete := func(req *http.Request) bool { return req.Method == http.MethodDelete }
+		w.Network.Fault(n.Host, other.Host, clustertest.If(isDelete, clustertest.Delay(2*time.Second)))
+		peer.Kill()
+		if o := singleFailure(t, rpc(t, n, cluster.Request{Path: "/things"})); !o.Evicted {
+			t.Fatalf("eviction skipped: %v", o.EvictionSkipped)
+		}
+		requests := recordRequests(w)
+		time.Sleep(time.Second) // the notification is on its way
+		peer.Restart()
+		wantView(t, other, "node-1", "node-2", "node-3")
+		time.Sleep(2 * time.Second)
+		if notifications := len(requests.matching("DELETE", n.Host, other.Host)); notifications != 1 {
+			t.Errorf("%d notifications, want 1", notifications)
+		}
+		wantView(t, other, "node-1", "node-2", "node-3")
+	})
+}
+
 // A peer is evicted only if the registry confirms the delete. The npm module evicts on any failure
 // of the registry.
 func TestEvictionNeedsConfirmation(t *testing.T) {

@@ -499,7 +499,7 @@ func TestState(t *testing.T) {
 
 func TestStatePendingDepartures(t *testing.T) {
 	s := testState()
-	s.addPending(t.Context(), []string{"node-2", "node-3", "node-4", "node-5"})
+	s.addPending(t.Context(), []departure{{"node-2", ""}, {"node-3", ""}, {"node-4", ""}, {"node-5", ""}})
 	// node-3 is back.
 	s.updateView(t.Context(), SourceRegistry, func(d *stateData) { d.view = testView(time.Unix(1, 0), "node-1", "node-3") })
 	s.applyDeparture(t.Context(), "r", "node-4", time.Time{})

@@ -91,17 +91,25 @@ func TestRegisterRetriesUntilTheRegistryIsUp(t *testing.T) {
 // A busy registry says when to try again. The node waits for that, and up to a quarter longer, also
 // when it renews.
 func TestRetryAfter(t *testing.T) {
-	for header, want := range map[string]time.Duration{
-		"1":    time.Second,
-		"20":   20 * time.Second,
-		"9999": time.Minute,
+	for name, tt := range map[string]struct {
+		header, date string
+		want         time.Duration
+	}{
+		"a second":     {"1", "", time.Second},
+		"20 seconds":   {"20", "", 20 * time.Second},
+		"too long":     {"9999", "", time.Minute},
+		"date":         {"Fri, 31 Dec 1999 23:59:59 GMT", "Fri, 31 Dec 1999 23:59:29 GMT", 30 * time.Second},
+		"distant date": {"Fri, 31 Dec 1999 23:59:59 GMT", "Thu, 30 Dec 1999 23:59:59 GMT", time.Minute},
 	} {
-		t.Run(header, func(t *testing.T) {
+		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := clustertest.Start(t, 0)
 				const busy = 5
 				registryFault(w, clustertest.FirstN(busy, clustertest.Answer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-					w.Header().Set("Retry-After", header)
+					w.Header().Set("Retry-After", tt.header)
+					if tt.date != "" {
+						w.Header().Set("Date", tt.date)
+					}
 					w.WriteHeader(http.StatusServiceUnavailable)
 				}))))
 				n := w.Add()
@@ -111,8 +119,8 @@ func TestRetryAfter(t *testing.T) {
 				synctest.Wait()
 				wantState(t, n, cluster.Registered)
 				for _, pause := range intervals(requests.renewals(n))[:busy] {
-					if pause < want || pause > want*5/4 {
-						t.Errorf("a pause of %v, want %v and up to a quarter more", pause, want)
+					if pause < tt.want || pause > tt.want*5/4 {
+						t.Errorf("a pause of %v, want %v and up to a quarter more", pause, tt.want)
 					}
 				}
 			})

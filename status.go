@@ -489,10 +489,10 @@ func (s *state) evict(ctx context.Context, p *membership.Peer) (evicted bool) {
 }
 
 // addPending records departures of which peers are to be notified.
-func (s *state) addPending(ctx context.Context, serverIDs []string) {
+func (s *state) addPending(ctx context.Context, departed []departure) {
 	s.update(ctx, func(d *stateData) {
-		for _, id := range serverIDs {
-			d.pendingDepartures[id] = true
+		for _, server := range departed {
+			d.pendingDepartures[server.serverID] = true
 		}
 	})
 }
