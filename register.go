@@ -438,9 +438,6 @@ func missedBy(failures []Outcome) missedPeers {
 		case KindCanceled, KindNotAllowed, KindWrongServer:
 			continue
 		}
-		if o.Evicted {
-			continue
-		}
 		var probeIn time.Duration
 		if open, ok := errors.AsType[*CircuitOpenError](o.Err); ok {
 			probeIn = open.RetryIn

@@ -1047,6 +1047,54 @@ func TestRepeatedAnnouncementEnds(t *testing.T) {
 	})
 }
 
+// A node whose lease has expired is not announced any more.
+func TestRepetitionEndsWithTheLease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const lease = 10 * time.Second
+		w := clustertest.Start(t, 2, clustertest.WithLease(lease))
+		n := w.Add()
+		w.Network.Fault(n.Host, "node-1:8080", onPost(clustertest.Status(503)))
+		requests := recordRequests(w)
+		if _, err := n.Register(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		registryDown(w)
+		start := time.Now()
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		announced := requests.announcements(n, "node-1:8080")
+		if len(announced) < 3 {
+			t.Errorf("%d requests within the lease, want 3", len(announced))
+		}
+		for _, x := range announced {
+			if after := x.Start.Sub(start); after > lease {
+				t.Errorf("an announcement after %v", after)
+			}
+		}
+	})
+}
+
+// A later announcement takes the place of one that is still being repeated.
+func TestLaterAnnouncementReplacesARepetition(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 2)
+		n := w.Add()
+		w.Network.Fault(n.Host, "node-1:8080", onPost(clustertest.Status(503)))
+		requests := recordRequests(w)
+		for range 2 {
+			if _, err := n.Register(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(2 * time.Second) // repeated once
+		}
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if got := len(requests.announcements(n, "node-1:8080")); got != 2+5 {
+			t.Errorf("%d requests, want 2 of the first announcement and 5 of the second", got)
+		}
+	})
+}
+
 // A departure that a peer misses is repeated while the process serves.
 func TestMissedDepartureIsRepeated(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
