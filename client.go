@@ -381,8 +381,8 @@ func tokenPause(err error) time.Duration {
 	return se.RetryAfter
 }
 
-// parseRetryAfter returns the delay in a Retry-After header; 0 if there is none. If it is a date, the
-// delay is counted from the response's own date, because the clocks may differ.
+// parseRetryAfter returns the delay in a Retry-After header; 0 if there is none. If it is a date,
+// the delay is counted from the response's own date, because the clocks may differ.
 func parseRetryAfter(header http.Header) time.Duration {
 	text := header.Get("Retry-After")
 	if seconds, err := strconv.ParseUint(text, 10, 32); err == nil {

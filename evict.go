@@ -303,8 +303,8 @@ func (e *evictor) evict(ctx context.Context, p *membership.Peer) *membership.Pee
 
 // broadcastDepartures notifies the remaining peers of evictions, in a goroutine. In a large
 // cluster all nodes may evict the same server at the same moment. So each waits for a random
-// delay, and skips departures of which it has been notified meanwhile. A peer that has a newer entry
-// of the server keeps it.
+// delay, and skips departures of which it has been notified meanwhile. A peer that has a newer
+// entry of the server keeps it.
 func (e *evictor) broadcastDepartures(ctx context.Context, departed []departure) {
 	if len(departed) == 0 {
 		return
