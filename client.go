@@ -41,6 +41,20 @@ func WithCorrelationID(ctx context.Context, id string) context.Context {
 	return httpjson.WithCorrelationID(ctx, id)
 }
 
+// maxLabelBytes leaves room for the step and the date.
+const maxLabelBytes = 200
+
+// NewCorrelationID returns a correlation id for work that no request has started, such as that of a
+// program before it serves: {label}@0/{now}. The label makes it easy to find in the logs. It may
+// have printable ASCII characters except @ and /, and at most 200 of them; an empty or another
+// label is replaced by a UUID.
+func NewCorrelationID(label string) string {
+	if len(label) > maxLabelBytes || strings.ContainsAny(label, "@/") {
+		label = ""
+	}
+	return wire.NextCorrelationID(label)
+}
+
 // CorrelationID returns the correlation id of ctx, or "" if it has none.
 func CorrelationID(ctx context.Context) string {
 	return httpjson.CorrelationID(ctx)

@@ -14,6 +14,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/mimiktech/cluster/api"
 	"github.com/mimiktech/cluster/internal/httpjson"
 	"github.com/mimiktech/cluster/internal/membership"
 	"github.com/mimiktech/cluster/internal/token"
@@ -52,6 +53,13 @@ func (c *Cluster) Routes() []Route {
 		{http.MethodPost, resources, http.HandlerFunc(c.CreateItResource)},
 		{http.MethodDelete, resources + "/{id}/servers/{serverId}", http.HandlerFunc(c.DeleteServer)},
 	}
+}
+
+// OpenAPIHandler returns a handler that serves the OpenAPI document of the two endpoints that peers
+// call, in YAML, with this node's Config.BasePath. It needs no token and answers GET and HEAD.
+func (c *Cluster) OpenAPIHandler() http.Handler {
+	document := api.Node(c.cfg.BasePath)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { httpjson.WriteYAML(w, r, document) })
 }
 
 // CreateItResource is the endpoint at which peers announce themselves: POST {base}/itResources
@@ -214,8 +222,9 @@ func (c *Cluster) ReplyStatus(w http.ResponseWriter, r *http.Request, status int
 
 // ReplyError sends an error response: {"statusCode", "title", "message", "info"?}. The status is
 // that of a [StatusError] without a Remote, such as &StatusError{Code: 404, Message: "no such
-// thing"}. For [ErrInvalidRequest] it is 400, for [ErrManagementOff] 409, for [ErrClosed] and
-// [ErrNotRegistered] 503, and for any other error 500.
+// thing"}, if it is 400 or above. It may also be 206 or 207, which npm services send with an error
+// if only a part of a request succeeded. For [ErrInvalidRequest] it is 400, for [ErrManagementOff]
+// 409, for [ErrClosed] and [ErrNotRegistered] 503, and for any other error 500.
 func (c *Cluster) ReplyError(w http.ResponseWriter, r *http.Request, err error) {
 	response := wire.Error{StatusCode: http.StatusInternalServerError, Message: err.Error()}
 	switch {
@@ -227,7 +236,7 @@ func (c *Cluster) ReplyError(w http.ResponseWriter, r *http.Request, err error) 
 		response.StatusCode = http.StatusServiceUnavailable
 	}
 	// The status that a remote sent to this node says nothing about the request to be answered.
-	if se, ok := errors.AsType[*StatusError](err); ok && se.Remote == "" && se.Code >= 400 && se.Code <= 599 {
+	if se, ok := errors.AsType[*StatusError](err); ok && se.Remote == "" && isErrorStatus(se.Code) {
 		response.StatusCode, response.Message, response.Info = se.Code, se.Message, se.Info
 	}
 	response.Title = http.StatusText(response.StatusCode)
@@ -238,6 +247,11 @@ func (c *Cluster) ReplyError(w http.ResponseWriter, r *http.Request, err error) 
 		body, _ = json.Marshal(response)
 	}
 	c.writeJSON(w, r, response.StatusCode, body)
+}
+
+// isErrorStatus reports whether ReplyError may send a status.
+func isErrorStatus(code int) bool {
+	return code >= 400 && code <= 599 || code == http.StatusPartialContent || code == http.StatusMultiStatus
 }
 
 // unmodifiedSinceHeader has the precondition of a departure. Its name is not If-Unmodified-Since,

@@ -21,6 +21,7 @@ import (
 
 	"github.com/golang-jwt/jwt/v5"
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/uuid"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 	"golang.org/x/oauth2"
@@ -658,6 +659,8 @@ func TestReply(t *testing.T) {
 		"a status, wrapped":   {replyWith(c, fmt.Errorf("context: %w", &cluster.StatusError{Code: 404, Message: "no such thing"})), 404, `{"statusCode":404,"title":"Not Found","message":"no such thing"}`},
 		"with info":           {replyWith(c, &cluster.StatusError{Code: 409, Message: "taken", Info: []byte(`{"by":1}`)}), 409, `{"statusCode":409,"title":"Conflict","message":"taken","info":{"by":1}}`},
 		"with invalid info":   {replyWith(c, &cluster.StatusError{Code: 409, Message: "taken", Info: []byte(`{`)}), 409, `{"statusCode":409,"title":"Conflict","message":"taken"}`},
+		"a part":              {replyWith(c, &cluster.StatusError{Code: 206, Message: "one of two"}), 206, `{"statusCode":206,"title":"Partial Content","message":"one of two"}`},
+		"several statuses":    {replyWith(c, &cluster.StatusError{Code: 207, Message: "one of two"}), 207, `{"statusCode":207,"title":"Multi-Status","message":"one of two"}`},
 		"status 200":          {replyWith(c, &cluster.StatusError{Code: 200, Message: "fine"}), 500, `{"statusCode":500,"title":"Internal Server Error","message":"200 OK: fine"}`},
 		"an error of a peer":  {replyWith(c, &cluster.StatusError{Remote: `peer "x"`, Method: "GET", URL: "http://x", Code: 404}), 500, `{"statusCode":500,"title":"Internal Server Error","message":"peer \"x\" answered 404 Not Found to GET http://x"}`},
 		"management is off":   {replyWith(c, cluster.ErrManagementOff), 409, `{"statusCode":409,"title":"Conflict","message":"cluster: management is off"}`},
@@ -781,6 +784,53 @@ func TestOneCorrelationIDPerCall(t *testing.T) {
 
 // A correlation id that cannot be a header value is replaced. Otherwise no request with it could be
 // sent.
+func TestNewCorrelationID(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const now = "@0/2000-01-01T00:00:00.000Z"
+		longest := strings.Repeat("x", 200)
+		for label, want := range map[string]string{
+			"service-startup-preOps": "service-startup-preOps" + now,
+			"two words":              "two words" + now,
+			longest:                  longest + now,
+			longest + "x":            "",
+			"":                       "",
+			"a@1":                    "",
+			"a/b":                    "",
+			"line\nbreak":            "",
+			"ä":                      "",
+		} {
+			got := cluster.NewCorrelationID(label)
+			if want == "" { // a UUID
+				id, ok := strings.CutSuffix(got, now)
+				if _, err := uuid.Parse(id); err != nil || !ok {
+					t.Errorf("%q: %q, %v", label, got, err)
+				}
+				continue
+			}
+			if got != want || cluster.CorrelationID(cluster.WithCorrelationID(t.Context(), got)) != got {
+				t.Errorf("%q: %q, want %q", label, got, want)
+			}
+		}
+	})
+}
+
+func TestOpenAPIHandler(t *testing.T) {
+	cfg := testConfig()
+	cfg.BasePath = "/a/base"
+	h := newNode(t, cfg, http.DefaultTransport).OpenAPIHandler()
+	for method, want := range map[string]int{"GET": 200, "HEAD": 200, "POST": 405} {
+		rec := httptest.NewRecorder()
+		h.ServeHTTP(rec, httptest.NewRequest(method, "/openapi.yaml", nil))
+		if rec.Code != want || (rec.Header().Get("Allow") != "") != (want == 405) {
+			t.Errorf("%s: %d %v, want %d", method, rec.Code, rec.Header(), want)
+		}
+		if method == "GET" && (rec.Header().Get("Content-Type") != "application/yaml" ||
+			!strings.Contains(rec.Body.String(), `- url: "/a/base"`) || !strings.Contains(rec.Body.String(), "operationId: createItResource")) {
+			t.Errorf("%v %s", rec.Header(), rec.Body)
+		}
+	}
+}
+
 func TestInvalidCorrelationID(t *testing.T) {
 	for name, tt := range map[string]struct {
 		id   string

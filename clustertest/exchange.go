@@ -17,6 +17,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/mimiktech/cluster/internal/exchanges"
 )
 
 const (
@@ -76,7 +78,7 @@ func (x *exchange) run(from string, req *http.Request, h http.Handler, onDone fu
 		}
 		return nil, err
 	}
-	go x.serve(h, r, onDone)
+	go x.serve(exchanges.Record(h), r, onDone)
 
 	ctx := req.Context()
 	select {

@@ -22,6 +22,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/mimiktech/cluster"
+	"github.com/mimiktech/cluster/internal/exchanges"
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
@@ -82,7 +83,7 @@ func runNode() error {
 	defer stop()
 	go n.serveCommands(ctx)
 	n.write(message{Result: json.RawMessage(`"ready"`)})
-	return c.Serve(ctx, ln, &http.Server{Handler: n.handler(), ReadHeaderTimeout: 5 * time.Second})
+	return c.Serve(ctx, ln, &http.Server{Handler: exchanges.Record(n.handler()), ReadHeaderTimeout: 5 * time.Second})
 }
 
 type goNode struct {

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/mimiktech/cluster"
+	"github.com/mimiktech/cluster/internal/exchanges"
 	"github.com/mimiktech/cluster/internal/proctest"
 )
 
@@ -97,7 +98,7 @@ func launch(t *testing.T, k kind, id, listen, modules string, env map[string]str
 	n.cmd = exec.CommandContext(t.Context(), program[0], program[1:]...)
 	n.cmd.Env = []string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + t.TempDir(), roleVariable + "=" + roleNode,
-		"NODE_PATH=" + modules, "LOG_MODE=none", "LOG_LEVEL=error", "CONSOLE_LEVEL=warn", "NO_STACK=yes",
+		"NODE_PATH=" + modules, exchanges.Variable + "=" + os.Getenv(exchanges.Variable), "LOG_MODE=none", "LOG_LEVEL=error", "CONSOLE_LEVEL=warn", "NO_STACK=yes",
 		"SERVER_ID=" + id, "SERVER_PORT=" + strconv.Itoa(port), "SERVER_LOCAL_IPV4=127.0.0.1",
 	}
 	for name, value := range env {

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/mimiktech/cluster"
+	"github.com/mimiktech/cluster/internal/exchanges"
 	"github.com/mimiktech/cluster/mit"
 )
 
@@ -120,13 +121,21 @@ func (w *world) serve(rw http.ResponseWriter, r *http.Request) {
 	w.received = append(w.received, request{time.Now(), r.Method, r.RequestURI, r.Header.Clone(), body})
 	intercept := w.interceptor
 	w.mu.Unlock()
-	switch {
-	case intercept != nil && intercept(rw, r, body):
-	case r.URL.Path == issuerPath:
-		w.tokens.ServeHTTP(rw, r)
-	default:
-		w.registry.ServeHTTP(rw, r)
+	if intercept != nil {
+		handled := false
+		exchanges.Record(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+			handled = intercept(rw, r, body)
+		})).ServeHTTP(rw, r)
+		if handled {
+			return
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
 	}
+	backend := http.Handler(w.registry)
+	if r.URL.Path == issuerPath {
+		backend = w.tokens
+	}
+	exchanges.Record(backend).ServeHTTP(rw, r)
 }
 
 // intercept sets the interceptor of the registry and the token service, or removes it if i is nil.
@@ -418,7 +427,7 @@ func (s *fakePeer) requests() []request {
 func (w *world) fakePeer(id string, serve http.HandlerFunc) *fakePeer {
 	w.Helper()
 	s := &fakePeer{id: id}
-	srv := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+	srv := httptest.NewServer(exchanges.Record(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		if err != nil {
 			return
@@ -431,7 +440,7 @@ func (w *world) fakePeer(id string, serve http.HandlerFunc) *fakePeer {
 			return
 		}
 		serve(rw, r)
-	}))
+	})))
 	w.Cleanup(func() {
 		srv.CloseClientConnections()
 		srv.Close()

@@ -41,6 +41,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/mimiktech/cluster"
+	"github.com/mimiktech/cluster/api"
 	"github.com/mimiktech/cluster/internal/httpjson"
 	"github.com/mimiktech/cluster/internal/token"
 	"github.com/mimiktech/cluster/internal/wire"
@@ -112,9 +113,11 @@ type RegistryConfig struct {
 // to callers with a bearer token of the resource's type, and
 //
 //	GET    {BasePath}/health
+//	GET    {BasePath}/openapi.yaml
 //
-// without a token: 200, or 503 with the reason while the [Store] reports that its data may be
-// stale or that writes fail, so that a load balancer can choose another registry.
+// without a token. The health is 200, or 503 with the reason while the [Store] reports that its
+// data may be stale or that writes fail, so that a load balancer can choose another registry. The
+// document describes the paths of the program mit, see package api.
 //
 // Its methods are safe for concurrent use. It starts no goroutine and needs no Close.
 type Registry struct {
@@ -162,6 +165,9 @@ func NewRegistry(store Store, cfg RegistryConfig) (*Registry, error) {
 	g.handle(base+"/itResources/{id}/servers/{server}", http.MethodDelete, g.delete)
 	g.mux.HandleFunc("GET "+base+"/health", func(w http.ResponseWriter, _ *http.Request) { g.health(w) })
 	g.methodNotAllowed(base+"/health", http.MethodGet)
+	g.mux.HandleFunc(base+"/openapi.yaml", func(w http.ResponseWriter, r *http.Request) {
+		httpjson.WriteYAML(w, r, api.MIT())
+	})
 	g.mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { notFound(w) })
 	return g, nil
 }

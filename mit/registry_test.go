@@ -20,6 +20,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
+	"github.com/mimiktech/cluster/internal/exchanges"
 	"github.com/mimiktech/cluster/mit"
 )
 
@@ -93,7 +94,7 @@ func send(h http.Handler, method, target, token, body string) response {
 
 func exchange(h http.Handler, r *http.Request) response {
 	w := httptest.NewRecorder()
-	h.ServeHTTP(w, r)
+	exchanges.Record(h).ServeHTTP(w, r)
 	res := w.Result()
 	defer res.Body.Close()
 	body, _ := io.ReadAll(res.Body)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/mimiktech/cluster"
+	"github.com/mimiktech/cluster/api"
 	"github.com/mimiktech/cluster/internal/wire"
 	"github.com/mimiktech/cluster/mit"
 )
@@ -139,4 +140,13 @@ func TestHealth(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestOpenAPIDocument(t *testing.T) {
+	g := newServices(t, func(c *mit.RegistryConfig) { c.BasePath = "/mIT/v1" }).registry
+	a := send(g, "GET", "/mIT/v1/openapi.yaml", "", "")
+	if a.status != http.StatusOK || a.header.Get("Content-Type") != "application/yaml" || a.body != api.MIT() {
+		t.Errorf("%d %v %s", a.status, a.header, a.body)
+	}
+	checkError(t, send(g, "DELETE", "/mIT/v1/openapi.yaml", "", ""), http.StatusMethodNotAllowed)
 }

@@ -10,6 +10,10 @@
 // The service listens on SERVER_PORT of all addresses, or of the loopback address if that is the
 // value of SERVER_LOCAL_IPV4. On SIGTERM or SIGINT it deregisters, finishes its requests and exits
 // with 0, or with 1 if the deregistration failed. A second signal ends it at once.
+//
+// If LOG_MODE is set, the log is that of package sumologic, with its variables: lines go to
+// standard output and, if LOG_MODE is sumologic, to Sumo Logic as well. Otherwise they go to
+// standard error.
 package main
 
 import (
@@ -24,6 +28,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/mimiktech/cluster"
+	"github.com/mimiktech/cluster/sumologic"
 )
 
 func main() {
@@ -41,11 +46,11 @@ func main() {
 
 // run runs the service until ctx ends.
 func run(ctx context.Context) error {
-	log, err := zap.NewProduction()
+	log, closeLog, err := newLogger()
 	if err != nil {
 		return err
 	}
-	defer func() { _ = log.Sync() }() // always fails for a terminal
+	defer closeLog()
 	cfg, err := cluster.ConfigFromEnv()
 	if err != nil {
 		return err
@@ -67,4 +72,21 @@ func run(ctx context.Context) error {
 		IdleTimeout:       2 * time.Minute,                  // longer than peers keep a connection
 		ErrorLog:          errorLog,
 	})
+}
+
+// newLogger returns the logger that LOG_MODE selects, and a function that sends its last lines.
+func newLogger() (*zap.Logger, func(), error) {
+	if os.Getenv("LOG_MODE") == "" {
+		log, err := zap.NewProduction()
+		return log, func() { _ = log.Sync() }, err // Sync always fails for a terminal
+	}
+	cfg, err := sumologic.ConfigFromEnv(nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	sink, err := sumologic.New(cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	return sink.Logger(), func() { _ = sink.Close() }, nil // the sink reports lost lines itself
 }

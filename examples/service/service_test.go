@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -164,6 +166,46 @@ func TestEndpointsRequireAPeerToken(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// With LOG_MODE=sumologic the log goes to Sumo Logic as well, whose last lines the process sends
+// before it ends.
+func TestLogMode(t *testing.T) {
+	b := newBackend(t)
+	var mu sync.Mutex
+	var received bytes.Buffer
+	sink := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		body, err := gzip.NewReader(r.Body)
+		if err != nil || r.URL.Path != "/receiver/the-collector-code" {
+			t.Errorf("%s, %v", r.URL.Path, err)
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		_, _ = received.ReadFrom(body)
+	}))
+	defer sink.Close()
+	env := b.environment("one")
+	env["LOG_MODE"], env["SUMO_LOGIC_ENDPOINT"], env["SUMO_LOGIC_COLLECTOR_CODE"] = "sumologic", sink.URL+"/receiver/", "the-collector-code"
+	p := start(t, env)
+	p.waitFor(t, "/status", "state", "registered")
+	p.signal(t, syscall.SIGTERM)
+	if code := p.wait(t); code != 0 {
+		t.Errorf("exit code %d, want 0; %s", code, p.stderr)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	for _, part := range []string{`"message":"starting"`, `"to":"left"`, `"serverId":"one@clients"`} {
+		if !strings.Contains(received.String(), part) {
+			t.Errorf("%s is missing in %s", part, &received)
+		}
+	}
+
+	env["LOG_MODE"] = "awsS3"
+	p = start(t, env)
+	if code := p.wait(t); code != 1 || !strings.Contains(p.stderr.String(), "LOG_MODE") {
+		t.Errorf("exit code %d with an unknown mode: %s", code, p.stderr)
 	}
 }
 

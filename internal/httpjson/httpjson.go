@@ -68,6 +68,17 @@ func WriteError(w http.ResponseWriter, status int, message string) {
 	Write(w, status, body)
 }
 
+// WriteYAML answers a GET or HEAD with a document in YAML (RFC 9512).
+func WriteYAML(w http.ResponseWriter, r *http.Request, document string) {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		w.Header().Set("Allow", "GET, HEAD")
+		WriteError(w, http.StatusMethodNotAllowed, "only GET and HEAD are served here")
+		return
+	}
+	w.Header().Set("Content-Type", "application/yaml")
+	_, _ = w.Write([]byte(document)) // fails if the caller has disconnected
+}
+
 // NewError returns the envelope of an error with the title of its status.
 func NewError(status int, message string) wire.Error {
 	return wire.Error{StatusCode: status, Title: http.StatusText(status), Message: message}

@@ -79,8 +79,33 @@ const operation = (operationId, scopes, params, controller) => (req, res) => {
 const none = () => ({});
 const respond = (data) => (req, res) => sendResult({ data: data(req), server: me }, 200, res, swaggerHelper.convertParams(req));
 
+// record appends each exchange to a file, in the form of package exchanges.
+const record = (req, res, next) => {
+  const written = [];
+  const end = res.end.bind(res);
+  res.end = (body, ...args) => {
+    if (body) written.push(Buffer.from(body));
+    fs.appendFileSync(`${env.CLUSTER_EXCHANGES}/npm-${process.pid}.jsonl`, `${JSON.stringify({
+      Handler: 'npm',
+      Method: req.method,
+      Host: req.headers.host,
+      Target: req.originalUrl,
+      Request: { Header: lists(req.headers), Body: (req.rawBody || Buffer.alloc(0)).toString('base64') },
+      Status: res.statusCode,
+      Response: { Header: lists(res.getHeaders()), Body: Buffer.concat(written).toString('base64') },
+    })}\n`);
+    return end(body, ...args);
+  };
+  next();
+};
+const lists = (headers) => Object.fromEntries(Object.entries(headers).map(([name, value]) => [
+  name.split('-').map((word) => word[0].toUpperCase() + word.slice(1)).join('-'),
+  [].concat(value).map(String),
+]));
+
 const app = express();
-app.use(express.json());
+if (env.CLUSTER_EXCHANGES) app.use(record);
+app.use(express.json({ verify: (req, res, body) => { req.rawBody = body; } }));
 app.post(`${base}/itResources`, operation('createItResource', ['create:itResource'], (req) => ({ newItResource: req.body }), cluster.createItResource));
 app.delete(
   `${base}/itResources/:id/servers/:serverId`,

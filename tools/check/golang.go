@@ -20,6 +20,9 @@ func (c *checker) goFile(name string, text []byte) error {
 	if err != nil {
 		return err
 	}
+	if ast.IsGenerated(file) {
+		return nil
+	}
 	isTest := strings.HasSuffix(name, testFileSuffix)
 	if !strings.Contains(name, "/") {
 		if isTest {
