@@ -156,10 +156,10 @@ func RetryNPM() Retry {
 //     renewed and the request timed out.
 //   - If the registry does not respond, the peer stays.
 //
-// No suspect is evicted if more than MaxSuspectFraction of the peers are unreachable, because the
-// fault is then likely local. This self-preservation applies to nodes with three or more peers. A
-// call also evicts none if it reached MinResults, or if it called only one or two of three or more
-// peers.
+// No suspect is evicted if more than MaxSuspectFraction of the called peers are unreachable,
+// because the fault is then likely local. This self-preservation applies to calls to three or more
+// peers. A call also evicts none if it reached MinResults, or if it called only one or two of three
+// or more peers.
 type Eviction struct {
 	// Disabled turns eviction off.
 	Disabled bool

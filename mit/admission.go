@@ -13,19 +13,19 @@ const (
 	// unknownListBytes is reserved for the list of a type that has not been encoded yet.
 	unknownListBytes = 4 << 10
 
-	// maxRetryAfter bounds the delay that a rejected request is told to wait.
+	// maxRetryAfter bounds the Retry-After of a rejected request.
 	maxRetryAfter = 15 * time.Second
 
-	// minThroughput is assumed until responses have been sent faster, in bytes per second. It is
-	// high, because to reject a request again costs less than to leave the network unused.
+	// minThroughput, in bytes per second, is assumed until responses have been sent faster. It is
+	// high, because rejecting a request twice costs less than an idle network.
 	minThroughput = 16 << 20
 
 	throughputWindow = time.Second
 )
 
-// An admission bounds the bytes of the lists that are being made or sent. A list that is not read
-// counts until its write deadline. One type may take half of the bound, so that one client cannot
-// take the registry down for the others, and one address may take perAddress.
+// An admission bounds the bytes of the lists that are being encoded or sent. A list that the client
+// does not read counts until its write deadline. One type may use half of the bound, so that one
+// client cannot block all others. One address may use perAddress.
 type admission struct {
 	limit      int64 // bytes
 	perAddress int64 // bytes; below 0: no limit
@@ -33,16 +33,16 @@ type admission struct {
 	mu         sync.Mutex // guards the fields below
 	inFlight   int64
 	types      map[string]*typeLoad
-	addresses  map[string]int64 // bytes in flight; without those that have none
+	addresses  map[string]int64 // bytes in flight; only addresses that have some
 	throughput throughput
 }
 
-// A typeLoad is what the admission knows about the lists of one type.
+// A typeLoad has the figures of the lists of one type.
 type typeLoad struct {
 	inFlight int64
 	size     int64     // of the last list, encoded
 	sent     int64     // of the last list, as sent
-	turn     time.Time // of the request that was rejected last
+	turn     time.Time // of the last rejected request
 }
 
 // An admitted request holds a part of the bound until release.
@@ -57,10 +57,10 @@ func newAdmission(limit, perAddress int64) *admission {
 	return &admission{limit: limit, perAddress: perAddress, types: map[string]*typeLoad{}, addresses: map[string]int64{}}
 }
 
-// acquire reserves the size of the list of a type. If there is no room, it returns nil and when to
-// try again.
+// acquire reserves the size of the list of a type. If there is no room, it returns nil and the time
+// to wait.
 //
-// A list is admitted if nothing of its type and address is in flight, whatever its size, as long as
+// A list of any size is admitted if no other list of its type and address is in flight, as long as
 // all lists together are within the bound.
 func (a *admission) acquire(typ, address string, now time.Time) (in *admitted, retryAfter time.Duration) {
 	a.mu.Lock()
@@ -74,7 +74,7 @@ func (a *admission) acquire(typ, address string, now time.Time) (in *admitted, r
 	fits := func(inFlight, limit int64) bool { return inFlight == 0 || inFlight+size <= limit }
 	switch {
 	case a.perAddress >= 0 && !fits(a.addresses[address], a.perAddress):
-		// The address does not read what it has asked for. Its requests do not delay others.
+		// The address does not read its responses. Its requests do not delay others.
 		return nil, maxRetryAfter/2 + rand.N(maxRetryAfter/2)
 	case !fits(load.inFlight, a.limit/2), !fits(a.inFlight, a.limit):
 		return nil, a.nextTurnLocked(load, now)
@@ -97,7 +97,8 @@ func (a *admission) nextTurnLocked(load *typeLoad, now time.Time) time.Duration 
 	return maxRetryAfter/2 + rand.N(maxRetryAfter/2)
 }
 
-// encoded records the size of a list, and how much of it is sent, and reserves that instead.
+// encoded records the size of a list and the number of bytes to send, and changes the reservation
+// to this number.
 func (in *admitted) encoded(size, sent int) {
 	in.a.mu.Lock()
 	defer in.a.mu.Unlock()
@@ -156,8 +157,8 @@ func (t *throughput) add(n int64, now time.Time) {
 
 func (t *throughput) rate() float64 { return max(t.perSecond, minThroughput) }
 
-// remoteAddress returns the address of a request's sender, or its network for IPv6, where one
-// machine has a whole /64.
+// remoteAddress returns the address of a request's sender. For IPv6 it returns the /64, since one
+// machine may use all addresses of it.
 func remoteAddress(r *http.Request) string {
 	host, _, err := net.SplitHostPort(r.RemoteAddr)
 	if err != nil {

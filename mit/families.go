@@ -6,18 +6,18 @@ import (
 )
 
 const (
-	// reuseTolerance is how long the previous refresh token of a family stays valid: the response
-	// with its successor may have been lost.
+	// reuseTolerance is the time for which the previous refresh token of a family stays valid. The
+	// response with its successor may have been lost.
 	reuseTolerance = 30 * time.Second
 	maxFamilies    = 100_000
 )
 
-// families detects refresh tokens that are used twice. A family is all refresh tokens that descend
-// from one request with client credentials. A stolen token is used by two parties: the second use
-// of a token ends its family. The zero value is ready for use.
+// families detects refresh tokens that are used twice. A family has all refresh tokens that descend
+// from one request with client credentials. The second use of a token shows that it was stolen, and
+// ends its family. The zero value is ready for use.
 //
-// Only families with a refreshed token are recorded, in this process: another replica, or this one
-// after a restart, accepts any token of a family until it has seen a later one.
+// Only families with a refreshed token are recorded, and only in this process. So another replica,
+// or this one after a restart, accepts any token of a family until a later one has been used there.
 type families struct {
 	mu    sync.Mutex // guards the field below
 	known map[string]*family

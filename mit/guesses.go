@@ -6,8 +6,8 @@ import (
 )
 
 const (
-	freeGuesses     = 5   // wrong secrets without a delay: of clients with an old configuration
-	freeOfAddress   = 100 // the same for an address, which many clients may share
+	freeGuesses     = 5   // wrong secrets without a delay, for clients with an old configuration
+	freeOfAddress   = 100 // the same for one address, which many clients may share
 	firstGuessDelay = time.Second
 	maxGuessDelay   = time.Minute
 	guessMemory     = 15 * time.Minute // after which wrong secrets no longer count
@@ -15,7 +15,7 @@ const (
 )
 
 // guesses delays clients and addresses that send wrong secrets. Each wrong secret doubles the time
-// in which no further one is checked. The zero value is ready for use.
+// in which no further secret is checked. The zero value is ready for use.
 type guesses struct {
 	off bool // read-only
 
@@ -27,10 +27,11 @@ type guesses struct {
 type guesser struct {
 	wrong int
 	last  time.Time
-	until time.Time // no secret is checked before
+	until time.Time // no secret is checked earlier
 }
 
-// wait returns how long no secret of a client at an address is checked; 0 if it may be checked now.
+// wait returns the time for which no secret of a client at an address is checked; 0 if one may be
+// checked now.
 func (g *guesses) wait(now time.Time, address, client string) time.Duration {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -79,8 +80,8 @@ func (g *guesses) right(address, client string) {
 	delete(g.guessers, guesserKey(address, client))
 }
 
-// removeOldLocked makes room: it removes what no longer counts, or else everything that delays no
-// request now.
+// removeOldLocked makes room. It removes guessers whose wrong secrets no longer count; if that is
+// not enough, those that delay no request now; and if that is not enough, all.
 func (g *guesses) removeOldLocked(now time.Time) {
 	for _, old := range []func(*guesser) bool{
 		func(s *guesser) bool { return now.Sub(s.last) > guessMemory },

@@ -13,7 +13,8 @@ import (
 )
 
 const (
-	// minGzipBytes is the size from which a list is compressed: below, it fits into one packet.
+	// minGzipBytes is the size from which a list is compressed. A shorter list fits into one
+	// packet.
 	minGzipBytes = 1400
 
 	// A client that reads more slowly than minReadRate is disconnected.
@@ -38,7 +39,7 @@ func (l *list) form(h http.Header) (body []byte, encoding string) {
 	return l.plain, ""
 }
 
-// A listResponse is a list on its way to one caller.
+// A listResponse is a list that is sent to one caller.
 type listResponse struct {
 	*list
 	in *admitted
@@ -77,7 +78,7 @@ type encodings struct {
 
 type typeEncodings struct {
 	mu      sync.Mutex // held while encoding
-	pending *batch     // has not begun; nil if no request waits
+	pending *batch     // not begun; nil if no request waits
 }
 
 // A batch is one encoding, for all requests that wait for it.
@@ -117,7 +118,7 @@ func (e *encodings) encode(res Resource, leaseTime *float64, h http.Header) (*li
 	if first {
 		t.mu.Lock()
 		e.mu.Lock()
-		t.pending = nil // later requests need a later list
+		t.pending = nil // later requests need a newer list
 		e.mu.Unlock()
 		b.list, b.err = e.encodeList(b)
 		close(b.done)

@@ -29,14 +29,14 @@ type Memory struct {
 
 	clock func() time.Time // for tests; nil: time.Now
 
-	mu        sync.Mutex // guards the fields below and all they lead to
+	mu        sync.Mutex // guards the fields below, with all their entries
 	resources map[string]*memoryResource
 	version   uint64    // of the last change
 	latest    time.Time // the latest date of any entry
-	swept     time.Time // when expired servers of all types were removed
+	swept     time.Time // when expired servers of all types were last removed
 }
 
-// sweepInterval is how often expired servers of types without requests are removed.
+// sweepInterval is the interval at which expired servers of types without requests are removed.
 const sweepInterval = time.Minute
 
 type memoryResource struct {
@@ -70,8 +70,8 @@ func (m *Memory) Put(ctx context.Context, reg Registration, ttl time.Duration) (
 		before := r.entries[i].Server
 		previous = &before
 	}
-	// If the machine's clock goes back, an entry must not get an older date than one before it: a
-	// peer would take it for outdated.
+	// If the machine's clock goes back, an entry must not get an older date than its predecessor.
+	// Peers would ignore it as outdated.
 	server, err := reg.Entry(previous, later(now, m.latest))
 	if err != nil {
 		return Resource{}, err
@@ -178,7 +178,7 @@ func (m *Memory) expireLocked(ctx context.Context, r *memoryResource, now time.T
 	}))
 }
 
-// shrink returns entries without the memory of the many that were there before.
+// shrink copies entries if they use a small part of their array, so that the array can be freed.
 func shrink(entries []*memoryEntry) []*memoryEntry {
 	if cap(entries) > 64 && len(entries) < cap(entries)/4 {
 		return slices.Clone(entries)

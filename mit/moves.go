@@ -12,13 +12,13 @@ const (
 	movesRemovedAt = maxMoves / 2
 )
 
-// moves detects two processes with one server id: the address of the entry changes back and forth
-// with their renewals. A server that was moved changes its address once. The zero value is ready
+// moves detects two processes with one server id. Their renewals change the address of the entry
+// back and forth. A server that was moved changes its address only once. The zero value is ready
 // for use.
 type moves struct {
 	mu     sync.Mutex // guards the fields below
 	byID   map[string]*move
-	backed uint64 // changes to an address that the server had before
+	backed uint64 // number of changes to an address that the server had before
 }
 
 // A move is the last change of a server's address.

@@ -1,10 +1,10 @@
 // Package mit implements the services that a cluster needs besides its nodes: the registry (mIT),
 // which lists the servers of each cluster, and the token service (mST), which issues their tokens.
-// Use it without mimik's back end, and for tests.
+// Use them in tests, and in environments without mimik's back end.
 //
-// [Registry] and [TokenService] are [http.Handler] values, for nodes of this module and npm nodes
-// alike. A [Store] keeps the servers: [Memory] in this process, or a store that several
-// registries share, such as that of package etcd.
+// [Registry] and [TokenService] are of type [http.Handler]. They serve nodes of this module and npm
+// nodes. A [Store] keeps the servers: [Memory] in this process, or a store that several registries
+// share, such as the one in the module mit/etcd.
 //
 //	tokens, err := mit.NewTokenService(mit.TokenConfig{
 //		Issuer:  "http://127.0.0.1:4000/oauth/token",
@@ -56,8 +56,8 @@ type RegistryConfig struct {
 	// Lease is the time within which nodes must renew; 2 hours by default, at least a second, at most
 	// about 24 days. [NoLease] sends none.
 	Lease time.Duration
-	// Grace is how long an entry is kept after its lease; half the lease by default, and at least 5
-	// seconds. npm nodes use the lease as their renewal interval, so some is needed.
+	// Grace is the time for which an entry is kept after its lease; half the lease by default, and
+	// at least 5 seconds. npm nodes need it, because their renewal interval is the whole lease.
 	Grace time.Duration
 	// MaxServers bounds the servers of one resource; 10,000 by default. Further servers get a 409;
 	// registered servers may renew.
@@ -66,20 +66,21 @@ type RegistryConfig struct {
 	// that a node reads by default. A registration that would exceed it gets a 413, except a renewal
 	// that does not make the list longer. Concurrent registrations may exceed it by a few entries.
 	MaxListBytes int64
-	// MaxInFlightBytes bounds the lists that are being made or sent; 64 MiB by default. One type may
-	// use half of it. MaxInFlightBytesPerAddress bounds those for one address of the network (for
-	// IPv6: for one /64); an eighth of MaxInFlightBytes by default, no limit if negative. Use no
-	// limit behind a proxy. Further requests get a 503 with a Retry-After.
+	// MaxInFlightBytes bounds the lists that are being encoded or sent; 64 MiB by default. One type
+	// may use half of it. MaxInFlightBytesPerAddress bounds the lists for one IP address (for IPv6:
+	// for one /64); an eighth of MaxInFlightBytes by default, no limit if negative. Use no limit
+	// behind a proxy. Further requests get a 503 with a Retry-After.
 	MaxInFlightBytes, MaxInFlightBytesPerAddress int64
 
 	// BasePath is the path prefix of the endpoints, such as /mIT/v1; none by default.
 	BasePath string
 
-	// Issuer and Audience are the required iss and aud of tokens. Keys are the keys they may be
-	// signed with (HS256).
+	// Issuer and Audience are the required iss and aud of tokens. Keys are the keys with which
+	// tokens may be signed (HS256).
 	Issuer, Audience string
 	Keys             []string
-	// PublicKeys are further keys: RSA (RS256), or ECDSA on P-256 (ES256). Keys may be empty then.
+	// PublicKeys are further keys: RSA (RS256), or ECDSA on P-256 (ES256). With them, Keys may be
+	// empty.
 	PublicKeys []crypto.PublicKey
 	// Verify, if set, replaces the check of tokens by keys. It returns the type of service that a
 	// valid token was issued to. It must be safe for concurrent use. Its error is logged, not sent
@@ -115,9 +116,9 @@ type RegistryConfig struct {
 //	GET    {BasePath}/health
 //	GET    {BasePath}/openapi.yaml
 //
-// without a token. The health is 200, or 503 with the reason while the [Store] reports that its
-// data may be stale or that writes fail, so that a load balancer can choose another registry. The
-// document describes the paths of the program mit, see package api.
+// without a token. The health endpoint responds with 200, or with 503 and the reason while the
+// [Store] reports that reads may be stale or that writes fail. A load balancer can then choose
+// another registry. The document describes the paths of the program mit, see package api.
 //
 // Its methods are safe for concurrent use. It starts no goroutine and needs no Close.
 type Registry struct {
@@ -183,8 +184,9 @@ func (g *Registry) SetLease(lease time.Duration) {
 	}
 }
 
-// SetKeys replaces the secret keys that tokens may be signed with, and [RegistryConfig.Verify] by
-// the check with keys. To rotate keys, pass the new one and the previous one.
+// SetKeys replaces the secret keys with which tokens may be signed. It also replaces
+// [RegistryConfig.Verify]: tokens are then checked with keys. To rotate keys, pass the new key and
+// the previous one.
 func (g *Registry) SetKeys(keys ...string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -219,8 +221,8 @@ func (g *Registry) verifierLocked() func(token string) (caller, error) {
 	}
 }
 
-// AddressConflicts returns how often the address of a registered server has changed back to an
-// earlier one: two processes renew with the same server id. It needs a [Store] that sets
+// AddressConflicts counts how often the address of a server has changed back to an earlier one.
+// This shows that two processes renew with the same server id. It needs a [Store] that sets
 // [Resource].Replaced. Each server is logged once a minute at most.
 func (g *Registry) AddressConflicts() uint64 { return g.moves.count() }
 
@@ -238,11 +240,11 @@ func (g *Registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 const (
 	defaultLease = 2 * time.Hour
 
-	minLease = time.Second     // nodes renew no more often
-	minGrace = 5 * time.Second // so that one slow renewal does not end a short lease
+	minLease = time.Second     // bounds how often nodes renew
+	minGrace = 5 * time.Second // lets a short lease survive one slow renewal
 
-	// maxLease is the longest delay of a JavaScript timer. A longer one fires at once, so that an
-	// npm node would renew continuously.
+	// maxLease is the longest delay of a JavaScript timer. A longer one fires at once, and an npm
+	// node would renew continuously.
 	maxLease = math.MaxInt32 * time.Millisecond
 )
 
@@ -291,7 +293,7 @@ func (c RegistryConfig) validate() error {
 	return errors.Join(errs...)
 }
 
-// A caller is what a verified token says about the sender of a request.
+// A caller describes the sender of a request, as given by its verified token.
 type caller struct {
 	typ    string
 	client string // id of the client that the token was issued to; "" if unknown
@@ -301,8 +303,8 @@ func notFound(w http.ResponseWriter) {
 	httpjson.WriteError(w, http.StatusNotFound, "there is nothing at this path")
 }
 
-// handle serves a pattern to callers with a valid token. The result of serve is a listResponse, or
-// encoded as JSON.
+// handle serves a pattern to callers with a valid token. A result of serve that is not a
+// listResponse is encoded as JSON.
 func (g *Registry) handle(pattern, method string, serve func(http.ResponseWriter, *http.Request, caller) (any, error)) {
 	g.mux.HandleFunc(method+" "+pattern, func(w http.ResponseWriter, r *http.Request) {
 		from, err := g.authenticate(r)
@@ -349,7 +351,7 @@ func (g *Registry) writeError(w http.ResponseWriter, r *http.Request, from calle
 		setRetryAfter(w.Header(), apiErr.retryAfter)
 		log := g.log.Info
 		if status == http.StatusMethodNotAllowed || status == http.StatusServiceUnavailable {
-			log = g.log.Debug // not about rights, and possibly frequent
+			log = g.log.Debug // not about permissions, and possibly frequent
 		}
 		log("request rejected", append(auditFields(r, from), zap.Int("statusCode", status), zap.String("reason", message))...)
 	} else {
@@ -363,7 +365,7 @@ func (g *Registry) writeError(w http.ResponseWriter, r *http.Request, from calle
 	httpjson.WriteError(w, status, message)
 }
 
-// auditFields name the sender of a request in a line of the log.
+// auditFields returns the fields that name the sender of a request in a log line.
 func auditFields(r *http.Request, from caller) []zap.Field {
 	return []zap.Field{
 		zap.String("method", r.Method), zap.String("type", from.typ), zap.String("clientId", from.client),
@@ -371,7 +373,7 @@ func auditFields(r *http.Request, from caller) []zap.Field {
 	}
 }
 
-// authenticate returns what the request's token says about its sender.
+// authenticate verifies the request's token and returns its sender.
 func (g *Registry) authenticate(r *http.Request) (caller, error) {
 	raw, err := httpjson.BearerToken(r.Header)
 	if err != nil {
@@ -395,7 +397,7 @@ func (g *Registry) authenticate(r *http.Request) (caller, error) {
 	return from, nil
 }
 
-// leaseTerms returns the lease to send, in milliseconds, nil for none, and the TTL of an entry.
+// leaseTerms returns the TTL of an entry, and the lease to send in milliseconds; nil sends none.
 func (g *Registry) leaseTerms() (leaseTime *float64, ttl time.Duration) {
 	g.mu.Lock()
 	lease := g.lease
@@ -556,7 +558,7 @@ func (g *Registry) delete(_ http.ResponseWriter, r *http.Request, from caller) (
 		if err == nil && newer != nil {
 			log := g.log.Info
 			if !unmodifiedSince.After(time.Unix(0, 0)) {
-				log = g.log.Debug // a node asks for the entry: it deletes nothing that has been registered
+				log = g.log.Debug // 1970: the node only reads the entry
 			}
 			log("server not deleted: it has renewed since", append(fields, zap.Time("updatedAt", newer.UpdatedAt))...)
 			return wire.DeleteResponse{Server: (*wire.Server)(newer)}, nil

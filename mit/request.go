@@ -9,7 +9,7 @@ import (
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
-// maxRegistrationBytes bounds the body of a registration: JSON may spell a byte as six.
+// maxRegistrationBytes bounds the body of a registration. JSON may escape one byte as six.
 const maxRegistrationBytes = 64 << 10
 
 // parseRegistration decodes a registration. Its error names every problem.

@@ -27,12 +27,12 @@ func newAPIError(status int, format string, args ...any) error {
 	return &apiError{status: status, message: fmt.Sprintf(format, args...)}
 }
 
-// errBusy is the error of a request that has to be repeated later.
+// errBusy returns the error of a request that must be repeated later.
 func errBusy(status int, retryAfter time.Duration, message string) error {
 	return &apiError{status: status, message: message, retryAfter: retryAfter}
 }
 
-// setRetryAfter sends whole seconds, rounded up.
+// setRetryAfter sets Retry-After to d in whole seconds, rounded up.
 func setRetryAfter(h http.Header, d time.Duration) {
 	if d > 0 {
 		h.Set("Retry-After", strconv.FormatInt(int64((d+time.Second-1)/time.Second), 10))
@@ -49,7 +49,7 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, erro
 
 func writeJSON(w http.ResponseWriter, status int, body any) {
 	b, err := json.Marshal(body)
-	if err != nil { // a server with invalid JSON from the store
+	if err != nil { // the store returned invalid JSON
 		httpjson.WriteError(w, http.StatusInternalServerError, "the response could not be encoded")
 		return
 	}

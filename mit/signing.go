@@ -49,8 +49,8 @@ func (s *TokenService) SetSigningKey(key crypto.Signer, others ...crypto.PublicK
 	return nil
 }
 
-// ServeJWKS responds to a GET with the JWKS (RFC 7517) of [TokenConfig].SigningKey, or with a 404
-// without such a key. A JWKS contains no secret, so the caller needs no token.
+// ServeJWKS responds to a GET with the JWKS (RFC 7517) of [TokenConfig].SigningKey. Without such a
+// key it responds with a 404. A JWKS contains no secret, so the caller needs no token.
 func (s *TokenService) ServeJWKS(w http.ResponseWriter, r *http.Request) {
 	r = httpjson.Correlate(w, r)
 	jwks := s.currentSigner().jwks

@@ -20,9 +20,9 @@ var ErrNotFound = errors.New("mit: not found")
 
 // A Store keeps the resources of a registry and removes servers that do not renew in time.
 //
-// Each call is atomic. Concurrent calls, from this process or from another that shares the store,
-// see all of its effect or none. A call that returns an error may have taken effect. Every call
-// may be repeated.
+// Each call is atomic. Concurrent calls see all of its effect or none. They may come from another
+// process that shares the store. A call that returns an error may have taken effect. Every call may
+// be repeated.
 //
 // All methods are safe for concurrent use. The caller owns the lists they return. The bytes of
 // Location and Raw may be shared and must not be modified, neither by the caller nor by the store.
@@ -39,11 +39,11 @@ type Store interface {
 	// The first Put for a type creates its resource, with the id [ResourceID]. Concurrent first
 	// Puts create one resource. The last Put that has a PublicBaseURL sets it for the resource.
 	//
-	// CreatedAt is kept for the lifetime of the entry. A server that registers after its entry was
-	// deleted or has expired gets a new CreatedAt. A new entry has UpdatedAt equal to CreatedAt.
-	// Every renewal increases UpdatedAt by at least a millisecond, even if the clock stood still or
-	// went back, so that UpdatedAt identifies one state of the entry. Times have the precision of
-	// the wire, milliseconds.
+	// CreatedAt does not change in the lifetime of the entry. A server that registers after its
+	// entry was deleted or has expired gets a new CreatedAt. A new entry has UpdatedAt equal to
+	// CreatedAt. Every renewal increases UpdatedAt by at least a millisecond, even if the clock
+	// stood still or went back, so that UpdatedAt identifies one state of the entry. Times have the
+	// precision of the wire, milliseconds.
 	//
 	// Put returns the resource with all its live servers, including this one.
 	Put(ctx context.Context, reg Registration, ttl time.Duration) (Resource, error)
@@ -70,14 +70,14 @@ type Registration struct {
 	// PublicBaseURL is the address of the service for clients, ClusterBaseURL the address of this
 	// server for its peers.
 	PublicBaseURL, ClusterBaseURL string
-	// Unmanaged reports that the server leaves management of the cluster to the other servers. It
-	// is listed like any other; a store may ignore the field.
+	// Unmanaged reports whether the server leaves the management of the cluster to other servers.
+	// Such a server is listed, too. A store may ignore the field.
 	Unmanaged bool
 }
 
-// Entry returns the entry of the server after registering at now, with Raw set. previous is its
-// entry before, nil if there is none. It is a helper for stores: it keeps the promises that
-// [Store.Put] makes about times, and shares no memory with the registration.
+// Entry returns the entry of a server that registers at now, with Raw set. previous is its entry
+// before, nil if there is none. Entry is a helper for stores: its times follow the rules of
+// [Store.Put]. The entry shares no memory with the registration.
 func (reg Registration) Entry(previous *cluster.Server, now time.Time) (cluster.Server, error) {
 	updatedAt := now.UTC().Truncate(time.Millisecond)
 	createdAt := updatedAt
@@ -104,15 +104,15 @@ func (reg Registration) Entry(previous *cluster.Server, now time.Time) (cluster.
 
 // A Resource is one cluster: the servers of one type, sorted by id.
 //
-// Raw of a server is nil, or its JSON as [cluster.Server.MarshalJSON] encodes it. A store that
-// keeps the JSON of its entries saves the registry from encoding all of them for each response.
+// Raw of a server is nil, or its JSON as [cluster.Server.MarshalJSON] encodes it. If a store keeps
+// the JSON of its entries, the registry need not encode all of them for each response.
 type Resource struct {
 	ID, Type, PublicBaseURL string
 	Servers                 []cluster.Server
 
-	// Version orders the states of a resource: of two, the one with the higher version is newer.
-	// With it, requests that wait at the same time share one encoded response. It is 0 if the store
-	// does not count versions.
+	// Version orders the states of a resource: the higher it is, the newer is the state. With it,
+	// requests that wait at the same time share one encoded response. It is 0 if the store does not
+	// count versions.
 	Version uint64
 	// Replaced is the entry of the server before a [Store.Put]; nil if there was none, if the store
 	// does not report it, and after other calls.
@@ -131,10 +131,10 @@ func NewResource(typ, publicBaseURL string, n int, server func(i int) cluster.Se
 
 // ResourceID returns the id of the resource of a type.
 //
-// The id is derived from the type, not random, so that a registry which lost its data assigns the
-// same id again. Nodes ignore announcements and departures of a resource with another id: with a
-// random id, the nodes that have renewed since the loss and the others would be two clusters for
-// a whole lease. A derived id also makes concurrent first registrations of a type harmless.
+// The id is derived from the type, so a registry that lost its data assigns the same id again.
+// Nodes ignore announcements and departures for a resource with another id. With a random id, the
+// nodes that have renewed since the loss and the others would form two clusters for a whole lease.
+// Concurrent first registrations of a type also get the same id.
 func ResourceID(typ string) string {
 	return uuid.NewSHA1(uuid.NameSpaceURL, []byte("https://github.com/mimiktech/cluster/itResources/"+typ)).String()
 }

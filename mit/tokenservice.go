@@ -38,7 +38,8 @@ type Client struct {
 	Type string `json:"type"`
 	// Scope is the scope of its tokens, words separated by spaces; [DefaultScope] by default.
 	Scope string `json:"scope,omitempty"`
-	// Audiences and Customers are the audiences and customer names it may request; empty: any.
+	// Audiences and Customers are the audiences and customer names that the client may request;
+	// empty: any.
 	Audiences []string `json:"audiences,omitempty"`
 	Customers []string `json:"customers,omitempty"`
 }
@@ -50,22 +51,22 @@ type TokenConfig struct {
 	Issuer string
 	// Key signs the tokens (HS256). Every node and registry that verifies tokens needs it.
 	Key string
-	// SigningKey, if set, signs access tokens instead of Key: an RSA key with RS256, an ECDSA key on
-	// P-256 with ES256. [TokenService.ServeJWKS] publishes its public key. Key then stays secret to
-	// the service: it signs refresh tokens. npm nodes verify HS256 only.
+	// SigningKey, if set, signs access tokens instead of Key: an RSA key with RS256, an ECDSA key
+	// on P-256 with ES256. [TokenService.ServeJWKS] publishes its public key. Key then signs only
+	// refresh tokens, and no other program needs it. npm nodes verify HS256 only.
 	SigningKey crypto.Signer
 	// Clients may request tokens. [TokenService.SetClient] adds further ones.
 	Clients []Client
 
 	// AccessTokenTTL and RefreshTokenTTL are the lifetimes of tokens, in whole seconds; a day and
-	// 30 days by default. A refresh does not extend the second: after it, a client must send its
-	// secret again.
+	// 30 days by default. A refresh does not extend the RefreshTokenTTL: when it is over, a client
+	// must send its secret again.
 	AccessTokenTTL, RefreshTokenTTL time.Duration
 
-	// NoGuessDelay lets clients send wrong secrets without a delay. By default, after five wrong
-	// secrets of a client at one address, or a hundred of the address, further requests get a 429
-	// for a second, and for twice as long after each wrong secret, up to a minute. Set it behind a
-	// proxy, which hides the addresses.
+	// NoGuessDelay lets clients send wrong secrets without a delay. By default, further requests
+	// get a 429 after five wrong secrets of a client at one address, or a hundred of the address.
+	// The delay is a second, and doubles with each wrong secret, up to a minute. Set NoGuessDelay
+	// behind a proxy, which hides the addresses.
 	NoGuessDelay bool
 
 	// Logger logs every token request; nil: no log.
@@ -75,14 +76,15 @@ type TokenConfig struct {
 // A TokenService issues tokens (mST). It is an [http.Handler] that responds to a POST, at any path,
 // with an access token and a refresh token.
 //
-// A request in JSON gets mimik's response, with the tokens inside data. A request with a form gets
-// that of a plain OAuth2 token endpoint (RFC 6749), with the client's credentials in the form or in
-// Basic authorization. A standard OAuth2 client works if it sends the audience as an additional
-// parameter.
+// A request in JSON gets mimik's response, with the tokens in data. A request with a form gets the
+// response of an OAuth2 token endpoint (RFC 6749). It may have the client's credentials in the form
+// or in Basic authorization. A standard OAuth2 client works if it sends the audience as an
+// additional parameter.
 //
 // Its methods are safe for concurrent use. It keeps no record of access tokens: they are valid
 // until they expire or the keys change. Refresh tokens also become invalid when the secret of their
-// client changes, and when one of them is used twice. Wrong secrets delay their client and address.
+// client changes, or when one of them is used twice. Wrong secrets delay later requests of the same
+// client and address.
 type TokenService struct {
 	cfg TokenConfig // read-only, without Key and Clients
 	log *zap.Logger
@@ -163,7 +165,7 @@ func newKnownClients(clients []Client) (map[string]knownClient, error) {
 	return known, errors.Join(errs...)
 }
 
-// RemoveClient removes a client. Its access tokens stay valid until they expire; its refresh tokens
+// RemoveClient removes a client. Its access tokens stay valid until they expire. Its refresh tokens
 // become invalid.
 func (s *TokenService) RemoveClient(id string) {
 	s.mu.Lock()
@@ -171,8 +173,8 @@ func (s *TokenService) RemoveClient(id string) {
 	delete(s.clients, id)
 }
 
-// SetKey changes the signing key. Refresh tokens signed with the previous key are still accepted,
-// those of earlier keys are not. An empty key is an error.
+// SetKey changes the signing key. Refresh tokens signed with the previous key are still accepted.
+// Those signed with earlier keys are not. An empty key is an error.
 func (s *TokenService) SetKey(key string) error {
 	if err := require("key", key); err != nil {
 		return fmt.Errorf("mit: %w", err)
@@ -239,9 +241,9 @@ func newKnownClient(c Client) knownClient {
 	return k
 }
 
-// signingKeys holds one key for each kind of token. A verifier of access tokens checks the
-// signature, not the kind: with a key of its own, a refresh token is never valid as an access
-// token, whatever audience a deployment uses.
+// signingKeys has one key for each kind of token. A verifier of access tokens checks only the
+// signature, not the kind. So a refresh token with a key of its own is never valid as an access
+// token.
 type signingKeys struct{ access, refresh []byte }
 
 func newSigningKeys(key string) signingKeys {
@@ -268,13 +270,13 @@ type tokenRequest struct {
 	RefreshToken string `json:"refresh_token"`
 }
 
-// A grant describes what a pair of tokens was issued for. The refresh token contains it.
+// A grant has the parameters of a pair of tokens. The refresh token contains it.
 type grant struct {
 	Audience string `json:"audience"`
 	Type     string `json:"type,omitempty"`
 	Customer string `json:"customer,omitempty"`
 
-	// Family and Generation place the refresh token among those that descend from one request.
+	// Family and Generation identify the refresh token among the descendants of one request.
 	Family     string `json:"family,omitempty"`
 	Generation int    `json:"generation,omitempty"`
 
@@ -302,10 +304,10 @@ type clientError struct {
 func (e *clientError) Unwrap() error { return e.error }
 
 // rejected logs the error of a request and returns the one to respond with. The id of an unknown
-// client is not logged: it may be a secret in the wrong place.
+// client is not logged, because it may be a misplaced secret.
 func (s *TokenService) rejected(w http.ResponseWriter, r *http.Request, err error) *apiError {
 	apiErr, ok := errors.AsType[*apiError](err)
-	if !ok { // no fault of the caller
+	if !ok { // not caused by the caller
 		s.log.Error("signing failed", zap.Error(err), httpjson.CorrelationField(r.Context()))
 		apiErr = &apiError{status: http.StatusInternalServerError, message: "the token could not be signed"}
 	}
@@ -403,7 +405,8 @@ var (
 	errInvalidType         = &apiError{status: http.StatusBadRequest, message: "type is not cluster", oauthCode: "invalid_request"}
 )
 
-// authorizeGrant returns the client of a request and what its tokens are for.
+// authorizeGrant authenticates the client of a request, and returns it with the grant of its
+// tokens.
 func (s *TokenService) authorizeGrant(r *http.Request, req tokenRequest) (knownClient, grant, error) {
 	var client knownClient
 	var g grant
@@ -441,8 +444,8 @@ func (s *TokenService) newGrant(req tokenRequest) (grant, error) {
 	}, nil
 }
 
-// checkGrant rejects what the client may not request, also when it refreshes a token that was
-// issued before.
+// checkGrant returns an error for an audience or customer that the client may not request. It also
+// applies to a refresh of a token that was issued earlier.
 func (c knownClient) checkGrant(g grant) error {
 	if len(c.Audiences) > 0 && !slices.Contains(c.Audiences, g.Audience) {
 		return &apiError{status: http.StatusBadRequest, message: "the client may not request this audience", oauthCode: "invalid_target"}
@@ -453,8 +456,8 @@ func (c knownClient) checkGrant(g grant) error {
 	return nil
 }
 
-// authenticate takes as long for an unknown client as for a wrong secret. The client it returns
-// with an error is empty or the one that the request names.
+// authenticate checks the secret of a client. It takes as long for an unknown client as for a wrong
+// secret. With an error, it returns the client that the request names, or an empty one.
 func (s *TokenService) authenticate(address, id, secret string) (knownClient, error) {
 	now := time.Now()
 	client, ok := s.client(id)
