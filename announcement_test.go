@@ -193,11 +193,6 @@ func TestAnnouncementIsShort(t *testing.T) {
 		if err != nil || len(r.Results) != 4 {
 			t.Fatalf("%+v, %v", r, err)
 		}
-		for _, o := range r.Results {
-			if want := `{"data":null,"server":{"serverId":"` + o.Server.ServerID + `"}}`; string(o.Body) != want {
-				t.Errorf("the reply of %s is %s, want %s", o.Server.ServerID, o.Body, want)
-			}
-		}
 		for _, peer := range w.Nodes {
 			wantView(t, peer, "node-1", "node-2", "node-3", "node-4", "node-5")
 		}
@@ -206,6 +201,9 @@ func TestAnnouncementIsShort(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, x := range requests.announcements(n, clustertest.Any) {
+			if want := `{"data":null,"server":{"serverId":"node-1"}}`; x.Received != int64(len(want)) {
+				t.Errorf("a reply of %d bytes, want one like %s", x.Received, want)
+			}
 			if limit := int64(len(own)) + 150; x.Sent > limit { // the entry, and the fields of the resource
 				t.Errorf("an announcement has %d bytes, more than %d", x.Sent, limit)
 			}
@@ -493,6 +491,116 @@ func FuzzCreateItResource(f *testing.F) {
 		res, err := c.RPCluster(t.Context(), cluster.Request{Path: "/things"})
 		if err != nil || len(res.Results)+len(res.Failures) != len(ids)-1 {
 			t.Errorf("%d peers, but the response is %+v, %v", len(ids)-1, res, err)
+		}
+	})
+}
+
+// Announced servers that do not exist keep no call from the peers that do: it takes one timeout,
+// evicts a peer that is gone, and keeps one that is alive. The next renewal drops them.
+func TestForgedAnnouncements(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 5, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = 16 }))
+		n := w.Nodes[4]
+		rpc(t, n, cluster.Request{Path: "/things"})
+		var forged []string
+		for i := range 100 {
+			forged = append(forged, fmt.Sprintf("forged-%03d", i))
+			w.Network.Fault(n.Host, forged[i]+":8080", clustertest.Hang)
+		}
+		announce(t, w, n, announcement(forged...))
+		if known := len(n.Servers()); known != 105 {
+			t.Fatalf("%d servers after the announcement", known)
+		}
+		w.Nodes[0].Kill()
+		start := time.Now()
+		res := rpc(t, n, cluster.Request{Path: "/things"})
+		if took := time.Since(start); took > 11*time.Second {
+			t.Errorf("the call took %v", took)
+		}
+		if len(res.Results) != 3 {
+			t.Errorf("results of %q", idsOfOutcomes(res.Results))
+		}
+		for _, o := range res.Failures {
+			gone := o.Server.ServerID == "node-1"
+			if strings.HasPrefix(o.Server.ServerID, "node-") && o.Evicted != gone || !gone && o.Kind != cluster.KindTimeout && o.Kind != cluster.KindNotConfirmed {
+				t.Errorf("%s: %s, evicted %t, skipped: %v", o.Server.ServerID, o.Kind, o.Evicted, o.EvictionSkipped)
+			}
+		}
+		time.Sleep(time.Minute)
+		wantView(t, n, "node-2", "node-3", "node-4", "node-5")
+	})
+}
+
+// One sender may announce 256 new servers per minute. The rest comes from the registry.
+func TestAnnouncementsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 2)
+		n := w.Nodes[0]
+		requests := recordRequests(w)
+		for i := range 400 {
+			announce(t, w, n, announcement(fmt.Sprintf("forged-%03d", i)))
+		}
+		if known := len(n.Servers()); known > 2+256 {
+			t.Errorf("%d servers", known)
+		}
+		time.Sleep(10 * time.Second)
+		if renewals := len(requests.renewals(n)); renewals != 1 {
+			t.Errorf("%d renewals", renewals)
+		}
+		wantView(t, n, "node-1", "node-2")
+		for i := range 300 {
+			announce(t, w, n, announcement(fmt.Sprintf("more-%03d", i)))
+		}
+		if time.Sleep(10 * time.Second); len(requests.renewals(n)) != 1 {
+			t.Error("another renewal within a minute")
+		}
+	})
+}
+
+// Announcements of long or invalid entries change nothing, and do not let the view grow beyond what
+// the registry may send.
+func TestInvalidAnnouncements(t *testing.T) {
+	testEndpoints(t, func(v endpointTest) {
+		before := marshal(v.T, v.World.Nodes[0].Servers())
+		for name, resource := range map[string]string{
+			"id of 500 KB":  announcement(strings.Repeat("x", 500_000)),
+			"dots":          announcement("../../x"),
+			"line break":    announcement(`a\nb`),
+			"bidi":          announcement("a\u202eb"),
+			"long entry":    strings.Replace(announcement("node-9"), `"serverId"`, `"x":"`+strings.Repeat("x", 17<<10)+`","serverId"`, 1),
+			"long resource": strings.Replace(announcement("node-9"), `"servers"`, `"x":"`+strings.Repeat("x", 17<<10)+`","servers"`, 1),
+		} {
+			reply := v.send(http.MethodPost, itResources, resource, "Bearer "+v.World.Token("mds", true))
+			if reply.Code != http.StatusBadRequest || len(reply.Body) > 1<<10 || marshal(v.T, v.World.Nodes[0].Servers()) != before {
+				v.Errorf("%s: %d, %.300s", name, reply.Code, reply.Body)
+			}
+		}
+		reply := v.send(http.MethodPost, itResources, announcement("node-9"), "Bearer "+strings.Repeat("x", 933<<10))
+		reply.wantError(v.T, http.StatusForbidden, "token of more than 16384 bytes")
+		if got := reply.Header.Get("X-Content-Type-Options"); got != "nosniff" {
+			v.Errorf("X-Content-Type-Options is %q", got)
+		}
+	})
+}
+
+// Together, the entries of a view may not have more bytes than a response of the registry.
+func TestViewIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 2, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxResponseBytes = 50 << 10 }))
+		n := w.Nodes[0]
+		for i := range 20 {
+			body := strings.Replace(announcement(fmt.Sprintf("big-%d", i)), `"serverId"`, `"x":"`+strings.Repeat("x", 10<<10)+`","serverId"`, 1)
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+n.Host+itResources, strings.NewReader(body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("Authorization", "Bearer "+w.Token("mds", true))
+			if reply := roundTrip(t, w, req); (reply.Code == http.StatusOK) != (i < 4) {
+				t.Errorf("announcement %d: %d", i, reply.Code)
+			}
+		}
+		if known := len(n.Servers()); known != 6 {
+			t.Errorf("%d servers, want 6", known)
 		}
 	})
 }

@@ -30,11 +30,12 @@ func (f *fanOut) callPeer(ctx context.Context, p *membership.Peer, o *Outcome, s
 // retryPeer calls a suspect once more, and adds the attempts and the time to its outcome.
 func (f *fanOut) retryPeer(ctx context.Context, p *membership.Peer, o *Outcome) {
 	attempts, duration, start := o.Attempts, o.Duration, time.Now()
-	if err := f.slots.Acquire(ctx); err != nil {
+	slots := f.group(p).slots
+	if err := slots.Acquire(ctx); err != nil {
 		f.setError(ctx, o, err)
 	} else {
 		f.callPeer(ctx, p, o, start)
-		f.slots.Release()
+		slots.Release()
 		o.Attempts += attempts
 	}
 	o.Duration = duration + time.Since(start)
@@ -49,6 +50,9 @@ func (f *fanOut) setError(ctx context.Context, o *Outcome, err error) {
 	if err != nil && ctx.Err() != nil {
 		o.Kind = KindCanceled
 		o.Err = fmt.Errorf("peer %q: canceled: %w", excerpt(o.Server.ServerID), context.Cause(ctx))
+		if errors.Is(o.Err, errNotConfirmed) {
+			o.Kind = KindNotConfirmed
+		}
 	}
 }
 
@@ -73,9 +77,9 @@ func (f *fanOut) withRetry(ctx context.Context, p *membership.Peer, o *Outcome) 
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
-		again, err := f.shouldRetry(ctx, retry, err, attempt, time.Since(start))
+		again, err := f.shouldRetry(ctx, p, retry, err, attempt, time.Since(start))
 		if again {
-			f.slots.Released(ctx, func() { _ = ctxutil.Sleep(ctx, retry.delay()) })
+			f.group(p).slots.Released(ctx, func() { _ = ctxutil.Sleep(ctx, retry.delay()) })
 		}
 		if !again || ctx.Err() != nil {
 			return err
@@ -85,13 +89,13 @@ func (f *fanOut) withRetry(ctx context.Context, p *membership.Peer, o *Outcome) 
 }
 
 // shouldRetry decides on a retry. It returns err, and adds a panic of RetryIf to it.
-func (f *fanOut) shouldRetry(ctx context.Context, retry Retry, err error, attempt int, elapsed time.Duration) (again bool, _ error) {
+func (f *fanOut) shouldRetry(ctx context.Context, p *membership.Peer, retry Retry, err error, attempt int, elapsed time.Duration) (again bool, _ error) {
 	var panicked error
 	decide := func() { again, panicked = retry.shouldRetry(f.method, err, attempt, elapsed) }
 	if retry.RetryIf == nil {
 		decide()
 	} else {
-		f.slots.Released(ctx, decide) // the program's function may take its time
+		f.group(p).slots.Released(ctx, decide) // the program's function may take its time
 	}
 	if panicked != nil {
 		f.client.log.Error("no retry", zap.Error(panicked), stackOf(panicked), correlationField(ctx))
@@ -121,7 +125,7 @@ func (f *fanOut) keepReason(ctx context.Context, p *membership.Peer, o *Outcome)
 			Header: f.client.http.header(ctx, ""),
 		}
 		info := RequestInfo{Target: TargetPeer, Server: o.Server, Attempt: o.Attempts + n}
-		resp, err := f.client.http.do(ctx, f.client.http.transports.newConn, info, req, nil)
+		resp, err := f.client.http.do(ctx, f.client.http.transports.newConn, info, req, requestForm{})
 		switch {
 		case !unreachable(err):
 			return DecisionAlive, errors.New("it responds on a new connection")
@@ -147,6 +151,9 @@ func (f *fanOut) attempt(ctx context.Context, p *membership.Peer, rt http.RoundT
 		}
 		r = f.send(ctx, p, rt, o)
 	}
+	if tokenDoubtful(r.err) {
+		f.client.tokens.Replace(f.tokenKey(), r.bearer)
+	}
 	if r.err != nil {
 		return r.err
 	}
@@ -154,9 +161,17 @@ func (f *fanOut) attempt(ctx context.Context, p *membership.Peer, rt http.RoundT
 	if o.Unverified = len(r.body) == 0 && mayBeEmpty(f.method, r.status); o.Unverified {
 		return nil
 	}
+	budget := f.group(p).budget
 	o.Body, o.Data, err = readEnvelope(r.body, p, f.method, f.ref)
+	if err == nil && !f.discard && !budget.take(elementBytes*int64(countElements(o.Data))) {
+		err = &InvalidResponseError{remote{"peer", p.ServerID}.String(), f.method, withoutQuery(appendRef(p.Base, f.ref)), errCallTooLarge}
+	}
+	if err != nil || f.discard {
+		o.Body, o.Data = nil, nil
+		budget.give(int64(len(r.body)))
+	}
 	if wrong, ok := errors.AsType[*WrongServerError](err); ok {
-		wrong.Got = f.client.http.redact(wrong.Got, r.bearer) // a server may echo what it is sent
+		wrong.Got = f.client.http.quote(wrong.Got, r.bearer) // a server may echo what it is sent
 	}
 	return err
 }
@@ -183,6 +198,9 @@ func (f *fanOut) send(ctx context.Context, p *membership.Peer, rt http.RoundTrip
 	} else {
 		r = f.sendOnce(ctx, p, rt, info, began, timeout)
 	}
+	if r.status != 0 {
+		p.SetAnswered()
+	}
 	o.StatusCode, o.header = r.status, r.header
 	return r
 }
@@ -193,7 +211,7 @@ func (f *fanOut) admit(ctx context.Context, p *membership.Peer, o *Outcome, time
 	if end, bounded := ctx.Deadline(); bounded {
 		timeout = min(timeout, time.Until(end))
 	}
-	r := breaker.Request{Peers: f.total, Now: time.Now(), Timeout: timeout, Retry: o.Attempts > 0}
+	r := breaker.Request{Peers: len(f.all), Now: time.Now(), Timeout: timeout, Retry: o.Attempts > 0}
 	for {
 		wait, err := f.client.breakers.Allow(p, r)
 		if err != nil {
@@ -202,7 +220,7 @@ func (f *fanOut) admit(ctx context.Context, p *membership.Peer, o *Outcome, time
 		if wait == nil {
 			return r.Now, nil
 		}
-		f.slots.Released(ctx, func() { f.await(ctx, p, wait, timeout) })
+		f.group(p).slots.Released(ctx, func() { f.await(ctx, p, wait, timeout) })
 		if ctx.Err() != nil {
 			f.client.breakers.Cancel(p, wait)
 			return time.Time{}, context.Cause(ctx)
@@ -251,7 +269,7 @@ func (f *fanOut) sendHedged(ctx context.Context, p *membership.Peer, rt http.Rou
 			info := info
 			info.Attempt, info.Hedge = o.Attempts, true
 			f.wg.Go(func() {
-				defer f.slots.Release()
+				defer f.group(p).slots.Release()
 				replies <- f.sendOnce(ctx, p, rt, info, time.Now(), timeout)
 				<-firstDone // sendHedged has returned, and the slot of the first request may be in use again
 			})
@@ -261,17 +279,17 @@ func (f *fanOut) sendHedged(ctx context.Context, p *membership.Peer, rt http.Rou
 
 // admitHedge takes a slot if one is free and the peer's breaker allows a request right now.
 func (f *fanOut) admitHedge(p *membership.Peer, timeout time.Duration) bool {
-	if !f.slots.TryAcquire() {
+	if !f.group(p).slots.TryAcquire() {
 		return false
 	}
-	wait, err := f.client.breakers.Allow(p, breaker.Request{Peers: f.total, Now: time.Now(), Timeout: timeout})
+	wait, err := f.client.breakers.Allow(p, breaker.Request{Peers: len(f.all), Now: time.Now(), Timeout: timeout})
 	if err == nil && wait == nil {
 		return true
 	}
 	if wait != nil {
 		f.client.breakers.Cancel(p, wait)
 	}
-	f.slots.Release()
+	f.group(p).slots.Release()
 	return false
 }
 
@@ -279,7 +297,7 @@ func (f *fanOut) admitHedge(p *membership.Peer, timeout time.Duration) bool {
 func (f *fanOut) sendOnce(ctx context.Context, p *membership.Peer, rt http.RoundTripper, info RequestInfo, began time.Time, timeout time.Duration) (r reply) {
 	defer func() { f.record(ctx, p, r.err, began, timeout) }()
 	f.mu.Lock()
-	bearer, template, call := f.bearer, f.template, f.call
+	bearer, template, form := f.bearer, f.template, f.group(p).form
 	var reqCtx context.Context
 	if f.hedgeAfter == 0 {
 		reqCtx = f.deadlines.context(ctx, began, timeout)
@@ -293,7 +311,7 @@ func (f *fanOut) sendOnce(ctx context.Context, p *membership.Peer, rt http.Round
 	req := *template
 	req.URL = appendRef(p.Base, f.ref)
 	req.Host = req.URL.Host
-	resp, err := f.client.http.do(reqCtx, rt, info, &req, call)
+	resp, err := f.client.http.do(reqCtx, rt, info, &req, form)
 	if resp.reused && timedOut(err) {
 		f.client.http.stalled.add(p.Base.Host, time.Now())
 	}

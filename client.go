@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -26,7 +27,7 @@ import (
 
 	"github.com/mimiktech/cluster/internal/h1"
 	"github.com/mimiktech/cluster/internal/httpjson"
-	"github.com/mimiktech/cluster/internal/token"
+	"github.com/mimiktech/cluster/internal/redact"
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
@@ -77,7 +78,9 @@ const (
 	maxRetryAfter = time.Minute // that a response can ask for
 
 	maxErrorBody    = 64 << 10 // of a non-2xx response; the rest is not read
-	maxPreallocated = 1 << 20  // a larger Content-Length is not trusted with a buffer
+	maxInfo         = 2 << 10  // of the info of an error response; a longer one is dropped
+	maxResponseHead = 64 << 10
+	maxPreallocated = 1 << 20 // a larger Content-Length is not trusted with a buffer
 )
 
 // An httpClient sends all requests of a node. It limits the responses, turns failures into the
@@ -87,7 +90,9 @@ type httpClient struct {
 	userAgent   string
 	timeout     time.Duration   // of requests to the registry and the token service
 	maxResponse int64           // bytes; below math.MaxInt64, because one byte more is read
-	secrets     []*token.Secret // of this node
+	secrets     *credentials    // of this node
+	issued      func() []string // its tokens; nil if there are none
+	lastKnown   atomic.Pointer[knownSecrets]
 	stalled     stallLog
 	trace       *hooks
 	connTraces  sync.Pool // of *connTrace
@@ -103,7 +108,7 @@ func newHTTPClient(cfg Config, o options, secrets *credentials) (*httpClient, er
 		userAgent:   wire.UserAgent(cfg.Type, cfg.Version, cfg.ID),
 		timeout:     cfg.RequestTimeout,
 		maxResponse: min(cfg.MaxResponseBytes, math.MaxInt64-1),
-		secrets:     secrets.all(),
+		secrets:     secrets,
 		trace:       new(hooks),
 	}
 	return h, nil
@@ -137,20 +142,47 @@ type response struct {
 	reused bool   // the request was sent on a connection that had been in use before
 }
 
+// A byteBudget bounds the bodies of the responses to one call, all together.
+type byteBudget struct{ left atomic.Int64 }
+
+func newByteBudget(n int64) *byteBudget {
+	b := new(byteBudget)
+	b.left.Store(n)
+	return b
+}
+
+// take reports whether n bytes are left, and takes them. A nil byteBudget has no bound.
+func (b *byteBudget) take(n int64) bool {
+	return b == nil || b.left.Add(-n) >= 0
+}
+
+// give returns n bytes that have not been kept.
+func (b *byteBudget) give(n int64) {
+	if b != nil {
+		b.left.Add(n)
+	}
+}
+
+// A requestForm is what requests have in common that are sent to many peers. The zero value is that
+// of a single request.
+type requestForm struct {
+	direct *h1.Call    // for the direct transport; nil if no transport sends them in this form
+	budget *byteBudget // of their responses
+}
+
 // do sends a request and returns the response. Without a 2xx response there is an error, too. The
 // errors are *UnreachableError, *StatusError and *InvalidResponseError, and name the remote. The
-// context is ctx, not that of req. call is what newCall returned for the header and the body of
-// req, or nil.
-func (h *httpClient) do(ctx context.Context, rt http.RoundTripper, info RequestInfo, req *http.Request, call *h1.Call) (response, error) {
+// context is ctx, not that of req. The form is that of the header and the body of req.
+func (h *httpClient) do(ctx context.Context, rt http.RoundTripper, info RequestInfo, req *http.Request, form requestForm) (response, error) {
 	ctx, end := h.trace.request(ctx, info, req)
 	if h.trace.hasRequest {
-		req, call = addTraceHeader(req, call, requestHeader(ctx))
+		req, form.direct = addTraceHeader(req, form.direct, requestHeader(ctx))
 	}
 	if end == nil {
-		return h.exchange(ctx, rt, info.remote(), req, call)
+		return h.exchange(ctx, rt, info.remote(), req, form)
 	}
 	start := time.Now()
-	resp, err := h.exchange(ctx, rt, info.remote(), req, call)
+	resp, err := h.exchange(ctx, rt, info.remote(), req, form)
 	result := RequestResult{StatusCode: resp.status, Kind: classify(err), Err: err, Duration: time.Since(start)}
 	if err != nil && errors.Is(ctx.Err(), context.Canceled) {
 		result.Kind = KindCanceled
@@ -174,9 +206,9 @@ func addTraceHeader(req *http.Request, call *h1.Call, added http.Header) (*http.
 	return &extended, call
 }
 
-// newCall prepares requests to peers that have a header and a body in common. It returns nil if no
-// transport sends them in this form.
-func (h *httpClient) newCall(method string, header http.Header, body []byte) *h1.Call {
+// directCall prepares requests to peers that have a header and a body in common. It returns nil if
+// no transport sends them in this form.
+func (h *httpClient) directCall(method string, header http.Header, body []byte) *h1.Call {
 	if len(h.transports.direct) == 0 || h.transports.foreign {
 		return nil
 	}
@@ -187,9 +219,17 @@ func (h *httpClient) newCall(method string, header http.Header, body []byte) *h1
 	return call
 }
 
-func (h *httpClient) exchange(ctx context.Context, rt http.RoundTripper, to remote, req *http.Request, call *h1.Call) (response, error) {
-	if direct, ok := rt.(*directTransport); ok && call != nil && direct.sendsTo(req.URL) {
-		return h.exchangeDirect(ctx, direct.http, to, req, call)
+// newForm returns the form of requests whose responses share a budget. direct may be nil.
+func newForm(direct *h1.Call, budget *byteBudget) requestForm {
+	if direct != nil {
+		direct = direct.Reserving(budget.take)
+	}
+	return requestForm{direct, budget}
+}
+
+func (h *httpClient) exchange(ctx context.Context, rt http.RoundTripper, to remote, req *http.Request, form requestForm) (response, error) {
+	if direct, ok := rt.(*directTransport); ok && form.direct != nil && direct.sendsTo(req.URL) {
+		return h.exchangeDirect(ctx, direct.http, to, req, form.direct)
 	}
 	conn := h.connTrace()
 	sent := req.WithContext(httptrace.WithClientTrace(ctx, &conn.ClientTrace)) // a copy
@@ -214,8 +254,8 @@ func (h *httpClient) exchange(ctx context.Context, rt http.RoundTripper, to remo
 	if req.Method == http.MethodHead { // its Content-Length is that of another response
 		return r, nil
 	}
-	if r.body, err = readBounded(resp, h.maxResponse); err != nil {
-		return r, &InvalidResponseError{to.String(), req.Method, withoutQuery(req.URL), err}
+	if r.body, err = readBounded(resp, h.maxResponse, form.budget); err != nil {
+		return r, h.invalidResponse(to, req, err)
 	}
 	return r, nil
 }
@@ -231,13 +271,15 @@ func (h *httpClient) exchangeDirect(ctx context.Context, t *h1.Transport, to rem
 		return r, h.statusError(to, req, r, resp.Body[:min(len(resp.Body), maxErrorBody)])
 	case errors.Is(err, h1.ErrBodyTooLarge):
 		err = fmt.Errorf("%w: more than %d bytes", ErrResponseTooLarge, h.maxResponse)
+	case errors.Is(err, h1.ErrReserve):
+		err = errCallTooLarge
 	case err != nil:
 		err = fmt.Errorf("response truncated: %w", err)
 	default:
 		r.body = resp.Body
 		return r, nil
 	}
-	return r, &InvalidResponseError{to.String(), req.Method, withoutQuery(req.URL), err}
+	return r, h.invalidResponse(to, req, err)
 }
 
 func is2xx(status int) bool { return status >= 200 && status <= 299 }
@@ -263,17 +305,27 @@ func (h *httpClient) roundTrip(rt http.RoundTripper, req *http.Request) (resp *h
 // requestError returns the error of a request that has no response. A response that begins, and
 // does not get as far as its body, is an invalid one: the remote is alive.
 func (h *httpClient) requestError(to remote, req *http.Request, conn connState, err error) error {
-	// net/http quotes what it cannot parse.
-	if text := h.redact(err.Error(), sentSecret(req)); text != err.Error() {
-		err = &redactedError{text, err}
-	}
 	if errors.Is(err, h1.ErrSwitchingProtocols) {
 		return &StatusError{Remote: to.String(), Method: req.Method, URL: withoutQuery(req.URL), Code: http.StatusSwitchingProtocols}
 	}
 	if conn.answered {
-		return &InvalidResponseError{to.String(), req.Method, withoutQuery(req.URL), err}
+		return h.invalidResponse(to, req, err)
 	}
-	return &UnreachableError{to.String(), req.Method, withoutQuery(req.URL), err, conn.reused}
+	return &UnreachableError{to.String(), req.Method, withoutQuery(req.URL), h.remoteError(req, err), conn.reused}
+}
+
+func (h *httpClient) invalidResponse(to remote, req *http.Request, err error) error {
+	return &InvalidResponseError{to.String(), req.Method, withoutQuery(req.URL), h.remoteError(req, err)}
+}
+
+// remoteError returns an error without what must not be quoted. net/http quotes what it cannot
+// parse.
+func (h *httpClient) remoteError(req *http.Request, err error) error {
+	text := err.Error()
+	if quoted := h.quote(text, sentSecret(req)); quoted != text {
+		return &redactedError{quoted, err}
+	}
+	return err
 }
 
 // A connState is what is known of the connection of a request.
@@ -314,26 +366,34 @@ func (h *httpClient) recycle(t *connTrace) {
 	h.connTraces.Put(t)
 }
 
-// A redactedError is an error with secrets removed from its text.
+// A redactedError replaces the text of an error. The error itself cannot be unwrapped, because
+// its text may be logged then.
 type redactedError struct {
 	text string
 	err  error
 }
 
-func (e *redactedError) Error() string { return e.text }
-func (e *redactedError) Unwrap() error { return e.err }
+func (e *redactedError) Error() string        { return e.text }
+func (e *redactedError) Is(target error) bool { return errors.Is(e.err, target) }
+func (e *redactedError) As(target any) bool   { return errors.As(e.err, target) }
 
-func readBounded(resp *http.Response, limit int64) (_ []byte, err error) {
+func readBounded(resp *http.Response, limit int64, budget *byteBudget) (_ []byte, err error) {
 	defer catchPanic("Body of a Response", &err)
 	if resp.ContentLength > limit {
 		return nil, fmt.Errorf("%w: %d bytes, %d allowed", ErrResponseTooLarge, resp.ContentLength, limit)
 	}
 	var body []byte
 	if resp.ContentLength <= 0 || resp.ContentLength > maxPreallocated { // 0 may mean: not set
-		body, err = io.ReadAll(io.LimitReader(resp.Body, limit+1))
+		body, err = io.ReadAll(io.LimitReader(&budgetReader{resp.Body, budget}, limit+1))
 	} else {
+		if !budget.take(resp.ContentLength) {
+			return nil, errCallTooLarge
+		}
 		body = make([]byte, resp.ContentLength)
 		_, err = io.ReadFull(resp.Body, body)
+	}
+	if errors.Is(err, ErrResponseTooLarge) {
+		return nil, err
 	}
 	if err != nil {
 		return nil, fmt.Errorf("response truncated: %w", err)
@@ -344,16 +404,30 @@ func readBounded(resp *http.Response, limit int64) (_ []byte, err error) {
 	return body, nil
 }
 
+var errCallTooLarge = fmt.Errorf("%w: all responses to the call together exceed Config.MaxCallBytes", ErrResponseTooLarge)
+
+// A budgetReader takes what it has read from a budget.
+type budgetReader struct {
+	src    io.Reader
+	budget *byteBudget
+}
+
+func (r *budgetReader) Read(p []byte) (int, error) {
+	n, err := r.src.Read(p)
+	if !r.budget.take(int64(n)) {
+		return 0, errCallTooLarge
+	}
+	return n, err
+}
+
 func (h *httpClient) statusError(from remote, req *http.Request, r response, body []byte) error {
 	e := &StatusError{Remote: from.String(), Method: req.Method, URL: withoutQuery(req.URL), Code: r.status}
 	e.RetryAfter = parseRetryAfter(r.header.Fields())
 	var envelope wire.Error
 	if json.Unmarshal(body, &envelope) == nil {
 		sent := sentSecret(req)
-		e.Message = excerpt(h.redact(cmp.Or(envelope.Message, oauthError(body)), sent))
-		if !h.containsSecret(envelope.Info, sent) {
-			e.Info = envelope.Info
-		}
+		e.Message = h.quote(cmp.Or(envelope.Message, oauthError(body)), sent)
+		e.Info = h.info(envelope.Info, sent)
 	}
 	return e
 }
@@ -448,7 +522,7 @@ func (h *httpClient) sendJSON(ctx context.Context, info RequestInfo, method, add
 		if body != nil {
 			req.Header.Set("Content-Type", "application/json")
 		}
-		resp, err := h.do(ctx, rt, info, req, nil)
+		resp, err := h.do(ctx, rt, info, req, requestForm{})
 		switch {
 		case err == nil || !resp.reused || !unreachable(err):
 			return resp, err
@@ -476,34 +550,51 @@ func (h *httpClient) header(ctx context.Context, bearer string) http.Header {
 	return header
 }
 
-// redact replaces this node's secrets, and the token that it sent, in text received from a remote.
-func (h *httpClient) redact(text, bearer string) string {
-	if bearer != "" {
-		text = strings.ReplaceAll(text, bearer, redacted)
-	}
-	for _, secret := range h.secrets {
-		for _, value := range secret.Values() {
-			text = strings.ReplaceAll(text, value, redacted)
-		}
-	}
-	return text
+// text returns text received from a remote as it may be shown; see [redact.Secrets]. sent is a
+// secret that the remote was sent.
+func (h *httpClient) text(text, sent string) string { return h.known(sent).Text(text) }
+
+// quote is text for a part of an error.
+func (h *httpClient) quote(text, sent string) string { return h.known(sent).Quote(text) }
+
+// A knownSecrets has the secrets that were looked up last, because many errors may come at once.
+type knownSecrets struct {
+	list    []string
+	secrets redact.Secrets
 }
 
-// redactSecrets is redact for text that cannot contain a token.
-func (h *httpClient) redactSecrets(text string) string { return h.redact(text, "") }
+// known returns the secrets of this node, its tokens, and sent.
+func (h *httpClient) known(sent string) redact.Secrets {
+	list := append(h.secrets.values(), sent)
+	if h.issued != nil {
+		list = append(list, h.issued()...)
+	}
+	last := h.lastKnown.Load()
+	if last == nil || !slices.Equal(last.list, list) {
+		last = &knownSecrets{list, redact.NewSecrets(list...)}
+		h.lastKnown.Store(last)
+	}
+	return last.secrets
+}
 
-// containsSecret reports whether redact would change any name or value in raw. It decodes them
-// first, because JSON can escape the same text in many ways.
-func (h *httpClient) containsSecret(raw json.RawMessage, bearer string) bool {
+// info returns the info of an error response; nil if it is too long, repeats a secret, or has
+// characters that are not printable. It looks at the decoded names and values, too, because JSON
+// can escape the same text in many ways.
+func (h *httpClient) info(raw json.RawMessage, sent string) json.RawMessage {
+	secrets := h.known(sent)
+	if len(raw) > maxInfo || secrets.In(string(raw)) {
+		return nil
+	}
 	in := json.NewDecoder(bytes.NewReader(raw))
 	in.UseNumber()
 	for {
 		token, err := in.Token()
 		if err != nil {
-			return false // the end: raw is valid JSON
+			return raw // the end: raw is valid JSON
 		}
-		if text := fmt.Sprint(token); h.redact(text, bearer) != text {
-			return true
+		text := fmt.Sprint(token)
+		if secrets.In(text) || !redact.Printable(strings.NewReplacer("\n", "", "\t", "").Replace(text)) {
+			return nil
 		}
 	}
 }
@@ -597,7 +688,9 @@ func newTransport(dialer net.Dialer, idlePerHost int) *http.Transport {
 		MaxIdleConnsPerHost: idlePerHost, // the number of hosts is not limited
 		IdleConnTimeout:     idleConnTimeout,
 		TLSHandshakeTimeout: 10 * time.Second,
-		ForceAttemptHTTP2:   true, // DialContext is set, which turns it off
+
+		MaxResponseHeaderBytes: maxResponseHead,
+		ForceAttemptHTTP2:      true, // DialContext is set, which turns it off
 		// All requests to a host share one connection of HTTP/2. If a firewall drops it without a word,
 		// only the missing response to a ping shows it.
 		HTTP2: &http.HTTP2Config{SendPingTimeout: 10 * time.Second, PingTimeout: 5 * time.Second},

@@ -4,6 +4,7 @@ import (
 	"compress/gzip"
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -19,12 +20,16 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/clustertest"
+	"github.com/mimiktech/cluster/internal/redact"
 	"github.com/mimiktech/cluster/internal/testca"
 )
 
@@ -607,5 +612,136 @@ func writeFile(t *testing.T, path, text string) {
 	t.Helper()
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// textsOf returns the texts of an error and of all errors that it wraps.
+func textsOf(err error) []string {
+	if err == nil {
+		return nil
+	}
+	texts := []string{err.Error()}
+	switch e := err.(type) { //nolint:errorlint // each error of the tree is visited
+	case interface{ Unwrap() error }:
+		texts = append(texts, textsOf(e.Unwrap())...)
+	case interface{ Unwrap() []error }:
+		for _, inner := range e.Unwrap() {
+			texts = append(texts, textsOf(inner)...)
+		}
+	}
+	return texts
+}
+
+// checkTexts checks what a node makes of text from outside.
+func checkTexts(t *testing.T, texts []string, secrets ...string) {
+	t.Helper()
+	for _, text := range texts {
+		if redact.NewSecrets(secrets...).In(text) {
+			t.Errorf("a secret in %.300q", text)
+		}
+		if len(text) > 4<<10 || !redact.Printable(text) {
+			t.Errorf("%d bytes, or not printable: %.300q", len(text), text)
+		}
+	}
+}
+
+// logTexts returns the values of all fields of all lines.
+func logTexts(lines *observer.ObservedLogs) (texts []string) {
+	for _, line := range lines.All() {
+		texts = append(texts, line.Message)
+		for name, value := range line.ContextMap() {
+			if name != "stack" {
+				texts = append(texts, fmt.Sprint(value))
+			}
+		}
+	}
+	return texts
+}
+
+// statusTexts returns what a status has for an application. In the JSON, "<" may be escaped.
+func statusTexts(t *testing.T, s cluster.Status) []string {
+	return append(textsOf(s.Reason), s.Registration(), marshal(t, s))
+}
+
+// Whatever a remote responds, the token that it was sent is in no error, not even in one that is
+// wrapped, in no log line, no variable and no JSON.
+func TestRemoteTextIsRedacted(t *testing.T) {
+	const chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+	for name, raw := range map[string]string{
+		"not HTTP":               "%s\r\n\r\n",
+		"status line":            "HTTP/1.1 %s\r\n\r\n",
+		"header without a colon": "HTTP/1.1 200 OK\r\n%s\r\n\r\n",
+		"length":                 "HTTP/1.1 200 OK\r\nContent-Length: %s\r\n\r\n",
+		"transfer encoding":      "HTTP/1.1 200 OK\r\nTransfer-Encoding: %s\r\n\r\n",
+		"chunk":                  chunked + "%s\r\n",
+		"trailer":                chunked + "0\r\n%s\r\n\r\n",
+		"long":                   "HTTP/1.1 200 " + strings.Repeat("\xff", 9<<20) + "%s",
+		"message":                "HTTP/1.1 500 Error\r\nConnection: close\r\n\r\n" + `{"message":"\u202e` + strings.Repeat("\x7f", 60<<10) + `%s"}`,
+		"message, escaped":       "HTTP/1.1 500 Error\r\nConnection: close\r\n\r\n" + `{"message":"Bearer %e"}`,
+		"info":                   "HTTP/1.1 500 Error\r\nConnection: close\r\n\r\n" + `{"message":"no","info":{"\u202e":"%s"}}`,
+		"another server":         "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + `{"data":1,"server":{"serverId":"%s"}}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			repeatToken := func(c net.Conn, r *http.Request, _ int) bool {
+				_, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+				escaped := strings.ReplaceAll(token, "h", `\u0068`)
+				_, _ = io.WriteString(c, strings.NewReplacer("%s", token, "%e", escaped).Replace(raw))
+				return false
+			}
+			hostile := rawServer(t, repeatToken)
+			registry := rawServer(t, func(c net.Conn, _ *http.Request, _ int) bool {
+				list := strings.ReplaceAll(registrationResponse(time.Hour, "node-1", "node-2"), "http://node-2.test:8080", hostile)
+				return writeRaw(c, list)
+			})
+			observed, lines := observer.New(zap.DebugLevel)
+			secrets := []string{"hidden-token-for-peers", "hidden-token-for-mit", "hidden client secret", "hidden access key"}
+			for _, registryURL := range []string{hostile, registry} {
+				cfg := testConfig()
+				cfg.RegistryURL = registryURL
+				ctx, cancel := context.WithCancel(t.Context())
+				c := newNode(t, cfg, nil, cluster.WithHTTPClient(nil), cluster.WithLogger(zap.New(observed)), onRenewalFailure(func(error) { cancel() }))
+				_, err := c.Register(ctx)
+				checkTexts(t, append(textsOf(err), statusTexts(t, c.Status())...), secrets...)
+				if registryURL == registry {
+					res, err := c.RPCluster(ctx, cluster.Request{Path: "/things", Retry: &cluster.Retry{MaxRetries: -1}})
+					if err != nil || len(res.Failures) != 1 {
+						t.Fatalf("%v, %v", res, err)
+					}
+					o := res.Failures[0]
+					checkTexts(t, append(append(textsOf(o.Err), textsOf(o.EvictionSkipped)...), marshal(t, o)), secrets...)
+				}
+				cancel()
+			}
+			checkTexts(t, logTexts(lines), secrets...)
+		})
+	}
+}
+
+// The bodies of all responses to a call are bounded, and so is what their elements need.
+func TestMaxCallBytes(t *testing.T) {
+	for name, data := range map[string]string{
+		"one text": `"` + strings.Repeat("x", 1<<10) + `"`,
+		"elements": "[" + strings.Repeat("0,", 49) + "0]",
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := clustertest.Start(t, 9, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxCallBytes = 5 << 10 }),
+					clustertest.WithHandler(func(n *clustertest.Node) http.Handler {
+						return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { n.Reply(w, r, json.RawMessage(data)) })
+					}))
+				n := w.Nodes[8] // it knows all peers from the registry
+				for range 2 {   // each call has its own bound
+					res := rpc(t, n, cluster.Request{Path: "/things"})
+					if len(res.Results) < 3 || len(res.Results) > 5 {
+						t.Errorf("%d results within the bound", len(res.Results))
+					}
+					for _, o := range res.Failures {
+						if o.Kind != cluster.KindTooLarge || !errors.Is(o.Err, cluster.ErrResponseTooLarge) || o.EvictionSkipped != nil || o.Body != nil {
+							t.Errorf("%s: %s, %v", o.Server.ServerID, o.Kind, o.Err)
+						}
+					}
+				}
+			})
+		})
 	}
 }

@@ -58,10 +58,12 @@ import (
 	"time"
 
 	"go.uber.org/zap"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/mimiktech/cluster/internal/breaker"
 	"github.com/mimiktech/cluster/internal/fanout"
 	"github.com/mimiktech/cluster/internal/membership"
+	"github.com/mimiktech/cluster/internal/redact"
 	"github.com/mimiktech/cluster/internal/token"
 	"github.com/mimiktech/cluster/internal/wire"
 )
@@ -92,8 +94,11 @@ type Cluster struct {
 	leaseStarted     atomic.Bool
 	ownRequest       ownRequest
 	refusals         refusals
-	verifierWarning  limitedWarning
-	announcements    atomic.Int64  // number of the last one
+	verifierWarning  minuteLimit
+	announcements    atomic.Int64 // number of the last one
+	senders          senderLimit  // of announcements
+	lists            *semaphore.Weighted
+	confirmation     minuteLimit   // of renewals that confirm announced servers
 	renewNow         chan struct{} // makes the lease goroutine renew
 	registrationLock chan struct{} // held during a request to the registry about this node
 }
@@ -133,8 +138,11 @@ func New(cfg Config, opts ...Option) (*Cluster, error) {
 		return nil, configError([]error{err})
 	}
 	cfg = own.cfg
+	o.policy, _ = cfg.peerPolicy(o.policy) // it is valid
+	var secrets *credentials
+	o.log = redact.Log(o.log, func(text string) string { return redact.Text(text, secrets.values()...) })
 	o.log = o.log.With(zap.String("serverId", cfg.ID))
-	secrets := newCredentials(cfg, o.log)
+	secrets = newCredentials(cfg, o.log)
 	client, err := newHTTPClient(cfg, o, secrets)
 	if err != nil {
 		return nil, configError([]error{err})
@@ -150,10 +158,11 @@ func New(cfg Config, opts ...Option) (*Cluster, error) {
 		created:          time.Now(),
 		secrets:          secrets,
 		http:             client,
+		lists:            semaphore.NewWeighted(maxListBytes),
 		renewNow:         make(chan struct{}, 1),
 		registrationLock: make(chan struct{}, 1),
 	}
-	c.trace = newHooks(o.traces, o.log, c.http.redactSecrets)
+	c.trace = newHooks(o.traces, o.log, func(text string) string { return c.http.text(text, "") })
 	c.http.trace, c.state = c.trace, newState(cfg.ID, &o, c.trace)
 	c.state.transports = c.http.transports
 	if c.verifier == nil {
@@ -173,6 +182,7 @@ func (c *Cluster) connect(o options) {
 	fetcher := &tokenFetcher{http: c.http, replicas: newReplicas(c.cfg.TokenURL), tokens: o.tokens, log: c.log, trace: c.trace}
 	tokens := token.NewCache(c.ctx, fetcher.fetch(c.cfg.ClientID, c.secrets.clientSecret))
 	tokens.RetryAfter = tokenPause
+	c.http.issued = tokens.Values
 	c.registry = &registryClient{
 		http:          c.http,
 		tokens:        tokens,
@@ -204,6 +214,9 @@ func (c *Cluster) connect(o options) {
 		http:      c.http,
 		tokens:    tokens,
 		scheduler: fanout.New(c.cfg.MaxInFlight),
+		unproven:  fanout.NewClass(max(2, c.cfg.MaxInFlight/unprovenShare)),
+		maxBytes:  c.cfg.MaxCallBytes,
+		confirm:   c.confirmAnnounced,
 		breakers:  breaker.New(c.cfg.RequestTimeout, c.cfg.MaxInFlight),
 		evictor:   c.evictor,
 		trace:     c.trace,

@@ -21,6 +21,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/mimiktech/cluster/internal/peeraddr"
+	"github.com/mimiktech/cluster/internal/redact"
 	"github.com/mimiktech/cluster/internal/token"
 	"github.com/mimiktech/cluster/internal/wire"
 )
@@ -71,6 +72,12 @@ type Config struct {
 	// Management makes the node call its peers: it announces itself, fans out and evicts
 	// [CLUSTER_MANAGEMENT, "on" or "off"]. By default it only registers.
 	Management bool
+	// PeerNetworks are the networks in which peers may be, in CIDR notation and separated by commas
+	// [CLUSTER_PEER_NETWORKS]. Together with [PeerPolicy].Networks, both must allow an address.
+	PeerNetworks string
+	// VerifyAnnouncements sets [PeerPolicy].VerifyWithRegistry [CLUSTER_VERIFY_ANNOUNCEMENTS, "on"
+	// or "off"].
+	VerifyAnnouncements bool
 	// NoRegistration makes [Cluster.Serve] serve without registering [REGISTRATION_SET, "on" or
 	// "off"].
 	NoRegistration bool
@@ -86,6 +93,10 @@ type Config struct {
 	RequestTimeout time.Duration
 	// MaxResponseBytes bounds the responses that the node reads; 16 MiB by default.
 	MaxResponseBytes int64
+	// MaxCallBytes bounds the bodies of all responses to one call together; 256 MiB by default. A
+	// peer beyond it fails with [KindTooLarge]. Peers that the registry has not
+	// confirmed yet and that have never answered have a quarter of it, in addition.
+	MaxCallBytes int64
 	// MaxRequestBytes bounds the request bodies that the peer endpoints read; 1 MiB by default.
 	MaxRequestBytes int64
 	// MaxInFlight is the number of slots for requests to peers: it bounds how many are in flight;
@@ -164,6 +175,7 @@ func ConfigFrom(lookup func(name string) (string, bool), opts ...Option) (Config
 		PublicIPv4:        e.str("SERVER_PUBLIC_IPV4"),
 		Location:          e.location("SERVER_LOCATION_LON", "SERVER_LOCATION_LAT"),
 		Management:        e.onOff("CLUSTER_MANAGEMENT", false),
+		PeerNetworks:      e.str("CLUSTER_PEER_NETWORKS"),
 		NoRegistration:    !e.onOff("REGISTRATION_SET", true),
 		RegistrationRetry: e.milliseconds("REGISTRATION_RETRY"),
 		RequestTimeout:    e.milliseconds("REQUEST_TIMEOUT"),
@@ -175,6 +187,7 @@ func ConfigFrom(lookup func(name string) (string, bool), opts ...Option) (Config
 		GenericAudience:   e.generic("OAUTH_GENERIC_AUDIENCE"),
 		ClientAudience:    e.str("OAUTH_CLIENT_AUDIENCE"),
 	}
+	cfg.VerifyAnnouncements = e.onOff("CLUSTER_VERIFY_ANNOUNCEMENTS", false)
 	cfg.ClientSecret, cfg.ClientSecretFile = e.secret("OAUTH_CLIENT_SECRET", e.str)
 	cfg.GenericKey, cfg.GenericKeyFile = e.secret("OAUTH_GENERIC_KEY", e.generic)
 	cfg.GenericPreviousKey, cfg.GenericPreviousKeyFile = e.secret("OAUTH_GENERIC_PREVIOUS_KEY", e.generic)
@@ -217,7 +230,7 @@ func (s Secret) Format(f fmt.State, verb rune) {
 // MarshalText returns String, for encoding/json and loggers.
 func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
-const redacted = "[redacted]"
+const redacted = redact.Mark
 
 // noGeneric is the value of a generic variable that is not set.
 const noGeneric = "noGeneric"
@@ -379,6 +392,11 @@ func (p *problems) checkCallable(name string, ip netip.Addr, allowed peeraddr.Ne
 // validate returns what is missing or invalid, except for the variables in known.
 func (cfg Config) validate(o options, known map[string]bool) []error {
 	p := &problems{known: known}
+	policy, err := cfg.peerPolicy(o.policy)
+	if err != nil {
+		p.add("CLUSTER_PEER_NETWORKS", "is invalid: %w", err)
+	}
+	o.policy = policy
 	cfg.validateIdentity(p)
 	cfg.validatePaths(p)
 	cfg.validateAddresses(p, o)
@@ -477,8 +495,8 @@ func (cfg Config) validateLimits(p *problems) {
 	}
 	checkDuration("REQUEST_TIMEOUT", cfg.RequestTimeout)
 	checkDuration("REGISTRATION_RETRY", cfg.RegistrationRetry)
-	if cfg.MaxResponseBytes < 0 || cfg.MaxRequestBytes < 0 || cfg.MaxInFlight < 0 {
-		p.add("MaxResponseBytes, MaxRequestBytes or MaxInFlight", "is negative")
+	if cfg.MaxResponseBytes < 0 || cfg.MaxCallBytes < 0 || cfg.MaxRequestBytes < 0 || cfg.MaxInFlight < 0 {
+		p.add("MaxResponseBytes, MaxCallBytes, MaxRequestBytes or MaxInFlight", "is negative")
 	}
 }
 
@@ -520,6 +538,21 @@ func (cfg Config) validateCredentials(p *problems, o options) {
 		p.require("OAUTH_GENERIC_KEY (or OAUTH_CLIENT_ACCESS_KEY)", string(cfg.GenericKey+cfg.ClientAccessKey)+cfg.GenericKeyFile+cfg.ClientAccessKeyFile)
 		p.require("OAUTH_GENERIC_AUDIENCE (or OAUTH_CLIENT_AUDIENCE)", cfg.receivedAudience())
 	}
+}
+
+// peerPolicy returns the policy that both the program, with p, and the operator set.
+func (cfg Config) peerPolicy(p PeerPolicy) (PeerPolicy, error) {
+	p.VerifyWithRegistry = p.VerifyWithRegistry || cfg.VerifyAnnouncements
+	networks, err := peeraddr.ParseNetworks(cfg.PeerNetworks)
+	if err != nil {
+		return p, err
+	}
+	both := peeraddr.Networks(p.Networks).Intersect(networks)
+	if len(both) == 0 && len(networks) > 0 {
+		return p, errors.New("it has no network in common with PeerPolicy.Networks")
+	}
+	p.Networks = both
+	return p, nil
 }
 
 // validName reports whether s needs no escaping in a path, a header and an environment variable. An
@@ -572,6 +605,7 @@ func (cfg Config) withDefaults(local netip.Addr) Config {
 	cfg.RenewalFraction = cmp.Or(cfg.RenewalFraction, 2.0/3)
 	cfg.RequestTimeout = cmp.Or(cfg.RequestTimeout, 10*time.Second)
 	cfg.MaxResponseBytes = cmp.Or(cfg.MaxResponseBytes, 16<<20)
+	cfg.MaxCallBytes = cmp.Or(cfg.MaxCallBytes, 256<<20)
 	cfg.MaxRequestBytes = cmp.Or(cfg.MaxRequestBytes, 1<<20)
 	cfg.MaxInFlight = cmp.Or(cfg.MaxInFlight, 256)
 	return cfg
@@ -715,6 +749,13 @@ func newCredentials(cfg Config, log *zap.Logger) *credentials {
 	return s
 }
 
-func (s *credentials) all() []*token.Secret {
-	return []*token.Secret{s.clientSecret, s.key, s.previousKey, s.unused}
+// values returns what must not be shown.
+func (s *credentials) values() (all []string) {
+	if s == nil { // the node is being made
+		return nil
+	}
+	for _, secret := range []*token.Secret{s.clientSecret, s.key, s.previousKey, s.unused} {
+		all = append(all, secret.Values()...)
+	}
+	return all
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/mimiktech/cluster/internal/breaker"
 	"github.com/mimiktech/cluster/internal/membership"
+	"github.com/mimiktech/cluster/internal/redact"
 )
 
 // Errors to compare with errors.Is.
@@ -37,7 +38,7 @@ var (
 	// a message without details: the caller's token may be valid.
 	ErrVerifierUnavailable = errors.New("cluster: tokens cannot be verified at the moment")
 	// ErrResponseTooLarge is wrapped by the [InvalidResponseError] of a response that exceeds
-	// Config.MaxResponseBytes.
+	// Config.MaxResponseBytes, or with which all responses to a call exceed Config.MaxCallBytes.
 	ErrResponseTooLarge = errors.New("response too large")
 	// ErrEnoughResults is the error of peers that did not answer before [Request].MinResults results
 	// had arrived.
@@ -183,10 +184,11 @@ const (
 	KindStatus         Kind = "status"          // a non-2xx response: see StatusError
 	KindWrongServer    Kind = "wrong_server"    // see WrongServerError
 	KindMalformed      Kind = "malformed"       // not HTTP, without the envelope, or truncated
-	KindTooLarge       Kind = "too_large"       // a response that exceeds Config.MaxResponseBytes
+	KindTooLarge       Kind = "too_large"       // see ErrResponseTooLarge
 	KindCanceled       Kind = "canceled"        // the call ended first; see ErrEnoughResults
 	KindCircuitOpen    Kind = "circuit_open"    // nothing was sent: see CircuitOpenError
 	KindNotAllowed     Kind = "not_allowed"     // nothing was sent: see ErrNotAllowed
+	KindNotConfirmed   Kind = "not_confirmed"   // an announced peer without a slot in time
 	KindNoToken        Kind = "no_token"        // nothing was sent: see TokenError
 	KindInvalid        Kind = "invalid"         // no peer was called: the call itself failed
 )
@@ -214,6 +216,8 @@ func classify(err error) Kind {
 		return KindNoToken
 	case errors.Is(err, ErrNotAllowed):
 		return KindNotAllowed
+	case errors.Is(err, errNotConfirmed):
+		return KindNotConfirmed
 	case errors.Is(err, ErrResponseTooLarge):
 		return KindTooLarge
 	case isCircuitOpen(err):
@@ -251,6 +255,9 @@ func circuitOpen(p *membership.Peer, err error) error {
 
 // errNoResponse is the error of a RoundTripper that returns neither a response nor an error.
 var errNoResponse = errors.New("the RoundTripper returned no response and no error")
+
+// errNotConfirmed is the error of a peer that may not exist and had no slot in time; see peerGroup.
+var errNotConfirmed = errors.New("the registry has not confirmed this peer, it has never answered, and there was no time left for such peers")
 
 // isLocalFault reports whether a request failed for a reason on this node, which says nothing
 // about the remote. Such are exhausted resources, a local firewall, a resolver that does not
@@ -301,20 +308,21 @@ func isCircuitOpen(err error) bool {
 	return ok
 }
 
-// excerpt bounds text that an error quotes.
-func excerpt(text string) string {
-	const limit = 256
-	if len(text) <= limit {
-		return text
-	}
-	return strings.ToValidUTF8(text[:limit-len("…")], "") + "…"
-}
+// excerpt prepares text from outside that an error quotes.
+func excerpt(text string) string { return redact.Quote(text) }
 
 // tokenRejected reports whether a response says that the token was not accepted. Both the registry
 // and npm peers use 403 for it; other servers, and Go peers, use 401.
 func tokenRejected(err error) bool {
 	se, ok := errors.AsType[*StatusError](err)
 	return ok && (se.Code == http.StatusForbidden || se.Code == http.StatusUnauthorized)
+}
+
+// tokenDoubtful reports whether the token may be why a request was rejected: it may be too long for
+// the remote, or malformed.
+func tokenDoubtful(err error) bool {
+	se, ok := errors.AsType[*StatusError](err)
+	return ok && (se.Code == http.StatusRequestHeaderFieldsTooLarge || se.Code == http.StatusBadRequest)
 }
 
 // unreachable reports whether no response was received, so that the peer may be gone.

@@ -61,10 +61,10 @@ type conditionalDeleter interface {
 // A batch is a fan-out at its end: all peers have been called.
 type batch struct {
 	peers    []*membership.Peer
-	outcomes []Outcome     // in the order of peers
-	total    int           // peers in the view, called or not
-	enough   bool          // MinResults was reached
-	timeout  time.Duration // of the request; zero for Config.RequestTimeout
+	outcomes []Outcome          // in the order of peers
+	all      []*membership.Peer // in the view, called or not
+	enough   bool               // MinResults was reached
+	timeout  time.Duration      // of the request; zero for Config.RequestTimeout
 
 	// retry calls a peer once more and adds to its outcome.
 	retry func(ctx context.Context, p *membership.Peer, o *Outcome)
@@ -133,17 +133,29 @@ func (e *evictor) skipProtected(ctx context.Context, b batch, suspects []int) (o
 	}
 	decision, reason := e.forbidden(b)
 	forbidden := reason != nil
+	forProven, forUnproven := verdict{decision, reason}, verdict{decision, reason}
 	if !forbidden {
-		decision, reason = e.selfPreservation(b, suspects)
+		forProven = e.selfPreservation(b, suspects, (*membership.Peer).Proven)
+		forUnproven = e.selfPreservation(b, suspects, func(*membership.Peer) bool { return true })
 	}
 	for _, i := range suspects {
-		if forbidden || reason != nil && !e.replaced(&b.outcomes[i]) {
-			e.skipEviction(ctx, &b.outcomes[i], decision, reason)
+		v := forProven
+		if !b.peers[i].Proven() {
+			v = forUnproven
+		}
+		if forbidden || v.reason != nil && !e.replaced(&b.outcomes[i]) {
+			e.skipEviction(ctx, &b.outcomes[i], v.decision, v.reason)
 		} else {
 			others = append(others, i)
 		}
 	}
 	return others
+}
+
+// A verdict is why suspects are not to be decided on; the zero verdict if they are.
+type verdict struct {
+	decision Decision
+	reason   error
 }
 
 // forbidden returns the reason why the call evicts no peer at all; nil if there is none.
@@ -159,28 +171,42 @@ func (e *evictor) forbidden(b batch) (Decision, error) {
 	return "", nil
 }
 
-// selfPreservation returns the reason why none of the suspects is evicted that were called; nil if
-// each of them is to be decided on. Peers whose address belongs to this node do not count: they say
+// selfPreservation returns the reason why none of the suspects is evicted; none if each of them is
+// to be decided on. Only the peers count for which counts returns true: peers that may not exist do
+// not count for the others. Peers whose address belongs to this node do not count either: they say
 // nothing about the network.
-func (e *evictor) selfPreservation(b batch, suspects []int) (Decision, error) {
-	called, total, unreachableCount := len(b.peers), b.total, len(suspects)
+func (e *evictor) selfPreservation(b batch, suspects []int, counts func(*membership.Peer) bool) verdict {
+	called, total, unreachableCount := count(b.peers, counts), count(b.all, counts), 0
 	for i := range b.outcomes {
-		if kind := b.outcomes[i].Kind; kind == KindCircuitOpen || kind == KindLocal {
+		if kind := b.outcomes[i].Kind; counts(b.peers[i]) && (kind == KindCircuitOpen || kind == KindLocal) {
 			unreachableCount++
 		}
 	}
 	for _, i := range suspects {
-		if e.replaced(&b.outcomes[i]) {
-			called, total, unreachableCount = called-1, total-1, unreachableCount-1
+		switch {
+		case !counts(b.peers[i]):
+		case e.replaced(&b.outcomes[i]):
+			called, total = called-1, total-1
+		default:
+			unreachableCount++
 		}
 	}
 	switch {
 	case called >= minPeersForJudgement && float64(unreachableCount) > e.policy.maxSuspectFraction()*float64(called):
-		return DecisionSelfPreservation, fmt.Errorf("too many peers unreachable (%d of %d): assuming a local fault", unreachableCount, called)
+		return verdict{DecisionSelfPreservation, fmt.Errorf("too many peers unreachable (%d of %d): assuming a local fault", unreachableCount, called)}
 	case called < minPeersForJudgement && called < total && total >= minPeersForJudgement:
-		return DecisionTooFewCalled, fmt.Errorf("only %d of %d peers were called: too few to rule out a local fault", called, total)
+		return verdict{DecisionTooFewCalled, fmt.Errorf("only %d of %d peers were called: too few to rule out a local fault", called, total)}
 	}
-	return "", nil
+	return verdict{}
+}
+
+func count(peers []*membership.Peer, counts func(*membership.Peer) bool) (n int) {
+	for _, p := range peers {
+		if counts(p) {
+			n++
+		}
+	}
+	return n
 }
 
 func (e *evictor) skipEviction(ctx context.Context, o *Outcome, decision Decision, reason error) {

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"io"
 	"iter"
@@ -17,8 +18,8 @@ import (
 	"github.com/mimiktech/cluster/internal/breaker"
 	"github.com/mimiktech/cluster/internal/ctxutil"
 	"github.com/mimiktech/cluster/internal/fanout"
-	"github.com/mimiktech/cluster/internal/h1"
 	"github.com/mimiktech/cluster/internal/membership"
+	"github.com/mimiktech/cluster/internal/token"
 )
 
 // A peerClient sends requests to the peers of a view.
@@ -31,12 +32,15 @@ type peerClient struct {
 	http      *httpClient
 	tokens    tokenSource
 	scheduler *fanout.Scheduler
+	unproven  *fanout.Class // the slots for peers that may not exist
+	maxBytes  int64         // of the bodies of all responses to a call
 	breakers  *breaker.Set
 	evictor   *evictor
+	confirm   func() // asks for a renewal, which confirms announced peers or drops them
 	trace     *hooks
 	log       *zap.Logger
 
-	localWarning limitedWarning
+	localWarning minuteLimit
 }
 
 // warnLocalFault logs that this node cannot send requests. All requests may fail for the same
@@ -48,13 +52,13 @@ func (c *peerClient) warnLocalFault(ctx context.Context, err error) {
 	c.log.Warn("local fault: requests to peers cannot be sent", zap.Error(err), stackOf(err), correlationField(ctx))
 }
 
-// A limitedWarning is due once a minute at most.
-type limitedWarning struct {
+// A minuteLimit is due once a minute at most.
+type minuteLimit struct {
 	mu   sync.Mutex // guards the field below
 	next time.Time
 }
 
-func (w *limitedWarning) due(now time.Time) bool {
+func (w *minuteLimit) due(now time.Time) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if now.Before(w.next) {
@@ -82,7 +86,7 @@ type fanOut struct {
 	*preparedRequest
 	client       *peerClient
 	peers        []*membership.Peer // to be called
-	total        int                // peers in the view, called or not
+	all          []*membership.Peer // in the view, called or not
 	outcomes     []Outcome          // in the order of peers
 	waitForAll   bool               // no outcome is read before all are complete
 	reported     []bool             // to the hook PeerDone, if it is set
@@ -90,19 +94,48 @@ type fanOut struct {
 	start        time.Time
 	initialToken string
 
-	wg    sync.WaitGroup
-	slots *fanout.Call
+	wg               sync.WaitGroup
+	proven, unproven peerGroup
+	isUnproven       map[*membership.Peer]bool // at the start of the call
 
 	mu        sync.Mutex // guards the fields below
 	bearer    string
 	template  *http.Request // what all requests have in common; replaced as a whole, never edited
-	call      *h1.Call      // the same for the direct transport; may be nil
 	deadlines sharedDeadline
 }
 
+// A peerGroup is some peers of a call, which share slots and a budget. Peers that are known from
+// announcements only and have never answered are a group of their own: such entries may be forged,
+// and must not keep a call from the other peers.
+type peerGroup struct {
+	slots  *fanout.Call
+	peers  []int // indices in the peers of the call; nil for all
+	budget *byteBudget
+	form   requestForm // guarded by fanOut.mu
+}
+
+// index returns the index in the peers of the call of the i-th peer in the group.
+func (g *peerGroup) index(i int) int {
+	if g.peers == nil {
+		return i
+	}
+	return g.peers[i]
+}
+
+func (f *fanOut) group(p *membership.Peer) *peerGroup {
+	if f.isUnproven[p] {
+		return &f.unproven
+	}
+	return &f.proven
+}
+
+// unprovenShare is the part of the slots and of the budget of a call that unproven peers get
+// together.
+const unprovenShare = 4
+
 func (c *peerClient) newFanOut(call *preparedRequest, view membership.View) *fanOut {
 	peers := view.Without(c.selfID).Peers()
-	f := &fanOut{preparedRequest: call, client: c, peers: peers, total: len(peers)}
+	f := &fanOut{preparedRequest: call, client: c, peers: peers, all: peers}
 	if call.filter != nil {
 		f.peers = nil // the array belongs to the view
 		for _, p := range peers {
@@ -115,8 +148,31 @@ func (c *peerClient) newFanOut(call *preparedRequest, view membership.View) *fan
 	if c.trace.hasPeerDone {
 		f.reported = make([]bool, len(f.peers))
 	}
-	f.slots = c.scheduler.NewCall(len(f.peers))
+	f.formGroups()
 	return f
+}
+
+func (f *fanOut) formGroups() {
+	c := f.client
+	f.proven.budget, f.unproven.budget = newByteBudget(c.maxBytes), newByteBudget(c.maxBytes/unprovenShare)
+	for i, p := range f.peers {
+		switch proven := p.Proven(); {
+		case proven && f.isUnproven != nil:
+			f.proven.peers = append(f.proven.peers, i)
+		case !proven && f.isUnproven == nil:
+			f.isUnproven = make(map[*membership.Peer]bool)
+			f.proven.peers = make([]int, i, len(f.peers))
+			for k := range i {
+				f.proven.peers[k] = k
+			}
+			fallthrough
+		case !proven:
+			f.isUnproven[p] = true
+			f.unproven.peers = append(f.unproven.peers, i)
+		}
+	}
+	n := len(f.unproven.peers)
+	f.proven.slots, f.unproven.slots = c.scheduler.NewCall(len(f.peers)-n, nil), c.scheduler.NewCall(n, c.unproven)
 }
 
 // run calls all peers, and yields the index of each as soon as its outcome is complete. For
@@ -183,7 +239,7 @@ func (f *fanOut) yieldSuspects(ctx context.Context, suspects []int, results int,
 	f.client.evictor.review(ctx, batch{
 		peers:    f.peers,
 		outcomes: f.outcomes,
-		total:    f.total,
+		all:      f.all,
 		enough:   f.minResults > 0 && results >= f.minResults,
 		timeout:  f.timeout,
 		retry:    f.retryPeer,
@@ -212,10 +268,42 @@ func (f *fanOut) callPeers(ctx context.Context) {
 		return
 	}
 	f.initialToken = f.bearer
-	f.slots.Run(ctx, func(i int) {
+	if len(f.unproven.peers) > 0 {
+		f.wg.Go(func() { f.callUnproven(ctx, skip) })
+	}
+	f.callGroup(ctx, &f.proven, skip)
+}
+
+func (f *fanOut) callGroup(ctx context.Context, g *peerGroup, skip func(i int, err error)) {
+	g.slots.Run(ctx, func(i int) {
+		i = g.index(i)
 		f.callPeer(ctx, f.peers[i], &f.outcomes[i], f.start)
 		f.deliver(ctx, i)
-	}, skip)
+	}, func(i int, err error) { skip(g.index(i), err) })
+}
+
+// callUnproven calls the peers that may not exist. Together they have the timeout of one request,
+// apart from those that get a slot at once.
+func (f *fanOut) callUnproven(ctx context.Context, skip func(i int, err error)) {
+	timeout := cmp.Or(f.timeout, f.client.timeout)
+	groupCtx, cancel := context.WithTimeoutCause(ctx, timeout, errNotConfirmed)
+	defer cancel()
+	if len(f.unproven.peers) > f.client.unproven.Limit() {
+		f.client.confirm()
+	}
+	f.unproven.slots.Run(groupCtx, func(i int) {
+		i = f.unproven.index(i)
+		callCtx := groupCtx
+		switch waited := time.Since(f.start); {
+		case groupCtx.Err() != nil:
+			skip(i, context.Cause(groupCtx))
+			return
+		case waited < timeout/100:
+			callCtx = ctx
+		}
+		f.callPeer(callCtx, f.peers[i], &f.outcomes[i], f.start)
+		f.deliver(ctx, i)
+	}, func(i int, err error) { skip(f.unproven.index(i), err) })
 }
 
 // deliver passes on an outcome. That of a suspect is not final before eviction has been decided.
@@ -263,8 +351,7 @@ func (f *fanOut) result(start time.Time) CallResult {
 // buildTemplate makes the template of all requests. If rejected is set, it replaces that token
 // first.
 func (f *fanOut) buildTemplate(ctx context.Context, rejected string) error {
-	key := f.key
-	key.Audience, key.Cluster = f.client.audience, true
+	key := f.tokenKey()
 	if rejected != "" {
 		f.client.tokens.Drop(key, rejected)
 	}
@@ -281,11 +368,18 @@ func (f *fanOut) buildTemplate(ctx context.Context, rejected string) error {
 	if f.body != nil {
 		template.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(f.body)), nil }
 	}
-	call := f.client.http.newCall(f.method, header, f.body)
+	direct := f.client.http.directCall(f.method, header, f.body)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.bearer, f.template, f.call = bearer, template, call
+	f.bearer, f.template = bearer, template
+	for _, g := range []*peerGroup{&f.proven, &f.unproven} {
+		g.form = newForm(direct, g.budget)
+	}
 	return nil
+}
+
+func (f *fanOut) tokenKey() token.Key {
+	return token.Key{Audience: f.client.audience, Cluster: true, Customer: f.key.Customer}
 }
 
 // addHeader adds the caller's header to that of a request. The values of a name that is spelled in
@@ -325,13 +419,15 @@ func isForwarded(name string) bool {
 // each request would cost more than all other work of this package for it. A request may lose up
 // to 2 % of its timeout, and at most 5 ms.
 type sharedDeadline struct {
-	current    context.Context    //nolint:containedctx // derived from that of a call, which outlives it
+	parent     context.Context    //nolint:containedctx // that of a call, which outlives it
+	current    context.Context    //nolint:containedctx // derived from parent
 	cancel     context.CancelFunc // not called: the end of the call's context releases the timer
 	validUntil time.Time          // for requests that begin later, there is a new context
 }
 
 func (d *sharedDeadline) context(ctx context.Context, now time.Time, timeout time.Duration) context.Context {
-	if d.current == nil || now.After(d.validUntil) {
+	if d.parent != ctx || now.After(d.validUntil) {
+		d.parent = ctx
 		d.current, d.cancel = context.WithDeadline(ctx, now.Add(timeout))
 		d.validUntil = now.Add(min(timeout/50, 5*time.Millisecond))
 	}

@@ -5,11 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
 	"sync/atomic"
+	"sync"
 	"time"
 
 	"go.uber.org/zap"
@@ -74,6 +76,8 @@ func (c *Cluster) CreateItResource(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusNoContent)
 		return
 	}
+	release := func() {}
+	defer func() { release() }()
 	c.servePeer(w, r, func(ctx context.Context) (any, error) {
 		var it wire.ItResource
 		if err := c.readBody(w, r, &it); err != nil {
@@ -82,7 +86,7 @@ func (c *Cluster) CreateItResource(w http.ResponseWriter, r *http.Request) {
 		if it.Skipped != nil {
 			return nil, &StatusError{Code: http.StatusBadRequest, Message: "the body is not an itResource: " + it.Skipped.Error()}
 		}
-		view, err := c.mergeAnnounced(ctx, it)
+		view, err := c.mergeAnnounced(ctx, it, senderOf(r))
 		if err != nil {
 			return nil, err
 		}
@@ -90,7 +94,9 @@ func (c *Cluster) CreateItResource(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Preference-Applied", returnMinimal)
 			return nil, nil
 		}
-		return view.Resource(), nil
+		var resource wire.ItResource
+		resource, release = c.fullList(w, view)
+		return resource, nil
 	})
 }
 
@@ -226,7 +232,7 @@ func (c *Cluster) ReplyStatus(w http.ResponseWriter, r *http.Request, status int
 // if only a part of a request succeeded. For [ErrInvalidRequest] it is 400, for [ErrManagementOff]
 // 409, for [ErrClosed] and [ErrNotRegistered] 503, and for any other error 500.
 func (c *Cluster) ReplyError(w http.ResponseWriter, r *http.Request, err error) {
-	response := wire.Error{StatusCode: http.StatusInternalServerError, Message: err.Error()}
+	response := wire.Error{StatusCode: http.StatusInternalServerError, Message: c.http.text(err.Error(), bearerToken(r.Header))}
 	switch {
 	case errors.Is(err, ErrInvalidRequest):
 		response.StatusCode = http.StatusBadRequest
@@ -298,6 +304,9 @@ func (c *Cluster) authenticate(next http.Handler, check func(Claims) (CallerChec
 func (c *Cluster) verifyCaller(r *http.Request) CallerInfo {
 	caller := CallerInfo{Result: CallerNoToken, RemoteAddr: r.RemoteAddr}
 	text, err := httpjson.BearerToken(r.Header)
+	if err == nil && len(text) > token.MaxBytes {
+		err, caller.Result = token.ErrTooLong, CallerInvalidToken
+	}
 	if err == nil {
 		caller.Result = CallerInvalidToken
 		var claims Claims
@@ -307,7 +316,7 @@ func (c *Cluster) verifyCaller(r *http.Request) CallerInfo {
 			return caller
 		}
 	}
-	reason := excerpt(c.http.redact(err.Error(), bearerToken(r.Header)))
+	reason := c.http.quote(err.Error(), bearerToken(r.Header))
 	if _, panicked := errors.AsType[*PanicError](err); panicked || errors.Is(err, ErrVerifierUnavailable) {
 		if c.verifierWarning.due(time.Now()) {
 			c.log.Error("token verification unavailable", zap.String("reason", reason), stackOf(err), correlationField(r.Context()))
@@ -342,7 +351,7 @@ const minRefusals = 5
 // refusals counts the tokens that were refused since the last valid one.
 type refusals struct {
 	inARow  atomic.Int64
-	warning limitedWarning
+	warning minuteLimit
 }
 
 func (r *refusals) add() int64 { return r.inARow.Add(1) }
@@ -358,8 +367,72 @@ func (c *Cluster) callVerifier(ctx context.Context, text string) (claims Claims,
 	return c.verifier.Verify(ctx, text)
 }
 
-// mergeAnnounced merges an announcement into the view, and returns the view.
-func (c *Cluster) mergeAnnounced(ctx context.Context, it wire.ItResource) (membership.View, error) {
+// maxListBytes bounds the lists of servers that responses to announcements have, all together.
+const maxListBytes = 64 << 20
+
+// fullList returns the resource for a response to an announcement, and a function to call when the
+// response has been written. The list has this node alone while too many others are being written.
+func (c *Cluster) fullList(w http.ResponseWriter, view membership.View) (wire.ItResource, func()) {
+	size := view.Size().Bytes
+	if !c.lists.TryAcquire(size) {
+		return view.Select(c.cfg.ID).Resource(), func() {}
+	}
+	control := http.NewResponseController(w)
+	_ = control.SetWriteDeadline(time.Now().Add(c.cfg.RequestTimeout)) // not all writers support it
+	return view.Resource(), func() {
+		_ = control.Flush()
+		_ = control.SetWriteDeadline(time.Time{})
+		c.lists.Release(size)
+	}
+}
+
+// A senderLimit bounds how many new servers one sender may announce per minute. A node announces
+// itself, and an npm node all that it knows.
+type senderLimit struct {
+	mu     sync.Mutex // guards the fields below
+	since  time.Time
+	counts map[string]int
+}
+
+const (
+	maxNewServers = 256
+	maxSenders    = 4096 // that are counted
+)
+
+// allow reports whether sender may announce n more servers.
+func (l *senderLimit) allow(sender string, n int, now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.counts == nil || now.Sub(l.since) >= time.Minute {
+		l.since, l.counts = now, make(map[string]int)
+	}
+	count, known := l.counts[sender]
+	if count+n > maxNewServers || !known && len(l.counts) == maxSenders {
+		return false
+	}
+	l.counts[sender] = count + n
+	return true
+}
+
+func senderOf(r *http.Request) string {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		return r.RemoteAddr
+	}
+	return host
+}
+
+// confirmAnnounced renews, at most once a minute, because entries of the view are to be confirmed
+// by the registry or dropped.
+func (c *Cluster) confirmAnnounced() {
+	if c.confirmation.due(time.Now()) {
+		c.triggerRenewal()
+	}
+}
+
+// mergeAnnounced merges an announcement into the view, and returns the view. What the limits for
+// entries that are not confirmed do not allow is left to the registry.
+func (c *Cluster) mergeAnnounced(ctx context.Context, it wire.ItResource, sender string) (membership.View, error) {
 	if c.policy.VerifyWithRegistry {
 		c.triggerRenewal()
 		return c.state.view(), nil
@@ -380,7 +453,14 @@ func (c *Cluster) mergeAnnounced(ctx context.Context, it wire.ItResource) (membe
 	}
 	// This node's own entry comes from the registry only.
 	announced = announced.Allowed().Without(c.cfg.ID)
-	merged, err := c.state.applyAnnouncement(ctx, announced, c.policy.maxServers())
+	if n := c.state.view().CountNew(announced); n > 0 && !c.senders.allow(sender, n, time.Now()) {
+		c.confirmAnnounced()
+		return c.state.view(), nil
+	}
+	merged, err := c.state.applyAnnouncement(ctx, announced, viewLimits{c.policy.maxServers(), c.cfg.MaxResponseBytes})
+	if merged.tooMany {
+		c.confirmAnnounced()
+	}
 	if merged.disputed {
 		c.triggerRenewal()
 	}
@@ -500,7 +580,7 @@ func (c *Cluster) readBody(w http.ResponseWriter, r *http.Request, into any) err
 		return &StatusError{Code: bodyErr.StatusCode, Message: bodyErr.Message}
 	}
 	if err != nil {
-		return &StatusError{Code: http.StatusBadRequest, Message: "the body is not an itResource: " + err.Error()}
+		return &StatusError{Code: http.StatusBadRequest, Message: "the body is not an itResource: " + c.http.quote(err.Error(), bearerToken(r.Header))}
 	}
 	return nil
 }
@@ -511,6 +591,7 @@ func (c *Cluster) writeJSON(w http.ResponseWriter, r *http.Request, status int, 
 		id = wire.NextCorrelationID(r.Header.Get(wire.CorrelationHeader))
 	}
 	w.Header().Set(wire.CorrelationHeader, id)
+	w.Header().Set("X-Content-Type-Options", "nosniff")
 	if body != nil {
 		w.Header().Set("Content-Type", "application/json")
 	}

@@ -266,7 +266,7 @@ func testHTTPClient(rt roundTripper) *httpClient {
 		trace:       new(hooks),
 		timeout:     10 * time.Second,
 		maxResponse: 100,
-		secrets:     []*token.Secret{token.NewSecret("hidden", "", "", nil)},
+		secrets:     newCredentials(Config{ClientSecret: "hidden"}, zap.NewNop()),
 	}
 }
 
@@ -285,6 +285,8 @@ func (s *testTokens) Drop(_ token.Key, rejected string) {
 		s.dropped.Store(true)
 	}
 }
+
+func (s *testTokens) Replace(key token.Key, doubtful string) { s.Drop(key, doubtful) }
 
 func testState() *state {
 	return newState("node-1", &options{noEnv: true, log: zap.NewNop()}, new(hooks))
@@ -363,7 +365,7 @@ func TestHTTPClient(t *testing.T) {
 		})
 	}
 	cfg := Config{MaxResponseBytes: math.MaxInt64, ClientSecret: "hidden"}
-	if h, err := newHTTPClient(cfg, options{}, newCredentials(cfg, nil)); err != nil || h.maxResponse+1 < 0 || h.redactSecrets("a hidden word") != "a [redacted] word" {
+	if h, err := newHTTPClient(cfg, options{}, newCredentials(cfg, nil)); err != nil || h.maxResponse+1 < 0 || h.text("a hidden word", "") != "a [redacted] word" {
 		t.Errorf("limit %d, %v", h.maxResponse, err)
 	}
 }
@@ -445,7 +447,7 @@ func TestState(t *testing.T) {
 			}
 		}
 		announce := func(v membership.View, limit int) error {
-			_, err := s.applyAnnouncement(t.Context(), v, limit)
+			_, err := s.applyAnnouncement(t.Context(), v, viewLimits{limit, 1 << 20})
 			return err
 		}
 
@@ -583,7 +585,10 @@ func TestEvictor(t *testing.T) {
 				e.memberCtx = ctx
 			}
 			e.state.updateView(t.Context(), SourceRegistry, func(d *stateData) { d.view = testView(updated, append(tt.peers, "node-1")...) })
-			b := batch{peers: e.state.view().Without("node-1").Peers(), enough: tt.enough, total: max(tt.total, len(tt.peers))}
+			b := batch{peers: e.state.view().Without("node-1").Peers(), enough: tt.enough}
+			for len(b.all) < max(tt.total, len(tt.peers)) {
+				b.all = append(b.all, b.peers[0])
+			}
 			retried := ""
 			b.retry = func(_ context.Context, p *membership.Peer, o *Outcome) {
 				*o, retried = Outcome{Server: o.Server}, p.ClusterBaseURL
@@ -641,7 +646,7 @@ func TestEvictedMeanwhile(t *testing.T) {
 	}
 	p := testView(time.Unix(100, 0), "node-2").Peers()[0]
 	outcome := Outcome{Server: Server(p.Server), Kind: KindTimeout, Err: &UnreachableError{Err: context.DeadlineExceeded}}
-	b := batch{peers: []*membership.Peer{p}, outcomes: []Outcome{outcome}, total: 1}
+	b := batch{peers: []*membership.Peer{p}, outcomes: []Outcome{outcome}, all: []*membership.Peer{p}}
 	b.keep = func(context.Context, *membership.Peer, *Outcome) (Decision, error) { return "", nil }
 	e.review(t.Context(), b, []int{0})
 	if !b.outcomes[0].Evicted || !slices.Equal(decisions, []Decision{DecisionGone}) {
@@ -651,7 +656,7 @@ func TestEvictedMeanwhile(t *testing.T) {
 
 func TestPeerClient(t *testing.T) {
 	c := &peerClient{
-		ctx: t.Context(), selfID: "node-1", timeout: time.Second,
+		ctx: t.Context(), selfID: "node-1", timeout: time.Second, maxBytes: 1 << 20, unproven: fanout.NewClass(2),
 		tokens: &testTokens{}, scheduler: fanout.New(8), breakers: breaker.New(time.Second, 8), trace: new(hooks),
 		http: testHTTPClient(func(r *http.Request) (*http.Response, error) {
 			if bearerToken(r.Header) == "token-1" {

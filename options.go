@@ -311,6 +311,9 @@ func (p PeerPolicy) maxServers() int {
 func (p PeerPolicy) checkServer(s wire.Server) (*url.URL, error) {
 	base, err := peeraddr.Parse(s.ClusterBaseURL)
 	if err == nil {
+		err = wire.CheckBaseURL(s.ClusterBaseURL)
+	}
+	if err == nil {
 		err = peeraddr.Networks(p.Networks).CheckHost(base.Hostname())
 	}
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/mimiktech/cluster/internal/ctxutil"
 	"github.com/mimiktech/cluster/internal/membership"
+	"github.com/mimiktech/cluster/internal/redact"
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
@@ -62,7 +63,7 @@ func (d Departure) MarshalJSON() ([]byte, error) {
 		Errors    []string `json:"errors,omitempty"`
 	}{NbServers: d.NbServers, ServerID: d.ServerID}
 	for _, err := range d.Errors {
-		out.Errors = append(out.Errors, err.Error())
+		out.Errors = append(out.Errors, redact.Text(err.Error()))
 	}
 	return json.Marshal(out)
 }
@@ -414,6 +415,7 @@ func announcementOf(servers membership.View) *preparedRequest {
 		ref:       &url.URL{Path: "/itResources"},
 		header:    http.Header{"Prefer": {returnMinimal}},
 		body:      body,
+		discard:   true,
 	}
 }
 

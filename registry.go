@@ -36,13 +36,14 @@ type registryClient struct {
 	trace         *hooks
 
 	unusualLease sync.Once // the warning
-	clockWarning limitedWarning
+	clockWarning minuteLimit
 }
 
 // A tokenSource is what is needed of a *token.Cache.
 type tokenSource interface {
 	Token(ctx context.Context, key token.Key) (string, error)
 	Drop(key token.Key, accessToken string)
+	Replace(key token.Key, accessToken string)
 }
 
 // register registers a server, or renews its lease, which is the same request. It returns the
@@ -150,6 +151,9 @@ func (r *registryClient) do(ctx context.Context, req registryRequest) error {
 			return err
 		}
 		err = r.withFailover(ctx, &req)
+		if tokenDoubtful(err) {
+			r.tokens.Replace(key, req.bearer)
+		}
 		if !tokenRejected(err) || attempt > 1 {
 			return err
 		}

@@ -10,10 +10,13 @@ import (
 	"iter"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
+	"unsafe"
 
 	"github.com/mimiktech/cluster/internal/h1"
+	"github.com/mimiktech/cluster/internal/redact"
 	"github.com/mimiktech/cluster/internal/token"
 	"github.com/mimiktech/cluster/internal/wire"
 )
@@ -162,13 +165,13 @@ func (o Outcome) MarshalJSON() ([]byte, error) {
 		Evicted         bool            `json:"evicted"`
 		EvictionSkipped string          `json:"evictionSkipped,omitempty"`
 	}
-	f := failure{Message: o.Err.Error(), Kind: o.Kind, Attempts: o.Attempts, Evicted: o.Evicted}
+	f := failure{Message: redact.Text(o.Err.Error()), Kind: o.Kind, Attempts: o.Attempts, Evicted: o.Evicted}
 	if se, ok := errors.AsType[*StatusError](o.Err); ok {
 		f.StatusCode, f.Title, f.Info = se.Code, http.StatusText(se.Code), se.Info
 		f.Message = cmp.Or(se.Message, f.Message)
 	}
 	if o.EvictionSkipped != nil {
-		f.EvictionSkipped = o.EvictionSkipped.Error()
+		f.EvictionSkipped = redact.Text(o.EvictionSkipped.Error())
 	}
 	return json.Marshal(struct {
 		Error  failure `json:"error"`
@@ -221,6 +224,11 @@ func newResponse(outcomes []Outcome) *Response {
 			}
 		}
 	}
+	elements := 0
+	for i := range r.Results {
+		elements += countElements(r.Results[i].Data)
+	}
+	r.Data = slices.Grow(r.Data, elements)
 	for i := range r.Results {
 		r.Data = appendData(r.Data, r.Results[i].Data)
 	}
@@ -242,6 +250,20 @@ func appendData(all []json.RawMessage, data json.RawMessage) []json.RawMessage {
 	return all
 }
 
+// elementBytes is what an element of Response.Data needs, apart from its JSON.
+const elementBytes = int64(unsafe.Sizeof(json.RawMessage{}))
+
+// countElements returns how many elements appendData appends.
+func countElements(data json.RawMessage) (n int) {
+	if len(data) == 0 || data[0] != '[' {
+		return min(len(data), 1)
+	}
+	for range wire.Each(data) {
+		n++
+	}
+	return n
+}
+
 // A preparedRequest is a valid, encoded request, the same for all peers.
 type preparedRequest struct {
 	operation Operation
@@ -259,6 +281,7 @@ type preparedRequest struct {
 	minResults int
 	hedgeAfter time.Duration
 	noEviction bool
+	discard    bool // of no use are the bodies of the responses
 }
 
 func (c *Cluster) prepare(req Request) (*preparedRequest, error) {

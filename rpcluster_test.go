@@ -436,6 +436,7 @@ func TestCallEndsBeforeItsPeersAnswer(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := clustertest.Start(t, 6, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = 3 }))
 			n := w.Nodes[0]
+			rpc(t, n, cluster.Request{Path: "/things"}) // from now on, the peers are known to exist
 			for _, peer := range w.Nodes[1:] {
 				w.Network.Fault(n.Host, peer.Host, clustertest.Hang)
 			}

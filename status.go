@@ -9,7 +9,6 @@ import (
 	"os"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,6 +16,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/mimiktech/cluster/internal/membership"
+	"github.com/mimiktech/cluster/internal/redact"
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
@@ -104,12 +104,7 @@ func (s Status) Registration() string {
 	if s.Reason != nil {
 		reason = s.Reason.Error()
 	}
-	return "orphan: " + strings.Map(func(r rune) rune {
-		if r < ' ' {
-			return ' ' // an environment variable cannot hold a NUL
-		}
-		return r
-	}, reason)
+	return "orphan: " + redact.Text(reason)
 }
 
 // Env returns the environment variables that the node sets. These are REGISTRATION_STATUS and, once
@@ -146,7 +141,7 @@ func (s Status) MarshalJSON() ([]byte, error) {
 		Conflicts: s.Conflicts,
 	}
 	if s.Reason != nil {
-		out.Reason = s.Reason.Error()
+		out.Reason = redact.Text(s.Reason.Error())
 	}
 	return json.Marshal(out)
 }
@@ -401,13 +396,41 @@ func (s *state) setDeregistered(ctx context.Context) {
 type mergedAnnouncement struct {
 	view     membership.View
 	disputed bool // only the registry can say which of two entries of a server is current
+	tooMany  bool // there are too many servers that only the registry can confirm; nothing changes
 	moved    []movedServer
 }
 
+// maxAnnounced is the number of servers that a view may have without a confirmation by the
+// registry. A view with more confirmed ones may have as many.
+const maxAnnounced = 256
+
+// viewLimits are the limits up to which announcements may enlarge the view.
+type viewLimits struct {
+	servers int
+	bytes   int64
+}
+
+// check returns an error if merged exceeds the limits, and is larger than the view was before.
+func (l viewLimits) check(before, merged membership.Size) error {
+	if merged.Servers > max(l.servers, before.Servers) {
+		return &StatusError{
+			Code:    http.StatusBadRequest,
+			Message: fmt.Sprintf("the cluster would have %d servers, %d are allowed", merged.Servers, l.servers),
+		}
+	}
+	if merged.Bytes > max(l.bytes, before.Bytes) {
+		return &StatusError{
+			Code:    http.StatusBadRequest,
+			Message: fmt.Sprintf("the list of servers would have %d bytes, %d are allowed", merged.Bytes, l.bytes),
+		}
+	}
+	return nil
+}
+
 // applyAnnouncement merges servers announced by a peer into the view, and returns the view. If they
-// are of another itResource, nothing changes. If the view would have more than limit servers, and
-// more than now, nothing changes and an error is returned.
-func (s *state) applyAnnouncement(ctx context.Context, announced membership.View, limit int) (r mergedAnnouncement, err error) {
+// are of another itResource, nothing changes. If the view would exceed the limits, nothing changes
+// and an error is returned.
+func (s *state) applyAnnouncement(ctx context.Context, announced membership.View, limits viewLimits) (r mergedAnnouncement, err error) {
 	s.updateView(ctx, SourceAnnouncement, func(d *stateData) {
 		view := d.view
 		defer func() { r.view, r.moved = d.view, d.movedSince(view) }()
@@ -420,11 +443,12 @@ func (s *state) applyAnnouncement(ctx context.Context, announced membership.View
 		default:
 			return
 		}
-		if n := merged.Len(); n > max(limit, view.Len()) {
-			err = &StatusError{
-				Code:    http.StatusBadRequest,
-				Message: fmt.Sprintf("the cluster would have %d servers, %d are allowed", n, limit),
-			}
+		before, after := view.Size(), merged.Size()
+		if err = limits.check(before, after); err != nil {
+			return
+		}
+		confirmed := after.Servers - after.Announced
+		if r.tooMany = after.Announced > max(maxAnnounced, confirmed, before.Announced); r.tooMany {
 			return
 		}
 		d.view, d.status.UpdatedAt = merged, time.Now()

@@ -43,12 +43,27 @@ func (s *Scheduler) Waiting() int {
 	return waiting
 }
 
-// NewCall returns a Call of n tasks.
-func (s *Scheduler) NewCall(n int) *Call { return &Call{s: s, order: order{n: n}} }
+// NewCall returns a Call of n tasks. class may be nil.
+func (s *Scheduler) NewCall(n int, class *Class) *Call {
+	return &Call{s: s, class: class, order: order{n: n}}
+}
+
+// A Class bounds the slots that its calls hold together.
+type Class struct {
+	limit int
+	held  int // guarded by limiter.mu
+}
+
+// NewClass returns a Class with the given limit.
+func NewClass(limit int) *Class { return &Class{limit: limit} }
+
+// Limit returns the limit of c.
+func (c *Class) Limit() int { return c.limit }
 
 // A Call is one fan-out over a number of tasks.
 type Call struct {
-	s *Scheduler
+	s     *Scheduler
+	class *Class // nil: only the limit of the scheduler applies
 	order
 	held int // slots held; guarded by limiter.mu
 	wg   sync.WaitGroup
@@ -61,6 +76,9 @@ type Call struct {
 // Concurrent calls start at indices far apart, so that they do not all open a connection to the
 // same peer at the same moment.
 func (c *Call) Run(ctx context.Context, do func(i int), skip func(i int, err error)) {
+	if c.n == 0 {
+		return
+	}
 	defer c.wg.Wait()
 	c.register()
 	defer c.unregister()

@@ -60,12 +60,25 @@ func (l *limiter) tryAcquire(c *Call) bool {
 }
 
 func (l *limiter) tryAcquireLocked(c *Call) bool {
-	if l.inFlight >= l.limit || len(l.waiters) > 0 {
+	if l.inFlight >= l.limit || !c.eligible() || slices.ContainsFunc(l.waiters, waiter.eligible) {
 		return false
 	}
-	l.inFlight++
-	c.held++
+	l.takeLocked(c, 1)
 	return true
+}
+
+// eligible reports whether the class of a call has a slot left.
+func (c *Call) eligible() bool { return c.class == nil || c.class.held < c.class.limit }
+
+func (w waiter) eligible() bool { return w.call.eligible() }
+
+// takeLocked takes n slots for a call; a negative n gives them back.
+func (l *limiter) takeLocked(c *Call, n int) {
+	l.inFlight += n
+	c.held += n
+	if c.class != nil {
+		c.class.held += n
+	}
 }
 
 // keep reports whether a call may use a slot it holds for another task. If not, keep has released
@@ -87,19 +100,20 @@ func (l *limiter) release(c *Call) {
 }
 
 func (l *limiter) releaseLocked(c *Call) {
-	l.inFlight--
-	c.held--
-	for l.inFlight < l.limit && len(l.waiters) > 0 {
-		next := 0
+	l.takeLocked(c, -1)
+	for l.inFlight < l.limit {
+		next := -1
 		for i, w := range l.waiters {
-			if w.call.held < l.waiters[next].call.held {
+			if w.eligible() && (next < 0 || w.call.held < l.waiters[next].call.held) {
 				next = i
 			}
 		}
+		if next < 0 {
+			return
+		}
 		w := l.waiters[next]
 		l.waiters = slices.Delete(l.waiters, next, next+1)
-		l.inFlight++
-		w.call.held++
+		l.takeLocked(w.call, 1)
 		close(w.ready)
 	}
 }
@@ -112,7 +126,6 @@ func (l *limiter) released(ctx context.Context, c *Call, wait func()) {
 	if l.acquire(ctx, c) != nil {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		l.inFlight++
-		c.held++
+		l.takeLocked(c, 1)
 	}
 }

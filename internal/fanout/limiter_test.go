@@ -18,7 +18,7 @@ type hourlyCall struct {
 }
 
 func (c *hourlyCall) work(s *Scheduler, requests int) {
-	c.Call = s.NewCall(requests)
+	c.Call = s.NewCall(requests, nil)
 	c.register()
 	c.wg.Go(func() {
 		var workers sync.WaitGroup
@@ -100,7 +100,7 @@ func TestLimiterInvariants(t *testing.T) {
 			s := New(size)
 			calls := make([]*Call, 3)
 			for i := range calls {
-				calls[i] = s.NewCall(1)
+				calls[i] = s.NewCall(1, nil)
 				calls[i].register()
 			}
 			type acquisition struct {
@@ -163,7 +163,7 @@ func TestLimiterInvariants(t *testing.T) {
 func TestReleasedFreesTheSlot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := New(1)
-		a, b := s.NewCall(2), s.NewCall(2)
+		a, b := s.NewCall(2, nil), s.NewCall(2, nil)
 		a.register()
 		b.register()
 		if err := a.Acquire(t.Context()); err != nil {
@@ -190,6 +190,39 @@ func TestReleasedFreesTheSlot(t *testing.T) {
 		}
 		if b.Release(); s.limiter.inFlight != 0 {
 			t.Errorf("%d slots are lost", s.limiter.inFlight)
+		}
+	})
+}
+
+// Calls of a class hold no more than its slots, and do not keep others from the rest.
+func TestClass(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, class := New(4), NewClass(1)
+		a, b, other := s.NewCall(2, class), s.NewCall(2, class), s.NewCall(9, nil)
+		if !a.TryAcquire() || b.TryAcquire() {
+			t.Fatal("a class of one slot")
+		}
+		waiting := make(chan error, 1)
+		go func() { waiting <- b.Acquire(t.Context()) }()
+		synctest.Wait()
+		for range 3 {
+			if !other.TryAcquire() {
+				t.Error("a call of the class keeps another call from a free slot")
+			}
+		}
+		other.Release()
+		synctest.Wait()
+		if len(waiting) > 0 {
+			t.Error("the class has two slots")
+		}
+		a.Release()
+		synctest.Wait()
+		if len(waiting) == 0 || <-waiting != nil {
+			t.Error("the slot of the class is lost")
+		}
+		b.Release()
+		if other.Release(); class.held != 0 || s.InFlight() != 1 {
+			t.Errorf("at the end %d slots of the class, %d of all", class.held, s.InFlight())
 		}
 	})
 }

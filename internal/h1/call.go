@@ -17,6 +17,10 @@ import (
 // ErrBodyTooLarge is wrapped by the error of a response whose body is larger than allowed.
 var ErrBodyTooLarge = errors.New("the body of the response is too large")
 
+// ErrReserve is wrapped by the error of a response whose body could not be reserved; see
+// [Call.Reserving].
+var ErrReserve = errors.New("the bodies of all responses are too large")
+
 // maxClaimed is the Content-Length up to which a buffer is allocated before the body has arrived.
 const maxClaimed = 1 << 20
 
@@ -27,9 +31,13 @@ type Call struct {
 	fields  []byte // header fields as they are sent, except Host
 	body    []byte
 	maxBody int64
+	reserve func(n int64) bool // nil: there is no further limit
 	gzip    bool
 	replay  bool
 }
+
+// maxErrorBody is how much is read of the body of a non-2xx response.
+const maxErrorBody = 64 << 10
 
 // NewCall returns a Call. body may be nil, and must not be changed while the Call is in use. A
 // response with a body of more than maxBody bytes is an error. The size of a compressed body is its
@@ -86,6 +94,15 @@ func (c *Call) With(header http.Header) *Call {
 // ValidField reports whether a header field may be sent.
 func ValidField(name string, values []string) bool {
 	return checkFields(http.Header{name: values}) == nil
+}
+
+// Reserving returns a copy of c that calls reserve for the bytes of each body, before or shortly
+// after they are read. If reserve returns false, the error is ErrReserve.
+// reserve must be safe for concurrent use.
+func (c *Call) Reserving(reserve func(n int64) bool) *Call {
+	r := *c
+	r.reserve = reserve
+	return &r
 }
 
 // A Response describes the response to a request. Its fields are valid even if Do returns an error.
@@ -236,6 +253,10 @@ func (m *callMessage) abandon()         {}
 func (x *exchange) readResponse(call *Call) (Response, error) {
 	if buffered, _ := x.c.br.Peek(x.c.br.Buffered()); x.method != http.MethodHead {
 		if h, ok := parseHead(buffered); ok && h.length <= min(maxClaimed, call.maxBody) {
+			if call.reserve != nil && !call.reserve(h.length) {
+				x.discard()
+				return Response{StatusCode: h.status}, ErrReserve
+			}
 			return x.readSimple(h)
 		}
 	}
@@ -247,7 +268,11 @@ func (x *exchange) readResponse(call *Call) (Response, error) {
 	x.setBody(httpResp, call.gzip)
 	defer httpResp.Body.Close()
 	resp := Response{StatusCode: httpResp.StatusCode, Header: ParsedHeader(httpResp.Header)}
-	resp.Body, err = x.t.readAll(httpResp.Body, call.maxBody)
+	limit := call.maxBody
+	if resp.StatusCode < 200 || resp.StatusCode > 299 {
+		limit = min(limit, maxErrorBody)
+	}
+	resp.Body, err = x.t.readAll(call.reserving(httpResp.Body), limit)
 	return resp, err
 }
 
@@ -275,4 +300,26 @@ func (t *Transport) readAll(src io.Reader, limit int64) ([]byte, error) {
 		err = fmt.Errorf("%w: more than %d bytes", ErrBodyTooLarge, limit)
 	}
 	return bytes.Clone(buf.Bytes()), err
+}
+
+// reserving returns body with the limit of reserve.
+func (c *Call) reserving(body io.Reader) io.Reader {
+	if c.reserve == nil {
+		return body
+	}
+	return &reservingReader{body, c.reserve}
+}
+
+// A reservingReader reserves what it has read.
+type reservingReader struct {
+	src     io.Reader
+	reserve func(n int64) bool
+}
+
+func (r *reservingReader) Read(p []byte) (int, error) {
+	n, err := r.src.Read(p)
+	if !r.reserve(int64(n)) {
+		return 0, ErrReserve
+	}
+	return n, err
 }

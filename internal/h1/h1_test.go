@@ -71,6 +71,12 @@ func TestDo(t *testing.T) {
 			if query == "?status" {
 				status = 418
 			}
+			if status == 418 && size > maxErrorBody { // which is not read to its end
+				if !errors.Is(err, ErrBodyTooLarge) || resp.StatusCode != status || len(resp.Body) != maxErrorBody {
+					t.Errorf("%d bytes of a failure: got %d, %d bytes, %v", size, resp.StatusCode, len(resp.Body), err)
+				}
+				continue
+			}
 			if err != nil || resp.StatusCode != status || !bytes.Equal(resp.Body, want) {
 				t.Fatalf("%d bytes, %q: got %d, %d bytes, %v", size, query, resp.StatusCode, len(resp.Body), err)
 			}
@@ -79,8 +85,30 @@ func TestDo(t *testing.T) {
 			}
 		}
 	}
-	if n := tr.Idle(); n != 1 {
+	if n := tr.Idle(); n > 1 {
 		t.Errorf("%d idle connections after requests in a row", n)
+	}
+}
+
+// What is reserved for all bodies bounds each of them, whether its length is known or not.
+func TestReserving(t *testing.T) {
+	srv := echo(t)
+	tr := new(Transport)
+	defer tr.Close()
+	host := strings.TrimPrefix(srv.URL, "http://")
+	for _, uri := range []string{"/", "/?chunked"} {
+		left := int64(150)
+		call, err := NewCall("PUT", nil, make([]byte, 100), 1<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		call = call.Reserving(func(n int64) bool { left -= n; return left >= 0 })
+		if resp, err := tr.Do(t.Context(), call, host, uri); err != nil || len(resp.Body) != 100 || left != 50 {
+			t.Errorf("%s: %d bytes, %d left, %v", uri, len(resp.Body), left, err)
+		}
+		if resp, err := tr.Do(t.Context(), call, host, uri); !errors.Is(err, ErrReserve) || resp.StatusCode != 200 || len(resp.Body) > 100 {
+			t.Errorf("%s, beyond the limit: status %d, %d bytes, %v", uri, resp.StatusCode, len(resp.Body), err)
+		}
 	}
 }
 

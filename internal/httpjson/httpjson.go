@@ -58,6 +58,7 @@ func BearerToken(h http.Header) (string, error) {
 // Write writes a JSON response.
 func Write(w http.ResponseWriter, status int, body []byte) {
 	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.WriteHeader(status)
 	_, _ = w.Write(body) // fails if the caller has disconnected
 }

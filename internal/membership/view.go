@@ -8,22 +8,31 @@ import (
 	"iter"
 	"net/url"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
-// A Peer is one server of a View, with its parsed address. A Peer is immutable.
+// A Peer is one server of a View, with its parsed address. A Peer is immutable, except for whether it
+// has answered.
 type Peer struct {
 	wire.Server
 	Base *url.URL // nil if Err is set
 	Err  error    // why the address must not be called; nil if it may be
 
-	Announced bool // by a peer, and not confirmed by the registry (mIT) yet
+	Announced bool         // by a peer, and not confirmed by the registry (mIT) yet
+	answered  *atomic.Bool // at this address
 	// RetainUntil is set for a peer whose entry the registry has lost: the peer is dropped then
 	// unless the registry lists it again. It is zero for other peers.
 	RetainUntil time.Time
 }
+
+// Proven reports whether there is such a peer: the registry has confirmed it, or it has answered.
+func (p *Peer) Proven() bool { return !p.Announced || p.answered.Load() }
+
+// SetAnswered records that a response was received from the address of the peer.
+func (p *Peer) SetAnswered() { p.answered.Store(true) }
 
 // Check parses a server's address, or returns an error if the address must not be called.
 type Check func(wire.Server) (*url.URL, error)
@@ -53,6 +62,35 @@ func (v View) ID() string { return v.id }
 
 // Len returns the number of servers, this node included.
 func (v View) Len() int { return len(v.peers) }
+
+// A Size is what there are limits for.
+type Size struct {
+	Servers   int
+	Announced int   // of the servers, those that the registry has not confirmed
+	Bytes     int64 // of the entries, in JSON
+}
+
+// Size returns the size of v.
+func (v View) Size() Size {
+	size := Size{Servers: len(v.peers)}
+	for _, p := range v.peers {
+		size.Bytes += int64(len(p.Raw))
+		if p.Announced {
+			size.Announced++
+		}
+	}
+	return size
+}
+
+// CountNew returns how many servers of o are not in v at the same address.
+func (v View) CountNew(o View) (n int) {
+	for _, p := range o.peers {
+		if known, ok := v.Get(p.ServerID); !ok || known.ClusterBaseURL != p.ClusterBaseURL {
+			n++
+		}
+	}
+	return n
+}
 
 // Peers returns the servers, sorted by id. The caller must not change the slice.
 func (v View) Peers() []*Peer { return v.peers }
@@ -266,8 +304,8 @@ func newPeer(s wire.Server, check Check, known View, announced bool) *Peer {
 		if p.Announced == announced && p.RetainUntil.IsZero() && p.LastUpdate().Equal(s.LastUpdate()) && string(p.Raw) == string(s.Raw) {
 			return p
 		}
-		return &Peer{Server: s, Base: p.Base, Err: p.Err, Announced: announced}
+		return &Peer{Server: s, Base: p.Base, Err: p.Err, Announced: announced, answered: p.answered}
 	}
 	base, err := check(s)
-	return &Peer{Server: s, Base: base, Err: err, Announced: announced}
+	return &Peer{Server: s, Base: base, Err: err, Announced: announced, answered: new(atomic.Bool)}
 }

@@ -74,6 +74,48 @@ func CheckCallable(ip netip.Addr) error {
 		return fmt.Errorf("%s is a multicast address", ip)
 	case ip.IsLinkLocalUnicast():
 		return fmt.Errorf("%s is a link-local address", ip)
+	case isMetadata(ip):
+		return fmt.Errorf("%s is an address of a metadata service", ip)
+	}
+	if v4, ok := embedded(ip); ok {
+		return CheckCallable(v4)
 	}
 	return nil
+}
+
+// isMetadata reports whether a cloud provider serves metadata, often with credentials, at ip.
+func isMetadata(ip netip.Addr) bool {
+	if v4, ok := embedded(ip); ok {
+		ip = v4
+	}
+	switch ip.String() {
+	case "169.254.169.254", // most clouds
+		"169.254.170.2", "169.254.170.23", "fd00:ec2::23", // containers at AWS
+		"fd00:ec2::254",                // AWS
+		"fd20:ce::254",                 // Google
+		"168.63.129.16",                // Azure
+		"100.100.100.200",              // Alibaba
+		"192.0.0.192",                  // Oracle
+		"169.254.42.42", "fd00:42::42": // Scaleway
+		return true
+	}
+	return false
+}
+
+// embedded returns the IPv4 address that a gateway reaches at an IPv6 address: by NAT64 (RFC 6052),
+// 6to4 (RFC 3056), or as an IPv4-compatible address (RFC 4291).
+func embedded(ip netip.Addr) (v4 netip.Addr, ok bool) {
+	if !ip.Is6() || ip.Is4In6() {
+		return netip.Addr{}, false
+	}
+	b := ip.As16()
+	switch {
+	case [12]byte(b[:12]) == [12]byte{0x00, 0x64, 0xff, 0x9b}, [6]byte(b[:6]) == [6]byte{0x00, 0x64, 0xff, 0x9b, 0x00, 0x01}:
+		return netip.AddrFrom4([4]byte(b[12:])), true
+	case b[0] == 0x20 && b[1] == 0x02:
+		return netip.AddrFrom4([4]byte(b[2:6])), true
+	case [12]byte(b[:12]) == [12]byte{} && b[12] != 0:
+		return netip.AddrFrom4([4]byte(b[12:])), true
+	}
+	return netip.Addr{}, false
 }

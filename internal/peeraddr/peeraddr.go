@@ -81,14 +81,58 @@ func ParseList(list string) (urls []string, err error) {
 // that [CheckCallable] rejects.
 type Networks []netip.Prefix
 
-// CheckIP returns an error if ip must not be dialed. The zone of a link-local address does not
+// ParseNetworks parses a comma-separated list of networks in CIDR notation. A single address is a
+// network, too. Blank entries are skipped.
+func ParseNetworks(list string) (Networks, error) {
+	var n Networks
+	for entry := range strings.SplitSeq(list, ",") {
+		entry = strings.TrimSpace(entry)
+		if entry == "" {
+			continue
+		}
+		prefix, err := netip.ParsePrefix(entry)
+		if ip, ipErr := netip.ParseAddr(entry); ipErr == nil && ip.Zone() == "" {
+			prefix, err = ip.Prefix(ip.BitLen())
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%.40q is not a network like 10.0.0.0/8", entry)
+		}
+		n = append(n, prefix.Masked())
+	}
+	return n, nil
+}
+
+// Intersect returns the networks that are in both n and o. An empty one of the two does not
+// restrict the other.
+func (n Networks) Intersect(o Networks) Networks {
+	if len(n) == 0 || len(o) == 0 {
+		return append(slices.Clip(n), o...)
+	}
+	var both Networks
+	for _, a := range n {
+		for _, b := range o {
+			if a.Overlaps(b) { // then one contains the other
+				if a.Bits() < b.Bits() {
+					both = append(both, b)
+				} else {
+					both = append(both, a)
+				}
+			}
+		}
+	}
+	return both
+}
+
+// CheckIP returns an error if ip must not be dialed. A metadata service may be dialed only if it is
+// a network by itself. The zone of a link-local address does not
 // matter: a network has none.
 func (n Networks) CheckIP(ip netip.Addr) error {
 	ip = ip.Unmap().WithZone("")
 	if len(n) == 0 {
 		return CheckCallable(ip)
 	}
-	if !slices.ContainsFunc(n, func(p netip.Prefix) bool { return p.Contains(ip) }) {
+	metadata := isMetadata(ip)
+	if !slices.ContainsFunc(n, func(p netip.Prefix) bool { return p.Contains(ip) && (!metadata || p.IsSingleIP()) }) {
 		return fmt.Errorf("%s is in none of the allowed networks", ip)
 	}
 	return nil

@@ -1,6 +1,7 @@
 package peeraddr
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -70,6 +71,19 @@ func TestNetworks(t *testing.T) {
 		{Networks{netip.MustParsePrefix("fe80::/10")}, "fe80::1%eth0", false},
 		{Networks{netip.MustParsePrefix("fe80::/10")}, "2001:db8::1", true},
 		{nil, "224.0.0.1", true},
+		{nil, "fd00:ec2::254", true},
+		{nil, "fd20:ce::254", true},
+		{nil, "100.100.100.200", true},
+		{nil, "168.63.129.16", true},
+		{nil, "192.0.0.192", true},
+		{nil, "64:ff9b::a9fe:a9fe", true},
+		{nil, "64:ff9b::0a01:0203", false},
+		{nil, "2002:a9fe:a9fe::1", true},
+		{nil, "::169.254.169.254", true},
+		{nil, "::1", false},
+		{Networks{netip.MustParsePrefix("fd00::/8")}, "fd00:ec2::254", true},
+		{Networks{netip.MustParsePrefix("fd00::/8")}, "fd00::1", false},
+		{Networks{netip.MustParsePrefix("169.254.169.254/32")}, "169.254.169.254", false},
 		{nil, "0.0.0.0", true},
 		{ten, "10.1.2.3", false},
 		{ten, "::ffff:10.1.2.3", false},
@@ -87,6 +101,35 @@ func TestNetworks(t *testing.T) {
 		refused := tc.refused || tc.host == "a.name"
 		if err := tc.networks.Control("tcp", address, nil); (err != nil) != refused {
 			t.Errorf("%v: dialing %s: %v", tc.networks, address, err)
+		}
+	}
+}
+
+func TestParseNetworks(t *testing.T) {
+	n, err := ParseNetworks(" 10.1.2.3/8 ,, fd00::/8, 192.168.0.1 ")
+	if want := "[10.0.0.0/8 fd00::/8 192.168.0.1/32]"; err != nil || fmt.Sprint(n) != want {
+		t.Errorf("%v, %v, want %s", n, err, want)
+	}
+	for _, list := range []string{"10.0.0.0/33", "10.0.0.0/8;fd00::/8", "mds-1", "fe80::1%eth0"} {
+		if n, err := ParseNetworks(list); err == nil {
+			t.Errorf("%s: %v", list, n)
+		}
+	}
+}
+
+func TestIntersect(t *testing.T) {
+	for _, tc := range []struct{ a, b, want string }{
+		{"", "", "[]"},
+		{"10.0.0.0/8", "", "[10.0.0.0/8]"},
+		{"", "10.0.0.0/8", "[10.0.0.0/8]"},
+		{"10.0.0.0/8, fd00::/8", "10.1.0.0/16", "[10.1.0.0/16]"},
+		{"10.1.0.0/16", "10.0.0.0/8, fd00::/8", "[10.1.0.0/16]"},
+		{"10.0.0.0/8", "192.168.0.0/16", "[]"},
+	} {
+		a, _ := ParseNetworks(tc.a)
+		b, _ := ParseNetworks(tc.b)
+		if got := fmt.Sprint(a.Intersect(b)); got != tc.want {
+			t.Errorf("%q and %q: %s, want %s", tc.a, tc.b, got, tc.want)
 		}
 	}
 }

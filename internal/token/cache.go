@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -46,7 +47,8 @@ type Cache struct {
 	mu         sync.Mutex // guards the fields below; never held during a fetch
 	entries    map[Key]entry
 	pauseUntil time.Time
-	pauseError error // why there is a pause
+	pauseError error             // why there is a pause
+	replaced   map[Key]time.Time // when Replace last removed a token
 }
 
 type entry struct {
@@ -107,6 +109,41 @@ func (c *Cache) Drop(key Key, accessToken string) {
 	if c.entries[key].access == accessToken {
 		delete(c.entries, key)
 	}
+}
+
+// Replace is like Drop, for a remote that may have rejected the token, such as one for which it is
+// too long. It removes a token for key at most once in a quarter of an hour.
+func (c *Cache) Replace(key Key, accessToken string) {
+	now := time.Now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	maps.DeleteFunc(c.replaced, func(_ Key, at time.Time) bool { return now.Sub(at) >= refreshMargin })
+	if _, recently := c.replaced[key]; recently || c.entries[key].access != accessToken || len(c.replaced) == maxKeys {
+		return
+	}
+	if c.replaced == nil {
+		c.replaced = make(map[Key]time.Time)
+	}
+	c.replaced[key] = now
+	delete(c.entries, key)
+}
+
+// maxValues is how many entries Values returns the tokens of.
+const maxValues = 16
+
+// Values returns what must not be shown: access and refresh tokens, in no order. If there are many,
+// some are left out.
+func (c *Cache) Values() (values []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range c.entries {
+		values = append(values, e.access, e.refresh)
+		if len(values) == 2*maxValues {
+			break
+		}
+	}
+	slices.Sort(values)
+	return values
 }
 
 func (c *Cache) get(key Key) entry {

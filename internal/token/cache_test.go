@@ -549,3 +549,23 @@ func TestRetryAfter(t *testing.T) {
 		}
 	})
 }
+
+// A token that may be why requests are rejected is replaced once in a quarter of an hour.
+func TestReplace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := 0
+		c := NewCache(t.Context(), func(context.Context, Key, string) (*oauth2.Token, error) {
+			n++
+			return &oauth2.Token{AccessToken: fmt.Sprintf("token-%d", n)}, nil
+		})
+		for _, want := range []string{"token-1", "token-2", "token-2", "token-3"} {
+			got, err := c.Token(t.Context(), Key{Audience: "a"})
+			if err != nil || got != want {
+				t.Errorf("%s, %v, want %s", got, err, want)
+			}
+			c.Replace(Key{Audience: "a"}, got)
+			c.Replace(Key{Audience: "a"}, "another")
+			time.Sleep(8 * time.Minute)
+		}
+	})
+}

@@ -125,6 +125,9 @@ func parseResponse(b []byte, now time.Time) (*oauth2.Token, error) {
 	if a.RefreshToken != nil && json.Unmarshal(a.RefreshToken, &refresh) != nil {
 		return nil, errors.New("refresh_token is not a string")
 	}
+	if len(refresh) > MaxBytes {
+		refresh = "" // the next token is obtained with client credentials
+	}
 	expiry, ok, err := expClaim(access)
 	if err == nil && !ok {
 		expiry, err = decodeExpiresIn(a.ExpiresIn, now)
@@ -142,6 +145,9 @@ func parseResponse(b []byte, now time.Time) (*oauth2.Token, error) {
 func checkAccessToken(access string) error {
 	if access == "" {
 		return errors.New("no access_token")
+	}
+	if len(access) > MaxBytes {
+		return ErrTooLong
 	}
 	if strings.IndexFunc(access, func(r rune) bool { return r <= ' ' || r > '~' }) >= 0 {
 		return errors.New("access_token has characters that are not allowed in a header")

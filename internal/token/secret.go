@@ -56,23 +56,36 @@ func newSecretFile(path string) *reread.Value[string] {
 // Get returns the current value. If its file cannot be used, it returns the last good one. An error
 // means that there is none.
 func (s *Secret) Get() (string, error) {
+	value, problem, changed := s.read()
+	if changed && problem != nil {
+		s.report(problem) // without the lock: a report may ask for the values to redact
+	}
+	if value == "" {
+		return "", problem
+	}
+	return value, nil
+}
+
+// read returns the value, why its file cannot be used, and whether that is for another reason than
+// the last time.
+func (s *Secret) read() (value string, problem error, changed bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.file == nil {
-		return s.value, nil
+		return s.value, nil, false
 	}
 	value, ok, err := s.file.Get()
 	if ok {
 		s.setLocked(value)
 	}
+	text := ""
 	if err != nil {
-		err = fmt.Errorf("%s cannot be used: %w", s.name, err)
+		problem = fmt.Errorf("%s cannot be used: %w", s.name, err)
+		text = problem.Error()
 	}
-	s.reportLocked(err)
-	if s.value == "" {
-		return "", err
-	}
-	return s.value, nil
+	changed = text != s.reported
+	s.reported = text
+	return s.value, problem, changed
 }
 
 // Set replaces the value. A file is not read any more.
@@ -102,15 +115,4 @@ func (s *Secret) Values() []string {
 		return slices.Clone(s.former)
 	}
 	return append(slices.Clone(s.former), s.value)
-}
-
-func (s *Secret) reportLocked(err error) {
-	text := ""
-	if err != nil {
-		text = err.Error()
-	}
-	if err != nil && text != s.reported {
-		s.report(err)
-	}
-	s.reported = text
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"math"
 	"slices"
 	"strings"
@@ -22,6 +23,13 @@ type Claims struct {
 	ExpiresAt time.Time
 	Raw       json.RawMessage // the payload as received
 }
+
+// MaxBytes is the length of the longest token that is accepted, from a caller and from the token
+// service.
+const MaxBytes = 16 << 10
+
+// ErrTooLong is the error of a longer token.
+var ErrTooLong = fmt.Errorf("token of more than %d bytes", MaxBytes)
 
 // Leeway is the default for the difference between the clocks of the issuer and of this machine.
 const Leeway = 10 * time.Second
@@ -98,6 +106,9 @@ func (v *Verifier) VerifyBy(token string, keyfunc jwt.Keyfunc) (Claims, error) {
 	if v.configErr != nil {
 		return Claims{}, v.configErr
 	}
+	if len(token) > MaxBytes {
+		return Claims{}, ErrTooLong
+	}
 	var (
 		p      payload
 		keyErr error
@@ -120,14 +131,15 @@ func (v *Verifier) VerifyBy(token string, keyfunc jwt.Keyfunc) (Claims, error) {
 	return p.claims, nil
 }
 
+var errMalformed = errors.New("malformed token")
+
 // describeError replaces errors of the parser, which may quote the token.
 func (v *Verifier) describeError(err error, t *jwt.Token, p *payload) error {
-	if bad, ok := errors.AsType[claimError](err); ok {
-		return bad
-	}
 	switch {
+	case p.err != nil:
+		return p.err
 	case errors.Is(err, jwt.ErrTokenMalformed):
-		return errors.New("malformed token")
+		return errMalformed
 	case errors.Is(err, jwt.ErrTokenUnverifiable), !slices.Contains(v.methods, t.Method.Alg()):
 		return errors.New("token not signed with " + strings.Join(v.methods, " or "))
 	case errors.Is(err, jwt.ErrTokenSignatureInvalid):
@@ -158,20 +170,37 @@ type claimError string
 
 func (e claimError) Error() string { return "token with a malformed claim: " + string(e) }
 
-// payload implements [jwt.Claims] and rejects claims of a wrong type.
+// payload implements [jwt.Claims] and rejects claims of a wrong type. They are decoded when the
+// parser asks for the first of them, which it does for tokens with a valid signature only.
 type payload struct {
+	raw     []byte
+	decoded bool
+	err     error // why raw cannot be decoded
+
 	claims             Claims
 	issuer             string
 	audience           jwt.ClaimStrings
 	expires, notBefore *float64
 }
 
-// UnmarshalJSON matches names exactly, as npm nodes do. encoding/json would accept "Type" as
-// "type".
+// UnmarshalJSON keeps b, which is valid JSON.
 func (p *payload) UnmarshalJSON(b []byte) error {
+	p.raw = bytes.Clone(b)
+	return nil
+}
+
+func (p *payload) decode() error {
+	if !p.decoded {
+		p.decoded, p.err = true, p.decodeRaw()
+	}
+	return p.err
+}
+
+// decodeRaw matches names exactly, as npm nodes do. encoding/json would accept "Type" as "type".
+func (p *payload) decodeRaw() error {
 	var all map[string]json.RawMessage
-	if err := json.Unmarshal(b, &all); err != nil {
-		return err
+	if json.Unmarshal(p.raw, &all) != nil || all == nil {
+		return errMalformed
 	}
 	for _, claim := range []struct {
 		name string
@@ -197,27 +226,42 @@ func (p *payload) UnmarshalJSON(b []byte) error {
 	if outOfRange(p.notBefore) {
 		return claimError("nbf")
 	}
-	p.claims.Raw = bytes.Clone(b)
+	p.claims.Raw = p.raw
 	return nil
 }
 
 // GetExpirationTime returns exp.
-func (p *payload) GetExpirationTime() (*jwt.NumericDate, error) { return numericDate(p.expires), nil }
+func (p *payload) GetExpirationTime() (*jwt.NumericDate, error) {
+	err := p.decode()
+	return numericDate(p.expires), err
+}
 
 // GetNotBefore returns nbf.
-func (p *payload) GetNotBefore() (*jwt.NumericDate, error) { return numericDate(p.notBefore), nil }
+func (p *payload) GetNotBefore() (*jwt.NumericDate, error) {
+	err := p.decode()
+	return numericDate(p.notBefore), err
+}
 
 // GetIssuedAt returns nil: iat is not checked.
 func (p *payload) GetIssuedAt() (*jwt.NumericDate, error) { return nil, nil }
 
 // GetAudience returns aud.
-func (p *payload) GetAudience() (jwt.ClaimStrings, error) { return p.audience, nil }
+func (p *payload) GetAudience() (jwt.ClaimStrings, error) {
+	err := p.decode()
+	return p.audience, err
+}
 
 // GetIssuer returns iss.
-func (p *payload) GetIssuer() (string, error) { return p.issuer, nil }
+func (p *payload) GetIssuer() (string, error) {
+	err := p.decode()
+	return p.issuer, err
+}
 
 // GetSubject returns sub.
-func (p *payload) GetSubject() (string, error) { return p.claims.Subject, nil }
+func (p *payload) GetSubject() (string, error) {
+	err := p.decode()
+	return p.claims.Subject, err
+}
 
 func numericDate(seconds *float64) *jwt.NumericDate {
 	if seconds == nil {

@@ -15,6 +15,9 @@ const (
 	MaxNameBytes     = 256 // of a type or server id
 	MaxURLBytes      = 2048
 	MaxLocationBytes = 4096
+	// Of an entry or the unknown fields of a resource, in JSON. What the registry stores of a
+	// registration is shorter.
+	MaxEntryBytes = 16 << 10
 )
 
 // CheckType returns an error if a type of service cannot be registered. The errors of the checks
@@ -35,6 +38,9 @@ func CheckServerID(id string) error {
 	}
 	return nil
 }
+
+// CheckResourceID returns an error if an id of a resource cannot be part of a path.
+func CheckResourceID(id string) error { return CheckServerID(id) }
 
 // CheckBaseURL returns an error if a node must not be called at a clusterBaseUrl: it is an http or
 // https URL with a host and at most a path, without dot segments.

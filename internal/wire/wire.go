@@ -130,6 +130,9 @@ func (r *ItResource) UnmarshalJSON(b []byte) error {
 	if in.ID == "" {
 		return errors.New("itResource without id")
 	}
+	if err := in.checkLimits(); err != nil {
+		return err
+	}
 	*r = in
 	return nil
 }
@@ -306,6 +309,27 @@ func (r ItResource) appendJSON(b []byte, n int, server func(i int) *Server) ([]b
 	return append(b, tail...), nil
 }
 
+// checkLimits applies the rules for what the registry creates to all fields except the servers.
+func (r *ItResource) checkLimits() error {
+	if err := CheckResourceID(r.ID); err != nil {
+		return fmt.Errorf("itResource: its id %w", err)
+	}
+	if len(r.Type) > MaxNameBytes {
+		return fmt.Errorf("itResource: its type %w", tooLong(MaxNameBytes))
+	}
+	if len(r.PublicBaseURL) > MaxURLBytes {
+		return fmt.Errorf("itResource: its publicBaseUrl %w", tooLong(MaxURLBytes))
+	}
+	size := 0
+	for name, value := range r.Extra {
+		size += len(name) + len(value)
+	}
+	if size > MaxEntryBytes {
+		return fmt.Errorf("itResource: its unknown fields are longer than %d bytes", MaxEntryBytes)
+	}
+	return nil
+}
+
 // decodeServers reports whether value is a list of servers or null.
 func (r *ItResource) decodeServers(value []byte) bool {
 	r.Servers, r.Skipped = nil, nil
@@ -319,7 +343,14 @@ func (r *ItResource) decodeServers(value []byte) bool {
 	skipped := 0
 	for _, element := range Each(value) {
 		var s Server
-		if err := s.UnmarshalJSON(element); err != nil {
+		err := checkEntry(element)
+		if err == nil {
+			err = s.UnmarshalJSON(element)
+		}
+		if err == nil && CheckServerID(s.ServerID) != nil {
+			err = fmt.Errorf("server whose serverId %w", CheckServerID(s.ServerID))
+		}
+		if err != nil {
 			firstErr = cmp.Or(firstErr, err)
 			skipped++
 			continue
@@ -330,6 +361,13 @@ func (r *ItResource) decodeServers(value []byte) bool {
 		r.Skipped = fmt.Errorf("%d of %d entries left out: %w", skipped, skipped+len(r.Servers), firstErr)
 	}
 	return true
+}
+
+func checkEntry(raw []byte) error {
+	if len(raw) > MaxEntryBytes {
+		return fmt.Errorf("server whose entry %w", tooLong(MaxEntryBytes))
+	}
+	return nil
 }
 
 func decodeMilliseconds(value []byte) (*float64, error) {

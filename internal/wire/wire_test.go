@@ -375,6 +375,7 @@ func FuzzItResource(f *testing.F) {
 			Servers       []json.RawMessage `json:"servers"`
 		}
 		wanted := json.Unmarshal(body, &want) == nil && want.ID != ""
+		wanted = wanted && wire.CheckResourceID(want.ID) == nil && len(want.Type) <= wire.MaxNameBytes && len(want.PublicBaseURL) <= wire.MaxURLBytes && len(body) <= wire.MaxEntryBytes
 		var it wire.ItResource
 		if err := json.Unmarshal(body, &it); (err == nil) != wanted {
 			t.Fatalf("%q: %v, want it read: %v", body, err, wanted)
@@ -399,7 +400,7 @@ func FuzzItResource(f *testing.F) {
 			var s struct {
 				ServerID string `json:"serverId"`
 			}
-			if json.Unmarshal(raw, &s) == nil && s.ServerID != "" {
+			if json.Unmarshal(raw, &s) == nil && wire.CheckServerID(s.ServerID) == nil && len(raw) <= wire.MaxEntryBytes {
 				named = append(named, s.ServerID+" "+string(raw))
 			}
 		}

@@ -1,0 +1,155 @@
+// Package redact prepares text that comes from outside for errors, log lines, environment
+// variables, pages and JSON. Such text may repeat what it was sent, hide control characters, and
+// be of any length.
+package redact
+
+import (
+	"encoding/base64"
+	"regexp"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+const (
+	// Mark replaces a secret.
+	Mark = "[redacted]"
+	// MaxText is the most bytes that Text returns.
+	MaxText = 1 << 10
+	// MaxQuote is the most bytes that Quote returns, for text that is a part of another one.
+	MaxQuote = 256
+
+	ellipsis = "…"
+	// A shorter part of a base64 text is too likely to be something else.
+	minBase64 = 8
+	// A text may be escaped once more by each program that passes it on.
+	maxNesting = 2
+)
+
+// Secrets are texts to be replaced. The zero value has none. A JSON Web Token counts as a secret,
+// whichever it is.
+type Secrets struct{ needles []string }
+
+// NewSecrets returns Secrets with the given ones; empty ones do not count.
+func NewSecrets(secrets ...string) Secrets { return Secrets{needlesOf(secrets)} }
+
+// Text returns text without secrets and without characters that are not printable, cut to MaxText.
+// A secret is found as it is, in base64, and with any of its characters escaped as in JSON, in Go
+// or in a URL.
+func (s Secrets) Text(text string) string { return s.clean(text, MaxText) }
+
+// Quote is Text, cut to MaxQuote.
+func (s Secrets) Quote(text string) string { return s.clean(text, MaxQuote) }
+
+// In reports whether Text would replace a part of text.
+func (s Secrets) In(text string) bool { return len(s.find(text)) > 0 }
+
+// Text is the method Text of Secrets.
+func Text(text string, secrets ...string) string { return NewSecrets(secrets...).Text(text) }
+
+// Quote is the method Quote of Secrets.
+func Quote(text string, secrets ...string) string { return NewSecrets(secrets...).Quote(text) }
+
+// Printable reports whether text has only characters that Text keeps.
+func Printable(text string) bool {
+	return utf8.ValidString(text) && !strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) })
+}
+
+func (s Secrets) clean(text string, limit int) string {
+	text = replace(text, s.find(text))
+	if !Printable(text) {
+		// None is left out: two parts of a secret must not come together. A space may still complete a
+		// secret with spaces.
+		text = strings.Map(func(r rune) rune {
+			if unicode.IsPrint(r) {
+				return r
+			}
+			return ' '
+		}, strings.ToValidUTF8(text, string(utf8.RuneError)))
+		text = replace(text, s.find(text))
+	}
+	if len(text) <= limit {
+		return text
+	}
+	return strings.ToValidUTF8(text[:limit-len(ellipsis)], "") + ellipsis
+}
+
+// A span is a part of a text.
+type span struct{ start, end int }
+
+func replace(text string, spans []span) string {
+	if len(spans) == 0 {
+		return text
+	}
+	var b strings.Builder
+	kept := 0
+	for _, s := range spans {
+		b.WriteString(text[kept:s.start])
+		b.WriteString(Mark)
+		kept = s.end
+	}
+	b.WriteString(text[kept:])
+	return b.String()
+}
+
+var tokenPattern = regexp.MustCompile(`eyJ[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]*`)
+
+// find returns the parts of text that are secrets, in order and without overlaps.
+func (s Secrets) find(text string) []span {
+	var spans []span
+	for _, d := range decodings(text) {
+		for _, needle := range s.needles {
+			for from := 0; ; {
+				i := strings.Index(d.text[from:], needle)
+				if i < 0 {
+					break
+				}
+				spans = append(spans, d.source(from+i, from+i+len(needle)))
+				from += i + len(needle)
+			}
+		}
+		for _, match := range tokenPattern.FindAllStringIndex(d.text, -1) {
+			spans = append(spans, d.source(match[0], match[1]))
+		}
+	}
+	return merge(spans)
+}
+
+// merge sorts spans, and joins those that overlap or touch.
+func merge(spans []span) []span {
+	slices.SortFunc(spans, func(a, b span) int { return a.start - b.start })
+	merged := spans[:0]
+	for _, s := range spans {
+		if last := len(merged) - 1; last >= 0 && s.start <= merged[last].end {
+			merged[last].end = max(merged[last].end, s.end)
+		} else {
+			merged = append(merged, s)
+		}
+	}
+	return merged
+}
+
+// needlesOf returns the texts to look for. A base64 text depends on how many bytes come before the
+// secret, modulo three, except for its first and last characters.
+func needlesOf(secrets []string) (needles []string) {
+	for _, secret := range secrets {
+		if secret == "" {
+			continue
+		}
+		needles = append(needles, secret)
+		for before, affected := range [...]int{0, 2, 3} {
+			plain := append(make([]byte, before), secret...)
+			for _, encoding := range [...]*base64.Encoding{base64.RawStdEncoding, base64.RawURLEncoding} {
+				encoded := encoding.EncodeToString(plain)
+				if len(plain)%3 != 0 {
+					encoded = encoded[:len(encoded)-1]
+				}
+				if len(encoded) >= affected+minBase64 && !slices.Contains(needles, encoded[affected:]) {
+					needles = append(needles, encoded[affected:])
+				}
+			}
+		}
+	}
+	return needles
+}
