@@ -620,7 +620,7 @@ type transports struct {
 	backendNewConn, newConn http.RoundTripper
 
 	owned   []*http.Transport  // those that close may close
-	direct  []*directTransport // those of peers and newConn
+	direct  []*directTransport // those of peers and newConn come first
 	foreign bool               // round trippers are of types that the program defines
 }
 
@@ -635,19 +635,16 @@ func newTransports(o options, maxInFlight int) (transports, error) {
 		_, standard := rt.(*http.Transport)
 		return transports{backend: rt, peers: rt, backendNewConn: rt, newConn: rt, foreign: !standard}.wrap(o.wrap)
 	}
-	backend := newTransport(net.Dialer{}, 4)
-	backend.Proxy = http.ProxyFromEnvironment
-	backend.TLSClientConfig = o.backendTLS
-	backendNewConn := newTransport(net.Dialer{}, 0)
-	backendNewConn.Proxy = http.ProxyFromEnvironment
-	backendNewConn.TLSClientConfig = o.backendTLS.Clone()
-	backendNewConn.DisableKeepAlives = true
+	backend := newBackendTransport(o, 4)
+	backendNewConn := newBackendTransport(o, 0)
+	backendNewConn.http.DisableKeepAlives, backendNewConn.other.DisableKeepAlives = true, true
 	peers := newDirectTransport(o, max(2, maxInFlight/16))
 	newConn := newDirectTransport(o, 0)
 	newConn.http.DisableKeepAlives, newConn.other.DisableKeepAlives = true, true
 	t := transports{
 		backend: backend, peers: peers, backendNewConn: backendNewConn, newConn: newConn,
-		owned: []*http.Transport{backend, backendNewConn, peers.other, newConn.other}, direct: []*directTransport{peers, newConn},
+		owned:  []*http.Transport{backend.other, backendNewConn.other, peers.other, newConn.other},
+		direct: []*directTransport{peers, newConn, backend, backendNewConn},
 	}
 	t, err := t.wrap(o.wrap)
 	if t.foreign {
@@ -744,11 +741,24 @@ func (t transports) close() {
 // maxIdleConns bounds the idle connections to all peers. Each takes a descriptor and 1 kB.
 const maxIdleConns = 16 << 10
 
-// A directTransport sends requests to peers. Those to http URLs cost half of what net/http needs,
-// which sends all others.
+// A directTransport sends requests. Those to http URLs cost half of what net/http needs, which sends
+// all others. net/http also prints a response that no request asked for, with all secrets in it, to
+// the standard logger.
 type directTransport struct {
 	http  *h1.Transport
 	other *http.Transport
+}
+
+// newBackendTransport returns a transport to the registry and the token service, which may be behind
+// a proxy.
+func newBackendTransport(o options, idlePerHost int) *directTransport {
+	other := newTransport(net.Dialer{}, idlePerHost)
+	other.Proxy = http.ProxyFromEnvironment
+	other.TLSClientConfig = o.backendTLS.Clone() // net/http changes it
+	return &directTransport{
+		http:  &h1.Transport{Dial: dialContext(net.Dialer{}), MaxIdlePerHost: max(1, idlePerHost), MaxIdle: maxIdleConns},
+		other: other,
+	}
 }
 
 func newDirectTransport(o options, idlePerHost int) *directTransport {
@@ -763,10 +773,19 @@ func newDirectTransport(o options, idlePerHost int) *directTransport {
 
 // RoundTrip implements http.RoundTripper.
 func (t *directTransport) RoundTrip(req *http.Request) (*http.Response, error) {
-	if t.sendsTo(req.URL) {
+	if t.sendsTo(req.URL) && !t.hasProxy(req) {
 		return t.http.RoundTrip(req)
 	}
 	return t.other.RoundTrip(req)
+}
+
+// hasProxy reports whether req is sent to a proxy, or cannot be sent because its URL is invalid.
+func (t *directTransport) hasProxy(req *http.Request) bool {
+	if t.other.Proxy == nil {
+		return false
+	}
+	proxy, err := t.other.Proxy(req)
+	return proxy != nil || err != nil
 }
 
 // sendsTo reports whether requests to u are sent without net/http. A host name that is not ASCII

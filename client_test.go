@@ -1,6 +1,7 @@
 package cluster_test
 
 import (
+	"bytes"
 	"compress/gzip"
 	"context"
 	"crypto/tls"
@@ -743,5 +744,31 @@ func TestMaxCallBytes(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// net/http prints a response that no request asked for to the standard logger, with the token that
+// it repeats. Those of the registry come after a valid response on the same connection.
+func TestUnsolicitedResponseIsNotPrinted(t *testing.T) {
+	registry := rawServer(t, func(c net.Conn, r *http.Request, _ int) bool {
+		body := registrationResponse(time.Hour, "node-1")
+		_, _ = fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%sHTTP/1.1 200 %s\r\n\r\n", len(body), body, r.Header.Get("Authorization"))
+		return true
+	})
+	var printed bytes.Buffer
+	log.SetOutput(&printed)
+	defer log.SetOutput(os.Stderr)
+	cfg := testConfig()
+	cfg.RegistryURL = registry
+	c := newNode(t, cfg, nil, cluster.WithHTTPClient(nil))
+	for range 2 {
+		if _, err := c.Register(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_ = c.Close()
+	time.Sleep(10 * time.Millisecond) // for a goroutine of net/http, on real sockets
+	if printed.Len() > 0 {
+		t.Errorf("printed: %s", printed.String())
 	}
 }

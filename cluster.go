@@ -174,6 +174,10 @@ func New(cfg Config, opts ...Option) (*Cluster, error) {
 	c.ctx, c.tasks = ctx, &tasks{ctx: ctx, cancel: cancel}
 	c.memberCtx, c.cancelMember = context.WithCancelCause(ctx)
 	c.connect(o)
+	_, sharedKey := c.verifier.(keyVerifier)
+	for _, warning := range cfg.unsafeSettings(c.policy, sharedKey) {
+		c.log.Warn("unsafe configuration", zap.String("reason", warning))
+	}
 	return c, nil
 }
 

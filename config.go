@@ -555,6 +555,41 @@ func (cfg Config) peerPolicy(p PeerPolicy) (PeerPolicy, error) {
 	return p, nil
 }
 
+// minKeyBytes is the length of the shortest key of HS256 that cannot be guessed (RFC 7518, section
+// 3.2).
+const minKeyBytes = 32
+
+// unsafeSettings returns what is valid, but unsafe outside a trusted network.
+func (cfg Config) unsafeSettings(policy PeerPolicy, sharedKey bool) (warnings []string) {
+	for name, list := range map[string]string{"MIT_URL": cfg.RegistryURL, "OAUTH_TOKEN_URL": cfg.TokenURL} {
+		for url := range strings.SplitSeq(list, ",") {
+			if u, err := peeraddr.Parse(url); err == nil && u.Scheme == "http" && !isLoopback(u.Hostname()) {
+				warnings = append(warnings, name+" is an http URL: tokens and secrets are sent in clear text")
+				break
+			}
+		}
+	}
+	key := cmp.Or(cfg.GenericKey, cfg.ClientAccessKey)
+	for _, k := range []Secret{key, cfg.GenericPreviousKey} {
+		if sharedKey && k != "" && len(k) < minKeyBytes {
+			warnings = append(warnings, fmt.Sprintf("a key of received tokens has less than %d bytes: it may be guessed from a token", minKeyBytes))
+			break
+		}
+	}
+	if u, err := peeraddr.Parse(cfg.ClusterBaseURL); err == nil && len(policy.Networks) == 0 && policy.Allow == nil {
+		if ip, err := netip.ParseAddr(u.Hostname()); err == nil && ip.IsGlobalUnicast() && !ip.IsPrivate() {
+			warnings = append(warnings, "the node has a public address, and CLUSTER_PEER_NETWORKS is not set: peers may be anywhere")
+		}
+	}
+	slices.Sort(warnings)
+	return warnings
+}
+
+func isLoopback(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return err == nil && ip.IsLoopback() || host == "localhost"
+}
+
 // validName reports whether s needs no escaping in a path, a header and an environment variable. An
 // '@' is not allowed: in a conditional delete, it separates the server id from the time.
 func validName(s string) bool {

@@ -1077,3 +1077,82 @@ func captureRegistration(t *testing.T, cfg cluster.Config) registrationRequest {
 	}
 	return got
 }
+
+// What is valid, but unsafe, is logged once when a node is made.
+func TestUnsafeConfiguration(t *testing.T) {
+	safe := testConfig()
+	safe.RegistryURL, safe.TokenURL, safe.Issuer = "https://mit.test", "http://127.0.0.1:1/oauth/token", "https://mst.test"
+	safe.ClientAccessKey = cluster.Secret(strings.Repeat("k", 32))
+	for name, tt := range map[string]struct {
+		change func(*cluster.Config)
+		want   []string // beginnings
+	}{
+		"safe":                {func(*cluster.Config) {}, nil},
+		"http":                {func(c *cluster.Config) { c.RegistryURL, c.TokenURL = "https://a,http://b", "" }, []string{"MIT_URL is an http URL"}},
+		"http, token service": {func(c *cluster.Config) { c.TokenURL = "http://mst.test" }, []string{"OAUTH_TOKEN_URL is an http URL"}},
+		"short keys":          {func(c *cluster.Config) { c.GenericKey, c.GenericPreviousKey = "short", "short" }, []string{"a key of received tokens"}},
+		"public":              {func(c *cluster.Config) { c.LocalIPv4 = "203.0.113.7" }, []string{"the node has a public address"}},
+		"public, restricted": {func(c *cluster.Config) {
+			c.LocalIPv4, c.PeerNetworks = "203.0.113.7", "203.0.113.0/24"
+		}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := safe
+			tt.change(&cfg)
+			observed, lines := observer.New(zap.WarnLevel)
+			if _, err := cluster.New(cfg, cluster.WithLogger(zap.New(observed)), cluster.WithoutEnv()); err != nil {
+				t.Fatal(err)
+			}
+			got := lines.FilterMessage("unsafe configuration").All()
+			if len(got) != len(tt.want) {
+				t.Fatalf("%v, want %q", got, tt.want)
+			}
+			for i, want := range tt.want {
+				if reason := got[i].ContextMap()["reason"].(string); !strings.HasPrefix(reason, want) {
+					t.Errorf("%q, want %q", reason, want)
+				}
+			}
+		})
+	}
+}
+
+// An operator can restrict peers without code. Program and operator must both allow an address.
+func TestPeerPolicyFromEnv(t *testing.T) {
+	vars := map[string]string{
+		"SERVER_TYPE": "mds", "SERVER_PORT": "8080", "SERVER_LOCAL_IPV4": "10.0.0.7", "MIT_URL": "http://mit.test", "MIT_AUDIENCE": "mit",
+		"OAUTH_ISSUER": "http://mst.test", "OAUTH_CLIENT_ID": "id", "OAUTH_CLIENT_SECRET": "s", "OAUTH_GENERIC_KEY": "k", "OAUTH_GENERIC_AUDIENCE": "a",
+		"CLUSTER_PEER_NETWORKS": "10.0.0.0/8, fd00::/8", "CLUSTER_VERIFY_ANNOUNCEMENTS": "on",
+	}
+	lookup := func(name string) (string, bool) { v, ok := vars[name]; return v, ok }
+	cfg, err := cluster.ConfigFrom(lookup)
+	if err != nil || cfg.PeerNetworks != "10.0.0.0/8, fd00::/8" || !cfg.VerifyAnnouncements {
+		t.Fatalf("%+v, %v", cfg, err)
+	}
+	disjoint := cluster.WithPeerPolicy(cluster.PeerPolicy{Networks: prefixes("192.168.0.0/16")})
+	if _, err := cluster.New(cfg, disjoint); err == nil || !strings.Contains(err.Error(), "CLUSTER_PEER_NETWORKS is invalid: it has no network in common") {
+		t.Errorf("disjoint networks: %v", err)
+	}
+	if _, err := cluster.New(cfg, cluster.WithHTTPClient(http.DefaultClient)); err == nil || !strings.Contains(err.Error(), "Networks") {
+		t.Errorf("with a client of the program: %v", err)
+	}
+	vars["CLUSTER_PEER_NETWORKS"], vars["CLUSTER_VERIFY_ANNOUNCEMENTS"] = "10.0.0.0", "maybe"
+	if _, err := cluster.ConfigFrom(lookup); err == nil || !slices.Equal(namedVariables(err), []string{"CLUSTER_VERIFY_ANNOUNCEMENTS"}) {
+		t.Errorf("%v", err)
+	}
+	vars["CLUSTER_PEER_NETWORKS"] = "10.0.0.0/99"
+	if _, err := cluster.ConfigFrom(lookup); err == nil || !strings.Contains(err.Error(), `CLUSTER_PEER_NETWORKS is invalid: "10.0.0.0/99"`) {
+		t.Errorf("%v", err)
+	}
+
+	cfg.PeerNetworks, cfg.VerifyAnnouncements = "10.1.0.0/16", false
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 1, clustertest.WithConfig(func(c *cluster.Config) { c.PeerNetworks = cfg.PeerNetworks }),
+			clustertest.WithOptions(cluster.WithPeerPolicy(cluster.PeerPolicy{Networks: prefixes("10.0.0.0/8")})))
+		for address, allowed := range map[string]bool{"10.1.2.3": true, "10.2.3.4": false, "11.1.2.3": false} {
+			announce(t, w, w.Nodes[0], strings.ReplaceAll(announcement(address), "//"+address, "//"+address))
+			if known := slices.Contains(idsOf(w.Nodes[0].Servers()), address); known != allowed {
+				t.Errorf("%s: in the view %t, want %t", address, known, allowed)
+			}
+		}
+	})
+}

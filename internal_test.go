@@ -68,9 +68,11 @@ func TestNoProxyTowardsPeers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(r.owned) != 4 || r.owned[0] != r.backend || r.owned[1] != r.backendNewConn || len(r.direct) != 2 || r.direct[0] != r.peers ||
-		r.direct[1] != r.newConn || r.owned[2] != r.direct[0].other || r.owned[3] != r.direct[1].other {
-		t.Fatalf("not the transports for the back end and the peers: %v", r.owned)
+	all := []http.RoundTripper{r.backend, r.backendNewConn, r.peers, r.newConn}
+	for i, rt := range all {
+		if direct, ok := rt.(*directTransport); !ok || len(r.owned) != len(all) || r.owned[i] != direct.other || len(r.direct) != len(all) {
+			t.Fatalf("not the transports for the back end and the peers: %v", r.owned)
+		}
 	}
 	for _, transport := range r.owned[:2] {
 		if transport.Proxy == nil {
