@@ -741,16 +741,16 @@ func (t transports) close() {
 // maxIdleConns bounds the idle connections to all peers. Each takes a descriptor and 1 kB.
 const maxIdleConns = 16 << 10
 
-// A directTransport sends requests. Those to http URLs cost half of what net/http needs, which sends
-// all others. net/http also prints a response that no request asked for, with all secrets in it, to
-// the standard logger.
+// A directTransport sends requests. Those to http URLs cost half of what net/http needs, which
+// sends all others. net/http also prints a response that no request asked for, with all secrets in
+// it, to the standard logger.
 type directTransport struct {
 	http  *h1.Transport
 	other *http.Transport
 }
 
-// newBackendTransport returns a transport to the registry and the token service, which may be behind
-// a proxy.
+// newBackendTransport returns a transport to the registry and the token service, which may be
+// behind a proxy.
 func newBackendTransport(o options, idlePerHost int) *directTransport {
 	other := newTransport(net.Dialer{}, idlePerHost)
 	other.Proxy = http.ProxyFromEnvironment

@@ -544,6 +544,7 @@ func TestStats(t *testing.T) {
 		if got, want := n.Stats(), (cluster.Stats{MaxInFlight: 2}); got != want {
 			t.Errorf("idle: %+v, want %+v", got, want)
 		}
+		rpc(t, n, cluster.Request{Path: "/things"}) // from now on, the peers are known to exist
 		for _, peer := range w.Nodes[1:] {
 			w.Network.Fault(n.Host, peer.Host, clustertest.Hang)
 		}

@@ -14,8 +14,8 @@ import (
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
-// A Peer is one server of a View, with its parsed address. A Peer is immutable, except for whether it
-// has answered.
+// A Peer is one server of a View, with its parsed address. A Peer is immutable, except for whether
+// it has answered.
 type Peer struct {
 	wire.Server
 	Base *url.URL // nil if Err is set
