@@ -53,7 +53,10 @@ func (c *core) clean(fields []zapcore.Field) []zapcore.Field {
 		case zapcore.StringType:
 			f.String = c.text(f.String)
 		case zapcore.ErrorType, zapcore.StringerType, zapcore.ReflectType, zapcore.ArrayMarshalerType, zapcore.ObjectMarshalerType, zapcore.InlineMarshalerType:
-			f = zap.String(f.Key, c.text(fmt.Sprint(f.Interface)))
+			before := fmt.Sprint(f.Interface)
+			if after := c.text(before); after != before { // otherwise a handler may want the type
+				f = zap.String(f.Key, after)
+			}
 		}
 		cleaned[i] = f
 	}
