@@ -105,9 +105,9 @@ func (f *fanOut) shouldRetry(ctx context.Context, p *membership.Peer, retry Retr
 }
 
 // keepReason returns why a suspect is kept; nil if it has failed on a connection of its own. A
-// request on a connection that had been in use fails if the peer, or a firewall, has just closed
-// that one. A lost connection may also mean that one endpoint of the peer panics. So the peer is
-// probed with a request that has no effect and no token.
+// request on a connection that had been used before fails if the peer or a firewall has just closed
+// it. A lost connection may also mean that one endpoint of the peer panics. So the peer is probed
+// with a request that has no effect and no token.
 func (f *fanOut) keepReason(ctx context.Context, p *membership.Peer, o *Outcome) (Decision, error) {
 	failure, ok := errors.AsType[*UnreachableError](o.Err)
 	switch {
@@ -146,7 +146,7 @@ func (f *fanOut) attempt(ctx context.Context, p *membership.Peer, rt http.RoundT
 	r := f.send(ctx, p, rt, o)
 	if tokenRejected(r.err) && r.bearer == f.initialToken {
 		if err := f.buildTemplate(ctx, r.bearer); err != nil {
-			// err is not wrapped: the kind of the outcome is that of r.err.
+			// err is not wrapped, because r.err determines the kind of the outcome.
 			return fmt.Errorf("%w (and no other token: %s)", r.err, err.Error())
 		}
 		r = f.send(ctx, p, rt, o)

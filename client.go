@@ -134,7 +134,7 @@ func (r remote) String() string {
 	return fmt.Sprintf("%s %q", r.name, excerpt(r.id))
 }
 
-// A response is what is used of an HTTP response; the zero response if there was none.
+// A response has the used parts of an HTTP response; the zero response if there was none.
 type response struct {
 	status int
 	header h1.Header
@@ -163,8 +163,8 @@ func (b *byteBudget) give(n int64) {
 	}
 }
 
-// A requestForm is what requests have in common that are sent to many peers. The zero value is that
-// of a single request.
+// A requestForm has the common parts of requests that are sent to many peers. The zero value is for
+// a single request.
 type requestForm struct {
 	direct *h1.Call    // for the direct transport; nil if no transport sends them in this form
 	budget *byteBudget // of their responses
@@ -172,7 +172,7 @@ type requestForm struct {
 
 // do sends a request and returns the response. Without a 2xx response there is an error, too. The
 // errors are *UnreachableError, *StatusError and *InvalidResponseError, and name the remote. The
-// context is ctx, not that of req. The form is that of the header and the body of req.
+// context is ctx, not the context of req. form belongs to the header and the body of req.
 func (h *httpClient) do(ctx context.Context, rt http.RoundTripper, info RequestInfo, req *http.Request, form requestForm) (response, error) {
 	ctx, end := h.trace.request(ctx, info, req)
 	if h.trace.hasRequest {
@@ -284,7 +284,7 @@ func (h *httpClient) exchangeDirect(ctx context.Context, t *h1.Transport, to rem
 
 func is2xx(status int) bool { return status >= 200 && status <= 299 }
 
-// roundTrip makes up for what a RoundTripper of the program may do wrong.
+// roundTrip corrects violations of the contract by a RoundTripper of the program.
 func (h *httpClient) roundTrip(rt http.RoundTripper, req *http.Request) (resp *http.Response, err error) {
 	defer catchPanic("RoundTripper", &err)
 	if h.transports.foreign {
@@ -318,7 +318,7 @@ func (h *httpClient) invalidResponse(to remote, req *http.Request, err error) er
 	return &InvalidResponseError{to.String(), req.Method, withoutQuery(req.URL), h.remoteError(req, err)}
 }
 
-// remoteError returns an error without what must not be quoted. net/http quotes what it cannot
+// remoteError returns err with a text that may be logged. net/http quotes the bytes that it cannot
 // parse.
 func (h *httpClient) remoteError(req *http.Request, err error) error {
 	text := err.Error()
@@ -328,7 +328,7 @@ func (h *httpClient) remoteError(req *http.Request, err error) error {
 	return err
 }
 
-// A connState is what is known of the connection of a request.
+// A connState describes the connection of a request.
 type connState struct {
 	reused   bool // it had been in use before
 	answered bool // a response has begun
@@ -444,9 +444,9 @@ func oauthError(body []byte) string {
 	return strings.TrimSuffix(e.Code+": "+e.Description, ": ")
 }
 
-// sentSecret returns the token that a request carries: that of its header, or else the refresh
-// token in its body. Text that repeats it is redacted before it is cut, which could leave a part
-// of it.
+// sentSecret returns the token that a request carries: the one in its header, or else the refresh
+// token in its body. Text that repeats it is redacted before it is cut, which could leave a part of
+// it.
 func sentSecret(req *http.Request) string {
 	if bearer := bearerToken(req.Header); bearer != "" || req.GetBody == nil {
 		return bearer
@@ -489,12 +489,12 @@ func readErrorBody(resp *http.Response) (body []byte, err error) {
 	return io.ReadAll(io.LimitReader(resp.Body, maxErrorBody))
 }
 
-// How often a request to the registry or the token service is sent at most, if the connections
-// that it is sent on have been in use before and are lost.
+// maxReusedTries bounds how often a request to the registry or the token service is sent, if its
+// connections had been used before and are lost.
 const maxReusedTries = 3
 
 // sendJSON sends a request to the registry or the token service. A nil body sends none; an empty
-// bearer sends no token. With an error it returns what there is of the response.
+// bearer sends no token. With an error it returns the part of the response that arrived.
 //
 // If the connection is lost and had been in use before, the remote may have closed it for being
 // idle, just when the request was sent. The request is then repeated, which is safe: a
@@ -536,7 +536,8 @@ func (h *httpClient) sendJSON(ctx context.Context, info RequestInfo, method, add
 	}
 }
 
-// header returns what every request carries. All values share one array: this runs once per call.
+// header returns the header fields of every request. All values share one array: this runs once per
+// call.
 func (h *httpClient) header(ctx context.Context, bearer string) http.Header {
 	values := [...]string{h.userAgent, "application/json", CorrelationID(ctx), "Bearer " + bearer}
 	header := http.Header{
@@ -599,7 +600,7 @@ func (h *httpClient) info(raw json.RawMessage, sent string) json.RawMessage {
 	}
 }
 
-// bearerToken returns the token in a header, whatever its scheme.
+// bearerToken returns the token in a header with any scheme.
 func bearerToken(h http.Header) string {
 	_, text, _ := strings.Cut(h.Get("Authorization"), " ")
 	return strings.TrimSpace(text)
@@ -624,8 +625,8 @@ type transports struct {
 	foreign bool               // round trippers are of types that the program defines
 }
 
-// newTransports returns the transport of WithHTTPClient for everything, or new transports without
-// it, wrapped by those of WithTransport.
+// newTransports returns the transport of WithHTTPClient for all requests, or new transports if
+// there is none. The wrappers of WithTransport wrap them.
 func newTransports(o options, maxInFlight int) (transports, error) {
 	if o.client != nil {
 		rt := o.client.Transport
@@ -676,7 +677,7 @@ func (t transports) wrap(wrappers []func(http.RoundTripper) http.RoundTripper) (
 	return t, nil
 }
 
-// How long an unused connection is kept.
+// idleConnTimeout is the time for which an unused connection is kept.
 const idleConnTimeout = 90 * time.Second
 
 func newTransport(dialer net.Dialer, idlePerHost int) *http.Transport {
@@ -741,9 +742,9 @@ func (t transports) close() {
 // maxIdleConns bounds the idle connections to all peers. Each takes a descriptor and 1 kB.
 const maxIdleConns = 16 << 10
 
-// A directTransport sends requests. Those to http URLs cost half of what net/http needs, which
-// sends all others. net/http also prints a response that no request asked for, with all secrets in
-// it, to the standard logger.
+// A directTransport sends requests. Requests to http URLs cost half of what they cost with
+// net/http, which sends all others. net/http also prints an unsolicited response, with all secrets
+// in it, to the standard logger.
 type directTransport struct {
 	http  *h1.Transport
 	other *http.Transport
@@ -788,8 +789,8 @@ func (t *directTransport) hasProxy(req *http.Request) bool {
 	return proxy != nil || err != nil
 }
 
-// sendsTo reports whether requests to u are sent without net/http. A host name that is not ASCII
-// needs the encoding that net/http has for it.
+// sendsTo reports whether requests to u are sent without net/http. net/http encodes a host name
+// that is not ASCII.
 func (t *directTransport) sendsTo(u *url.URL) bool {
 	return u.Scheme == "http" && !strings.ContainsFunc(u.Host, func(r rune) bool { return r > unicode.MaxASCII })
 }

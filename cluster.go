@@ -306,9 +306,9 @@ type tasks struct {
 	wg sync.WaitGroup
 }
 
-// start runs work in a goroutine, until close at the latest. The context that work gets has the
-// correlation id of ctx and no other value: what goes on in the background is not part of the
-// operation that started it.
+// start runs work in a goroutine, until close at the latest. The context of work has the
+// correlation id of ctx and no other value, because background work is not part of the operation
+// that started it.
 func (t *tasks) start(ctx context.Context, work func(context.Context)) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -148,8 +148,8 @@ type Config struct {
 }
 
 // ConfigFromEnv reads the configuration from the environment variables of a mimik service. One
-// error names all variables that are missing or invalid. opts are the options that New will get:
-// variables that [WithTokens] or [WithVerifier] replace may be missing.
+// error names all variables that are missing or invalid. The parameters opts are the options of the
+// later call of [New]. Variables that [WithTokens] or [WithVerifier] replaces may be missing.
 //
 // Each secret may also come from a file, named by the variable with the suffix _FILE; see
 // Config.ClientSecretFile. Setting both is an error.
@@ -158,7 +158,7 @@ func ConfigFromEnv(opts ...Option) (Config, error) {
 }
 
 // ConfigFrom is like [ConfigFromEnv], for variables from another source, such as a file or flags.
-// lookup returns the value of a variable, and whether it is set.
+// The function lookup returns the value of a variable, and whether it is set.
 func ConfigFrom(lookup func(name string) (string, bool), opts ...Option) (Config, error) {
 	e := env{lookup: lookup}
 	cfg := Config{
@@ -357,8 +357,7 @@ func (e *env) degrees(name, value string, limit float64) float64 {
 	return f
 }
 
-// problems collects what is wrong with a configuration. Variables in known have been reported
-// already.
+// problems collects the errors of a configuration. Variables in known have been reported already.
 type problems struct {
 	known map[string]bool
 	list  []error
@@ -389,7 +388,7 @@ func (p *problems) checkCallable(name string, ip netip.Addr, allowed peeraddr.Ne
 	}
 }
 
-// validate returns what is missing or invalid, except for the variables in known.
+// validate returns the missing and invalid variables, except for those in known.
 func (cfg Config) validate(o options, known map[string]bool) []error {
 	p := &problems{known: known}
 	policy, err := cfg.peerPolicy(o.policy)

@@ -33,9 +33,9 @@ var (
 	ErrClosed = errors.New("cluster: closed")
 	// ErrNotAllowed means that the [PeerPolicy] does not allow the address of a peer.
 	ErrNotAllowed = errors.New("address not allowed")
-	// ErrVerifierUnavailable is wrapped by the error of a [Verifier] that cannot verify any token at
-	// the moment, such as one without a connection to its keys. The request is answered with 503 and
-	// a message without details: the caller's token may be valid.
+	// ErrVerifierUnavailable is wrapped by the error of a [Verifier] that cannot verify any token
+	// at the moment, for example because it cannot fetch its keys. The request is answered with 503
+	// and a message without details: the caller's token may be valid.
 	ErrVerifierUnavailable = errors.New("cluster: tokens cannot be verified at the moment")
 	// ErrResponseTooLarge is wrapped by the [InvalidResponseError] of a response that exceeds
 	// Config.MaxResponseBytes, or with which all responses to a call exceed Config.MaxCallBytes.
@@ -91,8 +91,8 @@ func (e *UnreachableError) Error() string {
 // Unwrap returns the cause, such as context.DeadlineExceeded or syscall.ECONNREFUSED.
 func (e *UnreachableError) Unwrap() error { return e.Err }
 
-// An InvalidResponseError is a response that was received but cannot be used: it is not HTTP, does
-// not follow the protocol, is too large ([ErrResponseTooLarge]), or was truncated.
+// An InvalidResponseError is a response that was received but cannot be used. It is not HTTP,
+// violates the protocol, is too large ([ErrResponseTooLarge]), or was truncated.
 type InvalidResponseError struct {
 	Remote string
 	Method string
@@ -259,10 +259,10 @@ var errNoResponse = errors.New("the RoundTripper returned no response and no err
 // errNotConfirmed is the error of a peer that may not exist and had no slot in time; see peerGroup.
 var errNotConfirmed = errors.New("the registry has not confirmed this peer, it has never answered, and there was no time left for such peers")
 
-// isLocalFault reports whether a request failed for a reason on this node, which says nothing
-// about the remote. Such are exhausted resources, a local firewall, a resolver that does not
-// answer, and faults of a RoundTripper. ENETUNREACH is not among them: routers on the way cause
-// it, too.
+// isLocalFault reports whether a request failed because of a fault on this node, so that the state
+// of the remote is unknown. Such faults are exhausted resources, a local firewall, a resolver that
+// does not answer, and faults of a RoundTripper. ENETUNREACH is not among them: routers on the way
+// cause it, too.
 func isLocalFault(err error) bool {
 	for _, errno := range []syscall.Errno{
 		syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL, syscall.EAGAIN,
@@ -311,7 +311,7 @@ func isCircuitOpen(err error) bool {
 // excerpt prepares text from outside that an error quotes.
 func excerpt(text string) string { return redact.Quote(text) }
 
-// tokenRejected reports whether a response says that the token was not accepted. Both the registry
+// tokenRejected reports whether a response means that the token was not accepted. Both the registry
 // and npm peers use 403 for it; other servers, and Go peers, use 401.
 func tokenRejected(err error) bool {
 	se, ok := errors.AsType[*StatusError](err)

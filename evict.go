@@ -53,7 +53,7 @@ type evictor struct {
 	deletes singleflight.Group // by path
 }
 
-// A conditionalDeleter is what is needed of a *registryClient.
+// A conditionalDeleter is the part of a *registryClient that an evictor uses.
 type conditionalDeleter interface {
 	deleteIf(ctx context.Context, resourceID, serverID, unmodifiedSince string) (newer *wire.Server, err error)
 }
@@ -257,16 +257,16 @@ func (e *evictor) resolveSuspect(ctx, decisionCtx context.Context, b batch, i in
 	return nil
 }
 
-// A checkResult is what the registry, or the view, has of a suspect.
+// A checkResult is the result of looking up a suspect in the registry or in the view.
 type checkResult struct {
 	peer    *membership.Peer // its newer entry; nil if it is gone
 	tried   bool             // peer was announced and just tried; now the registry confirms it
 	evicted *membership.Peer // the entry that this call evicted, or nil
 }
 
-// checkRegistry makes the registry delete p unless it has a newer entry, which then replaces that
-// of the view. If the view already has another entry, or none, checkRegistry sends no request. The
-// other one may have an older date, if the clock of the registry went back.
+// checkRegistry makes the registry delete p unless it has a newer entry. A newer entry replaces the
+// one in the view. If the view already has another entry, or none, checkRegistry sends no request.
+// The other one may have an older date, if the clock of the registry went back.
 func (e *evictor) checkRegistry(ctx, decisionCtx context.Context, p *membership.Peer) (checkResult, error) {
 	known, ok := e.state.view().Get(p.ServerID)
 	if !ok || !known.LastUpdate().Equal(p.LastUpdate()) || known.ClusterBaseURL != p.ClusterBaseURL {

@@ -382,7 +382,7 @@ func (f *fanOut) tokenKey() token.Key {
 	return token.Key{Audience: f.client.audience, Cluster: true, Customer: f.key.Customer}
 }
 
-// addHeader adds the caller's header to that of a request. The values of a name that is spelled in
+// addHeader adds the caller's header fields to a request. The values of a name that is spelled in
 // several ways are merged, in the order of the spellings.
 func addHeader(header, added http.Header) {
 	hopByHop := make(map[string]bool)
@@ -416,8 +416,8 @@ func isForwarded(name string) bool {
 }
 
 // A sharedDeadline gives one context to requests that begin at about the same moment. A timer for
-// each request would cost more than all other work of this package for it. A request may lose up
-// to 2 % of its timeout, and at most 5 ms.
+// each request would cost more than all other work of this package for the request. A request may
+// lose up to 2 % of its timeout, and at most 5 ms.
 type sharedDeadline struct {
 	parent     context.Context    //nolint:containedctx // that of a call, which outlives it
 	current    context.Context    //nolint:containedctx // derived from parent

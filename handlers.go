@@ -226,10 +226,10 @@ func (c *Cluster) ReplyStatus(w http.ResponseWriter, r *http.Request, status int
 	c.writeJSON(w, r, status, body)
 }
 
-// ReplyError sends an error response: {"statusCode", "title", "message", "info"?}. The status is
-// that of a [StatusError] without a Remote, such as &StatusError{Code: 404, Message: "no such
-// thing"}, if it is 400 or above. It may also be 206 or 207, which npm services send with an error
-// if only a part of a request succeeded. For [ErrInvalidRequest] it is 400, for [ErrManagementOff]
+// ReplyError sends an error response: {"statusCode", "title", "message", "info"?}. A [StatusError]
+// without a Remote, such as &StatusError{Code: 404, Message: "no such thing"}, sets the status if
+// its Code is at least 400. It may also be 206 or 207, which npm services send with an error if
+// only a part of a request succeeded. For [ErrInvalidRequest] it is 400, for [ErrManagementOff]
 // 409, for [ErrClosed] and [ErrNotRegistered] 503, and for any other error 500.
 func (c *Cluster) ReplyError(w http.ResponseWriter, r *http.Request, err error) {
 	response := wire.Error{StatusCode: http.StatusInternalServerError, Message: c.http.text(err.Error(), bearerToken(r.Header))}
@@ -241,7 +241,7 @@ func (c *Cluster) ReplyError(w http.ResponseWriter, r *http.Request, err error) 
 	case errors.Is(err, ErrClosed), errors.Is(err, ErrNotRegistered):
 		response.StatusCode = http.StatusServiceUnavailable
 	}
-	// The status that a remote sent to this node says nothing about the request to be answered.
+	// The status that a remote sent to this node does not apply to the request of the caller.
 	if se, ok := errors.AsType[*StatusError](err); ok && se.Remote == "" && isErrorStatus(se.Code) {
 		response.StatusCode, response.Message, response.Info = se.Code, se.Message, se.Info
 	}
@@ -547,8 +547,8 @@ func prefersMinimal(h http.Header) bool {
 }
 
 // departedServer returns the ids in a request to DeleteServer. They are the end of the path. The
-// path values of the router are used only for a path that has another form, because an outer
-// router may use the same names for other parts of the path.
+// path values of the router are used only for a path of another form: an outer router may use the
+// same names for other parts of the path.
 func departedServer(r *http.Request) (id, serverID string, err error) {
 	if parts := strings.Split(r.URL.EscapedPath(), "/"); len(parts) >= 4 {
 		parts = parts[len(parts)-4:]

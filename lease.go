@@ -27,7 +27,7 @@ const (
 	recheckJitter = 10 * time.Second
 )
 
-// leaseOf returns the lease that a response grants, and what is unusual about its lease time.
+// leaseOf returns the lease that a response grants, and a description of an unusual lease time.
 func leaseOf(r wire.Registered) (lease time.Duration, problem error) {
 	if r.LeaseTimeErr != nil {
 		return defaultLease, r.LeaseTimeErr
@@ -78,8 +78,8 @@ func (s *schedule) onTrigger() {
 	}
 }
 
-// due reports whether to renew now, and if so begins an attempt. isAlone says whether the view has
-// no other server than this node.
+// due reports whether to renew now, and if so begins an attempt. isAlone reports whether the view
+// has no other server than this node.
 func (s *schedule) due(now time.Time, isAlone bool) bool {
 	s.rechecking = false
 	if !s.recheckAt.IsZero() && !now.Before(s.recheckAt) {

@@ -30,11 +30,11 @@ func WithLogger(l *zap.Logger) Option {
 }
 
 // WithTransport wraps the transports of the node, for example with the transport of OpenTelemetry.
-// wrap is called by [New], once for each transport: to peers, to peers on a new connection for each
-// request, and to the registry and the token service. Requests that need a new connection have
-// Close set. The node keeps its connection pool, its checks of addresses, and the rule that no
-// proxy is used towards peers. A RoundTripper that wrap returns must not follow redirects. Several
-// wrappers apply in the order of their options: the last one is the outermost.
+// [New] calls wrap once for each transport. There are three: to peers, to peers with a new
+// connection for each request, and to the registry and the token service. Requests that need a new
+// connection have Close set. The node keeps its connection pool, its checks of addresses, and the
+// rule that no proxy is used towards peers. A RoundTripper that wrap returns must not follow
+// redirects. Several wrappers apply in the order of their options: the last one is the outermost.
 func WithTransport(wrap func(http.RoundTripper) http.RoundTripper) Option {
 	return optionFunc(func(o *options) {
 		if wrap != nil {
@@ -74,9 +74,9 @@ func WithVerifier(v Verifier) Option {
 	return optionFunc(func(o *options) { o.verifier = v })
 }
 
-// WithTokenLeeway sets by how much the clocks of the token service and of this node may differ: a
-// received token is accepted from leeway before its nbf to leeway after its exp. The default is 10
-// s. It has no effect together with [WithVerifier].
+// WithTokenLeeway sets the allowed difference between the clocks of the token service and of this
+// node. A received token is accepted from leeway before its nbf until leeway after its exp. The
+// default is 10 s. It has no effect together with [WithVerifier].
 func WithTokenLeeway(leeway time.Duration) Option {
 	return optionFunc(func(o *options) { o.leeway = leeway })
 }
@@ -104,7 +104,7 @@ func WithoutEnv() Option {
 
 // A Retry sets how a request to a peer is retried. The zero Retry makes one retry, after 10 ms and
 // on a new connection, if [RetrySafe] allows it. So a peer that is gone delays a call by
-// milliseconds only, and a pooled connection that broke when the peer restarted does not fail the
+// milliseconds only. A pooled connection that broke when the peer restarted does not fail the
 // request.
 type Retry struct {
 	// MaxRetries is the maximum number of retries; 1 by default, none if negative.
@@ -132,9 +132,9 @@ func RetrySafe(method string, err error) bool {
 	return dialFailed(err) || idempotent(method)
 }
 
-// RetryNPM returns the policy of the npm module: two retries, one second apart and within 50 s, of
-// any method, after a 5xx, a 429, or no response. A request may be executed three times, and a
-// peer that is gone delays a call by two seconds.
+// RetryNPM returns the policy of the npm module. It allows two retries, one second apart and within
+// 50 s, for any method. It retries after a 5xx, a 429, or no response. A request may be executed
+// three times, and a peer that is gone delays a call by two seconds.
 func RetryNPM() Retry {
 	return Retry{MaxRetries: 2, Delay: time.Second, MaxElapsed: 50 * time.Second, RetryIf: func(_ string, err error) bool {
 		if se, ok := errors.AsType[*StatusError](err); ok {
@@ -151,8 +151,8 @@ func RetryNPM() Retry {
 // the registry to delete each suspect unless the registry has a newer entry of it:
 //
 //   - If the registry deletes it, the peer is evicted.
-//   - If the registry has a newer entry, the peer has registered again. The node takes over that
-//     entry and retries the request there. The peer stays without a retry if only its lease was
+//   - If the registry has a newer entry, the peer has registered again. The node adopts that entry
+//     and retries the request at its address. The peer stays without a retry if only its lease was
 //     renewed and the request timed out.
 //   - If the registry does not respond, the peer stays.
 //
@@ -194,8 +194,8 @@ type PeerPolicy struct {
 	// 10,000 by default. The registry may list more.
 	MaxServers int
 	// VerifyWithRegistry treats announcements and departures reported by peers as hints. Instead of
-	// applying them, the node renews at once and applies the registry's list. It does so at most
-	// once every Config.RegistrationRetry.
+	// applying them, the node renews at once and applies the registry's list. Such renewals are at
+	// least Config.RegistrationRetry apart.
 	VerifyWithRegistry bool
 }
 

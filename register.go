@@ -107,8 +107,8 @@ func (c *Cluster) UnRegister(ctx context.Context) Departure {
 }
 
 // deregister deletes this node's entry from the registry, and notifies the peers even if that
-// fails. It does neither if the id is now that of another process. A registry that does not answer
-// soon does not delay the notification: peers keep an entry that is newer than the given one.
+// fails. It does neither if another process now uses the id. A registry that does not answer soon
+// does not delay the notification: peers keep an entry that is newer than the given one.
 func (c *Cluster) deregister(ctx context.Context, view membership.View) error {
 	type result struct {
 		entry wire.Server
@@ -153,10 +153,10 @@ func (c *Cluster) notifyOwnDeparture(ctx context.Context, view membership.View, 
 	}
 }
 
-// deleteOwnEntry deletes this node's entry, on the condition that the registry has none that is
-// newer than that of the last renewal. A newer entry at this node's address is that of a renewal
-// whose response was lost, and is deleted, too. deleteOwnEntry returns the newest entry that it
-// knows. If that is at another address, it is not deleted.
+// deleteOwnEntry deletes this node's entry unless the registry has a newer one than the last
+// renewal returned. A newer entry at this node's address comes from a renewal whose response was
+// lost, and is deleted, too. deleteOwnEntry returns the newest entry that it knows. If that is at
+// another address, it is not deleted.
 func (c *Cluster) deleteOwnEntry(ctx context.Context, view membership.View) (entry wire.Server, err error) {
 	entry = wire.Server{ServerID: c.cfg.ID, ClusterBaseURL: c.address.registration().ClusterBaseURL}
 	if own, known := view.Get(c.cfg.ID); known {
@@ -230,8 +230,8 @@ type renewal struct {
 	retryIn time.Duration // until the next attempt, after a failure
 }
 
-// tryRenew makes an attempt to renew. If it fails before ctx ends, tryRenew records the failure and
-// sets retryIn to the delay until the next attempt: the one that the registry asks for, or delay.
+// tryRenew makes an attempt to renew. If it fails before ctx ends, tryRenew records the failure. It
+// sets retryIn to the delay until the next attempt: the Retry-After of the registry, or delay.
 func (c *Cluster) tryRenew(ctx context.Context, renew func(context.Context) (renewal, error), delay func() time.Duration) (renewal, error) {
 	if err := context.Cause(ctx); err != nil {
 		return renewal{}, err
@@ -312,10 +312,10 @@ func recreated(before, listed membership.View, id string) bool {
 	return known && found && !current.CreatedAt.Equal(previous.CreatedAt)
 }
 
-// registryWasReset reports whether the registry has lost its data, as one without a persistent
-// store does when it restarts: it has created the entry of this node again, and has no entry that
-// is as old as in the view. Entries created since the last renewal of this node do not count,
-// because they may have been announced after the loss.
+// registryWasReset reports whether the registry has lost its data, for example in a restart without
+// a persistent store. It then has created the entry of this node again, and has no entry that is as
+// old as in the view. Entries created since the last renewal of this node do not count, because
+// they may have been announced after the loss.
 func registryWasReset(before, listed membership.View, id string) bool {
 	if !recreated(before, listed, id) {
 		return false
@@ -380,9 +380,9 @@ func (c *Cluster) reportConflict(ctx context.Context, serverID, address, other s
 	}
 }
 
-// announceSelf announces this node to all peers. It sends them no other server: they take those
-// from the registry, and in a large cluster full lists would be most of the traffic when nodes
-// start.
+// announceSelf announces this node to all peers. It sends them no other server, because they get
+// all others from the registry. In a large cluster, full lists would be most of the traffic when
+// nodes start.
 func (c *Cluster) announceSelf(ctx context.Context) *Response {
 	return c.announce(ctx, func(v membership.View) membership.View { return v.Select(c.cfg.ID) })
 }
@@ -514,7 +514,8 @@ func (c *Cluster) warnRejected(ctx context.Context, res *Response) {
 		zap.String("mostCommon", common), zap.String("basePath", c.cfg.BasePath), zap.String("hint", hint), correlationField(ctx))
 }
 
-// A departure says which entry of a server is gone. Peers of this package keep a newer entry.
+// A departure identifies the entry of a server that has left. Peers of this package keep a newer
+// entry.
 type departure struct {
 	serverID  string
 	updatedAt string // of the entry, as it is spelled; empty if the entry has no date

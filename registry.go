@@ -39,7 +39,7 @@ type registryClient struct {
 	clockWarning minuteLimit
 }
 
-// A tokenSource is what is needed of a *token.Cache.
+// A tokenSource is the part of a *token.Cache that a client uses.
 type tokenSource interface {
 	Token(ctx context.Context, key token.Key) (string, error)
 	Drop(key token.Key, accessToken string)
@@ -197,8 +197,8 @@ func (r *registryClient) doReplica(ctx context.Context, base string, req *regist
 // warning is logged.
 const maxClockSkew = 30 * time.Second
 
-// checkClock logs a warning if the Date of a response to a request that was sent at the given time
-// is far from this node's clock.
+// checkClock logs a warning if the Date of a response is far from this node's clock. sent is when
+// the request was sent.
 func (r *registryClient) checkClock(ctx context.Context, base string, resp response, sent time.Time) {
 	date, err := http.ParseTime(resp.header.Fields().Get("Date"))
 	if err != nil { // no response, or one without a date
@@ -223,8 +223,8 @@ func clockSkew(date, sent, received time.Time) time.Duration {
 }
 
 // shouldFailOver reports whether another replica may succeed where one failed with err. It may not
-// if the response was usable, or if all replicas would send the same one: because the request is
-// invalid or not allowed, or because the server is gone.
+// if the response was usable, or if all replicas would send the same response. That is the case if
+// the request is invalid or not allowed, or if the server is gone.
 func shouldFailOver(method string, err error) bool {
 	if se, ok := errors.AsType[*StatusError](err); ok {
 		switch se.Code {
@@ -264,17 +264,17 @@ type replicas struct {
 	current string
 }
 
-// newReplicas parses a valid list of URLs, and shuffles it: each replica then serves its share of
-// the nodes, and if it fails the others share them. The order is random instead of derived from the
-// server id, so that a node that restarts may start with another replica.
+// newReplicas parses a valid list of URLs, and shuffles it. Each replica then serves its share of
+// the nodes. If it fails, the other replicas share these nodes. The order is random instead of
+// derived from the server id, so that a node that restarts may start with another replica.
 func newReplicas(list string) *replicas {
 	urls := strings.Split(list, ",")
 	rand.Shuffle(len(urls), func(i, j int) { urls[i], urls[j] = urls[j], urls[i] })
 	return &replicas{urls: urls, current: urls[0]}
 }
 
-// order returns the current URL, and all URLs in the order in which to try them: from the current
-// one on, or with failback from the preferred one on.
+// order returns the current URL, and all URLs in the order in which to try them. The first one is
+// the current URL, or with failback the preferred one.
 func (r *replicas) order(failback bool) (current string, urls []string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

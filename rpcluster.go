@@ -180,7 +180,7 @@ func (o Outcome) MarshalJSON() ([]byte, error) {
 }
 
 // A Response has the outcomes of a call. Each peer appears exactly once, in Results or in Failures,
-// both sorted by server id. Its JSON is that of the npm module's rpCluster.
+// both sorted by server id. Its JSON has the form of the result of the npm module's rpCluster.
 type Response struct {
 	// Data is the data of all results, in the same order: the elements of each array, and any other
 	// value as it is.
@@ -367,8 +367,8 @@ func (req *Request) ref() (*url.URL, error) {
 	return ref, nil
 }
 
-// escapeQuery escapes what a browser escapes in the query of a URL: some servers reject a request
-// target that is not ASCII.
+// escapeQuery escapes the same bytes in the query of a URL as a browser: some servers reject a
+// request target that is not ASCII.
 func escapeQuery(query string) string {
 	var escaped strings.Builder
 	for _, b := range []byte(query) {

@@ -33,7 +33,7 @@ const (
 // A Leave bounds the time in which [Cluster.Serve] leaves the cluster.
 type Leave struct {
 	// Total bounds the whole time: to deregister, to notify the peers, to keep serving for Delay,
-	// and to wait for requests in progress. 25 s by default, within the 30 s that Kubernetes allows
+	// and to wait for requests in progress. It is 25 s by default, because Kubernetes allows 30 s
 	// after SIGTERM. Deregistering gets at most half of it.
 	Total time.Duration
 	// Delay is the shortest time for which the node continues to serve new requests, counted from
@@ -110,10 +110,9 @@ func (c *Cluster) Serve(ctx context.Context, ln net.Listener, srv *http.Server) 
 }
 
 // ReadyHandler returns a handler for readiness probes. It answers 503 until the node has
-// registered, then 200, even if the lease is lost, and 503 again from the moment at which the node
-// leaves. A node that cannot register within a minute after New is ready, too. It can serve
-// requests, and an outage of the registry must not keep a whole service from starting. It needs no
-// token.
+// registered, and then 200, even if the lease is lost. It answers 503 again when the node leaves. A
+// node that cannot register within a minute after New is ready, too. It can serve requests, and an
+// outage of the registry must not keep a whole service from starting. It needs no token.
 func (c *Cluster) ReadyHandler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		status, text := http.StatusOK, "ready\n"
@@ -203,8 +202,8 @@ func (c *Cluster) warnOtherPort(ln net.Listener) {
 	}
 }
 
-// checkOwnAddress sends a request without a token to the address that this node is about to
-// announce, and logs a warning if it does not arrive at this node.
+// checkOwnAddress sends a request without a token to the address that this node will announce. It
+// logs a warning if the request does not arrive at this node.
 func (c *Cluster) checkOwnAddress(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, min(c.cfg.RequestTimeout, ownAddressTimeout))
 	defer cancel()
@@ -235,7 +234,7 @@ func (c *Cluster) checkOwnAddress(ctx context.Context) {
 	c.log.Warn("own address cannot be used", zap.String("clusterBaseUrl", base), zap.Error(err), zap.String("hint", hint))
 }
 
-// An ownRequest recognizes the request that a node sends to itself, by its correlation id.
+// An ownRequest detects the request that a node sends to its own address, by its correlation id.
 type ownRequest struct {
 	mu   sync.Mutex // guards the fields below
 	id   string     // "": none is expected

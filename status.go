@@ -171,9 +171,9 @@ func formatTime(t time.Time) string {
 	return wire.FormatTime(t)
 }
 
-// A state is what the node knows: its view of the cluster and how its registration stands. All
-// changes go through updateView, which keeps the process environment in step. The methods are safe
-// for concurrent use.
+// A state has the node's view of the cluster and the status of its registration. All changes go
+// through updateView, which keeps the process environment in step. The methods are safe for
+// concurrent use.
 type state struct {
 	noEnv      bool
 	log        *zap.Logger
@@ -494,7 +494,7 @@ func (s *state) tookOver(server wire.Server) bool {
 	return server.LastUpdate().Before(s.data.addressSince)
 }
 
-// replaceEntry replaces the entry of one server, whatever its age, with that in entry.
+// replaceEntry replaces the entry of one server with the one in entry, even if that is older.
 func (s *state) replaceEntry(ctx context.Context, serverID string, entry membership.View) {
 	s.updateView(ctx, SourceRegistry, func(d *stateData) {
 		d.view, d.status.UpdatedAt = d.view.Without(serverID).Merge(entry), time.Now()

@@ -47,8 +47,8 @@ type KeyPair struct {
 // certificate has expired.
 //
 // If the files change later and cannot be used, the last certificate stays in use until it expires.
-// onError, if not nil, is then called with the reason, once per distinct reason. It is called
-// during a TLS handshake and must not block.
+// Then onError is called with the reason, once per distinct reason, unless it is nil. The call is
+// made during a TLS handshake and must not block.
 func LoadKeyPair(certFile, keyFile string, onError func(error)) (*KeyPair, error) {
 	k := &KeyPair{certFile: certFile, onError: onError}
 	k.value = reread.New(func(contents [][]byte) (*tls.Certificate, error) {
@@ -64,12 +64,12 @@ func LoadKeyPair(certFile, keyFile string, onError func(error)) (*KeyPair, error
 	return k, nil
 }
 
-// GetCertificate returns the certificate for a server.
+// GetCertificate has the signature of [tls.Config].GetCertificate, for a server.
 func (k *KeyPair) GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	return k.certificate()
 }
 
-// GetClientCertificate returns the certificate for a client.
+// GetClientCertificate has the signature of [tls.Config].GetClientCertificate, for a client.
 func (k *KeyPair) GetClientCertificate(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 	return k.certificate()
 }
@@ -109,8 +109,8 @@ func (k *KeyPair) checkValidity(cert *tls.Certificate) error {
 	return nil
 }
 
-// A handshakeError is the error of a function of a tls.Config. It says that there is a server, but
-// no TLS connection to it, so the server must not be taken for unreachable.
+// A handshakeError is the error of a function of a tls.Config. It means that a server responded,
+// but the TLS handshake failed. So the server must not be treated as unreachable.
 type handshakeError struct{ err error }
 
 func (e *handshakeError) Error() string { return e.err.Error() }

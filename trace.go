@@ -55,9 +55,9 @@ import (
 // A panic of a hook is recovered. It is logged, at most once a minute for each hook, and the
 // operation continues as if the hook had returned nil.
 type Trace struct {
-	// Call is called when a call to the peers begins: by RPCluster, by Stream, or by the node
-	// itself to announce a server or to report a departure. It is not called if the call is not
-	// possible at all, for example because the [Request] is invalid.
+	// Call is called when a call to the peers begins. It may be a call by RPCluster or Stream, or
+	// one with which the node announces a server or reports a departure. It is not called if the
+	// call is not possible at all, for example because the [Request] is invalid.
 	Call func(context.Context, CallInfo) (context.Context, func(CallResult))
 	// Request is called before each HTTP request that the node sends, when it no longer waits for
 	// a slot or for a circuit breaker.
@@ -68,9 +68,9 @@ type Trace struct {
 	// Operations that need the same token share one fetch, which has the context of the first one.
 	TokenFetch func(context.Context, TokenKey) (context.Context, func(error))
 
-	// PeerDone is called with the final outcome of each peer of a call, as soon as it is final:
-	// after the last request to the peer, and for a suspect when eviction has been decided. The
-	// context is that of the Call.
+	// PeerDone is called with the outcome of each peer of a call, as soon as it is final. This is
+	// after the last request to the peer, and for a suspect after the decision on its eviction. The
+	// context is derived from the context of the Call.
 	PeerDone func(context.Context, Outcome)
 	// EvictionDecided is called for each suspect of a call.
 	EvictionDecided func(context.Context, EvictionDecision)
@@ -176,8 +176,8 @@ type RequestInfo struct {
 // A RequestResult describes how an HTTP request ended.
 type RequestResult struct {
 	StatusCode int // 0 if there was no response
-	// Kind classifies Err. It is KindOK for a 2xx response that was read, whether or not its
-	// content is valid, and KindCanceled for a request that was not needed any more.
+	// Kind classifies Err. It is KindOK for any 2xx response that was read, even if its content is
+	// invalid. It is KindCanceled for a request that was no longer needed.
 	Kind     Kind
 	Err      error
 	Duration time.Duration // from the sending of the request to the end of the response

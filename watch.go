@@ -115,7 +115,7 @@ func (s *state) removeWatcher(w *watcher) {
 	delete(s.watchers, w)
 }
 
-// takeChanges returns the pending changes in the order of their times.
+// takeChanges removes and returns the pending changes, in the order of their times.
 func (s *state) takeChanges(w *watcher) []Change {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -127,8 +127,9 @@ func (s *state) takeChanges(w *watcher) []Change {
 	return changes
 }
 
-// changesLocked returns the changes of the view since before, and adds them to those of the
-// watchers. It does so only if they are of use.
+// changesLocked returns the changes of the view since before, and adds them to the pending changes
+// of the watchers. It returns none if source is empty, or if neither a watcher nor a hook needs
+// them.
 func (s *state) changesLocked(before membership.View, source Source) []Change {
 	if source == "" || !s.trace.hasChanged && len(s.watchers) == 0 {
 		return nil
@@ -142,8 +143,8 @@ func (s *state) changesLocked(before membership.View, source Source) []Change {
 	return changes
 }
 
-// changesBetween returns the changes that lead from one view to another. If source is empty, it is
-// that of the entry.
+// changesBetween returns the changes that lead from one view to another. If source is empty, the
+// source of a change follows from its entry.
 func changesBetween(before, after membership.View, source Source) []Change {
 	var changes []Change
 	now := time.Now()

@@ -60,8 +60,7 @@ func newAdmission(limit, perAddress int64) *admission {
 // acquire reserves the size of the list of a type. If there is no room, it returns nil and the time
 // to wait.
 //
-// A list of any size is admitted if no other list of its type and address is in flight, as long as
-// all lists together are within the bound.
+// A list that is larger than a bound is admitted if no other list counts against this bound.
 func (a *admission) acquire(typ, address string, now time.Time) (in *admitted, retryAfter time.Duration) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

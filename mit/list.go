@@ -68,7 +68,7 @@ func (l listResponse) send(w http.ResponseWriter, r *http.Request) {
 }
 
 // encodings encodes lists. Requests that wait for the list of one type at the same time share one
-// encoding, because a newer list is as good a response as an older one.
+// encoding. A newer list is as good a response as an older one.
 type encodings struct {
 	gzipWriters sync.Pool // of *gzip.Writer
 

@@ -1,6 +1,6 @@
-// Package mit implements the services that a cluster needs besides its nodes: the registry (mIT),
-// which lists the servers of each cluster, and the token service (mST), which issues their tokens.
-// Use them in tests, and in environments without mimik's back end.
+// Package mit implements the services that a cluster needs besides its nodes. The registry (mIT)
+// lists the servers of each cluster. The token service (mST) issues their tokens. Use them in
+// tests, and in environments without mimik's back end.
 //
 // [Registry] and [TokenService] are of type [http.Handler]. They serve nodes of this module and npm
 // nodes. A [Store] keeps the servers: [Memory] in this process, or a store that several registries

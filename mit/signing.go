@@ -22,7 +22,7 @@ import (
 
 const minRSABits = 2048
 
-// SetSigningKey changes the key that access tokens are signed with (see [TokenConfig].SigningKey).
+// SetSigningKey changes the key with which access tokens are signed (see [TokenConfig].SigningKey).
 // The JWKS has its public key, followed by others. To rotate keys, publish the next key among the
 // others first, and then the previous one until its tokens have expired. An unusable key is an
 // error, and changes nothing.

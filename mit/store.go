@@ -25,8 +25,8 @@ var ErrNotFound = errors.New("mit: not found")
 // be repeated.
 //
 // All methods are safe for concurrent use. The caller owns the lists they return. The bytes of
-// Location and Raw may be shared and must not be modified, neither by the caller nor by the store.
-// An error means that the store could not be reached. Package storetest tests these guarantees.
+// Location and Raw may be shared. Neither the caller nor the store may modify them. An error means
+// that the store could not be reached. Package storetest tests these guarantees.
 //
 // A store that can lose its connection may also have a method Ready() error, which must not block.
 // It returns an error while reads may be stale or writes fail. The health endpoint of a [Registry]
@@ -42,7 +42,7 @@ type Store interface {
 	// CreatedAt does not change in the lifetime of the entry. A server that registers after its
 	// entry was deleted or has expired gets a new CreatedAt. A new entry has UpdatedAt equal to
 	// CreatedAt. Every renewal increases UpdatedAt by at least a millisecond, even if the clock
-	// stood still or went back, so that UpdatedAt identifies one state of the entry. Times have the
+	// stood still or went back. So UpdatedAt identifies one state of the entry. Times have the
 	// precision of the wire, milliseconds.
 	//
 	// Put returns the resource with all its live servers, including this one.
@@ -61,7 +61,7 @@ type Store interface {
 	DeleteIfUnmodifiedSince(ctx context.Context, id, serverID string, date time.Time) (*cluster.Server, error)
 }
 
-// A Registration is what a server sends to register and to renew.
+// A Registration is the content of a request to register or to renew.
 type Registration struct {
 	Type     string
 	ServerID string

@@ -1,10 +1,10 @@
-// Package h1 is a client for plain HTTP/1.1. In a fan-out it costs half of what the client of
-// net/http costs. The goroutine that calls [Transport.Do] or [Transport.RoundTrip] writes the
-// request and reads the response. An idle connection has no goroutine, buffer or timer of its own.
+// Package h1 is a client for plain HTTP/1.1. In a fan-out it costs half as much as the client of
+// net/http. The goroutine that calls [Transport.Do] or [Transport.RoundTrip] writes the request and
+// reads the response. An idle connection has no goroutine, buffer or timer of its own.
 //
 // The standard library renders the requests and parses the responses, with one exception. The
-// package parses the most common heads of responses itself. It leaves any other head to
-// [http.ReadResponse].
+// package has its own parser for the most common heads of responses, and uses [http.ReadResponse]
+// for all others.
 //
 // # Do and RoundTrip
 //
@@ -22,9 +22,9 @@
 // check is one system call. On Windows, and for connections that are not sockets, it is a read with
 // a deadline of a millisecond.
 //
-// A request that finds no idle connection dials one, and waits only for that dial. net/http dials
-// in another goroutine, and uses a connection that becomes idle earlier. That takes two goroutines,
-// and saves only a part of one dial after a burst.
+// A request that finds no idle connection dials one, and waits only for that dial. In net/http,
+// another goroutine dials, and the request uses a connection that becomes idle earlier. That takes
+// two goroutines, and saves only a part of one dial after a burst.
 //
 // # Writing
 //
@@ -40,8 +40,8 @@
 //   - It was sent on a connection that had been used before.
 //   - No part of a response arrived.
 //   - Its body can be read again.
-//   - No part of it was sent, or it may be sent twice. The latter holds if its method is GET, HEAD,
-//     OPTIONS or TRACE, or if it has an Idempotency-Key.
+//   - No part of it was sent, or it may be sent twice: its method is GET, HEAD, OPTIONS or TRACE,
+//     or it has an Idempotency-Key.
 //
 // # Differences from net/http
 //
@@ -59,12 +59,12 @@
 // Other differences follow from the design:
 //
 //   - If the connection fails while the request is being sent, a response that the peer sent before
-//     is returned. net/http returns the response or the write error, whichever it sees first.
+//     is returned. In net/http, timing decides between the response and the write error.
 //   - If a peer sends a response as soon as a connection opens, it counts as the response to the
-//     first request. net/http returns it or fails, depending on what it sees first.
+//     first request. In net/http, timing decides between this response and an error.
 //   - If a request is canceled while it dials, the dial ends. In net/http the dial continues.
-//   - A connection beyond [Transport.MaxIdle] is closed. net/http closes the oldest idle one
-//     instead.
+//   - If there are [Transport.MaxIdle] idle connections, a further one is closed. In net/http, the
+//     oldest idle connection is closed instead.
 //   - [http.Request.Cancel] is ignored. It is deprecated in favor of the context.
 //   - If the Read of a request body does not return after Close, the transport waits for 50 ms.
 //     net/http waits without a limit.

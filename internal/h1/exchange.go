@@ -18,9 +18,9 @@ import (
 var ErrSwitchingProtocols = errors.New("the peer switches protocols")
 
 const (
-	// maxInline is the size up to which a request fits the send buffer of a socket. The smallest
-	// one in use is that of Linux. Writing such a request does not wait for a peer that sends its
-	// response first.
+	// maxInline is the size up to which a request fits the send buffer of a socket. Linux has the
+	// smallest one in use. Writing such a request does not wait for a peer that sends its response
+	// first.
 	maxInline = 16 << 10
 	// writeGrace bounds the wait for the end of the request after its response is complete, as in
 	// net/http.
@@ -122,7 +122,7 @@ func (x *exchange) noResponse(err error) (nothingSent bool, _ error) {
 }
 
 // write sends the request. It starts a goroutine for this if sending may wait for the peer or for
-// the caller's data. It returns an error only if no part of the request was sent: after a part, the
+// the caller's data. It returns an error only if no part of the request was sent. Otherwise the
 // peer may have sent a response, which is still read.
 func (x *exchange) write() error {
 	buf := x.t.buffer()

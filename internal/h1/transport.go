@@ -36,9 +36,9 @@ type Transport struct {
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 	// MaxIdlePerHost bounds the idle connections to one address; 2 by default.
 	MaxIdlePerHost int
-	// MaxIdle bounds the idle connections to all addresses; unlimited by default. A connection
-	// beyond it is closed, and older ones stay. Otherwise requests that visit more addresses than
-	// this in turn would never find an idle connection.
+	// MaxIdle bounds the idle connections to all addresses; unlimited by default. A further
+	// connection is closed, and older ones stay. If older ones were closed, requests that cycle
+	// through more addresses would never find an idle connection.
 	MaxIdle int
 	// IdleTimeout is the time after which an idle connection is closed; 4 s by default. If the peer
 	// announces a timeout ("Keep-Alive: timeout=5"), four fifths of it apply instead, and at most

@@ -197,9 +197,9 @@ func (v View) Resource() wire.ItResource {
 	return wire.ItResource{ID: v.id, Type: v.typ, PublicBaseURL: v.publicBaseURL, Servers: servers, Extra: v.extra}
 }
 
-// Dispute marks servers of v as unconfirmed: those that o lists at another address, in an entry
-// that is not newer. Either such an entry is outdated, or the clock of the registry went back.
-// disputed reports whether there are any.
+// Dispute marks a server of v as unconfirmed if o lists it at another address, in an entry that is
+// not newer. Either such an entry is outdated, or the clock of the registry went back. disputed
+// reports whether there are any.
 func (v View) Dispute(o View) (marked View, disputed bool) {
 	marked = v
 	for _, theirs := range o.peers {
@@ -218,7 +218,7 @@ func (v View) Dispute(o View) (marked View, disputed bool) {
 }
 
 // Reconcile returns v, the registry's response to a request, with the changes of the node's view
-// during the request. before is the view at the start of the request, and now the current one. A
+// during the request. The view was before at the start of the request, and is now at its end. A
 // server that joined or came back is added. A server that was removed is left out, unless v has a
 // newer entry.
 //
@@ -257,9 +257,9 @@ func (v View) Reconcile(before, now View) View {
 	return s
 }
 
-// Diff yields the servers in which two views differ, sorted by id. Each comes with its entry in
-// before, nil if it joined, and its entry in after, nil if it left. A server in both views is
-// yielded if its ClusterBaseURL differs.
+// Diff yields the servers in which two views differ, sorted by id. It yields the entry in before,
+// nil if the server joined, and the entry in after, nil if the server left. A server in both views
+// is yielded if its ClusterBaseURL differs.
 func Diff(before, after View) iter.Seq2[*Peer, *Peer] {
 	return func(yield func(old, current *Peer) bool) {
 		a, b := before.peers, after.peers
