@@ -311,8 +311,9 @@ func (s *simulation) checkRecovered(m *member, announced []string, expiry map[st
 
 // checkAllReachable checks that a node gets a result from each peer.
 func (s *simulation) checkAllReachable(m *member, running []string) {
-	outcomes := s.call(s.t.Context(), m.Cluster, "")
-	s.checkOutcomes(m.id, without(running, m.id), outcomes)
+	peers := without(running, m.id)
+	outcomes := s.call(s.t.Context(), m.Cluster, "", peers)
+	s.checkOutcomes(m.id, peers, outcomes)
 	for _, o := range outcomes {
 		if o.Err != nil {
 			s.t.Errorf("%s cannot reach %s: %v", m.id, o.Server.ServerID, o.Err)

@@ -17,8 +17,6 @@ import (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	ctx, cancel := proctest.WithParent(ctx)
 	o, err := parse(os.Args[1:])
 	switch {
 	case err != nil:
@@ -27,10 +25,12 @@ func main() {
 	case o.one.Seed != 0:
 		withTesting(func(t *testing.T) error { t.Helper(); return replay(t, os.Stdout, o) })
 	default:
+		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+		ctx, cancel := proctest.WithParent(ctx)
 		err = runSeeds(ctx, os.Stdout, o)
+		cancel()
+		stop()
 	}
-	cancel()
-	stop()
 	if err != nil {
 		if !errors.Is(err, flag.ErrHelp) {
 			_, _ = fmt.Fprintln(os.Stderr, "simulation:", err)

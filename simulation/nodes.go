@@ -286,7 +286,10 @@ func (s *simulation) callPeers(e Event) {
 		defer cancel()
 		// All other goroutines are blocked, so the call uses the same view.
 		peers := without(serverIDs(c.Servers()), id)
-		s.checkOutcomes(id, peers, s.call(ctx, c, e.Variant))
+		if e.Variant == callTwo {
+			peers = peers[:min(2, len(peers))]
+		}
+		s.checkOutcomes(id, peers, s.call(ctx, c, e.Variant, peers))
 	})
 }
 
@@ -295,10 +298,12 @@ const (
 	callStreamed = "streamed"
 	callPost     = "POST"
 	callHedged   = "hedged"
+	callQuorum   = "until half of the peers have answered"
+	callTwo      = "two peers only"
 )
 
-// call calls all peers of c.
-func (s *simulation) call(ctx context.Context, c *cluster.Cluster, variant string) []cluster.Outcome {
+// call calls peers of c.
+func (s *simulation) call(ctx context.Context, c *cluster.Cluster, variant string, peers []string) []cluster.Outcome {
 	req := cluster.Request{Path: "/things"}
 	switch variant {
 	case callStreamed:
@@ -307,6 +312,10 @@ func (s *simulation) call(ctx context.Context, c *cluster.Cluster, variant strin
 		req.Method = http.MethodPost
 	case callHedged:
 		req.HedgeAfter = time.Second
+	case callQuorum:
+		req.MinResults = max(1, len(peers)/2)
+	case callTwo:
+		req.Filter = func(p cluster.Server) bool { return slices.Contains(peers, p.ServerID) }
 	}
 	res, err := c.RPCluster(ctx, req)
 	if err != nil {

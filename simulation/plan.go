@@ -197,7 +197,7 @@ func (p *planner) node() []int { return []int{p.IntN(p.nodes)} }
 
 func (p *planner) drawCall(e *Event) {
 	e.Nodes = p.node()
-	e.Variant = []string{"", "", callStreamed, callPost, callHedged}[p.IntN(5)]
+	e.Variant = []string{"", "", "", callStreamed, callPost, callHedged, callQuorum, callTwo}[p.IntN(8)]
 	if p.IntN(10) == 0 {
 		e.For = p.between(time.Nanosecond, 10*time.Second)
 	}

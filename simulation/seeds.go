@@ -83,8 +83,14 @@ loop:
 	if f := total.failure; f != nil {
 		return reportFailure(out, *f)
 	}
+	if missing := total.missing(); total.seeds >= seedsForMarks && len(missing) > 0 {
+		return fmt.Errorf("%d seeds have not hit %q", total.seeds, missing)
+	}
 	return nil
 }
+
+// seedsForMarks is how many seeds must hit all marks.
+const seedsForMarks = 1000
 
 // work runs seeds in one worker process at a time.
 func (t *tally) work(seeds <-chan uint64) error {

@@ -39,52 +39,66 @@ func (r reduced) scenario() Scenario {
 // maxShrinkRuns bounds the runs to reduce a failing seed.
 const maxShrinkRuns = 400
 
-// A shrinker looks for a smaller scenario that fails in the same way.
+// A shrinker looks for a smaller scenario that fails.
 type shrinker struct {
-	worker *worker
-	runs   int
-	best   failure
+	run  func(Scenario) (problems []string)
+	runs int
+	best failure
 }
 
-// reduce leaves out what is not needed for a failure: events, nodes and time.
+// reduce leaves out what is not needed for a failure: events, nodes and time. It runs scenarios in
+// another process, which may crash.
 func reduce(f failure) (failure, error) {
 	w, err := startWorker(context.Background())
 	if err != nil {
 		return f, err
 	}
-	s := &shrinker{worker: w, best: f}
+	s := &shrinker{best: f, run: func(sc Scenario) []string {
+		if err != nil {
+			return nil
+		}
+		_, problems, alive := w.run(sc)
+		if !alive {
+			w, err = startWorker(context.Background())
+		}
+		return problems
+	}}
+	s.shrink()
+	s.confirm()
+	if err != nil {
+		return s.best, err
+	}
+	w.close()
+	return s.best, nil
+}
+
+// shrink repeats all ways to reduce the scenario until none helps.
+func (s *shrinker) shrink() {
 	if s.best.reduced.Events == nil {
 		for i := range s.best.reduced.scenario().Events {
 			s.best.reduced.Events = append(s.best.reduced.Events, i)
 		}
 	}
-	for before := -1; before != s.runs && s.runs < maxShrinkRuns; {
+	for s.runs < maxShrinkRuns {
 		size := len(s.best.reduced.Events) + s.best.reduced.scenario().Nodes
-		before = s.runs
 		s.shrinkEvents()
 		s.shrinkNodes()
 		s.shrinkDuration()
 		if size == len(s.best.reduced.Events)+s.best.reduced.scenario().Nodes {
-			break
+			return
 		}
 	}
-	s.confirm()
-	s.worker.close()
-	return s.best, nil
 }
 
 // confirm counts how often the result fails: jitter and the order of goroutines differ.
 func (s *shrinker) confirm() {
 	const runs = 10
 	failed := 0
-	s.runs = maxShrinkRuns - runs
-	best := s.best
 	for range runs {
-		if s.try(best.reduced) {
+		if len(s.run(s.best.reduced.scenario())) > 0 {
 			failed++
 		}
 	}
-	s.best = best
 	s.best.problems = append(s.best.problems, fmt.Sprintf("%d of %d runs fail", failed, runs))
 }
 
@@ -94,15 +108,7 @@ func (s *shrinker) try(r reduced) bool {
 		return false
 	}
 	s.runs++
-	_, problems, alive := s.worker.run(r.scenario())
-	if !alive {
-		w, err := startWorker(context.Background())
-		if err != nil {
-			s.runs = maxShrinkRuns
-			return false
-		}
-		s.worker = w
-	}
+	problems := s.run(r.scenario())
 	if len(problems) == 0 {
 		return false
 	}

@@ -1,10 +1,16 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/mimiktech/cluster/internal/proctest"
 )
@@ -28,6 +34,54 @@ func TestSimulation(t *testing.T) {
 		runTest(t, drawWeek(1, 50, 7*24*time.Hour))
 	} else {
 		runTest(t, drawWeek(1, 10, 2*24*time.Hour))
+	}
+}
+
+// Only two of the events and three of the nodes are needed for the failure.
+func TestShrink(t *testing.T) {
+	whole := reduced{Seed: 7}.scenario()
+	first, second := whole.Events[3], whole.Events[len(whole.Events)-2]
+	has := func(sc Scenario, e Event) bool {
+		return slices.ContainsFunc(sc.Events, func(other Event) bool { return other.At == e.At })
+	}
+	s := &shrinker{best: failure{reduced{Seed: 7}, nil}, run: func(sc Scenario) []string {
+		if has(sc, first) && has(sc, second) && sc.Nodes >= 3 {
+			return []string{"it fails"}
+		}
+		return nil
+	}}
+	s.shrink()
+	got := s.best.reduced
+	if want := []int{3, len(whole.Events) - 2}; !slices.Equal(got.Events, want) || got.Nodes != 3 {
+		t.Errorf("reduced to the events %v of %d nodes, want %v of 3", got.Events, got.Nodes, want)
+	}
+	if text := s.best.describe(); strings.Count(text, "\n") > 16 || !strings.Contains(text, got.command()) {
+		t.Errorf("described as\n%s", text)
+	}
+	o, err := parse(strings.Fields(got.command())[3:])
+	if err != nil || !slices.Equal(o.one.Events, got.Events) || o.one.Nodes != 3 || o.one.Duration != got.Duration {
+		t.Errorf("the command %q means %+v, %v", got.command(), o.one, err)
+	}
+}
+
+// A plan is data: it survives its encoding for another process.
+func TestScenarios(t *testing.T) {
+	for seed := range uint64(200) {
+		sc := drawScenario(seed)
+		text, err := json.Marshal(sc)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var decoded Scenario
+		if err := json.Unmarshal(text, &decoded); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(drawScenario(seed), decoded, cmpopts.EquateEmpty()); diff != "" {
+			t.Fatalf("seed %d is drawn, and decoded, differently:\n%s", seed, diff)
+		}
+		if !slices.IsSortedFunc(sc.Events, byTime) || sc.Nodes < 2 || sc.Nodes > 60 {
+			t.Errorf("seed %d: %d nodes, sorted: %v", seed, sc.Nodes, slices.IsSortedFunc(sc.Events, byTime))
+		}
 	}
 }
 

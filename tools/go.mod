@@ -9,7 +9,10 @@ tool (
 	mvdan.cc/gofumpt
 )
 
-require github.com/golangci/misspell v0.8.0
+require (
+	github.com/golangci/misspell v0.8.0
+	github.com/tetratelabs/wazero v1.12.0
+)
 
 require (
 	4d63.com/gocheckcompilerdirectives v1.4.0 // indirect
