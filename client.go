@@ -45,10 +45,9 @@ func WithCorrelationID(ctx context.Context, id string) context.Context {
 // maxLabelBytes leaves room for the step and the date.
 const maxLabelBytes = 200
 
-// NewCorrelationID returns a correlation id for work that no request has started, such as that of a
-// program before it serves: {label}@0/{now}. The label makes it easy to find in the logs. It may
-// have printable ASCII characters except @ and /, and at most 200 of them; an empty or another
-// label is replaced by a UUID.
+// NewCorrelationID returns the correlation id {label}@0/{now}, for work that no request has
+// started, such as the startup of a program. The label makes the id easy to find in the logs. It
+// has 1 to 200 printable ASCII characters, except @ and /. Any other label is replaced by a UUID.
 func NewCorrelationID(label string) string {
 	if len(label) > maxLabelBytes || strings.ContainsAny(label, "@/") {
 		label = ""
@@ -496,9 +495,9 @@ const maxReusedTries = 3
 // sendJSON sends a request to the registry or the token service. A nil body sends none; an empty
 // bearer sends no token. With an error it returns the part of the response that arrived.
 //
-// If the connection is lost and had been in use before, the remote may have closed it for being
-// idle, just when the request was sent. The request is then repeated, which is safe: a
-// registration, a delete and a token request may each be executed twice.
+// If the lost connection had been used before, the remote may have closed it as idle just when the
+// request was sent. The request is then repeated, which is safe: a registration, a delete and a
+// token request may each be executed twice.
 func (h *httpClient) sendJSON(ctx context.Context, info RequestInfo, method, address, bearer string, body any) (response, error) {
 	ctx, cancel := context.WithTimeout(ctx, h.timeout)
 	defer cancel()

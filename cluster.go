@@ -273,8 +273,8 @@ func (c *Cluster) Peers() []Server { return serversOf(c.state.view().Without(c.c
 // Status returns the status of the registration. It does not block.
 func (c *Cluster) Status() Status { return c.state.status() }
 
-// Stats returns figures about the requests to peers. It does not block. It takes a time that grows
-// with the number of peers, some microseconds for a thousand.
+// Stats returns figures about the requests to peers. It does not block. Its duration grows with the
+// number of peers: some microseconds for a thousand.
 func (c *Cluster) Stats() Stats {
 	return Stats{
 		InFlight:     c.peers.scheduler.InFlight(),

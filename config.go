@@ -73,7 +73,7 @@ type Config struct {
 	// [CLUSTER_MANAGEMENT, "on" or "off"]. By default it only registers.
 	Management bool
 	// PeerNetworks are the networks in which peers may be, in CIDR notation and separated by commas
-	// [CLUSTER_PEER_NETWORKS]. Together with [PeerPolicy].Networks, both must allow an address.
+	// [CLUSTER_PEER_NETWORKS]. If [PeerPolicy].Networks is set, too, both must contain an address.
 	PeerNetworks string
 	// VerifyAnnouncements sets [PeerPolicy].VerifyWithRegistry [CLUSTER_VERIFY_ANNOUNCEMENTS, "on"
 	// or "off"].
@@ -94,8 +94,8 @@ type Config struct {
 	// MaxResponseBytes bounds the responses that the node reads; 16 MiB by default.
 	MaxResponseBytes int64
 	// MaxCallBytes bounds the bodies of all responses to one call together; 256 MiB by default. A
-	// peer beyond it fails with [KindTooLarge]. Peers that the registry has not
-	// confirmed yet and that have never answered have a quarter of it, in addition.
+	// peer whose response exceeds it fails with [KindTooLarge]. Peers that the registry has not
+	// confirmed yet and that have never answered share a further quarter of it.
 	MaxCallBytes int64
 	// MaxRequestBytes bounds the request bodies that the peer endpoints read; 1 MiB by default.
 	MaxRequestBytes int64

@@ -38,7 +38,7 @@ var (
 	// and a message without details: the caller's token may be valid.
 	ErrVerifierUnavailable = errors.New("cluster: tokens cannot be verified at the moment")
 	// ErrResponseTooLarge is wrapped by the [InvalidResponseError] of a response that exceeds
-	// Config.MaxResponseBytes, or with which all responses to a call exceed Config.MaxCallBytes.
+	// Config.MaxResponseBytes, or that makes all responses to a call exceed Config.MaxCallBytes.
 	ErrResponseTooLarge = errors.New("response too large")
 	// ErrEnoughResults is the error of peers that did not answer before [Request].MinResults results
 	// had arrived.

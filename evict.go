@@ -215,10 +215,10 @@ func (e *evictor) skipEviction(ctx context.Context, o *Outcome, decision Decisio
 	e.trace.evictionDecided(ctx, EvictionDecision{o.Server, decision, reason})
 }
 
-// resolveSuspect decides on one suspect: it is gone, or it stays with an error, or it has
-// registered again and is retried at its newer entry, up to maxNewerEntries times. decisionCtx
-// bounds the requests to the registry. resolveSuspect returns the entry that this call evicted; nil
-// if it evicted none.
+// resolveSuspect decides on one suspect. It is gone, or it stays with an error, or it has
+// registered again. In the last case it is retried at its newer entry, up to maxNewerEntries times.
+// decisionCtx bounds the requests to the registry. resolveSuspect returns the entry that this call
+// evicted; nil if it evicted none.
 func (e *evictor) resolveSuspect(ctx, decisionCtx context.Context, b batch, i int) (evicted *membership.Peer) {
 	p, o := b.peers[i], &b.outcomes[i]
 	for range maxNewerEntries {

@@ -104,9 +104,9 @@ type fanOut struct {
 	deadlines sharedDeadline
 }
 
-// A peerGroup is some peers of a call, which share slots and a budget. Peers that are known from
-// announcements only and have never answered are a group of their own: such entries may be forged,
-// and must not keep a call from the other peers.
+// A peerGroup is a part of the peers of a call, which share slots and a budget. Peers that are
+// known from announcements only and have never answered form a group of their own. Such entries may
+// be forged, and must not delay requests to the other peers.
 type peerGroup struct {
 	slots  *fanout.Call
 	peers  []int // indices in the peers of the call; nil for all

@@ -344,8 +344,8 @@ func (c *Cluster) warnRefused(r *http.Request, reason string) {
 		zap.String("hint", "has this node the issuer, the audience and the key of the token service that its callers use?"), correlationField(r.Context()))
 }
 
-// minRefusals is the number of refused tokens in a row from which the node is at fault, not one
-// caller: a caller repeats a request once with a new token.
+// minRefusals is the number of refused tokens in a row that indicates a fault of the node. One
+// caller causes fewer: it repeats a request once with a new token.
 const minRefusals = 5
 
 // refusals counts the tokens that were refused since the last valid one.

@@ -45,9 +45,10 @@ func WithTransport(wrap func(http.RoundTripper) http.RoundTripper) Option {
 
 // WithHTTPClient sends all requests through the Transport of hc. Nothing else of hc is used:
 // redirects are never followed, and Config.RequestTimeout bounds each request. It replaces the
-// node's own transports and their rules: requests to peers use no proxy, and the [PeerPolicy] must
-// allow the resolved address. [New] therefore rejects it together with [PeerPolicy].Networks,
-// [WithPeerTLS] or [WithBackendTLS]. Use [WithTransport] to keep the checks.
+// node's own transports. Two of their rules then do not apply: that requests to peers use no proxy,
+// and that the [PeerPolicy] must allow the resolved address. [New] therefore rejects it together
+// with [PeerPolicy].Networks, [WithPeerTLS] or [WithBackendTLS]. Use [WithTransport] to keep the
+// checks.
 func WithHTTPClient(hc *http.Client) Option {
 	return optionFunc(func(o *options) { o.client = hc })
 }

@@ -251,8 +251,8 @@ func (c *Cluster) tryRenew(ctx context.Context, renew func(context.Context) (ren
 	return r, err
 }
 
-// retryAfter returns the delay that a response asked for, and up to a quarter more, so that nodes
-// that were rejected together do not come back together; 0 if there was none.
+// retryAfter returns the Retry-After of a response, with up to a quarter added; 0 if there was
+// none. The addition spreads the next requests of nodes that were rejected together.
 func retryAfter(err error) time.Duration {
 	se, ok := errors.AsType[*StatusError](err)
 	if !ok {
@@ -420,8 +420,8 @@ func announcementOf(servers membership.View) *preparedRequest {
 }
 
 // repeatPauses returns the pauses before an announcement or a departure is sent again to the peers
-// that failed: one that restarts, or rejects all requests for a moment. They have a jitter of a
-// third.
+// that failed. Such a peer may be restarting, or rejecting all requests for a moment. They have a
+// jitter of a third.
 func repeatPauses() [4]time.Duration {
 	return [...]time.Duration{time.Second, 3 * time.Second, 9 * time.Second, 27 * time.Second}
 }

@@ -21,8 +21,8 @@ func WithSlog(l *slog.Logger) Option {
 // A slogCore passes the lines of a zap.Logger to a slog.Handler.
 type slogCore struct{ handler slog.Handler }
 
-// Enabled implements zapcore.LevelEnabler. It lets all lines through to Write, which knows the
-// context: a handler may enable a level for some contexts only.
+// Enabled implements zapcore.LevelEnabler. It accepts all lines. Write has the context, and a
+// handler may enable a level for some contexts only.
 func (slogCore) Enabled(zapcore.Level) bool { return true }
 
 // With implements zapcore.Core.
