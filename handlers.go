@@ -228,9 +228,9 @@ func (c *Cluster) ReplyStatus(w http.ResponseWriter, r *http.Request, status int
 
 // ReplyError sends an error response: {"statusCode", "title", "message", "info"?}. A [StatusError]
 // without a Remote, such as &StatusError{Code: 404, Message: "no such thing"}, sets the status if
-// its Code is at least 400. It may also be 206 or 207, which npm services send with an error if
-// only a part of a request succeeded. For [ErrInvalidRequest] it is 400, for [ErrManagementOff]
-// 409, for [ErrClosed] and [ErrNotRegistered] 503, and for any other error 500.
+// its Code is at least 400. The Code may also be 206 or 207, which npm services send with an error
+// if only a part of a request succeeded. For [ErrInvalidRequest] the status is 400, for
+// [ErrManagementOff] 409, for [ErrClosed] and [ErrNotRegistered] 503, and for any other error 500.
 func (c *Cluster) ReplyError(w http.ResponseWriter, r *http.Request, err error) {
 	response := wire.Error{StatusCode: http.StatusInternalServerError, Message: c.http.text(err.Error(), bearerToken(r.Header))}
 	switch {
