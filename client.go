@@ -42,9 +42,6 @@ func WithCorrelationID(ctx context.Context, id string) context.Context {
 	return httpjson.WithCorrelationID(ctx, id)
 }
 
-// maxLabelBytes leaves room for the step and the date.
-const maxLabelBytes = 200
-
 // NewCorrelationID returns the correlation id {label}@0/{now}, for work that no request has
 // started, such as the startup of a program. The label makes the id easy to find in the logs. It
 // has 1 to 200 printable ASCII characters, except @ and /. Any other label is replaced by a UUID.
@@ -59,6 +56,9 @@ func NewCorrelationID(label string) string {
 func CorrelationID(ctx context.Context) string {
 	return httpjson.CorrelationID(ctx)
 }
+
+// maxLabelBytes leaves room for the step and the date.
+const maxLabelBytes = 200
 
 func ensureCorrelationID(ctx context.Context) context.Context {
 	if CorrelationID(ctx) != "" {
@@ -373,7 +373,9 @@ type redactedError struct {
 }
 
 func (e *redactedError) Error() string        { return e.text }
+
 func (e *redactedError) Is(target error) bool { return errors.Is(e.err, target) }
+
 func (e *redactedError) As(target any) bool   { return errors.As(e.err, target) }
 
 func readBounded(resp *http.Response, limit int64, budget *byteBudget) (_ []byte, err error) {
