@@ -100,8 +100,6 @@ func WithTrace(t *Trace) Option {
 	})
 }
 
-type requestHeaderKey struct{}
-
 // WithRequestHeader returns a context with header fields, such as the trace context of a span. If
 // the hook [Trace].Request returns this context, the request is sent with these fields. They
 // replace fields with the same names. Invalid fields are ignored, and so are those that
@@ -117,12 +115,6 @@ func WithRequestHeader(ctx context.Context, header http.Header) context.Context 
 		}
 	}
 	return context.WithValue(ctx, requestHeaderKey{}, added)
-}
-
-// requestHeader returns the header fields that hooks have added to the request of ctx.
-func requestHeader(ctx context.Context) http.Header {
-	header, _ := ctx.Value(requestHeaderKey{}).(http.Header)
-	return header
 }
 
 // An Operation is the purpose of a call to the peers. It is fit for a metric label.
@@ -244,6 +236,14 @@ type CallerInfo struct {
 	Claims     Claims // zero unless the token is valid
 	RemoteAddr string // as in the [http.Request]
 	Err        error  // as it is sent to the caller; nil with CallerAuthenticated
+}
+
+type requestHeaderKey struct{}
+
+// requestHeader returns the header fields that hooks have added to the request of ctx.
+func requestHeader(ctx context.Context) http.Header {
+	header, _ := ctx.Value(requestHeaderKey{}).(http.Header)
+	return header
 }
 
 // hooks are the traces of a node, in the order of their options.
