@@ -18,18 +18,6 @@ import (
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
-// The limits of a server that has none.
-const (
-	readHeaderTimeout = 10 * time.Second
-	idleTimeout       = 2 * time.Minute // longer than peers keep an idle connection
-	maxHeaderBytes    = 64 << 10
-)
-
-const (
-	ownAddressTimeout = 2 * time.Second
-	readyGrace        = time.Minute // without a registration, after which a node counts as ready
-)
-
 // A Leave bounds the time in which [Cluster.Serve] leaves the cluster.
 type Leave struct {
 	// Total bounds the whole time: to deregister, to notify the peers, to keep serving for Delay,
@@ -129,6 +117,18 @@ func (c *Cluster) ReadyHandler() http.Handler {
 		_, _ = w.Write([]byte(text)) // if it fails, the client has disconnected
 	})
 }
+
+// The limits of a server that has none.
+const (
+	readHeaderTimeout = 10 * time.Second
+	idleTimeout       = 2 * time.Minute // longer than peers keep an idle connection
+	maxHeaderBytes    = 64 << 10
+)
+
+const (
+	ownAddressTimeout = 2 * time.Second
+	readyGrace        = time.Minute // without a registration, after which a node counts as ready
+)
 
 func (l Leave) total() time.Duration { return cmp.Or(l.Total, 25*time.Second) }
 
