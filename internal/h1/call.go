@@ -21,9 +21,6 @@ var ErrBodyTooLarge = errors.New("the body of the response is too large")
 // [Call.Reserving].
 var ErrReserve = errors.New("the bodies of all responses are too large")
 
-// maxClaimed is the Content-Length up to which a buffer is allocated before the body has arrived.
-const maxClaimed = 1 << 20
-
 // A Call is a request without its target, the common part of the requests of a fan-out. It is
 // checked and rendered once, and may be sent concurrently.
 type Call struct {
@@ -35,9 +32,6 @@ type Call struct {
 	gzip    bool
 	replay  bool
 }
-
-// maxErrorBody is how much is read of the body of a non-2xx response.
-const maxErrorBody = 64 << 10
 
 // NewCall returns a Call. body may be nil, and must not be changed while the Call is in use. A
 // response with a body of more than maxBody bytes is an error. The size of a compressed body is its
@@ -168,6 +162,12 @@ func (t *Transport) Do(ctx context.Context, call *Call, host, uri string) (Respo
 	return resp, err
 }
 
+// maxClaimed is the Content-Length up to which a buffer is allocated before the body has arrived.
+const maxClaimed = 1 << 20
+
+// maxErrorBody is how much is read of the body of a non-2xx response.
+const maxErrorBody = 64 << 10
+
 func checkURI(uri string) error {
 	if !strings.HasPrefix(uri, "/") {
 		return fmt.Errorf("path %q does not begin with a slash", uri)
@@ -246,7 +246,9 @@ func (m *callMessage) traceWritten(err error) {
 }
 
 func (m *callMessage) rewind() error    { return nil }
+
 func (m *callMessage) replayable() bool { return m.call.replay }
+
 func (m *callMessage) abandon()         {}
 
 // readResponse reads a response whose first byte has arrived.
