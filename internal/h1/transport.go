@@ -12,21 +12,6 @@ import (
 	"time"
 )
 
-const (
-	// Servers of Node.js close a connection that has been idle for 5 s, the shortest timeout in
-	// wide use. The transport closes it a second earlier. So the peer rarely closes a connection on
-	// which a request is being sent.
-	defaultIdleTimeout = 4 * time.Second
-	// maxIdleTimeout bounds the time that a peer may announce. It is the idle timeout of net/http's
-	// DefaultTransport.
-	maxIdleTimeout     = 90 * time.Second
-	sweepInterval      = time.Second
-	defaultIdlePerHost = 2
-	defaultMaxHead     = 64 << 10
-	max1xx             = 8
-	bufferSize         = 4 << 10
-)
-
 // A Transport sends requests over plain HTTP/1.1 and keeps idle connections for later requests. The
 // zero value is ready to use. Its fields must not be changed after the first request. All methods
 // are safe for concurrent use.
@@ -62,9 +47,6 @@ type Transport struct {
 	closed   bool
 }
 
-// A host has the idle connections to one address, in the order of their last use.
-type host struct{ idle []*conn }
-
 // CloseIdle closes the idle connections to a host, as in a URL.
 func (t *Transport) CloseIdle(host string) {
 	address, err := addressOf(host)
@@ -96,6 +78,24 @@ func (t *Transport) Idle() int {
 	defer t.mu.Unlock()
 	return t.idle
 }
+
+const (
+	// Servers of Node.js close a connection that has been idle for 5 s, the shortest timeout in
+	// wide use. The transport closes it a second earlier. So the peer rarely closes a connection on
+	// which a request is being sent.
+	defaultIdleTimeout = 4 * time.Second
+	// maxIdleTimeout bounds the time that a peer may announce. It is the idle timeout of net/http's
+	// DefaultTransport.
+	maxIdleTimeout     = 90 * time.Second
+	sweepInterval      = time.Second
+	defaultIdlePerHost = 2
+	defaultMaxHead     = 64 << 10
+	max1xx             = 8
+	bufferSize         = 4 << 10
+)
+
+// A host has the idle connections to one address, in the order of their last use.
+type host struct{ idle []*conn }
 
 // get returns an idle connection to address or else a new one.
 func (t *Transport) get(ctx context.Context, address string, trace *httptrace.ClientTrace) (*conn, error) {
