@@ -85,8 +85,6 @@ func NewError(status int, message string) wire.Error {
 	return wire.Error{StatusCode: status, Title: http.StatusText(status), Message: message}
 }
 
-type correlationKey struct{}
-
 // Correlate derives the correlation id of a request from the one it carries. It sets the id on
 // the response and in the context of the returned request.
 func Correlate(w http.ResponseWriter, r *http.Request) *http.Request {
@@ -114,3 +112,5 @@ func CorrelationField(ctx context.Context) zap.Field {
 	}
 	return zap.String("correlationId", id)
 }
+
+type correlationKey struct{}
