@@ -15,14 +15,6 @@ import (
 	"golang.org/x/sync/singleflight"
 )
 
-const (
-	refreshMargin = 900 * time.Second // remaining validity at which a token is renewed
-	retryInterval = time.Second       // pause after a failed renewal while the old token is valid
-	staleWait     = time.Second       // longest wait for a renewal while the old token is valid
-	fetchTimeout  = time.Minute       // a hanging fetch must not block its key forever
-	maxKeys       = 1024              // each customer is a key
-)
-
 // Key identifies a token in a [Cache].
 type Key struct {
 	Audience string
@@ -49,12 +41,6 @@ type Cache struct {
 	pauseUntil time.Time
 	pauseError error             // why there is a pause
 	replaced   map[Key]time.Time // when Replace last removed a token
-}
-
-type entry struct {
-	access, refresh string
-	expiry          time.Time // zero: never
-	renewAt         time.Time // zero: never
 }
 
 // NewCache returns a Cache that obtains tokens from fetch. ctx bounds every fetch. After it has
@@ -128,9 +114,6 @@ func (c *Cache) Replace(key Key, accessToken string) {
 	delete(c.entries, key)
 }
 
-// maxValues is how many entries Values returns the tokens of.
-const maxValues = 16
-
 // Values returns what must not be shown: access and refresh tokens, in no order. If there are many,
 // some are left out.
 func (c *Cache) Values() (values []string) {
@@ -145,6 +128,37 @@ func (c *Cache) Values() (values []string) {
 	slices.Sort(values)
 	return values
 }
+
+// Check returns an error for a token that a [Cache] does not accept.
+func Check(tok *oauth2.Token, now time.Time) error {
+	if tok == nil {
+		return errors.New("no token")
+	}
+	if err := checkAccessToken(tok.AccessToken); err != nil {
+		return err
+	}
+	if !tok.Expiry.IsZero() && tok.Expiry.Round(0).Sub(now) <= 0 {
+		return errExpired
+	}
+	return nil
+}
+
+const (
+	refreshMargin = 900 * time.Second // remaining validity at which a token is renewed
+	retryInterval = time.Second       // pause after a failed renewal while the old token is valid
+	staleWait     = time.Second       // longest wait for a renewal while the old token is valid
+	fetchTimeout  = time.Minute       // a hanging fetch must not block its key forever
+	maxKeys       = 1024              // each customer is a key
+)
+
+type entry struct {
+	access, refresh string
+	expiry          time.Time // zero: never
+	renewAt         time.Time // zero: never
+}
+
+// maxValues is how many entries Values returns the tokens of.
+const maxValues = 16
 
 func (c *Cache) get(key Key) entry {
 	c.mu.Lock()
@@ -272,20 +286,6 @@ func (c *Cache) makeRoomLocked() {
 		}
 	}
 	delete(c.entries, victim)
-}
-
-// Check returns an error for a token that a [Cache] does not accept.
-func Check(tok *oauth2.Token, now time.Time) error {
-	if tok == nil {
-		return errors.New("no token")
-	}
-	if err := checkAccessToken(tok.AccessToken); err != nil {
-		return err
-	}
-	if !tok.Expiry.IsZero() && tok.Expiry.Round(0).Sub(now) <= 0 {
-		return errExpired
-	}
-	return nil
 }
 
 func newEntry(tok *oauth2.Token, now time.Time) (entry, error) {
