@@ -12,16 +12,6 @@ import (
 	"golang.org/x/oauth2"
 )
 
-const (
-	// assumedTTL is used for a token without an expiry: short enough to notice a change of rights,
-	// long enough to limit the load of the issuer.
-	assumedTTL = 5 * time.Minute
-
-	maxUnix = 253402300799 // the last second of the year 9999, the limit of exp
-)
-
-var errExpired = errors.New("the token is already expired")
-
 // Client speaks the OAuth2 dialect of the token service (mST): JSON requests, and responses wrapped
 // in data. Its fields must not be changed after the first use.
 type Client struct {
@@ -33,20 +23,6 @@ type Client struct {
 	// Refused reports whether an error of Post is a 400. A refresh then falls back to client
 	// credentials. If nil, it never does.
 	Refused func(error) bool
-}
-
-type credentialsRequest struct {
-	ClientID     string `json:"client_id"`
-	ClientSecret string `json:"client_secret"`
-	Audience     string `json:"audience"`
-	GrantType    string `json:"grant_type"`
-	Type         string `json:"type,omitempty"`
-	CustomerName string `json:"customer_name,omitempty"`
-}
-
-type refreshRequest struct {
-	RefreshToken string `json:"refresh_token"`
-	GrantType    string `json:"grant_type"`
 }
 
 // Fetch implements [Fetch]. It uses the refresh token if there is one and the issuer accepts it,
@@ -80,6 +56,30 @@ func (c Client) Fetch(ctx context.Context, key Key, refresh string) (*oauth2.Tok
 		return nil, redact(err, c.Secret, refresh)
 	}
 	return tok, nil
+}
+
+const (
+	// assumedTTL is used for a token without an expiry: short enough to notice a change of rights,
+	// long enough to limit the load of the issuer.
+	assumedTTL = 5 * time.Minute
+
+	maxUnix = 253402300799 // the last second of the year 9999, the limit of exp
+)
+
+var errExpired = errors.New("the token is already expired")
+
+type credentialsRequest struct {
+	ClientID     string `json:"client_id"`
+	ClientSecret string `json:"client_secret"`
+	Audience     string `json:"audience"`
+	GrantType    string `json:"grant_type"`
+	Type         string `json:"type,omitempty"`
+	CustomerName string `json:"customer_name,omitempty"`
+}
+
+type refreshRequest struct {
+	RefreshToken string `json:"refresh_token"`
+	GrantType    string `json:"grant_type"`
 }
 
 func (c Client) post(ctx context.Context, body any) (*oauth2.Token, error) {
@@ -205,6 +205,7 @@ type redactedError struct {
 }
 
 func (e *redactedError) Error() string { return e.text }
+
 func (e *redactedError) Unwrap() error { return e.err }
 
 func redact(err error, secrets ...string) error {
