@@ -9,9 +9,6 @@ import (
 	"github.com/mimiktech/cluster/internal/reread"
 )
 
-// maxFormer is the number of former values that a Secret remembers, to be redacted.
-const maxFormer = 4
-
 // A Secret is a value that may come from a file, which is read again when it changes. It is safe
 // for concurrent use.
 type Secret struct {
@@ -43,16 +40,6 @@ func ReadSecret(path string) (string, error) {
 	return value, err
 }
 
-func newSecretFile(path string) *reread.Value[string] {
-	return reread.New(func(contents [][]byte) (string, error) {
-		value := strings.TrimSpace(string(contents[0]))
-		if value == "" {
-			return "", fmt.Errorf("%s is empty", path)
-		}
-		return value, nil
-	}, path)
-}
-
 // Get returns the current value. If its file cannot be used, it returns the last good one. An error
 // means that there is none.
 func (s *Secret) Get() (string, error) {
@@ -64,6 +51,37 @@ func (s *Secret) Get() (string, error) {
 		return "", problem
 	}
 	return value, nil
+}
+
+// Set replaces the value. A file is not read any more.
+func (s *Secret) Set(value string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.file = nil
+	s.setLocked(value)
+}
+
+// Values returns what must not be revealed: the current value and former ones.
+func (s *Secret) Values() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.value == "" {
+		return slices.Clone(s.former)
+	}
+	return append(slices.Clone(s.former), s.value)
+}
+
+// maxFormer is the number of former values that a Secret remembers, to be redacted.
+const maxFormer = 4
+
+func newSecretFile(path string) *reread.Value[string] {
+	return reread.New(func(contents [][]byte) (string, error) {
+		value := strings.TrimSpace(string(contents[0]))
+		if value == "" {
+			return "", fmt.Errorf("%s is empty", path)
+		}
+		return value, nil
+	}, path)
 }
 
 // read returns the value, why its file cannot be used, and whether that is for another reason than
@@ -88,14 +106,6 @@ func (s *Secret) read() (value string, problem error, changed bool) {
 	return s.value, problem, changed
 }
 
-// Set replaces the value. A file is not read any more.
-func (s *Secret) Set(value string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.file = nil
-	s.setLocked(value)
-}
-
 func (s *Secret) setLocked(value string) {
 	if s.value == value {
 		return
@@ -105,14 +115,4 @@ func (s *Secret) setLocked(value string) {
 		s.former = s.former[max(0, len(s.former)-maxFormer):]
 	}
 	s.value = value
-}
-
-// Values returns what must not be revealed: the current value and former ones.
-func (s *Secret) Values() []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.value == "" {
-		return slices.Clone(s.former)
-	}
-	return append(slices.Clone(s.former), s.value)
 }
