@@ -36,21 +36,6 @@ type Memory struct {
 	swept     time.Time // when expired servers of all types were last removed
 }
 
-// sweepInterval is the interval at which expired servers of types without requests are removed.
-const sweepInterval = time.Minute
-
-type memoryResource struct {
-	typ, publicBaseURL string
-	entries            []*memoryEntry // sorted by id
-}
-
-type memoryEntry struct {
-	cluster.Server           // shares no memory with other entries or with a request
-	expires        time.Time // on the monotonic clock: setting the machine's clock expires nothing
-}
-
-var _ Store = (*Memory)(nil)
-
 // NewMemory returns an empty store.
 func NewMemory() *Memory { return &Memory{} }
 
@@ -92,20 +77,6 @@ func (m *Memory) Put(ctx context.Context, reg Registration, ttl time.Duration) (
 	return res, nil
 }
 
-func (m *Memory) now() time.Time {
-	if m.clock != nil {
-		return m.clock()
-	}
-	return time.Now()
-}
-
-func later(t, u time.Time) time.Time {
-	if t.Before(u) {
-		return u
-	}
-	return t
-}
-
 // Get implements [Store].
 func (m *Memory) Get(ctx context.Context, id string) (Resource, error) {
 	m.mu.Lock()
@@ -127,6 +98,35 @@ func (m *Memory) Delete(ctx context.Context, id, serverID string) error {
 func (m *Memory) DeleteIfUnmodifiedSince(ctx context.Context, id, serverID string, date time.Time) (*cluster.Server, error) {
 	newer := m.deleteIf(ctx, id, serverID, func(s cluster.Server) bool { return !s.UpdatedAt.After(date) })
 	return newer, nil
+}
+
+// sweepInterval is the interval at which expired servers of types without requests are removed.
+const sweepInterval = time.Minute
+
+type memoryResource struct {
+	typ, publicBaseURL string
+	entries            []*memoryEntry // sorted by id
+}
+
+type memoryEntry struct {
+	cluster.Server           // shares no memory with other entries or with a request
+	expires        time.Time // on the monotonic clock: setting the machine's clock expires nothing
+}
+
+var _ Store = (*Memory)(nil)
+
+func (m *Memory) now() time.Time {
+	if m.clock != nil {
+		return m.clock()
+	}
+	return time.Now()
+}
+
+func later(t, u time.Time) time.Time {
+	if t.Before(u) {
+		return u
+	}
+	return t
 }
 
 // deleteIf removes a server if cond holds for its entry, and returns the entry otherwise.
