@@ -207,20 +207,6 @@ func (g *Registry) SetPublicKeys(keys ...crypto.PublicKey) error {
 	return nil
 }
 
-// verifierLocked returns the check of tokens by keys.
-func (g *Registry) verifierLocked() func(token string) (caller, error) {
-	v := token.NewVerifier(g.cfg.Issuer, g.cfg.Audience, g.keys...)
-	public := newPublicVerifier(g.cfg.Issuer, g.cfg.Audience, g.publicKeys)
-	useSecret := len(g.keys) > 0 || len(g.publicKeys) == 0
-	return func(token string) (caller, error) {
-		claims, err := public(token)
-		if err != nil && useSecret {
-			claims, err = v.Verify(token)
-		}
-		return caller{claims.SubType, strings.TrimSuffix(claims.Subject, subClients)}, err
-	}
-}
-
 // AddressConflicts counts how often the address of a server has changed back to an earlier one.
 // This shows that two processes renew with the same server id. It needs a [Store] that sets
 // [Resource].Replaced. Each server is logged once a minute at most.
@@ -235,6 +221,20 @@ func (g *Registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	g.mux.ServeHTTP(w, r)
+}
+
+// verifierLocked returns the check of tokens by keys.
+func (g *Registry) verifierLocked() func(token string) (caller, error) {
+	v := token.NewVerifier(g.cfg.Issuer, g.cfg.Audience, g.keys...)
+	public := newPublicVerifier(g.cfg.Issuer, g.cfg.Audience, g.publicKeys)
+	useSecret := len(g.keys) > 0 || len(g.publicKeys) == 0
+	return func(token string) (caller, error) {
+		claims, err := public(token)
+		if err != nil && useSecret {
+			claims, err = v.Verify(token)
+		}
+		return caller{claims.SubType, strings.TrimSuffix(claims.Subject, subClients)}, err
+	}
 }
 
 const (
