@@ -20,8 +20,6 @@ import (
 	"github.com/mimiktech/cluster/internal/token"
 )
 
-const minRSABits = 2048
-
 // SetSigningKey changes the key with which access tokens are signed (see [TokenConfig].SigningKey).
 // The JWKS has its public key, followed by others. To rotate keys, publish the next key among the
 // others first, and then the previous one until its tokens have expired. An unusable key is an
@@ -64,6 +62,8 @@ func (s *TokenService) ServeJWKS(w http.ResponseWriter, r *http.Request) {
 		writeJSON(w, http.StatusOK, map[string]any{"keys": jwks})
 	}
 }
+
+const minRSABits = 2048
 
 // A signer signs access tokens with a private key. The zero value has none.
 type signer struct {
