@@ -151,20 +151,6 @@ func (s *TokenService) SetClients(clients []Client) error {
 	return nil
 }
 
-// newKnownClients returns clients by their ids, and one error that names every problem.
-func newKnownClients(clients []Client) (map[string]knownClient, error) {
-	known := make(map[string]knownClient, len(clients))
-	var errs []error
-	for _, c := range clients {
-		if _, duplicate := known[c.ID]; duplicate {
-			errs = append(errs, fmt.Errorf("duplicate client ID %q", c.ID))
-		}
-		errs = append(errs, c.validate())
-		known[c.ID] = newKnownClient(c)
-	}
-	return known, errors.Join(errs...)
-}
-
 // RemoveClient removes a client. Its access tokens stay valid until they expire. Its refresh tokens
 // become invalid.
 func (s *TokenService) RemoveClient(id string) {
@@ -207,6 +193,20 @@ func (s *TokenService) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusOK, struct {
 		Data tokenResponse `json:"data"`
 	}{tokens})
+}
+
+// newKnownClients returns clients by their ids, and one error that names every problem.
+func newKnownClients(clients []Client) (map[string]knownClient, error) {
+	known := make(map[string]knownClient, len(clients))
+	var errs []error
+	for _, c := range clients {
+		if _, duplicate := known[c.ID]; duplicate {
+			errs = append(errs, fmt.Errorf("duplicate client ID %q", c.ID))
+		}
+		errs = append(errs, c.validate())
+		known[c.ID] = newKnownClient(c)
+	}
+	return known, errors.Join(errs...)
 }
 
 const (
