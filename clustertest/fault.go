@@ -126,9 +126,6 @@ func Late(release <-chan struct{}) Fault {
 	}
 }
 
-// lateTimeout bounds a request that is delivered after its client has given up.
-const lateTimeout = time.Minute
-
 // Suspend blocks requests until release is closed, also beyond the end of their contexts. From the
 // host to [Any], it is like a process that is stopped: none of its requests goes on, and those that
 // have timed out by the end fail only then. Use [Late] for the requests to the host.
@@ -170,19 +167,6 @@ func Reused(f Fault) Fault {
 			was := used[r]
 			used[r] = true
 			return was
-		})
-	}
-}
-
-// reportReused returns f for requests on a connection that has been in use.
-func reportReused(f Fault) Fault {
-	return func(next http.RoundTripper) http.RoundTripper {
-		faulty := f(next)
-		return RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
-			if trace := httptrace.ContextClientTrace(req.Context()); trace != nil && trace.GotConn != nil {
-				trace.GotConn(httptrace.GotConnInfo{Reused: true, WasIdle: true})
-			}
-			return faulty.RoundTrip(req)
 		})
 	}
 }
@@ -311,6 +295,22 @@ func Chain(faults ...Fault) Fault {
 			next = f(next)
 		}
 		return next
+	}
+}
+
+// lateTimeout bounds a request that is delivered after its client has given up.
+const lateTimeout = time.Minute
+
+// reportReused returns f for requests on a connection that has been in use.
+func reportReused(f Fault) Fault {
+	return func(next http.RoundTripper) http.RoundTripper {
+		faulty := f(next)
+		return RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
+			if trace := httptrace.ContextClientTrace(req.Context()); trace != nil && trace.GotConn != nil {
+				trace.GotConn(httptrace.GotConnInfo{Reused: true, WasIdle: true})
+			}
+			return faulty.RoundTrip(req)
+		})
 	}
 }
 
