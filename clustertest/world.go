@@ -126,44 +126,6 @@ func (w *World) Token(typ string, clusterToken bool) string {
 	return requestToken(w.t, w.Tokens, w.Network.Client("test"), issuer, typ, clusterToken)
 }
 
-// requestToken requests an access token for nodes, as a service of the given type, which becomes a
-// client of tokens.
-func requestToken(t TB, tokens *mit.TokenService, client *http.Client, url, typ string, clusterToken bool) string {
-	t.Helper()
-	if err := tokens.SetClient(mit.Client{ID: typ, Secret: secretOf(typ), Type: typ}); err != nil {
-		t.Fatal(err)
-	}
-	body := map[string]string{
-		"client_id": typ, "client_secret": secretOf(typ), "audience": peerAudience, "grant_type": "client_credentials",
-	}
-	if clusterToken {
-		body["type"] = "cluster"
-	}
-	b, err := json.Marshal(body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, bytes.NewReader(b))
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Header.Set("Content-Type", "application/json")
-	resp, err := client.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	var issued struct {
-		Data struct {
-			AccessToken string `json:"access_token"`
-		} `json:"data"`
-	}
-	if err := json.NewDecoder(resp.Body).Decode(&issued); err != nil || resp.StatusCode != http.StatusOK {
-		t.Fatalf("%s: %s, %v", url, resp.Status, err)
-	}
-	return issued.Data.AccessToken
-}
-
 // An Option changes a default of [Start].
 type Option interface{ apply(*options) }
 
@@ -201,6 +163,44 @@ func WithHandler(handler func(*Node) http.Handler) Option {
 // WithStore sets the store of the registry. The default is a new [mit.Memory]. After
 // [World.ResetRegistry] the registry uses a new Memory in any case.
 func WithStore(s mit.Store) Option { return optionFunc(func(o *options) { o.store = s }) }
+
+// requestToken requests an access token for nodes, as a service of the given type, which becomes a
+// client of tokens.
+func requestToken(t TB, tokens *mit.TokenService, client *http.Client, url, typ string, clusterToken bool) string {
+	t.Helper()
+	if err := tokens.SetClient(mit.Client{ID: typ, Secret: secretOf(typ), Type: typ}); err != nil {
+		t.Fatal(err)
+	}
+	body := map[string]string{
+		"client_id": typ, "client_secret": secretOf(typ), "audience": peerAudience, "grant_type": "client_credentials",
+	}
+	if clusterToken {
+		body["type"] = "cluster"
+	}
+	b, err := json.Marshal(body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, bytes.NewReader(b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var issued struct {
+		Data struct {
+			AccessToken string `json:"access_token"`
+		} `json:"data"`
+	}
+	if err := json.NewDecoder(resp.Body).Decode(&issued); err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("%s: %s, %v", url, resp.Status, err)
+	}
+	return issued.Data.AccessToken
+}
 
 const (
 	issuer           = "http://" + TokenHost + "/mST/v1/oauth/token"
