@@ -28,18 +28,6 @@ import (
 	"github.com/mimiktech/cluster/mit"
 )
 
-const (
-	registryPath = "/mIT/v1"
-	issuerPath   = "/mST/v1/oauth/token"
-	jwksPath     = "/mST/v1/jwks.json"
-
-	// Environment variables for secrets: all users of the machine can see a command line.
-	keyVariable    = "MIT_SIGNING_KEY"
-	secretVariable = "MIT_CLIENT_SECRET"
-
-	shutdownTimeout = 10 * time.Second // for requests in flight
-)
-
 // A Command is such a program. The zero value keeps the servers in memory.
 type Command struct {
 	// Name is the name of the program in messages; "mit" by default.
@@ -113,6 +101,18 @@ func (c Command) Run(ctx context.Context, args []string, stdout, stderr io.Write
 	s.printEnv(stdout, base, ln.Addr())
 	return serve(ctx, limitConnections(ln, s.maxConns, s.maxPerAddr), files, services, log)
 }
+
+const (
+	registryPath = "/mIT/v1"
+	issuerPath   = "/mST/v1/oauth/token"
+	jwksPath     = "/mST/v1/jwks.json"
+
+	// Environment variables for secrets: all users of the machine can see a command line.
+	keyVariable    = "MIT_SIGNING_KEY"
+	secretVariable = "MIT_CLIENT_SECRET"
+
+	shutdownTimeout = 10 * time.Second // for requests in flight
+)
 
 func (c Command) name() string { return cmp.Or(c.Name, "mit") }
 
