@@ -69,30 +69,6 @@ type Config struct {
 	Logger *zap.Logger
 }
 
-func (c Config) prefix() keys           { return keys(strings.TrimSuffix(cmp.Or(c.Prefix, "/mit"), "/") + "/") }
-func (c Config) timeout() time.Duration { return cmp.Or(c.Timeout, 5*time.Second) }
-
-// probeInterval is the interval of progress requests. They may take the rest of silenceTimeout.
-func (c Config) probeInterval() time.Duration { return min(c.timeout()/8, 2*time.Second) }
-
-// silenceTimeout is the time without a response after which a watch ends. It leaves as much to try
-// another member before the cache is stale.
-func (c Config) silenceTimeout() time.Duration { return c.timeout() / 2 }
-
-func (c Config) validate() error {
-	var errs []error
-	if len(c.Endpoints) == 0 || slices.Contains(c.Endpoints, "") {
-		errs = append(errs, errors.New("missing Endpoints, or an empty one among them"))
-	}
-	if (c.Username == "") != (c.Password == "") {
-		errs = append(errs, errors.New("only one of Username and Password is set"))
-	}
-	if c.Timeout < 0 {
-		errs = append(errs, fmt.Errorf("invalid Timeout %v: negative", c.Timeout))
-	}
-	return errors.Join(errs...)
-}
-
 // A Store keeps servers in etcd. [Open] creates one.
 //
 // Each entry is attached to an etcd lease and expires by etcd's clock: after its TTL, rounded up to
@@ -124,8 +100,6 @@ type Store struct {
 	waiters     map[chan struct{}]int64 // closed when the cache has reached the revision
 }
 
-var _ mit.Store = (*Store)(nil)
-
 // Open connects to etcd and loads the cache. It retries until [Config].Timeout is over without a
 // response; the error then names the endpoints and the cause. Loading a long list over a slow link
 // may take longer.
@@ -155,6 +129,122 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	s.wg.Go(func() { s.checkWrites(s.ctx) })
 	return s, nil
 }
+
+// Close closes the store and waits for its goroutine. It may be called again.
+func (s *Store) Close() error {
+	s.cancel()
+	s.wg.Wait()
+	if err := s.client.Close(); !errors.Is(err, context.Canceled) { // canceled by s.cancel
+		return err
+	}
+	return nil
+}
+
+// Health returns nil if Ready does and all keys under the prefix are recognized. The store also
+// works with unrecognized keys.
+func (s *Store) Health() error {
+	err := s.Ready()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n := len(s.cache.unrecognized); n > 0 {
+		err = errors.Join(err, fmt.Errorf("mit/etcd: %d unrecognized keys under %s, such as %q", n, s.keys, s.cache.unrecognizedKeys(5)))
+	}
+	return err
+}
+
+// Ready returns nil while the store is in contact with etcd and etcd accepts writes, and otherwise
+// the reason. Reads may then be stale, and writes are likely to fail. It does not block.
+func (s *Store) Ready() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.staleLocked() {
+		return fmt.Errorf("mit/etcd: no contact with etcd since %s: reads may be stale", s.lastContact.Format(time.RFC3339))
+	}
+	if s.writeErr != nil {
+		return fmt.Errorf("mit/etcd: etcd refuses writes: %w", s.writeErr)
+	}
+	return nil
+}
+
+// Put implements [mit.Store].
+func (s *Store) Put(ctx context.Context, reg mit.Registration, ttl time.Duration) (mit.Resource, error) {
+	callCtx, cancel := s.callContext(ctx)
+	defer cancel()
+	p := pendingPut{reg: reg, ttl: ttl, previous: s.cachedEntry(reg.Type, reg.ServerID)}
+	written, err := retry(callCtx, s, func(ctx context.Context) (*entry, error) { return s.write(ctx, &p) })
+	s.recordWrite(ctx, err)
+	var res mit.Resource
+	if err == nil {
+		res, err = s.resourceAt(callCtx, reg.Type, written.revision)
+	}
+	if err != nil {
+		return mit.Resource{}, fmt.Errorf("mit/etcd: put %s: %w", s.keys.server(reg.Type, reg.ServerID), err)
+	}
+	return withServer(res, written.Server), nil
+}
+
+// Get implements [mit.Store].
+func (s *Store) Get(ctx context.Context, id string) (mit.Resource, error) {
+	s.mu.Lock()
+	r := s.cache.resources[id]
+	if r != nil {
+		defer s.mu.Unlock()
+		if s.staleLocked() {
+			s.log.Debug("served stale read", zap.String("type", r.typ), zap.Time("lastContact", s.lastContact))
+		}
+		return r.snapshot(), nil
+	}
+	s.mu.Unlock()
+	ctx, cancel := s.callContext(ctx)
+	defer cancel()
+	typ, err := s.typeOf(ctx, id)
+	var res mit.Resource
+	if err == nil {
+		res, err = s.fetchResource(ctx, typ)
+	}
+	if err != nil {
+		return mit.Resource{}, fmt.Errorf("mit/etcd: get %s: %w", s.keys.resource(id), err)
+	}
+	return res, nil
+}
+
+// Delete implements [mit.Store].
+func (s *Store) Delete(ctx context.Context, id, serverID string) error {
+	_, err := s.deleteIf(ctx, id, serverID, func(cluster.Server) bool { return true })
+	return err
+}
+
+// DeleteIfUnmodifiedSince implements [mit.Store].
+func (s *Store) DeleteIfUnmodifiedSince(ctx context.Context, id, serverID string, date time.Time) (*cluster.Server, error) {
+	return s.deleteIf(ctx, id, serverID, func(e cluster.Server) bool { return !e.UpdatedAt.After(date) })
+}
+
+func (c Config) prefix() keys           { return keys(strings.TrimSuffix(cmp.Or(c.Prefix, "/mit"), "/") + "/") }
+
+func (c Config) timeout() time.Duration { return cmp.Or(c.Timeout, 5*time.Second) }
+
+// probeInterval is the interval of progress requests. They may take the rest of silenceTimeout.
+func (c Config) probeInterval() time.Duration { return min(c.timeout()/8, 2*time.Second) }
+
+// silenceTimeout is the time without a response after which a watch ends. It leaves as much to try
+// another member before the cache is stale.
+func (c Config) silenceTimeout() time.Duration { return c.timeout() / 2 }
+
+func (c Config) validate() error {
+	var errs []error
+	if len(c.Endpoints) == 0 || slices.Contains(c.Endpoints, "") {
+		errs = append(errs, errors.New("missing Endpoints, or an empty one among them"))
+	}
+	if (c.Username == "") != (c.Password == "") {
+		errs = append(errs, errors.New("only one of Username and Password is set"))
+	}
+	if c.Timeout < 0 {
+		errs = append(errs, fmt.Errorf("invalid Timeout %v: negative", c.Timeout))
+	}
+	return errors.Join(errs...)
+}
+
+var _ mit.Store = (*Store)(nil)
 
 // connect creates the client, begins the first watch and reads all keys.
 func (s *Store) connect(ctx context.Context) (*watch, *cache, error) {
@@ -194,60 +284,7 @@ func (s *Store) dial() (*clientv3.Client, error) {
 	})
 }
 
-// Close closes the store and waits for its goroutine. It may be called again.
-func (s *Store) Close() error {
-	s.cancel()
-	s.wg.Wait()
-	if err := s.client.Close(); !errors.Is(err, context.Canceled) { // canceled by s.cancel
-		return err
-	}
-	return nil
-}
-
-// Health returns nil if Ready does and all keys under the prefix are recognized. The store also
-// works with unrecognized keys.
-func (s *Store) Health() error {
-	err := s.Ready()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if n := len(s.cache.unrecognized); n > 0 {
-		err = errors.Join(err, fmt.Errorf("mit/etcd: %d unrecognized keys under %s, such as %q", n, s.keys, s.cache.unrecognizedKeys(5)))
-	}
-	return err
-}
-
-// Ready returns nil while the store is in contact with etcd and etcd accepts writes, and otherwise
-// the reason. Reads may then be stale, and writes are likely to fail. It does not block.
-func (s *Store) Ready() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.staleLocked() {
-		return fmt.Errorf("mit/etcd: no contact with etcd since %s: reads may be stale", s.lastContact.Format(time.RFC3339))
-	}
-	if s.writeErr != nil {
-		return fmt.Errorf("mit/etcd: etcd refuses writes: %w", s.writeErr)
-	}
-	return nil
-}
-
 func (s *Store) staleLocked() bool { return time.Since(s.lastContact) > s.cfg.timeout() }
-
-// Put implements [mit.Store].
-func (s *Store) Put(ctx context.Context, reg mit.Registration, ttl time.Duration) (mit.Resource, error) {
-	callCtx, cancel := s.callContext(ctx)
-	defer cancel()
-	p := pendingPut{reg: reg, ttl: ttl, previous: s.cachedEntry(reg.Type, reg.ServerID)}
-	written, err := retry(callCtx, s, func(ctx context.Context) (*entry, error) { return s.write(ctx, &p) })
-	s.recordWrite(ctx, err)
-	var res mit.Resource
-	if err == nil {
-		res, err = s.resourceAt(callCtx, reg.Type, written.revision)
-	}
-	if err != nil {
-		return mit.Resource{}, fmt.Errorf("mit/etcd: put %s: %w", s.keys.server(reg.Type, reg.ServerID), err)
-	}
-	return withServer(res, written.Server), nil
-}
 
 // A pendingPut is a Put in progress.
 type pendingPut struct {
@@ -386,42 +423,6 @@ func (s *Store) decodeConflict(serverID string, resp *clientv3.TxnResponse) (*mv
 		return nil, nil, fmt.Errorf("ignored: %w", err)
 	}
 	return kvs[0], &entry{server, kvs[0].ModRevision}, nil
-}
-
-// Get implements [mit.Store].
-func (s *Store) Get(ctx context.Context, id string) (mit.Resource, error) {
-	s.mu.Lock()
-	r := s.cache.resources[id]
-	if r != nil {
-		defer s.mu.Unlock()
-		if s.staleLocked() {
-			s.log.Debug("served stale read", zap.String("type", r.typ), zap.Time("lastContact", s.lastContact))
-		}
-		return r.snapshot(), nil
-	}
-	s.mu.Unlock()
-	ctx, cancel := s.callContext(ctx)
-	defer cancel()
-	typ, err := s.typeOf(ctx, id)
-	var res mit.Resource
-	if err == nil {
-		res, err = s.fetchResource(ctx, typ)
-	}
-	if err != nil {
-		return mit.Resource{}, fmt.Errorf("mit/etcd: get %s: %w", s.keys.resource(id), err)
-	}
-	return res, nil
-}
-
-// Delete implements [mit.Store].
-func (s *Store) Delete(ctx context.Context, id, serverID string) error {
-	_, err := s.deleteIf(ctx, id, serverID, func(cluster.Server) bool { return true })
-	return err
-}
-
-// DeleteIfUnmodifiedSince implements [mit.Store].
-func (s *Store) DeleteIfUnmodifiedSince(ctx context.Context, id, serverID string, date time.Time) (*cluster.Server, error) {
-	return s.deleteIf(ctx, id, serverID, func(e cluster.Server) bool { return !e.UpdatedAt.After(date) })
 }
 
 // deleteIf removes a server if cond holds for its entry, and returns the entry otherwise.
