@@ -22,8 +22,6 @@ import (
 	"github.com/mimiktech/cluster/internal/freeport"
 )
 
-const readyTimeout = 30 * time.Second
-
 // Options configure a [Cluster].
 type Options struct {
 	Members int
@@ -82,6 +80,72 @@ func Start(o Options) (*Cluster, error) {
 	}
 	return nil, errors.Join(errs...)
 }
+
+// Leader returns the index of the leader, -1 if there is none.
+func (c *Cluster) Leader() int {
+	for i, m := range c.members {
+		if m != nil && m.Server.Leader() == m.Server.MemberID() {
+			return i
+		}
+	}
+	return -1
+}
+
+// Kill stops members without a graceful shutdown.
+func (c *Cluster) Kill(members ...int) {
+	var wg sync.WaitGroup
+	for _, i := range members {
+		if m := c.members[i]; m != nil {
+			c.members[i] = nil
+			m.Server.HardStop()
+			wg.Go(m.Close) // waits for connected clients
+		}
+	}
+	wg.Wait()
+}
+
+// Restart starts a killed member with its data, at its address. It does not wait until it is ready.
+func (c *Cluster) Restart(i int) error {
+	return c.startMember(i)
+}
+
+// EraseData deletes the data of a killed member.
+func (c *Cluster) EraseData(i int) error { return os.RemoveAll(c.configs[i].Dir) }
+
+// CopyData copies the data of a killed member to a directory.
+func (c *Cluster) CopyData(i int, dir string) error {
+	return os.CopyFS(dir, os.DirFS(c.configs[i].Dir))
+}
+
+// RestoreData replaces the data of a killed member by those that CopyData copied.
+func (c *Cluster) RestoreData(i int, dir string) error {
+	if err := c.EraseData(i); err != nil {
+		return err
+	}
+	return os.CopyFS(c.configs[i].Dir, os.DirFS(dir))
+}
+
+// Client returns a client that reads and changes keys directly.
+func (c *Cluster) Client(tb testing.TB) *clientv3.Client {
+	tb.Helper()
+	client, err := clientv3.New(clientv3.Config{Endpoints: c.Endpoints, Logger: zap.NewNop()})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { _ = client.Close() })
+	return client
+}
+
+// Close stops all members.
+func (c *Cluster) Close() {
+	var all []int
+	for i := range c.members {
+		all = append(all, i)
+	}
+	c.Kill(all...)
+}
+
+const readyTimeout = 30 * time.Second
 
 func start(o Options) (*Cluster, error) {
 	c := &Cluster{members: make([]*embed.Etcd, o.Members)}
@@ -168,68 +232,4 @@ func (c *Cluster) waitReady(i int) error {
 	case <-timeout.C:
 		return fmt.Errorf("etcd member %d is not ready after %v", i, readyTimeout)
 	}
-}
-
-// Leader returns the index of the leader, -1 if there is none.
-func (c *Cluster) Leader() int {
-	for i, m := range c.members {
-		if m != nil && m.Server.Leader() == m.Server.MemberID() {
-			return i
-		}
-	}
-	return -1
-}
-
-// Kill stops members without a graceful shutdown.
-func (c *Cluster) Kill(members ...int) {
-	var wg sync.WaitGroup
-	for _, i := range members {
-		if m := c.members[i]; m != nil {
-			c.members[i] = nil
-			m.Server.HardStop()
-			wg.Go(m.Close) // waits for connected clients
-		}
-	}
-	wg.Wait()
-}
-
-// Restart starts a killed member with its data, at its address. It does not wait until it is ready.
-func (c *Cluster) Restart(i int) error {
-	return c.startMember(i)
-}
-
-// EraseData deletes the data of a killed member.
-func (c *Cluster) EraseData(i int) error { return os.RemoveAll(c.configs[i].Dir) }
-
-// CopyData copies the data of a killed member to a directory.
-func (c *Cluster) CopyData(i int, dir string) error {
-	return os.CopyFS(dir, os.DirFS(c.configs[i].Dir))
-}
-
-// RestoreData replaces the data of a killed member by those that CopyData copied.
-func (c *Cluster) RestoreData(i int, dir string) error {
-	if err := c.EraseData(i); err != nil {
-		return err
-	}
-	return os.CopyFS(c.configs[i].Dir, os.DirFS(dir))
-}
-
-// Client returns a client that reads and changes keys directly.
-func (c *Cluster) Client(tb testing.TB) *clientv3.Client {
-	tb.Helper()
-	client, err := clientv3.New(clientv3.Config{Endpoints: c.Endpoints, Logger: zap.NewNop()})
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() { _ = client.Close() })
-	return client
-}
-
-// Close stops all members.
-func (c *Cluster) Close() {
-	var all []int
-	for i := range c.members {
-		all = append(all, i)
-	}
-	c.Kill(all...)
 }
