@@ -56,18 +56,53 @@ func NewProxy(t *testing.T, target string) *Proxy {
 	return p
 }
 
-func (p *Proxy) to() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.target
-}
-
 // Retarget closes all connections. New ones lead to another member.
 func (p *Proxy) Retarget(target string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.target = target
 	p.closeLocked()
+}
+
+// Slow delays responses, and limits them to so many bytes per second; 0: no limit.
+func (p *Proxy) Slow(delay time.Duration, rate int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.delay, p.rate = delay, rate
+}
+
+// Cut closes all connections and refuses new ones until Heal.
+func (p *Proxy) Cut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.cut, p.blackholed = true, false
+	p.closeLocked()
+}
+
+// Blackhole drops all responses but keeps connections open: requests still arrive.
+func (p *Proxy) Blackhole() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.blackholed {
+		p.closeLocked()
+	}
+	p.cut, p.blackholed = false, true
+}
+
+// Heal makes new connections work. It closes those that have lost responses.
+func (p *Proxy) Heal() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.blackholed {
+		p.closeLocked()
+	}
+	p.cut, p.blackholed = false, false
+}
+
+func (p *Proxy) to() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.target
 }
 
 func (p *Proxy) add(client, server net.Conn) bool {
@@ -136,41 +171,6 @@ func (p *Proxy) limit() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.rate
-}
-
-// Slow delays responses, and limits them to so many bytes per second; 0: no limit.
-func (p *Proxy) Slow(delay time.Duration, rate int) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.delay, p.rate = delay, rate
-}
-
-// Cut closes all connections and refuses new ones until Heal.
-func (p *Proxy) Cut() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.cut, p.blackholed = true, false
-	p.closeLocked()
-}
-
-// Blackhole drops all responses but keeps connections open: requests still arrive.
-func (p *Proxy) Blackhole() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.blackholed {
-		p.closeLocked()
-	}
-	p.cut, p.blackholed = false, true
-}
-
-// Heal makes new connections work. It closes those that have lost responses.
-func (p *Proxy) Heal() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.blackholed {
-		p.closeLocked()
-	}
-	p.cut, p.blackholed = false, false
 }
 
 func (p *Proxy) closeLocked() {
