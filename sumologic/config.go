@@ -67,8 +67,6 @@ type Config struct {
 // A Secret is text that does not print, log or marshal.
 type Secret string
 
-const redacted = "[redacted]"
-
 // String returns "[redacted]". Convert the secret to a string to read it.
 func (s Secret) String() string {
 	if s == "" {
@@ -115,6 +113,8 @@ func ConfigFromEnv(lookup func(string) (string, bool)) (Config, error) {
 	}
 	return cfg, configError(problems)
 }
+
+const redacted = "[redacted]"
 
 func configError(problems []error) error {
 	if len(problems) == 0 {
