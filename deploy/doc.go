@@ -1,0 +1,2 @@
+// Package deploy has files for deployments, and tests of them.
+package deploy
