@@ -373,9 +373,7 @@ type redactedError struct {
 }
 
 func (e *redactedError) Error() string        { return e.text }
-
 func (e *redactedError) Is(target error) bool { return errors.Is(e.err, target) }
-
 func (e *redactedError) As(target any) bool   { return errors.As(e.err, target) }
 
 func readBounded(resp *http.Response, limit int64, budget *byteBudget) (_ []byte, err error) {

@@ -246,9 +246,7 @@ func (m *callMessage) traceWritten(err error) {
 }
 
 func (m *callMessage) rewind() error    { return nil }
-
 func (m *callMessage) replayable() bool { return m.call.replay }
-
 func (m *callMessage) abandon()         {}
 
 // readResponse reads a response whose first byte has arrived.

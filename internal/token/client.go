@@ -205,7 +205,6 @@ type redactedError struct {
 }
 
 func (e *redactedError) Error() string { return e.text }
-
 func (e *redactedError) Unwrap() error { return e.err }
 
 func redact(err error, secrets ...string) error {

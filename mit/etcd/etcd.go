@@ -220,7 +220,6 @@ func (s *Store) DeleteIfUnmodifiedSince(ctx context.Context, id, serverID string
 }
 
 func (c Config) prefix() keys           { return keys(strings.TrimSuffix(cmp.Or(c.Prefix, "/mit"), "/") + "/") }
-
 func (c Config) timeout() time.Duration { return cmp.Or(c.Timeout, 5*time.Second) }
 
 // probeInterval is the interval of progress requests. They may take the rest of silenceTimeout.
