@@ -307,8 +307,8 @@ type tasks struct {
 }
 
 // start runs work in a goroutine, until close at the latest. The context of work has the
-// correlation id of ctx and no other value, because background work is not part of the operation
-// that started it.
+// correlation id of ctx and no other value. Background work is not part of the operation that
+// started it.
 func (t *tasks) start(ctx context.Context, work func(context.Context)) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()

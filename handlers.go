@@ -547,7 +547,7 @@ func prefersMinimal(h http.Header) bool {
 }
 
 // departedServer returns the ids in a request to DeleteServer. They are the end of the path. The
-// path values of the router are used only for a path of another form: an outer router may use the
+// path values of the router are used only for a path of another form. An outer router may use the
 // same names for other parts of the path.
 func departedServer(r *http.Request) (id, serverID string, err error) {
 	if parts := strings.Split(r.URL.EscapedPath(), "/"); len(parts) >= 4 {

@@ -118,7 +118,7 @@ type RegistryConfig struct {
 //
 // without a token. The health endpoint responds with 200, or with 503 and the reason while the
 // [Store] reports that reads may be stale or that writes fail. A load balancer can then choose
-// another registry. The document describes the paths of the program mit, see package api.
+// another registry. The OpenAPI document describes the paths of the program mit; see package api.
 //
 // Its methods are safe for concurrent use. It starts no goroutine and needs no Close.
 type Registry struct {

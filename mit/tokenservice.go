@@ -53,7 +53,7 @@ type TokenConfig struct {
 	Key string
 	// SigningKey, if set, signs access tokens instead of Key: an RSA key with RS256, an ECDSA key
 	// on P-256 with ES256. [TokenService.ServeJWKS] publishes its public key. Key then signs only
-	// refresh tokens, and no other program needs it. npm nodes verify HS256 only.
+	// refresh tokens, and no node needs it. npm nodes verify HS256 only.
 	SigningKey crypto.Signer
 	// Clients may request tokens. [TokenService.SetClient] adds further ones.
 	Clients []Client

@@ -68,8 +68,8 @@ func NewCall(method string, header http.Header, body []byte, maxBody int64) (*Ca
 	return c, nil
 }
 
-// With returns a Call with added header fields, which replace those with the same names. The fields
-// must be valid (see [ValidField]), their names in the canonical form.
+// With returns a Call with added header fields, which replace fields with the same names. The
+// fields must be valid (see [ValidField]), and their names must be in the canonical form.
 func (c *Call) With(header http.Header) *Call {
 	var fields bytes.Buffer
 	fields.Grow(len(c.fields) + 128)
@@ -165,7 +165,7 @@ func (t *Transport) Do(ctx context.Context, call *Call, host, uri string) (Respo
 // maxClaimed is the Content-Length up to which a buffer is allocated before the body has arrived.
 const maxClaimed = 1 << 20
 
-// maxErrorBody is how much is read of the body of a non-2xx response.
+// maxErrorBody bounds the bytes that are read of the body of a non-2xx response.
 const maxErrorBody = 64 << 10
 
 func checkURI(uri string) error {
@@ -310,7 +310,7 @@ func (c *Call) reserving(body io.Reader) io.Reader {
 	return &reservingReader{body, c.reserve}
 }
 
-// A reservingReader reserves what it has read.
+// A reservingReader reserves the bytes that it has read.
 type reservingReader struct {
 	src     io.Reader
 	reserve func(n int64) bool

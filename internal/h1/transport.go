@@ -47,7 +47,7 @@ type Transport struct {
 	closed   bool
 }
 
-// CloseIdle closes the idle connections to a host, as in a URL.
+// CloseIdle closes the idle connections to the host of a URL.
 func (t *Transport) CloseIdle(host string) {
 	address, err := addressOf(host)
 	if err != nil {

@@ -14,8 +14,8 @@ import (
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
-// A Peer is one server of a View, with its parsed address. A Peer is immutable, except for whether
-// it has answered.
+// A Peer is one server of a View, with its parsed address. A Peer is immutable, except for one
+// flag: whether it has answered.
 type Peer struct {
 	wire.Server
 	Base *url.URL // nil if Err is set
@@ -28,7 +28,8 @@ type Peer struct {
 	RetainUntil time.Time
 }
 
-// Proven reports whether there is such a peer: the registry has confirmed it, or it has answered.
+// Proven reports whether the peer is known to exist: the registry has confirmed it, or it has
+// answered.
 func (p *Peer) Proven() bool { return !p.Announced || p.answered.Load() }
 
 // SetAnswered records that a response was received from the address of the peer.
@@ -63,10 +64,10 @@ func (v View) ID() string { return v.id }
 // Len returns the number of servers, this node included.
 func (v View) Len() int { return len(v.peers) }
 
-// A Size is what there are limits for.
+// A Size has the limited figures of a View.
 type Size struct {
 	Servers   int
-	Announced int   // of the servers, those that the registry has not confirmed
+	Announced int   // number of servers that the registry has not confirmed
 	Bytes     int64 // of the entries, in JSON
 }
 
@@ -218,8 +219,8 @@ func (v View) Dispute(o View) (marked View, disputed bool) {
 }
 
 // Reconcile returns v, the registry's response to a request, with the changes of the node's view
-// during the request. The view was before at the start of the request, and is now at its end. A
-// server that joined or came back is added. A server that was removed is left out, unless v has a
+// during the request. The parameters are the view at the start of the request and the current one.
+// A server that joined or came back is added. A server that was removed is left out, unless v has a
 // newer entry.
 //
 // If v has an older date for a server than an earlier response of the registry, the clock of the
