@@ -15,6 +15,7 @@ import (
 
 	"github.com/golang-jwt/jwt/v5"
 
+	"github.com/mimiktech/cluster/internal/exchanges"
 	"github.com/mimiktech/cluster/mit"
 )
 
@@ -46,7 +47,7 @@ func TestSigningKey(t *testing.T) {
 				t.Fatal(err)
 			}
 			w := httptest.NewRecorder()
-			s.ServeJWKS(w, httptest.NewRequest(http.MethodGet, "/", nil))
+			exchanges.Record(http.HandlerFunc(s.ServeJWKS)).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/mST/v1/jwks.json", nil))
 			var set struct{ Keys []map[string]string }
 			if err := json.Unmarshal(w.Body.Bytes(), &set); err != nil || len(set.Keys) != 1 {
 				t.Fatalf("%s: %v", w.Body, err)

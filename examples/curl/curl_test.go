@@ -32,12 +32,13 @@ func TestCurl(t *testing.T) {
 	exports := startRegistry(t)
 	node := startNode(t, exports)
 	blocks, operations := readBlocks(t)
-	script := exports + "export NODE=" + node + "\n"
+	var script strings.Builder
+	script.WriteString(exports + "export NODE=" + node + "\n")
 	const separator = "\n-- next --\n"
 	for _, block := range blocks {
-		script += block + "printf '" + strings.ReplaceAll(separator, "\n", `\n`) + "'\n"
+		script.WriteString(block + "printf '" + strings.ReplaceAll(separator, "\n", `\n`) + "'\n")
 	}
-	cmd := exec.CommandContext(t.Context(), "bash", "-euo", "pipefail", "-c", script)
+	cmd := exec.CommandContext(t.Context(), "bash", "-euo", "pipefail", "-c", script.String())
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)

@@ -52,7 +52,7 @@ func Record(h http.Handler) http.Handler {
 	}
 	name := handlerName(h)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		x := Exchange{Handler: name, Method: r.Method, Host: r.Host, Target: r.RequestURI}
+		x := Exchange{Handler: name, Method: r.Method, Host: r.Host, Target: r.URL.RequestURI()}
 		x.Request.Header = r.Header.Clone()
 		request := &body{ReadCloser: r.Body, length: r.ContentLength}
 		response := &writer{ResponseWriter: w}
@@ -161,7 +161,7 @@ func (b *body) Read(p []byte) (int, error) {
 	defer b.mu.Unlock()
 	b.total += int64(n)
 	b.read.Write(p[:min(n, max(0, maxBodyBytes-b.read.Len()))])
-	b.ended = b.ended || err == io.EOF //nolint:errorlint // a Reader returns EOF itself
+	b.ended = b.ended || err == io.EOF
 	return n, err
 }
 

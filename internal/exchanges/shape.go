@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"hash/fnv"
-	"io"
 	"maps"
 	"net/http"
 	"slices"
@@ -18,27 +17,29 @@ const maxWord = 32
 // distinguish: the elements of arrays and their number are ignored if they have the same shape, and
 // words with digits, such as dates and tokens, are all equal.
 func (x Exchange) Shape() uint64 {
+	var b strings.Builder
+	fmt.Fprintln(&b, words(x.Handler), x.Method, words(x.Host), words(x.Target), x.Status)
+	x.Request.shape(&b)
+	x.Response.shape(&b)
 	h := fnv.New64a()
-	fmt.Fprintln(h, words(x.Handler), x.Method, words(x.Host), words(x.Target), x.Status)
-	x.Request.shape(h)
-	x.Response.shape(h)
+	_, _ = h.Write([]byte(b.String())) // a hash does not fail
 	return h.Sum64()
 }
 
-func (m Message) shape(w io.Writer) {
+func (m Message) shape(b *strings.Builder) {
 	for _, name := range slices.Sorted(maps.Keys(m.Header)) {
-		fmt.Fprintln(w, name, words(strings.Join(m.Header[name], ",")))
+		fmt.Fprintln(b, name, words(strings.Join(m.Header[name], ",")))
 	}
-	fmt.Fprintln(w, m.Incomplete)
+	fmt.Fprintln(b, m.Incomplete)
 	var v any
 	switch {
 	case len(m.Body) == 0:
 	case json.Unmarshal(m.Body, &v) == nil:
-		fmt.Fprintln(w, shapeOf(v))
+		fmt.Fprintln(b, shapeOf(v))
 	case http.DetectContentType(m.Body) == "text/plain; charset=utf-8":
-		fmt.Fprintln(w, words(string(m.Body[:min(len(m.Body), 4<<10)])))
+		fmt.Fprintln(b, words(string(m.Body[:min(len(m.Body), 4<<10)])))
 	default: // binary
-		fmt.Fprintln(w, "binary")
+		fmt.Fprintln(b, "binary")
 	}
 }
 
