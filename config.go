@@ -539,7 +539,7 @@ func (cfg Config) validateCredentials(p *problems, o options) {
 	}
 }
 
-// peerPolicy returns the policy that both the program, with p, and the operator set.
+// peerPolicy combines p, the policy of the program, with the settings of the operator.
 func (cfg Config) peerPolicy(p PeerPolicy) (PeerPolicy, error) {
 	p.VerifyWithRegistry = p.VerifyWithRegistry || cfg.VerifyAnnouncements
 	networks, err := peeraddr.ParseNetworks(cfg.PeerNetworks)
@@ -558,7 +558,7 @@ func (cfg Config) peerPolicy(p PeerPolicy) (PeerPolicy, error) {
 // 3.2).
 const minKeyBytes = 32
 
-// unsafeSettings returns what is valid, but unsafe outside a trusted network.
+// unsafeSettings returns the settings that are valid, but unsafe outside a trusted network.
 func (cfg Config) unsafeSettings(policy PeerPolicy, sharedKey bool) (warnings []string) {
 	for name, list := range map[string]string{"MIT_URL": cfg.RegistryURL, "OAUTH_TOKEN_URL": cfg.TokenURL} {
 		for url := range strings.SplitSeq(list, ",") {
@@ -783,9 +783,9 @@ func newCredentials(cfg Config, log *zap.Logger) *credentials {
 	return s
 }
 
-// values returns what must not be shown.
+// values returns the values that must not be shown.
 func (s *credentials) values() (all []string) {
-	if s == nil { // the node is being made
+	if s == nil { // New has not finished
 		return nil
 	}
 	for _, secret := range []*token.Secret{s.clientSecret, s.key, s.previousKey, s.unused} {

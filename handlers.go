@@ -334,7 +334,8 @@ func (c *Cluster) verifyCaller(r *http.Request) CallerInfo {
 	return caller
 }
 
-// warnRefused logs a warning if this node refuses every caller: the fault is then its own.
+// warnRefused logs a warning if this node refuses every caller, which indicates a fault of the
+// node.
 func (c *Cluster) warnRefused(r *http.Request, reason string) {
 	n := c.refusals.add()
 	if n < minRefusals || !c.refusals.warning.due(time.Now()) {
@@ -357,7 +358,7 @@ type refusals struct {
 func (r *refusals) add() int64 { return r.inARow.Add(1) }
 
 func (r *refusals) reset() {
-	if r.inARow.Load() != 0 { // without a write in the usual case
+	if r.inARow.Load() != 0 { // avoids a write in the usual case
 		r.inARow.Store(0)
 	}
 }
@@ -367,7 +368,7 @@ func (c *Cluster) callVerifier(ctx context.Context, text string) (claims Claims,
 	return c.verifier.Verify(ctx, text)
 }
 
-// maxListBytes bounds the lists of servers that responses to announcements have, all together.
+// maxListBytes bounds the total size of the lists of servers in responses that are being written.
 const maxListBytes = 64 << 20
 
 // fullList returns the resource for a response to an announcement, and a function to call when the
@@ -387,7 +388,7 @@ func (c *Cluster) fullList(w http.ResponseWriter, view membership.View) (wire.It
 }
 
 // A senderLimit bounds how many new servers one sender may announce per minute. A node announces
-// itself, and an npm node all that it knows.
+// itself. An npm node announces all servers that it knows.
 type senderLimit struct {
 	mu     sync.Mutex // guards the fields below
 	since  time.Time
@@ -422,16 +423,16 @@ func senderOf(r *http.Request) string {
 	return host
 }
 
-// confirmAnnounced renews, at most once a minute, because entries of the view are to be confirmed
-// by the registry or dropped.
+// confirmAnnounced renews, at most once a minute, so that the registry confirms entries of the view
+// or they are dropped.
 func (c *Cluster) confirmAnnounced() {
 	if c.confirmation.due(time.Now()) {
 		c.triggerRenewal()
 	}
 }
 
-// mergeAnnounced merges an announcement into the view, and returns the view. What the limits for
-// entries that are not confirmed do not allow is left to the registry.
+// mergeAnnounced merges an announcement into the view, and returns the view. Entries that exceed
+// the limits for unconfirmed ones are left out: the registry lists those that exist.
 func (c *Cluster) mergeAnnounced(ctx context.Context, it wire.ItResource, sender string) (membership.View, error) {
 	if c.policy.VerifyWithRegistry {
 		c.triggerRenewal()
