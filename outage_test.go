@@ -49,7 +49,7 @@ func TestFailedRenewalIsRetriedWithinTheLease(t *testing.T) {
 				if took := registered[1].at.Sub(degraded[0].at); took > 4*time.Second {
 					t.Errorf("it took %v from the failure to the next success, want RegistrationRetry", took)
 				}
-				if got := degraded[0].status.Registration(); got != "registered" {
+				if got := degraded[0].status.Env()["REGISTRATION_STATUS"]; got != "registered" {
 					t.Errorf("REGISTRATION_STATUS of a degraded node is %q", got)
 				}
 				if len(requests.announcements(n, clustertest.Any)) != 0 {
@@ -152,8 +152,8 @@ func TestExpiredLeaseIsReported(t *testing.T) {
 					if got := lost.at.Sub(renewed); got != lease {
 						t.Errorf("lost %v after the last good renewal was sent, want %v", got, lease)
 					}
-					if !strings.HasPrefix(lost.status.Registration(), "orphan: ") || strings.Contains(lost.status.Registration(), "ran out") {
-						t.Errorf("REGISTRATION_STATUS of a lost node is %q, want the reason", lost.status.Registration())
+					if !strings.HasPrefix(lost.status.Env()["REGISTRATION_STATUS"], "orphan: ") || strings.Contains(lost.status.Env()["REGISTRATION_STATUS"], "ran out") {
+						t.Errorf("REGISTRATION_STATUS of a lost node is %q, want the reason", lost.status.Env()["REGISTRATION_STATUS"])
 					}
 					wantState(t, n, cluster.Lost)
 

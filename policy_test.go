@@ -327,7 +327,7 @@ func (r *redactionTest) callAndLeave(peersFail bool) {
 			r.t.Error("no peer failed")
 		}
 		time.Sleep(20 * time.Minute)
-		r.collect("%v %+v %s %s", n.Status(), n.Status(), marshal(r.t, n.Status()), n.Status().Registration())
+		r.collect("%v %+v %s %s", n.Status(), n.Status(), marshal(r.t, n.Status()), n.Status().Env()["REGISTRATION_STATUS"])
 	}
 	d := n.UnRegister(r.t.Context())
 	r.collect("%v %+v %s", d, d, marshal(r.t, d))

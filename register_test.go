@@ -60,7 +60,7 @@ func TestRegisterRetriesUntilTheRegistryIsUp(t *testing.T) {
 			t.Errorf("%d attempts with %d different pauses in an hour", len(attempts), len(distinct))
 		}
 		wantState(t, n, cluster.Orphan)
-		if got := n.Status().Registration(); !strings.HasPrefix(got, "orphan: mIT cannot be reached by POST http://mit.test/mIT/v1/itResources: ") {
+		if got := n.Status().Env()["REGISTRATION_STATUS"]; !strings.HasPrefix(got, "orphan: mIT cannot be reached by POST http://mit.test/mIT/v1/itResources: ") {
 			t.Errorf("the registration reads %q, want the reason", got)
 		}
 		select {
@@ -82,7 +82,7 @@ func TestRegisterRetriesUntilTheRegistryIsUp(t *testing.T) {
 		}
 		wantState(t, n, cluster.Registered)
 		wantView(t, n, "node-1")
-		if got := n.Status().Registration(); got != "registered" {
+		if got := n.Status().Env()["REGISTRATION_STATUS"]; got != "registered" {
 			t.Errorf("the registration reads %q", got)
 		}
 	})
@@ -433,7 +433,7 @@ func TestUnRegister(t *testing.T) {
 			t.Errorf("Departure (-want +got):\n%s", diff)
 		}
 		wantState(t, n, cluster.Left)
-		if got := n.Status().Registration(); got != "orphan: cluster: not registered: it has left" {
+		if got := n.Status().Env()["REGISTRATION_STATUS"]; got != "orphan: cluster: not registered: it has left" {
 			t.Errorf("the registration reads %q", got)
 		}
 		if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-3"}) {

@@ -94,24 +94,11 @@ func (s Status) ExpiresAt() time.Time {
 	return s.RenewedAt.Add(s.LeaseTime)
 }
 
-// Registration returns the value of REGISTRATION_STATUS: "registered" until the lease expires, and
-// otherwise "orphan: " with the reason.
-func (s Status) Registration() string {
-	if s.holdsLease() {
-		return "registered"
-	}
-	reason := "unknown"
-	if s.Reason != nil {
-		reason = s.Reason.Error()
-	}
-	return "orphan: " + redact.Text(reason)
-}
-
-// Env returns the environment variables that the node sets. These are REGISTRATION_STATUS and, once
-// the node has a view, CLUSTER_STATUS_SERVERS, CLUSTER_STATUS_UPDATED_AT and
-// CLUSTER_STATUS_LEASE_TIME.
+// Env returns the environment variables that the node sets. REGISTRATION_STATUS is "registered"
+// until the lease expires, and otherwise "orphan: " with the reason. Once the node has a view,
+// there are CLUSTER_STATUS_SERVERS, CLUSTER_STATUS_UPDATED_AT and CLUSTER_STATUS_LEASE_TIME, too.
 func (s Status) Env() map[string]string {
-	vars := map[string]string{"REGISTRATION_STATUS": s.Registration()}
+	vars := map[string]string{"REGISTRATION_STATUS": s.registration()}
 	if !s.UpdatedAt.IsZero() {
 		vars["CLUSTER_STATUS_SERVERS"] = strconv.Itoa(s.Servers)
 		vars["CLUSTER_STATUS_UPDATED_AT"] = formatTime(s.UpdatedAt)
@@ -144,6 +131,19 @@ func (s Status) MarshalJSON() ([]byte, error) {
 		out.Reason = redact.Text(s.Reason.Error())
 	}
 	return json.Marshal(out)
+}
+
+// registration returns the value of REGISTRATION_STATUS: "registered" until the lease expires, and
+// otherwise "orphan: " with the reason.
+func (s Status) registration() string {
+	if s.holdsLease() {
+		return "registered"
+	}
+	reason := "unknown"
+	if s.Reason != nil {
+		reason = s.Reason.Error()
+	}
+	return "orphan: " + redact.Text(reason)
 }
 
 // holdsLease reports whether the node has a lease that has not expired.

@@ -145,7 +145,7 @@ func (s *simulation) checkInvariants() {
 		if status.Servers != len(servers) {
 			s.t.Errorf("%v: the status of %s counts %d servers, its view has %d", now.Sub(s.start), m.id, status.Servers, len(servers))
 		}
-		if registered := status.Registration() == "registered"; registered != now.Before(status.ExpiresAt()) {
+		if registered := status.Env()["REGISTRATION_STATUS"] == "registered"; registered != now.Before(status.ExpiresAt()) {
 			s.t.Errorf("%v: %s is %s, its lease expires at %v", now.Sub(s.start), m.id, status.State, status.ExpiresAt().Sub(s.start))
 		}
 		for _, c := range status.Conflicts {

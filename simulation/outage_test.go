@@ -67,7 +67,7 @@ func testOutage(t *testing.T, length int, fault clustertest.Fault) {
 	time.Sleep(recovery)
 	wantAll(t, w, cluster.Registered, "after the recovery time")
 	for _, n := range w.Nodes {
-		if got := n.Status().Registration(); got != "registered" {
+		if got := n.Status().Env()["REGISTRATION_STATUS"]; got != "registered" {
 			t.Fatalf("%s: REGISTRATION_STATUS is %q", n.ID, got)
 		}
 	}

@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/golang-jwt/jwt/v5"
+
 	"github.com/mimiktech/cluster/mit"
 )
 
@@ -109,8 +111,12 @@ func TestReload(t *testing.T) {
 		writeFile(t, clientsFile, content)
 		writeFile(t, keyFile, keys[1]) // valid, and yet not used
 		log.hangup(t, notReloaded)
-		status, _ := register(t, a, accessToken(t, a))
+		current := accessToken(t, a)
+		status, _ := register(t, a, current)
 		wantStatus(t, name+": registration", status, http.StatusOK)
+		if _, err := jwt.Parse(current, func(*jwt.Token) (any, error) { return []byte(strings.TrimSpace(keys[0])), nil }); err != nil {
+			t.Errorf("%s: the key has changed: %v", name, err)
+		}
 	}
 	writeFile(t, clientsFile, []mit.Client{client("a", "other secret"), client("c", "secret of c")})
 	writeFile(t, keyFile, "short")
