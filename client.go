@@ -177,7 +177,7 @@ func (h *httpClient) do(ctx context.Context, rt http.RoundTripper, info RequestI
 	if h.trace.hasRequest {
 		req, form.direct = addTraceHeader(req, form.direct, requestHeader(ctx))
 	}
-	if end == nil {
+	if end.isEmpty() {
 		return h.exchange(ctx, rt, info.remote(), req, form)
 	}
 	start := time.Now()
@@ -186,7 +186,7 @@ func (h *httpClient) do(ctx context.Context, rt http.RoundTripper, info RequestI
 	if err != nil && errors.Is(ctx.Err(), context.Canceled) {
 		result.Kind = KindCanceled
 	}
-	end(result)
+	end.call(result)
 	return resp, err
 }
 

@@ -180,9 +180,9 @@ func (f *fanOut) formGroups() {
 func (f *fanOut) run(ctx context.Context) iter.Seq[int] {
 	return func(yield func(int) bool) {
 		ctx, end := f.client.trace.call(ctx, CallInfo{f.operation, f.name, f.method, len(f.peers)})
-		if end != nil {
+		if !end.isEmpty() {
 			start := time.Now()
-			defer func() { end(f.result(start)) }()
+			defer func() { end.call(f.result(start)) }()
 		}
 		if len(f.peers) == 0 {
 			return

@@ -798,10 +798,13 @@ func TestUnsetHooksDoNotAllocate(t *testing.T) {
 	} {
 		h := newHooks(traces, zap.NewNop(), nil)
 		for hook, use := range map[string]func() any{
-			"Call":              func() any { _, end := h.call(ctx, CallInfo{Method: req.Method}); return end == nil },
-			"Request":           func() any { c, end := h.request(ctx, RequestInfo{Server: server}, req); return c == ctx && end == nil },
-			"Renewal":           func() any { _, end := h.renewal(ctx, RenewalInfo{}); return end == nil },
-			"TokenFetch":        func() any { _, end := h.tokenFetch(ctx, TokenKey{}); return end == nil },
+			"Call": func() any { _, end := h.call(ctx, CallInfo{Method: req.Method}); return end.isEmpty() },
+			"Request": func() any {
+				c, end := h.request(ctx, RequestInfo{Server: server}, req)
+				return c == ctx && end.isEmpty()
+			},
+			"Renewal":           func() any { _, end := h.renewal(ctx, RenewalInfo{}); return end.isEmpty() },
+			"TokenFetch":        func() any { _, end := h.tokenFetch(ctx, TokenKey{}); return end.isEmpty() },
 			"PeerDone":          func() any { h.peerDone(ctx, Outcome{Server: server, Err: err}); return true },
 			"EvictionDecided":   func() any { h.evictionDecided(ctx, EvictionDecision{Server: server, Err: err}); return true },
 			"MembershipChanged": func() any { h.membershipChanged(ctx, Change{Server: server}); return true },

@@ -245,9 +245,7 @@ func (c *Cluster) tryRenew(ctx context.Context, renew func(context.Context) (ren
 		c.state.applyFailure(renewCtx, err)
 		c.log.Warn("registration failed", zap.Error(err), zap.Duration("retryIn", r.retryIn), correlationField(ctx))
 	}
-	if end != nil {
-		end(RenewalResult{Lease: r.lease, RenewIn: r.renewIn, RetryIn: r.retryIn, Err: err})
-	}
+	end.call(RenewalResult{Lease: r.lease, RenewIn: r.renewIn, RetryIn: r.retryIn, Err: err})
 	return r, err
 }
 

@@ -370,9 +370,7 @@ func (f *tokenFetcher) fetch(clientID string, secret *token.Secret) token.Fetch 
 			err = f.wrap(key, err)
 			f.log.Warn("token request failed", zap.Error(err), correlationField(ctx))
 		}
-		if end != nil {
-			end(err)
-		}
+		end.call(err)
 		return t, err
 	}
 }

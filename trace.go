@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"net/url"
 	"slices"
 	"sync"
 	"time"
@@ -156,13 +157,22 @@ type RequestInfo struct {
 	Target Target
 	Server Server // the peer; zero for other targets
 	Method string
-	URL    string // without its query
 	// Attempt counts, from 1, the requests to one peer in a call, or the requests to the registry
 	// in one operation. It counts retries, hedged requests, and requests to another replica or with
 	// another token. It starts at 1 again when a suspect is called at a newer address. For the
 	// token service it is always 1.
 	Attempt int
 	Hedge   bool // the second of a hedged request
+
+	url *url.URL
+}
+
+// URL returns the URL of the request without its query. Each call formats it.
+func (i RequestInfo) URL() string {
+	if i.url == nil {
+		return ""
+	}
+	return withoutQuery(i.url)
 }
 
 // A RequestResult describes how an HTTP request ended.
@@ -275,46 +285,71 @@ func newHooks(traces []Trace, log *zap.Logger, redact func(string) string) *hook
 type operation[I, R any] = func(context.Context, I) (context.Context, func(R))
 
 // begin calls a hook of all traces, which of selects. It returns the context to continue with, and
-// the function to call at the end of the operation; nil if there is none.
-func begin[I, R any](ctx context.Context, h *hooks, name string, info I, of func(*Trace) operation[I, R]) (context.Context, func(R)) {
-	var ends []func(R)
+// what to call at the end of the operation.
+func begin[I, R any](ctx context.Context, h *hooks, name string, info I, of func(*Trace) operation[I, R]) (context.Context, ending[R]) {
+	e := ending[R]{h: h, name: name}
 	for i := range h.traces {
 		hook := of(&h.traces[i])
 		if hook == nil {
 			continue
 		}
-		h.protect(ctx, name, func() {
-			next, end := hook(ctx, info)
-			if next != nil {
-				ctx = next
-			}
-			if end != nil {
-				ends = append(ends, end)
-			}
-		})
-	}
-	return ctx, joinEnds(ctx, h, name, ends)
-}
-
-func joinEnds[R any](ctx context.Context, h *hooks, name string, ends []func(R)) func(R) {
-	if len(ends) == 0 {
-		return nil
-	}
-	return func(result R) {
-		for _, end := range slices.Backward(ends) {
-			h.protect(ctx, name, func() { end(result) })
+		next, end := beginHook(ctx, h, name, info, hook)
+		if next != nil {
+			ctx = next
+		}
+		switch {
+		case end == nil:
+		case e.first == nil:
+			e.first = end
+		default:
+			e.more = append(e.more, end)
 		}
 	}
+	e.ctx = ctx
+	return ctx, e
+}
+
+func beginHook[I, R any](ctx context.Context, h *hooks, name string, info I, hook operation[I, R]) (context.Context, func(R)) {
+	defer h.recoverPanic(ctx, name)
+	return hook(ctx, info)
+}
+
+// An ending has the functions of one operation that hooks have returned. It is a value, because
+// there is one for each request.
+type ending[R any] struct {
+	ctx   context.Context //nolint:containedctx // that of the operation
+	h     *hooks
+	name  string
+	first func(R) // nil if there is none
+	more  []func(R)
+}
+
+func (e *ending[R]) isEmpty() bool { return e.first == nil }
+
+func (e *ending[R]) call(result R) {
+	for _, end := range slices.Backward(e.more) {
+		e.callOne(end, result)
+	}
+	if e.first != nil {
+		e.callOne(e.first, result)
+	}
+}
+
+func (e *ending[R]) callOne(end func(R), result R) {
+	defer e.h.recoverPanic(e.ctx, e.name)
+	end(result)
 }
 
 // protect calls a hook. It recovers a panic, so that a fault in a hook breaks no operation.
 func (h *hooks) protect(ctx context.Context, name string, call func()) {
-	defer func() {
-		if p := recover(); p != nil && h.mayLog(name) {
-			h.log.Error("trace hook panicked", zap.String("hook", name), zap.String("panic", h.redact(fmt.Sprint(p))), zap.Stack("stack"), correlationField(ctx))
-		}
-	}()
+	defer h.recoverPanic(ctx, name)
 	call()
+}
+
+func (h *hooks) recoverPanic(ctx context.Context, name string) {
+	if p := recover(); p != nil && h.mayLog(name) {
+		h.log.Error("trace hook panicked", zap.String("hook", name), zap.String("panic", h.redact(fmt.Sprint(p))), zap.Stack("stack"), correlationField(ctx))
+	}
 }
 
 func (h *hooks) mayLog(name string) bool {
@@ -328,24 +363,24 @@ func (h *hooks) mayLog(name string) bool {
 	return true
 }
 
-func (h *hooks) call(ctx context.Context, info CallInfo) (context.Context, func(CallResult)) {
+func (h *hooks) call(ctx context.Context, info CallInfo) (context.Context, ending[CallResult]) {
 	return begin(ctx, h, "Call", info, func(t *Trace) operation[CallInfo, CallResult] { return t.Call })
 }
 
-// request returns the request to send. Method and URL of info are set here.
-func (h *hooks) request(ctx context.Context, info RequestInfo, req *http.Request) (context.Context, func(RequestResult)) {
+// request sets the Method and the URL of info.
+func (h *hooks) request(ctx context.Context, info RequestInfo, req *http.Request) (context.Context, ending[RequestResult]) {
 	if !h.hasRequest {
-		return ctx, nil
+		return ctx, ending[RequestResult]{}
 	}
-	info.Method, info.URL = req.Method, withoutQuery(req.URL)
+	info.Method, info.url = req.Method, req.URL
 	return begin(ctx, h, "Request", info, func(t *Trace) operation[RequestInfo, RequestResult] { return t.Request })
 }
 
-func (h *hooks) renewal(ctx context.Context, info RenewalInfo) (context.Context, func(RenewalResult)) {
+func (h *hooks) renewal(ctx context.Context, info RenewalInfo) (context.Context, ending[RenewalResult]) {
 	return begin(ctx, h, "Renewal", info, func(t *Trace) operation[RenewalInfo, RenewalResult] { return t.Renewal })
 }
 
-func (h *hooks) tokenFetch(ctx context.Context, key TokenKey) (context.Context, func(error)) {
+func (h *hooks) tokenFetch(ctx context.Context, key TokenKey) (context.Context, ending[error]) {
 	return begin(ctx, h, "TokenFetch", key, func(t *Trace) operation[TokenKey, error] { return t.TokenFetch })
 }
 

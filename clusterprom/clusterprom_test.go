@@ -83,7 +83,7 @@ func TestNamesAndLabels(t *testing.T) {
 	want := map[string]string{
 		"mimik_cluster_state":                        "GAUGE state",
 		"mimik_cluster_members":                      "GAUGE",
-		"mimik_cluster_lease_seconds":                "GAUGE",
+		"mimik_cluster_lease_length_seconds":         "GAUGE",
 		"mimik_cluster_lease_remaining_seconds":      "GAUGE",
 		"mimik_cluster_conflicting_servers":          "GAUGE",
 		"mimik_cluster_slots":                        "GAUGE",
@@ -141,7 +141,7 @@ func TestValues(t *testing.T) {
 		want := map[string]float64{
 			"state registered":                         1,
 			"members":                                  4, // one of five was evicted
-			"lease_seconds":                            3600,
+			"lease_length_seconds":                     3600,
 			"lease_remaining_seconds":                  time.Until(n.Status().ExpiresAt()).Seconds(),
 			"slots":                                    256,
 			"breakers_open":                            1,

@@ -25,7 +25,7 @@ func newGauges() []gauge {
 		{newDesc("members", "Servers in the view, this node included."), func(f figure) (float64, bool) {
 			return float64(f.status.Servers), true
 		}},
-		{newDesc("lease_seconds", "Duration of the lease that the registry last granted."), func(f figure) (float64, bool) {
+		{newDesc("lease_length_seconds", "Duration of the lease that the registry last granted."), func(f figure) (float64, bool) {
 			return f.status.LeaseTime.Seconds(), !f.status.RenewedAt.IsZero()
 		}},
 		{newDesc("lease_remaining_seconds", "Time until the lease expires; negative if it has expired."), func(f figure) (float64, bool) {
