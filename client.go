@@ -174,7 +174,7 @@ type requestForm struct {
 // context is ctx, not the context of req. form belongs to the header and the body of req.
 func (h *httpClient) do(ctx context.Context, rt http.RoundTripper, info RequestInfo, req *http.Request, form requestForm) (response, error) {
 	ctx, end := h.trace.request(ctx, info, req)
-	if h.trace.hasRequest {
+	if h.trace.set().hasRequest {
 		req, form.direct = addTraceHeader(req, form.direct, requestHeader(ctx))
 	}
 	if end.isEmpty() {

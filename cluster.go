@@ -64,6 +64,7 @@ import (
 	"github.com/mimiktech/cluster/internal/fanout"
 	"github.com/mimiktech/cluster/internal/membership"
 	"github.com/mimiktech/cluster/internal/redact"
+	"github.com/mimiktech/cluster/internal/statuspage"
 	"github.com/mimiktech/cluster/internal/token"
 	"github.com/mimiktech/cluster/internal/wire"
 )
@@ -101,6 +102,9 @@ type Cluster struct {
 	confirmation     minuteLimit   // of renewals that confirm announced servers
 	renewNow         chan struct{} // makes the lease goroutine renew
 	registrationLock chan struct{} // held during a request to the registry about this node
+
+	recorder atomic.Pointer[statuspage.Recorder] // nil without a status page
+	checking sync.Mutex                          // held during a check
 }
 
 // A Server is one server of a cluster, as described by the registry or by a peer.

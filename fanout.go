@@ -145,7 +145,7 @@ func (c *peerClient) newFanOut(call *preparedRequest, view membership.View) *fan
 		}
 	}
 	f.outcomes = make([]Outcome, len(f.peers))
-	if c.trace.hasPeerDone {
+	if c.trace.set().hasPeerDone {
 		f.reported = make([]bool, len(f.peers))
 	}
 	f.formGroups()

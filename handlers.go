@@ -19,6 +19,7 @@ import (
 	"github.com/mimiktech/cluster/api"
 	"github.com/mimiktech/cluster/internal/httpjson"
 	"github.com/mimiktech/cluster/internal/membership"
+	"github.com/mimiktech/cluster/internal/statuspage"
 	"github.com/mimiktech/cluster/internal/token"
 	"github.com/mimiktech/cluster/internal/wire"
 )
@@ -497,6 +498,7 @@ func (c *Cluster) removeDeparted(ctx context.Context, id, serverID string, unmod
 		return nil
 	case departureOfSelf:
 		c.log.Warn("reported as departed by a peer; registering again", correlationField(ctx))
+		c.addEvent(statuspage.Event{Kind: statuspage.Removed, Text: "a peer reports this node as departed; it registers again"})
 		c.triggerRenewal()
 	}
 	return serverID

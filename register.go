@@ -16,6 +16,7 @@ import (
 	"github.com/mimiktech/cluster/internal/ctxutil"
 	"github.com/mimiktech/cluster/internal/membership"
 	"github.com/mimiktech/cluster/internal/redact"
+	"github.com/mimiktech/cluster/internal/statuspage"
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
@@ -290,6 +291,8 @@ func (c *Cluster) renew(ctx context.Context) (renewal, error) {
 	accepted.recreated = recreated(before, accepted.listed, c.cfg.ID)
 	if registryWasReset(before, accepted.listed, c.cfg.ID) {
 		accepted.retainUntil = sent.Add(lease)
+	} else if accepted.recreated && c.state.status().holdsLease() {
+		c.addEvent(statuspage.Event{Kind: statuspage.Removed, Text: "the registry had removed the entry of this node, and has created it again"})
 	}
 	// The lease began when the request was sent.
 	renewIn := jitter(time.Duration(c.cfg.RenewalFraction*float64(lease)), 0.1) - time.Since(sent)

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -37,6 +38,7 @@ type registryClient struct {
 
 	unusualLease sync.Once // the warning
 	clockWarning minuteLimit
+	clockAhead   atomic.Int64 // of this node, as a time.Duration, at the last response with a date
 }
 
 // A tokenSource is the part of a *token.Cache that a client uses.
@@ -206,6 +208,7 @@ func (r *registryClient) checkClock(ctx context.Context, base string, resp respo
 	}
 	now := time.Now()
 	ahead := clockSkew(date, sent, now)
+	r.clockAhead.Store(int64(ahead))
 	if ahead.Abs() <= maxClockSkew || !r.clockWarning.due(now) {
 		return
 	}
@@ -286,6 +289,16 @@ func (r *replicas) order(failback bool) (current string, urls []string) {
 		return r.current, slices.Concat(r.urls[:1], r.urls[i:], r.urls[1:i])
 	}
 	return r.current, slices.Concat(r.urls[i:], r.urls[:i])
+}
+
+// baseOf returns the replica to which a request was sent, or the URL itself if it is of none.
+func (r *replicas) baseOf(requestURL string) string {
+	for _, base := range r.urls {
+		if strings.HasPrefix(requestURL, base+"/") {
+			return base
+		}
+	}
+	return requestURL
 }
 
 // failover sends a request of a method to the replicas, each at most once, until one sends a usable

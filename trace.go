@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -258,27 +259,50 @@ func requestHeader(ctx context.Context) http.Header {
 
 // hooks are the traces of a node, in the order of their options.
 type hooks struct {
-	traces      []Trace
-	hasRequest  bool // a trace has the hook that is called most often
-	hasPeerDone bool
-	hasChanged  bool // a trace has a hook for changes of the view
-	log         *zap.Logger
-	redact      func(string) string
+	current atomic.Pointer[hookSet] // nil: no trace
+	log     *zap.Logger
+	redact  func(string) string
 
 	mu     sync.Mutex           // guards the field below
 	panics map[string]time.Time // when the panic of a hook was last logged, by its name
 }
 
-func newHooks(traces []Trace, log *zap.Logger, redact func(string) string) *hooks {
-	return &hooks{
+// A hookSet is replaced as a whole, never edited.
+type hookSet struct {
+	traces      []Trace
+	hasRequest  bool // a trace has the hook that is called most often
+	hasPeerDone bool
+	hasChanged  bool // a trace has a hook for changes of the view
+}
+
+func newHookSet(traces []Trace) *hookSet {
+	return &hookSet{
 		traces:      traces,
 		hasRequest:  slices.ContainsFunc(traces, func(t Trace) bool { return t.Request != nil }),
 		hasPeerDone: slices.ContainsFunc(traces, func(t Trace) bool { return t.PeerDone != nil }),
 		hasChanged:  slices.ContainsFunc(traces, func(t Trace) bool { return t.MembershipChanged != nil }),
-		log:         log,
-		redact:      redact,
-		panics:      make(map[string]time.Time),
 	}
+}
+
+func newHooks(traces []Trace, log *zap.Logger, redact func(string) string) *hooks {
+	h := &hooks{log: log, redact: redact, panics: make(map[string]time.Time)}
+	h.current.Store(newHookSet(traces))
+	return h
+}
+
+// set returns the traces with their properties.
+func (h *hooks) set() *hookSet {
+	if set := h.current.Load(); set != nil {
+		return set
+	}
+	return &hookSet{}
+}
+
+// add adds a trace to the others. Operations in progress may not call its hooks.
+func (h *hooks) add(t Trace) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.current.Store(newHookSet(append(slices.Clone(h.set().traces), t)))
 }
 
 // An operation is the type of a hook for an operation.
@@ -288,8 +312,9 @@ type operation[I, R any] = func(context.Context, I) (context.Context, func(R))
 // what to call at the end of the operation.
 func begin[I, R any](ctx context.Context, h *hooks, name string, info I, of func(*Trace) operation[I, R]) (context.Context, ending[R]) {
 	e := ending[R]{h: h, name: name}
-	for i := range h.traces {
-		hook := of(&h.traces[i])
+	traces := h.set().traces
+	for i := range traces {
+		hook := of(&traces[i])
 		if hook == nil {
 			continue
 		}
@@ -369,7 +394,7 @@ func (h *hooks) call(ctx context.Context, info CallInfo) (context.Context, endin
 
 // request sets the Method and the URL of info.
 func (h *hooks) request(ctx context.Context, info RequestInfo, req *http.Request) (context.Context, ending[RequestResult]) {
-	if !h.hasRequest {
+	if !h.set().hasRequest {
 		return ctx, ending[RequestResult]{}
 	}
 	info.Method, info.url = req.Method, req.URL
@@ -386,8 +411,9 @@ func (h *hooks) tokenFetch(ctx context.Context, key TokenKey) (context.Context, 
 
 // each calls emit, which calls a hook if it is set, for all traces.
 func (h *hooks) each(ctx context.Context, name string, emit func(*Trace)) {
-	for i := range h.traces {
-		h.protect(ctx, name, func() { emit(&h.traces[i]) })
+	traces := h.set().traces
+	for i := range traces {
+		h.protect(ctx, name, func() { emit(&traces[i]) })
 	}
 }
 

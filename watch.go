@@ -131,7 +131,7 @@ func (s *state) takeChanges(w *watcher) []Change {
 // of the watchers. It returns none if source is empty, or if neither a watcher nor a hook needs
 // them.
 func (s *state) changesLocked(before membership.View, source Source) []Change {
-	if source == "" || !s.trace.hasChanged && len(s.watchers) == 0 {
+	if source == "" || !s.trace.set().hasChanged && len(s.watchers) == 0 {
 		return nil
 	}
 	changes := changesBetween(before, s.data.view, source)

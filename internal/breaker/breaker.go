@@ -43,6 +43,17 @@ func (s *Set) Open(peers []*membership.Peer) int {
 	return open
 }
 
+// State returns whether the breaker of a peer is open, and the number of requests in flight to it.
+func (s *Set) State(serverID string) (open bool, inFlight int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	b := s.peers[serverID]
+	if b == nil {
+		return false, 0
+	}
+	return b.trips > 0, b.inFlight
+}
+
 // Allow decides whether a request may be sent to p now. It returns an *OpenError if the breaker is
 // open, and a channel if p has too many requests in flight. In that case the caller waits until the
 // channel is closed and calls Allow again, or calls Cancel. The end of an allowed request must be
