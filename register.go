@@ -441,6 +441,9 @@ func missedBy(failures []Outcome) missedPeers {
 		case KindCanceled, KindNotAllowed, KindWrongServer:
 			continue
 		}
+		if o.Evicted { // no longer a peer: there is nothing to repeat
+			continue
+		}
 		var probeIn time.Duration
 		if open, ok := errors.AsType[*CircuitOpenError](o.Err); ok {
 			probeIn = open.RetryIn
