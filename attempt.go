@@ -113,6 +113,8 @@ func (f *fanOut) keepReason(ctx context.Context, p *membership.Peer, o *Outcome)
 	switch {
 	case !ok || o.Kind == KindRefused || o.Kind == KindTimeout && !failure.Reused:
 		return "", nil
+	case isHTTP2Reset(o.Err):
+		return DecisionAlive, errors.New("it has reset the stream of the request, not the connection")
 	case o.Kind == KindTimeout: // a probe would take as long as the next request
 		return DecisionUnproven, errors.New("timed out on a connection that had been in use; the next request uses a new one")
 	}

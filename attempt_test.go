@@ -1,10 +1,15 @@
 package cluster_test
 
 import (
+	"bufio"
+	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -130,6 +135,13 @@ func TestPanicsOfTheProgram(t *testing.T) {
 			return resp, nil
 		})
 	}
+	panickingClose := func(http.RoundTripper) http.RoundTripper {
+		return clustertest.RoundTripperFunc(func(r *http.Request) (*http.Response, error) {
+			resp := newHTTPResponse(r, http.StatusOK, "")
+			resp.Body = panickingCloser{resp.Body}
+			return resp, nil
+		})
+	}
 	for name, tt := range map[string]struct {
 		fault clustertest.Fault
 		req   cluster.Request
@@ -138,6 +150,7 @@ func TestPanicsOfTheProgram(t *testing.T) {
 	}{
 		"RoundTripper": {panics, cluster.Request{}, cluster.KindLocal, "RoundTripper panicked: of the program"},
 		"Body":         {panickingBody, cluster.Request{}, cluster.KindLocal, "Body of a Response panicked: of the program"},
+		"Body, Close":  {panickingClose, cluster.Request{}, cluster.KindLocal, "Body of a Response panicked: of the program"},
 		"RetryIf": {
 			clustertest.Refuse,
 			cluster.Request{Retry: &cluster.Retry{RetryIf: func(string, error) bool { panic("of the program") }}},
@@ -185,6 +198,27 @@ type panickingReader struct{}
 
 func (panickingReader) Read([]byte) (int, error) { panic("of the program") }
 func (panickingReader) Close() error             { return nil }
+
+type panickingCloser struct{ io.Reader }
+
+func (panickingCloser) Close() error { panic("of the program") }
+
+type panickingMarshaler struct{}
+
+func (panickingMarshaler) MarshalJSON() ([]byte, error) { panic("of the program") }
+
+// A panic of the code that makes the body of a request is an error of the call.
+func TestPanicsOfRequestBody(t *testing.T) {
+	c := newRegisteredNode(t, &remotes{view: []string{"node-1", "node-2"}})
+	for name, body := range map[string]any{
+		"Read": panickingReader{}, "MarshalJSON": panickingMarshaler{}, "Read of a nil pointer": (*strings.Reader)(nil),
+	} {
+		_, err := c.RPCluster(t.Context(), cluster.Request{Method: http.MethodPost, Path: "/things", Body: body})
+		if !errors.Is(err, cluster.ErrInvalidRequest) || !strings.Contains(err.Error(), "Request.Body panicked: ") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
 
 // A RoundTripper of the program may change the header of a request. Such a change is not seen in
 // other requests of the call, and does not race with them.
@@ -340,8 +374,77 @@ func TestUnusualHTTP(t *testing.T) {
 	}
 }
 
+// What net/http cannot parse as HTTP/2 is a response, too, and so is a stream that the peer resets.
+// Neither is a reason to evict the peer, also not by the announcement.
+func TestUnusualHTTP2(t *testing.T) {
+	headers := func(block ...byte) []byte {
+		return slices.Concat([]byte{0, 0, byte(len(block)), 1, 5, 0, 0, 0, 1}, block)
+	}
+	for name, tt := range map[string]struct {
+		frame []byte // the answer (RFC 9113)
+		kind  cluster.Kind
+	}{
+		"upper case":             {headers(0x88, 0, 1, 'A', 1, 'b'), cluster.KindMalformed},
+		"no status":              {headers(0, 1, 'a', 1, 'b'), cluster.KindMalformed},
+		"101":                    {headers(0x08, 3, '1', '0', '1'), cluster.KindMalformed},
+		"compression":            {headers(0xff, 0xff, 0xff, 0xff, 0xff), cluster.KindMalformed},
+		"a frame that is not":    {[]byte("HTTP/1.1 400 Bad Request\r\n\r\n"), cluster.KindMalformed},
+		"a reset, REFUSED":       {[]byte{0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 8}, cluster.KindConnectionLost},
+		"a reset, INTERNAL":      {[]byte{0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 2}, cluster.KindConnectionLost},
+		"a setting out of range": {[]byte{0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 9}, cluster.KindMalformed},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			address, trust := rawHTTP2Server(t, tt.frame)
+			for _, method := range []string{http.MethodGet, http.MethodPost} {
+				c, deleted := newSocketNode(t, address+"/mds/v1", testConfig(), cluster.WithPeerTLS(trust))
+				if deleted.Load() != 0 {
+					t.Fatal("the announcement evicts the peer")
+				}
+				o := callOnePeer(t, c, cluster.Request{Method: method, Path: "/things"})
+				if o.Kind != tt.kind || o.Evicted || deleted.Load() != 0 {
+					t.Errorf("%s %s: %v, evicted %t, skipped: %v", method, o.Kind, o.Err, o.Evicted, o.EvictionSkipped)
+				}
+			}
+		})
+	}
+}
+
+// rawHTTP2Server answers each request with a frame. Its stream, if it is 1, becomes that of the
+// request.
+func rawHTTP2Server(t *testing.T, answer []byte) (address string, trust *tls.Config) {
+	t.Helper()
+	s := httptest.NewUnstartedServer(nil)
+	s.TLS = &tls.Config{NextProtos: []string{"h2"}}
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	s.Config.TLSNextProto = map[string]func(*http.Server, *tls.Conn, http.Handler){"h2": func(_ *http.Server, c *tls.Conn, _ http.Handler) {
+		_, _ = c.Write([]byte{0, 0, 0, 4, 0, 0, 0, 0, 0}) // SETTINGS
+		in := bufio.NewReader(c)
+		_, _ = in.Discard(len("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"))
+		head := make([]byte, 9)
+		for {
+			if _, err := io.ReadFull(in, head); err != nil {
+				return
+			}
+			if head[3] == 1 { // HEADERS
+				frame := bytes.Clone(answer)
+				if frame[8] == 1 {
+					frame[8] = head[8] // the stream of this request
+				}
+				_, _ = c.Write(frame)
+			}
+			_, _ = in.Discard(int(head[0])<<16 | int(head[1])<<8 | int(head[2]))
+		}
+	}}
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	roots := x509.NewCertPool()
+	roots.AddCert(s.Certificate())
+	return s.URL, &tls.Config{RootCAs: roots}
+}
+
 // The registry and the token service may answer with a 101, too, and so may a peer to an
-// announcement.
+// announcement, and one that is called by net/http.
 func TestUpgradeByRemotes(t *testing.T) {
 	remote := rawServer(t, func(c net.Conn, _ *http.Request, _ int) bool {
 		_, _ = io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
@@ -371,6 +474,14 @@ func TestUpgradeByRemotes(t *testing.T) {
 		if deleted.Load() != 0 {
 			t.Error("the peer was evicted")
 		}
+	})
+	t.Run("net/http", func(t *testing.T) {
+		t.Parallel()
+		c, deleted := newSocketNode(t, remote+"/mds/v1", testConfig(), cluster.WithHTTPClient(&http.Client{Transport: new(http.Transport)}))
+		if o := callOnePeer(t, c, cluster.Request{Path: "/things"}); o.Kind != cluster.KindStatus || o.StatusCode != http.StatusSwitchingProtocols || deleted.Load() != 0 {
+			t.Errorf("%s: %v, evicted %t", o.Kind, o.Err, o.Evicted)
+		}
+		_ = c.Close()
 	})
 }
 
@@ -443,6 +554,34 @@ func TestTokenServiceAsksForPause(t *testing.T) {
 					t.Errorf("%d requests in a minute", len(sent))
 				}
 			})
+		})
+	}
+}
+
+// A token service that the program calls by x/oauth2 may ask for a pause, too.
+func TestTokenSourceAsksForPause(t *testing.T) {
+	for code, most := range map[int]int64{http.StatusTooManyRequests: 2, http.StatusServiceUnavailable: 2, http.StatusBadGateway: 1000} {
+		synctest.Test(t, func(t *testing.T) {
+			var fetched atomic.Int64
+			c := newNode(t, testConfig(), &remotes{t: t, view: []string{"node-1", "node-2"}}, cluster.WithTokens(func(_ context.Context, key cluster.TokenKey) (*oauth2.Token, error) {
+				if !key.Cluster {
+					return &oauth2.Token{AccessToken: "token"}, nil
+				}
+				fetched.Add(1)
+				resp := &http.Response{StatusCode: code, Header: http.Header{"Retry-After": {"30"}}}
+				return nil, fmt.Errorf("of the program: %w", &oauth2.RetrieveError{Response: resp})
+			}))
+			if _, err := c.Register(t.Context()); err != nil { // the announcement asks for a token
+				t.Fatal(err)
+			}
+			for start := time.Now(); time.Since(start) < 50*time.Second; time.Sleep(100 * time.Millisecond) {
+				if o := callOnePeer(t, c, cluster.Request{Path: "/things"}); o.Kind != cluster.KindNoToken {
+					t.Fatalf("%s: %v", o.Kind, o.Err)
+				}
+			}
+			if got := fetched.Load(); got > most || most > 2 && got < most/3 {
+				t.Errorf("%d: %d tokens were fetched in 50 s", code, got)
+			}
 		})
 	}
 }

@@ -24,6 +24,7 @@ import (
 
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+	"golang.org/x/oauth2"
 
 	"github.com/mimiktech/cluster/internal/h1"
 	"github.com/mimiktech/cluster/internal/httpjson"
@@ -226,7 +227,7 @@ func newForm(direct *h1.Call, budget *byteBudget) requestForm {
 	return requestForm{direct, budget}
 }
 
-func (h *httpClient) exchange(ctx context.Context, rt http.RoundTripper, to remote, req *http.Request, form requestForm) (response, error) {
+func (h *httpClient) exchange(ctx context.Context, rt http.RoundTripper, to remote, req *http.Request, form requestForm) (r response, err error) {
 	if direct, ok := rt.(*directTransport); ok && form.direct != nil && direct.sendsTo(req.URL) {
 		return h.exchangeDirect(ctx, direct.http, to, req, form.direct)
 	}
@@ -240,8 +241,8 @@ func (h *httpClient) exchange(ctx context.Context, rt http.RoundTripper, to remo
 		state := conn.state()
 		return response{reused: state.reused}, h.requestError(to, req, state, err)
 	}
-	defer resp.Body.Close()
-	r := response{status: resp.StatusCode, header: h1.ParsedHeader(resp.Header), reused: conn.reused.Load()}
+	defer closeBody(resp, &err)
+	r = response{status: resp.StatusCode, header: h1.ParsedHeader(resp.Header), reused: conn.reused.Load()}
 	h.recycle(conn)
 	if !is2xx(resp.StatusCode) {
 		var body []byte
@@ -281,6 +282,12 @@ func (h *httpClient) exchangeDirect(ctx context.Context, t *h1.Transport, to rem
 	return r, h.invalidResponse(to, req, err)
 }
 
+// closeBody closes the body of a response, which a RoundTripper of the program may have made.
+func closeBody(resp *http.Response, err *error) {
+	defer catchPanic("Body of a Response", err)
+	_ = resp.Body.Close()
+}
+
 func is2xx(status int) bool { return status >= 200 && status <= 299 }
 
 // roundTrip corrects violations of the contract by a RoundTripper of the program.
@@ -307,7 +314,7 @@ func (h *httpClient) requestError(to remote, req *http.Request, conn connState, 
 	if errors.Is(err, h1.ErrSwitchingProtocols) {
 		return &StatusError{Remote: to.String(), Method: req.Method, URL: withoutQuery(req.URL), Code: http.StatusSwitchingProtocols}
 	}
-	if conn.answered {
+	if conn.answered || isMalformedHTTP2(err) {
 		return h.invalidResponse(to, req, err)
 	}
 	return &UnreachableError{to.String(), req.Method, withoutQuery(req.URL), h.remoteError(req, err), conn.reused}
@@ -461,11 +468,17 @@ func sentSecret(req *http.Request) string {
 
 // tokenPause returns how long the token service asks not to be called; 0 if it does not.
 func tokenPause(err error) time.Duration {
-	se, ok := errors.AsType[*StatusError](err)
-	if !ok || se.Code != http.StatusTooManyRequests && se.Code != http.StatusServiceUnavailable {
+	var code int
+	var retryAfter time.Duration
+	if se, ok := errors.AsType[*StatusError](err); ok {
+		code, retryAfter = se.Code, se.RetryAfter
+	} else if re, ok := errors.AsType[*oauth2.RetrieveError](err); ok && re.Response != nil { // of WithTokens
+		code, retryAfter = re.Response.StatusCode, parseRetryAfter(re.Response.Header)
+	}
+	if code != http.StatusTooManyRequests && code != http.StatusServiceUnavailable {
 		return 0
 	}
-	return se.RetryAfter
+	return retryAfter
 }
 
 // parseRetryAfter returns the delay in a Retry-After header; 0 if there is none. If it is a date,
@@ -633,7 +646,8 @@ func newTransports(o options, maxInFlight int) (transports, error) {
 			rt = http.DefaultTransport
 		}
 		_, standard := rt.(*http.Transport)
-		return transports{backend: rt, peers: rt, backendNewConn: rt, newConn: rt, foreign: !standard}.wrap(o.wrap)
+		t, err := transports{backend: rt, peers: rt, backendNewConn: rt, newConn: rt, foreign: !standard}.wrap(o.wrap)
+		return t.closing(), err
 	}
 	backend := newBackendTransport(o, 4)
 	backendNewConn := newBackendTransport(o, 0)
@@ -648,9 +662,15 @@ func newTransports(o options, maxInFlight int) (transports, error) {
 	}
 	t, err := t.wrap(o.wrap)
 	if t.foreign {
-		t.backendNewConn, t.newConn = closing{t.backendNewConn}, closing{t.newConn}
+		t = t.closing()
 	}
 	return t, err
+}
+
+// closing returns t with Close set on each request for which it should use a new connection.
+func (t transports) closing() transports {
+	t.backendNewConn, t.newConn = closing{t.backendNewConn}, closing{t.newConn}
+	return t
 }
 
 // closing sets Close on each request. A RoundTripper of the program thereby learns that the request

@@ -298,6 +298,36 @@ func isTLSError(err error) bool {
 	return ok
 }
 
+// An http2StreamError is the error of one request over HTTP/2. net/http does not export its own
+// type, but converts its errors to one with these fields.
+type http2StreamError struct {
+	StreamID uint32
+	Code     uint32
+	Cause    error
+}
+
+func (e http2StreamError) Error() string {
+	return fmt.Sprintf("stream %d: code %d", e.StreamID, e.Code)
+}
+
+func (e http2StreamError) fromPeer() bool {
+	return e.Cause != nil && e.Cause.Error() == "received from peer"
+}
+
+// isHTTP2Reset reports whether a server of HTTP/2 has ended a request without a response.
+func isHTTP2Reset(err error) bool {
+	stream, ok := errors.AsType[http2StreamError](err)
+	return ok && stream.fromPeer()
+}
+
+// isMalformedHTTP2 reports whether a server of HTTP/2 has sent what net/http cannot parse. The
+// types of such errors are not exported.
+func isMalformedHTTP2(err error) bool {
+	stream, ok := errors.AsType[http2StreamError](err)
+	return ok && !stream.fromPeer() || strings.HasPrefix(err.Error(), "connection error: ") ||
+		strings.Contains(err.Error(), "http2: frame too large")
+}
+
 func isTokenError(err error) bool {
 	_, ok := errors.AsType[*TokenError](err)
 	return ok

@@ -2,6 +2,8 @@ package cluster_test
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,6 +12,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -356,19 +360,51 @@ func TestLostConnectionsDoNotEvict(t *testing.T) {
 // Calls at the pace at which the peers close idle connections evict no peer.
 func TestIdleTimeoutOfPeersDoesNotEvict(t *testing.T) {
 	const idle = 40 * time.Millisecond
-	peer := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = io.WriteString(w, `{"data":[],"server":{"serverId":"node-2"}}`)
-	}))
-	peer.Config.IdleTimeout = idle
-	peer.Start()
-	t.Cleanup(peer.Close)
-	c, deleted := newSocketNode(t, peer.URL+"/mds/v1", testConfig())
-	for i := range 25 {
-		if o := callOnePeer(t, c, cluster.Request{Method: http.MethodPost, Path: "/things"}); o.Evicted || deleted.Load() != 0 {
-			t.Fatalf("call %d: %v", i, o.Err)
-		}
-		time.Sleep(idle - 100*time.Microsecond)
+	for name, tt := range map[string]struct {
+		start func(*httptest.Server)
+		opts  func(*httptest.Server) []cluster.Option
+	}{
+		"http":           {(*httptest.Server).Start, func(*httptest.Server) []cluster.Option { return nil }},
+		"https, HTTP/1":  {(*httptest.Server).StartTLS, trusting},
+		"https, HTTP/2":  {startHTTP2, trusting},
+		"another client": {(*httptest.Server).Start, ownClient},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			peer := httptest.NewUnstartedServer(responder(http.StatusOK, `{"data":[],"server":{"serverId":"node-2"}}`))
+			peer.Config.IdleTimeout = idle
+			tt.start(peer)
+			t.Cleanup(peer.Close)
+			c, deleted := newSocketNode(t, peer.URL+"/mds/v1", testConfig(), tt.opts(peer)...)
+			for i := range 25 {
+				if o := callOnePeer(t, c, cluster.Request{Method: http.MethodPost, Path: "/things"}); o.Evicted || deleted.Load() != 0 {
+					t.Fatalf("call %d: %v", i, o.Err)
+				}
+				time.Sleep(idle - 100*time.Microsecond)
+			}
+		})
 	}
+}
+
+func startHTTP2(s *httptest.Server) {
+	s.EnableHTTP2 = true
+	s.StartTLS()
+}
+
+func trusting(s *httptest.Server) []cluster.Option {
+	roots := x509.NewCertPool()
+	roots.AddCert(s.Certificate())
+	return []cluster.Option{cluster.WithPeerTLS(&tls.Config{RootCAs: roots})}
+}
+
+// ownClient makes the program's own client send the requests.
+func ownClient(s *httptest.Server) []cluster.Option {
+	transport := &http.Transport{ForceAttemptHTTP2: true}
+	if cert := s.Certificate(); cert != nil {
+		transport.TLSClientConfig = &tls.Config{RootCAs: x509.NewCertPool()}
+		transport.TLSClientConfig.RootCAs.AddCert(cert)
+	}
+	return []cluster.Option{cluster.WithHTTPClient(&http.Client{Transport: transport})}
 }
 
 // A request that times out on a reused connection does not evict the peer. The next request uses a
@@ -406,6 +442,160 @@ func TestTimeoutOnReusedConnection(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A connection over TLS that a firewall drops without a word does not stay in use. One request
+// times out on it, and a second one if a client of the program has no connection of its own for it.
+func TestSilentConnectionsOverTLS(t *testing.T) {
+	for name, tt := range map[string]struct {
+		start    func(*httptest.Server)
+		opts     func(*httptest.Server) []cluster.Option
+		timeouts int
+	}{
+		"HTTP/1":                 {(*httptest.Server).StartTLS, trusting, 1},
+		"HTTP/2":                 {startHTTP2, trusting, 1},
+		"HTTP/1, another client": {(*httptest.Server).StartTLS, ownClient, 1},
+		"HTTP/2, another client": {startHTTP2, ownClient, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			peer := httptest.NewUnstartedServer(responder(http.StatusOK, `{"data":[],"server":{"serverId":"node-2"}}`))
+			tt.start(peer)
+			t.Cleanup(peer.Close)
+			address, drop := firewall(t, peer.Listener.Addr().String())
+			cfg := testConfig()
+			cfg.RequestTimeout = time.Second
+			c, deleted := newSocketNode(t, "https://"+address+"/mds/v1", cfg, tt.opts(peer)...)
+			if o := callOnePeer(t, c, cluster.Request{Path: "/things"}); o.Err != nil {
+				t.Fatal(o.Err)
+			}
+			drop()
+			timeouts, results := 0, 0
+			for deadline := time.Now().Add(20 * time.Second); results < 3 && time.Now().Before(deadline); {
+				switch o := callOnePeer(t, c, cluster.Request{Path: "/things"}); o.Kind {
+				case cluster.KindOK:
+					results++
+				case cluster.KindTimeout:
+					timeouts++
+				case cluster.KindCircuitOpen:
+					time.Sleep(100 * time.Millisecond)
+				default:
+					t.Errorf("%s: %v", o.Kind, o.Err)
+				}
+			}
+			if results != 3 || timeouts > tt.timeouts || deleted.Load() != 0 {
+				t.Errorf("%d timeouts, then %d results, %d evictions", timeouts, results, deleted.Load())
+			}
+		})
+	}
+}
+
+// firewall returns an address from which connections are forwarded to a target. drop makes it lose
+// all bytes of the present connections, without closing them.
+func firewall(t *testing.T, target string) (address string, drop func()) {
+	t.Helper()
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var (
+		mu      sync.Mutex // guards the field below
+		dropped []*atomic.Bool
+	)
+	var wg sync.WaitGroup
+	t.Cleanup(func() { l.Close(); wg.Wait() })
+	forward := func(to, from net.Conn, drops *atomic.Bool) {
+		defer context.AfterFunc(t.Context(), func() { from.Close() })() // before the cleanup waits
+		defer to.Close()
+		buf := make([]byte, 32<<10)
+		for {
+			n, err := from.Read(buf)
+			if err != nil {
+				return
+			}
+			if !drops.Load() {
+				_, _ = to.Write(buf[:n])
+			}
+		}
+	}
+	wg.Go(func() {
+		for {
+			from, err := l.Accept()
+			if err != nil {
+				return
+			}
+			to, err := new(net.Dialer).DialContext(t.Context(), "tcp", target)
+			if err != nil {
+				from.Close()
+				continue
+			}
+			drops := new(atomic.Bool)
+			mu.Lock()
+			dropped = append(dropped, drops)
+			mu.Unlock()
+			wg.Go(func() { forward(to, from, drops) })
+			wg.Go(func() { forward(from, to, drops) })
+		}
+	})
+	return l.Addr().String(), func() {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, drops := range dropped {
+			drops.Store(true)
+		}
+	}
+}
+
+// A process without free file descriptors evicts no peer, and goes on when it has some again. The
+// limit is that of a child process.
+func TestNoFreeFiles(t *testing.T) {
+	const variable = "CLUSTER_TEST_PEER"
+	if runtime.GOOS != "linux" {
+		t.Skip("the limit is set by a shell of Linux")
+	}
+	if address := os.Getenv(variable); address != "" {
+		callWithoutFreeFiles(t, address)
+		return
+	}
+	peer := httptest.NewUnstartedServer(responder(http.StatusOK, `{"data":[],"server":{"serverId":"node-2"}}`))
+	peer.Config.SetKeepAlivesEnabled(false) // each request needs a descriptor
+	peer.Start()
+	t.Cleanup(peer.Close)
+	_, port, _ := net.SplitHostPort(peer.Listener.Addr().String())
+	for _, host := range []string{"127.0.0.1", "localhost"} { // the resolver needs a descriptor, too
+		cmd := exec.CommandContext(t.Context(), "/bin/sh", "-c", `ulimit -n 64; exec "$0" -test.run '^TestNoFreeFiles$'`, os.Args[0])
+		cmd.Env = append(os.Environ(), variable+"=http://"+net.JoinHostPort(host, port)+"/mds/v1")
+		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "PASS") {
+			t.Errorf("%s: %v\n%s", host, err, out)
+		}
+	}
+}
+
+func callWithoutFreeFiles(t *testing.T, peer string) {
+	t.Helper()
+	c, deleted := newSocketNode(t, peer, testConfig())
+	var files []*os.File
+	for {
+		f, err := os.Open(os.DevNull)
+		if errors.Is(err, syscall.EMFILE) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, f)
+	}
+	o := callOnePeer(t, c, cluster.Request{Path: "/things"})
+	for _, f := range files {
+		_ = f.Close()
+	}
+	// The connection to the registry is open: it would confirm an eviction.
+	if o.Kind != cluster.KindLocal || o.Evicted || o.EvictionSkipped != nil || deleted.Load() != 0 {
+		t.Errorf("%s: %v, evicted %t, skipped: %v", o.Kind, o.Err, o.Evicted, o.EvictionSkipped)
+	}
+	if o := callOnePeer(t, c, cluster.Request{Path: "/things"}); o.Err != nil {
+		t.Errorf("with free files: %v", o.Err)
 	}
 }
 

@@ -435,6 +435,7 @@ func (c *Cluster) confirmAnnounced() {
 // mergeAnnounced merges an announcement into the view, and returns the view. Entries that exceed
 // the limits for unconfirmed ones are left out: the registry lists those that exist.
 func (c *Cluster) mergeAnnounced(ctx context.Context, it wire.ItResource, sender string) (membership.View, error) {
+	c.checkAnnouncedSelf(ctx, it)
 	if c.policy.VerifyWithRegistry {
 		c.triggerRenewal()
 		return c.state.view(), nil
@@ -446,12 +447,6 @@ func (c *Cluster) mergeAnnounced(ctx context.Context, it wire.ItResource, sender
 	}
 	if err := errors.Join(problems...); err != nil {
 		c.log.Warn("announcement contains invalid servers", zap.Error(err), correlationField(ctx))
-	}
-	if theirs, ok := announced.Get(c.cfg.ID); ok {
-		own, known := c.state.view().Get(c.cfg.ID)
-		if known && theirs.LastUpdate().After(own.LastUpdate()) { // not the entry of before a restart
-			c.checkOwnEntry(ctx, theirs)
-		}
 	}
 	// This node's own entry comes from the registry only.
 	announced = announced.Allowed().Without(c.cfg.ID)
@@ -471,6 +466,17 @@ func (c *Cluster) mergeAnnounced(ctx context.Context, it wire.ItResource, sender
 		c.logIgnored(ctx, merged.view.ID(), it.ID)
 	}
 	return merged.view, err
+}
+
+// checkAnnouncedSelf looks for an entry of this node at another address. It must be newer than the
+// known one, so that it is not that of before a restart.
+func (c *Cluster) checkAnnouncedSelf(ctx context.Context, it wire.ItResource) {
+	own, known := c.state.view().Get(c.cfg.ID)
+	for _, s := range it.Servers {
+		if known && s.ServerID == c.cfg.ID && s.LastUpdate().After(own.LastUpdate()) {
+			c.checkOwnEntry(ctx, s)
+		}
+	}
 }
 
 // checkServer is the check of the [PeerPolicy]. It also rejects another server at this node's

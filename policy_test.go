@@ -3,6 +3,7 @@ package cluster_test
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -198,6 +199,32 @@ func TestTLSErrorsOfPeers(t *testing.T) {
 			}
 			if deleted.Load() != 0 || len(c.Servers()) != 2 {
 				t.Errorf("%d deletes at the registry, %d servers in the view", deleted.Load(), len(c.Servers()))
+			}
+		})
+	}
+}
+
+// The functions of a tls.Config run on goroutines of net/http. A panic of one does not end the
+// process: it is a fault of this node.
+func TestPanicsOfTLSFunctions(t *testing.T) {
+	peer := httptest.NewUnstartedServer(responder(http.StatusOK, `{"data":[],"server":{"serverId":"node-2"}}`))
+	peer.Config.ErrorLog = log.New(io.Discard, "", 0)
+	peer.TLS = &tls.Config{ClientAuth: tls.RequestClientCert}
+	peer.StartTLS()
+	t.Cleanup(peer.Close)
+	roots := x509.NewCertPool()
+	roots.AddCert(peer.Certificate())
+	for name, cfg := range map[string]*tls.Config{
+		"GetClientCertificate":  {GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { panic("of the program") }},
+		"VerifyPeerCertificate": {VerifyPeerCertificate: func([][]byte, [][]*x509.Certificate) error { panic("of the program") }},
+		"VerifyConnection":      {VerifyConnection: func(tls.ConnectionState) error { panic("of the program") }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg.RootCAs = roots
+			c, deleted := newSocketNode(t, peer.URL+"/mds/v1", testConfig(), cluster.WithPeerTLS(cfg))
+			o := callOnePeer(t, c, cluster.Request{Path: "/things"})
+			if o.Kind != cluster.KindLocal || !strings.Contains(o.Err.Error(), name+" panicked: of the program") || deleted.Load() != 0 {
+				t.Errorf("%s: %v, evicted %t", o.Kind, o.Err, o.Evicted)
 			}
 		})
 	}

@@ -298,7 +298,7 @@ func (c *Cluster) renew(ctx context.Context) (renewal, error) {
 	renewIn := jitter(time.Duration(c.cfg.RenewalFraction*float64(lease)), 0.1) - time.Since(sent)
 	needsAnnounce, moved := c.state.applyRenewal(ctx, accepted)
 	if own, ok := accepted.listed.Get(c.cfg.ID); ok {
-		c.checkOwnEntry(ctx, own)
+		c.checkOwnEntry(ctx, own.Server)
 	}
 	c.checkMoved(ctx, moved)
 	return renewal{lease: lease, renewIn: max(0, renewIn), needsAnnounce: needsAnnounce}, nil
@@ -332,7 +332,7 @@ func registryWasReset(before, listed membership.View, id string) bool {
 }
 
 // checkOwnEntry reports a conflict if an entry of this node is at another address.
-func (c *Cluster) checkOwnEntry(ctx context.Context, own *membership.Peer) {
+func (c *Cluster) checkOwnEntry(ctx context.Context, own wire.Server) {
 	if !c.address.is(own.ClusterBaseURL) {
 		c.reportConflict(ctx, c.cfg.ID, c.address.registration().ClusterBaseURL, own.ClusterBaseURL)
 	}
@@ -438,7 +438,7 @@ func missedBy(failures []Outcome) missedPeers {
 	missed := missedPeers{ids: make(map[string]bool)}
 	for _, o := range failures {
 		switch o.Kind {
-		case KindCanceled, KindNotAllowed, KindWrongServer:
+		case KindNotAllowed, KindWrongServer:
 			continue
 		}
 		if o.Evicted { // no longer a peer: there is nothing to repeat
@@ -559,8 +559,9 @@ func (c *Cluster) repeatDeparture(ctx context.Context, peers membership.View, de
 		if missed.pause(ctx, pause) != nil {
 			return
 		}
-		if successor, err := c.registry.deleteIf(ctx, peers.ID(), departed.serverID, epoch); err == nil && successor != nil {
-			return
+		entry, err := c.registry.deleteIf(ctx, peers.ID(), departed.serverID, epoch)
+		if err == nil && entry != nil && (!c.address.is(entry.ClusterBaseURL) || entry.UpdatedAtText() != departed.updatedAt) {
+			return // it is not the entry that UnRegister could not delete
 		}
 		missed = c.callDeparture(ctx, peers, departed, missed.contains)
 		if len(missed.ids) == 0 {

@@ -947,6 +947,30 @@ func TestMissedAnnouncementIsRepeated(t *testing.T) {
 	}
 }
 
+// The context of Register and UnRegister may end before a peer has answered. The peer is called
+// again later, too.
+func TestRepetitionAfterTheContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 2, noEviction())
+		n := w.Add()
+		w.Network.Fault(n.Host, w.Nodes[0].Host, clustertest.FirstN(1, clustertest.Hang))
+		if _, err := n.Register(withTimeout(t, 5*time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		wantView(t, w.Nodes[0], "node-1", "node-2")
+		time.Sleep(10 * time.Second)
+		wantView(t, w.Nodes[0], "node-1", "node-2", "node-3")
+
+		w.Network.Fault(n.Host, w.Nodes[0].Host, clustertest.FirstN(1, clustertest.Hang))
+		if d := n.UnRegister(withTimeout(t, 5*time.Second)); d.Errors != nil {
+			t.Errorf("UnRegister: %v", d.Errors)
+		}
+		wantView(t, w.Nodes[0], "node-1", "node-2", "node-3")
+		time.Sleep(10 * time.Second)
+		wantView(t, w.Nodes[0], "node-1", "node-2")
+	})
+}
+
 // A circuit that is open for longer than all pauses does not use up the attempts.
 func TestRepetitionWaitsForTheCircuit(t *testing.T) {
 	start := func(t *testing.T, nodes int) *clustertest.World {
@@ -1112,6 +1136,22 @@ func TestMissedDepartureIsRepeated(t *testing.T) {
 	})
 }
 
+// The entry that the registry did not delete is not that of a successor.
+func TestDepartureIsRepeatedDespiteTheRegistry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 3)
+		n, peer := w.Nodes[0], w.Nodes[1]
+		w.Network.Fault(n.Host, clustertest.RegistryHost, onDelete(clustertest.FirstN(1, clustertest.Status(500))))
+		w.Network.Fault(n.Host, peer.Host, onDelete(clustertest.FirstN(2, clustertest.Status(503))))
+		if d := n.UnRegister(t.Context()); len(d.Errors) != 1 {
+			t.Errorf("UnRegister: %v, want an error", d.Errors)
+		}
+		wantView(t, peer, "node-1", "node-2", "node-3")
+		time.Sleep(30 * time.Second)
+		wantView(t, peer, "node-2", "node-3")
+	})
+}
+
 // The repetition does not remove a process that has registered with the id meanwhile.
 func TestRepeatedDepartureKeepsTheSuccessor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -1177,6 +1217,25 @@ func TestTwoProcessesWithOneID(t *testing.T) {
 		for _, n := range w.Nodes[:2] {
 			if got := n.Status().Conflicts; len(got) != 0 {
 				t.Errorf("%s still reports %v", n.Host, got)
+			}
+		}
+	})
+}
+
+// Nodes that do not apply announcements notice a conflict in them, too.
+func TestConflictWithVerifyWithRegistry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 3, sameID(), clustertest.WithOptions(cluster.WithPeerPolicy(cluster.PeerPolicy{VerifyWithRegistry: true})))
+		reported := map[string]bool{} // by host
+		for range 7 * 24 {
+			time.Sleep(time.Hour)
+			for _, n := range w.Nodes {
+				reported[n.Host] = reported[n.Host] || len(n.Status().Conflicts) == 1
+			}
+		}
+		for host, noticed := range reported {
+			if !noticed {
+				t.Errorf("%s does not report the conflict within a week", host)
 			}
 		}
 	})

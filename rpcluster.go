@@ -382,7 +382,8 @@ func escapeQuery(query string) string {
 }
 
 // encode returns the body, which must not have more than limit bytes if it is an io.Reader.
-func (req *Request) encode(limit int64) ([]byte, error) {
+func (req *Request) encode(limit int64) (_ []byte, err error) {
+	defer catchPanic("Request.Body", &err)
 	switch body := req.Body.(type) {
 	case nil:
 		return nil, nil

@@ -222,7 +222,7 @@ func (c *Cluster) checkOwnAddress(ctx context.Context) {
 	case err != nil && ctx.Err() != nil && context.Cause(c.memberCtx) != nil:
 		return // the node leaves
 	case err == nil:
-		_ = resp.Body.Close()
+		closeBody(resp, &err)
 		if c.ownRequest.arrived() {
 			return
 		}

@@ -116,29 +116,38 @@ type handshakeError struct{ err error }
 func (e *handshakeError) Error() string { return e.err.Error() }
 func (e *handshakeError) Unwrap() error { return e.err }
 
-// markErrors returns a copy of cfg whose functions return a *handshakeError.
+// markErrors returns a copy of cfg whose functions return a *handshakeError, also if they panic:
+// they run on goroutines of net/http, which does not recover a panic.
 func markErrors(cfg *tls.Config) *tls.Config {
 	cfg = cfg.Clone()
 	if cfg == nil {
 		return nil
 	}
-	mark := func(err error) error {
-		if err != nil {
-			err = &handshakeError{err}
+	mark := func(err *error) {
+		if *err != nil {
+			*err = &handshakeError{*err}
 		}
-		return err
 	}
 	if get := cfg.GetClientCertificate; get != nil {
-		cfg.GetClientCertificate = func(info *tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			cert, err := get(info)
-			return cert, mark(err)
+		cfg.GetClientCertificate = func(info *tls.CertificateRequestInfo) (_ *tls.Certificate, err error) {
+			defer mark(&err)
+			defer catchPanic("GetClientCertificate", &err)
+			return get(info)
 		}
 	}
 	if verify := cfg.VerifyPeerCertificate; verify != nil {
-		cfg.VerifyPeerCertificate = func(raw [][]byte, chains [][]*x509.Certificate) error { return mark(verify(raw, chains)) }
+		cfg.VerifyPeerCertificate = func(raw [][]byte, chains [][]*x509.Certificate) (err error) {
+			defer mark(&err)
+			defer catchPanic("VerifyPeerCertificate", &err)
+			return verify(raw, chains)
+		}
 	}
 	if verify := cfg.VerifyConnection; verify != nil {
-		cfg.VerifyConnection = func(state tls.ConnectionState) error { return mark(verify(state)) }
+		cfg.VerifyConnection = func(state tls.ConnectionState) (err error) {
+			defer mark(&err)
+			defer catchPanic("VerifyConnection", &err)
+			return verify(state)
+		}
 	}
 	return cfg
 }
