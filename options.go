@@ -48,7 +48,8 @@ func WithTransport(wrap func(http.RoundTripper) http.RoundTripper) Option {
 // node's own transports. Two of their rules then do not apply: that requests to peers use no proxy,
 // and that the [PeerPolicy] must allow the resolved address. [New] therefore rejects it together
 // with [PeerPolicy].Networks, [WithPeerTLS] or [WithBackendTLS]. Use [WithTransport] to keep the
-// checks.
+// checks. If hc has an [http.Transport], its functions run on goroutines of net/http, where a panic
+// ends the process.
 func WithHTTPClient(hc *http.Client) Option {
 	return optionFunc(func(o *options) { o.client = hc })
 }
@@ -64,7 +65,8 @@ type TokenKey struct {
 // until shortly before it expires, and replaces it if a remote rejects it. So fetch must return a
 // new token each time: the Token method of a clientcredentials.Config fits, a caching source of
 // x/oauth2 does not. A fetch must return when ctx ends. At most one fetch is in progress for each
-// key.
+// key. If a fetch fails with an *oauth2.RetrieveError of a 429 or 503 with Retry-After, there is none
+// until then.
 func WithTokens(fetch func(ctx context.Context, key TokenKey) (*oauth2.Token, error)) Option {
 	return optionFunc(func(o *options) { o.tokens = fetch })
 }

@@ -80,7 +80,7 @@ type Request struct {
 	Header http.Header
 	// Body is encoded as JSON; a json.RawMessage or []byte is sent as it is. An io.Reader is read to
 	// its end before the first request is sent, and must not have more than Config.MaxRequestBytes.
-	// Nil sends no body.
+	// Nil sends no body. If its code panics, the call fails with [ErrInvalidRequest].
 	Body any
 	// Timeout bounds each attempt; Config.RequestTimeout by default. A peer that misses a shorter
 	// timeout is not a suspect for eviction.

@@ -13,7 +13,8 @@ import (
 // WithPeerTLS sets the TLS configuration of requests to peers: a private CA in RootCAs, or a client
 // certificate. It is cloned. See [KeyPair] for certificates that are renewed on disk.
 //
-// InsecureSkipVerify is an error unless VerifyPeerCertificate or VerifyConnection is set, too.
+// InsecureSkipVerify is an error unless VerifyPeerCertificate or VerifyConnection is set, too. If
+// one of these or GetClientCertificate panics, the request fails with a [PanicError].
 func WithPeerTLS(cfg *tls.Config) Option {
 	return optionFunc(func(o *options) { o.peerTLS = markErrors(cfg) })
 }
