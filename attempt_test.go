@@ -599,7 +599,7 @@ func TestOAuthErrorIsShown(t *testing.T) {
 	} {
 		r := &remotes{t: t, tokens: func(*http.Request) (int, string) { return http.StatusUnauthorized, body }}
 		c := newNode(t, testConfig(), r, cluster.WithTokens(nil))
-		_, err := c.Register(withTimeout(t, 10*time.Millisecond))
+		_, err := c.Register(withTimeout(t, 100*time.Millisecond))
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s gives %v, want %s", body, err, want)
 		}

@@ -472,7 +472,7 @@ func tokenPause(err error) time.Duration {
 	var retryAfter time.Duration
 	if se, ok := errors.AsType[*StatusError](err); ok {
 		code, retryAfter = se.Code, se.RetryAfter
-	} else if re, ok := errors.AsType[*oauth2.RetrieveError](err); ok && re.Response != nil { // of WithTokens
+	} else if re, ok := errors.AsType[*oauth2.RetrieveError](err); ok && re.Response != nil {
 		code, retryAfter = re.Response.StatusCode, parseRetryAfter(re.Response.Header)
 	}
 	if code != http.StatusTooManyRequests && code != http.StatusServiceUnavailable {

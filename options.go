@@ -65,8 +65,8 @@ type TokenKey struct {
 // until shortly before it expires, and replaces it if a remote rejects it. So fetch must return a
 // new token each time: the Token method of a clientcredentials.Config fits, a caching source of
 // x/oauth2 does not. A fetch must return when ctx ends. At most one fetch is in progress for each
-// key. If a fetch fails with an *oauth2.RetrieveError of a 429 or 503 with Retry-After, there is none
-// until then.
+// key. If a fetch fails with an *oauth2.RetrieveError of a 429 or 503 with Retry-After, there is no
+// other one until then.
 func WithTokens(fetch func(ctx context.Context, key TokenKey) (*oauth2.Token, error)) Option {
 	return optionFunc(func(o *options) { o.tokens = fetch })
 }
