@@ -170,7 +170,7 @@ func (f *fanOut) attempt(ctx context.Context, p *membership.Peer, rt http.RoundT
 	}
 	if err != nil || f.discard {
 		o.Body, o.Data = nil, nil
-		budget.give(int64(len(r.body)))
+		budget.take(-int64(len(r.body)))
 	}
 	if wrong, ok := errors.AsType[*WrongServerError](err); ok {
 		wrong.Got = f.client.http.quote(wrong.Got, r.bearer) // a server may echo what it is sent

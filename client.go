@@ -151,16 +151,14 @@ func newByteBudget(n int64) *byteBudget {
 	return b
 }
 
-// take reports whether n bytes are left, and takes them. A nil byteBudget has no bound.
+// take takes n bytes, and reports whether they are left. A negative n gives bytes back that are not
+// kept. A nil byteBudget has no bound.
 func (b *byteBudget) take(n int64) bool {
-	return b == nil || b.left.Add(-n) >= 0
-}
-
-// give returns n bytes that have not been kept.
-func (b *byteBudget) give(n int64) {
-	if b != nil {
-		b.left.Add(n)
+	if b == nil || b.left.Add(-n) >= 0 || n <= 0 {
+		return true
 	}
+	b.left.Add(n)
+	return false
 }
 
 // A requestForm has the common parts of requests that are sent to many peers. The zero value is for
@@ -390,13 +388,18 @@ func readBounded(resp *http.Response, limit int64, budget *byteBudget) (_ []byte
 	}
 	var body []byte
 	if resp.ContentLength <= 0 || resp.ContentLength > maxPreallocated { // 0 may mean: not set
-		body, err = io.ReadAll(io.LimitReader(&budgetReader{resp.Body, budget}, limit+1))
+		in := &budgetReader{src: resp.Body, budget: budget}
+		if body, err = io.ReadAll(io.LimitReader(in, limit+1)); err != nil || int64(len(body)) > limit {
+			budget.take(-in.taken)
+		}
 	} else {
 		if !budget.take(resp.ContentLength) {
 			return nil, errCallTooLarge
 		}
 		body = make([]byte, resp.ContentLength)
-		_, err = io.ReadFull(resp.Body, body)
+		if _, err = io.ReadFull(resp.Body, body); err != nil {
+			budget.take(-resp.ContentLength)
+		}
 	}
 	if errors.Is(err, ErrResponseTooLarge) {
 		return nil, err
@@ -416,6 +419,7 @@ var errCallTooLarge = fmt.Errorf("%w: all responses to the call together exceed 
 type budgetReader struct {
 	src    io.Reader
 	budget *byteBudget
+	taken  int64
 }
 
 func (r *budgetReader) Read(p []byte) (int, error) {
@@ -423,6 +427,7 @@ func (r *budgetReader) Read(p []byte) (int, error) {
 	if !r.budget.take(int64(n)) {
 		return 0, errCallTooLarge
 	}
+	r.taken += int64(n)
 	return n, err
 }
 

@@ -91,8 +91,9 @@ func ValidField(name string, values []string) bool {
 }
 
 // Reserving returns a copy of c that calls reserve for the bytes of each body, before or shortly
-// after they are read. If reserve returns false, the error is ErrReserve.
-// reserve must be safe for concurrent use.
+// after they are read. If reserve returns false, the error is ErrReserve. What was reserved for a
+// body that is not read to its end is given back, with a negative number. reserve must be safe for
+// concurrent use.
 func (c *Call) Reserving(reserve func(n int64) bool) *Call {
 	r := *c
 	r.reserve = reserve
@@ -257,7 +258,11 @@ func (x *exchange) readResponse(call *Call) (Response, error) {
 				x.discard()
 				return Response{StatusCode: h.status}, ErrReserve
 			}
-			return x.readSimple(h)
+			resp, err := x.readSimple(h)
+			if err != nil && call.reserve != nil {
+				call.reserve(-h.length)
+			}
+			return resp, err
 		}
 	}
 	httpResp, err := x.readHead(&http.Request{Method: x.method})
@@ -272,7 +277,10 @@ func (x *exchange) readResponse(call *Call) (Response, error) {
 	if resp.StatusCode < 200 || resp.StatusCode > 299 {
 		limit = min(limit, maxErrorBody)
 	}
-	resp.Body, err = x.t.readAll(call.reserving(httpResp.Body), limit)
+	in := &reservingReader{src: httpResp.Body, reserve: call.reserve}
+	if resp.Body, err = x.t.readAll(in, limit); err != nil {
+		in.giveBack()
+	}
 	return resp, err
 }
 
@@ -302,24 +310,24 @@ func (t *Transport) readAll(src io.Reader, limit int64) ([]byte, error) {
 	return bytes.Clone(buf.Bytes()), err
 }
 
-// reserving returns body with the limit of reserve.
-func (c *Call) reserving(body io.Reader) io.Reader {
-	if c.reserve == nil {
-		return body
-	}
-	return &reservingReader{body, c.reserve}
-}
-
-// A reservingReader reserves the bytes that it has read.
+// A reservingReader reserves the bytes that it has read, if reserve is set.
 type reservingReader struct {
-	src     io.Reader
-	reserve func(n int64) bool
+	src      io.Reader
+	reserve  func(n int64) bool
+	reserved int64
 }
 
 func (r *reservingReader) Read(p []byte) (int, error) {
 	n, err := r.src.Read(p)
-	if !r.reserve(int64(n)) {
+	if r.reserve != nil && !r.reserve(int64(n)) {
 		return 0, ErrReserve
 	}
+	r.reserved += int64(n)
 	return n, err
+}
+
+func (r *reservingReader) giveBack() {
+	if r.reserve != nil {
+		r.reserve(-r.reserved)
+	}
 }

@@ -102,11 +102,17 @@ func TestReserving(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		call = call.Reserving(func(n int64) bool { left -= n; return left >= 0 })
+		call = call.Reserving(func(n int64) bool {
+			if n > left {
+				return false
+			}
+			left -= n
+			return true
+		})
 		if resp, err := tr.Do(t.Context(), call, host, uri); err != nil || len(resp.Body) != 100 || left != 50 {
 			t.Errorf("%s: %d bytes, %d left, %v", uri, len(resp.Body), left, err)
 		}
-		if resp, err := tr.Do(t.Context(), call, host, uri); !errors.Is(err, ErrReserve) || resp.StatusCode != 200 || len(resp.Body) > 100 {
+		if resp, err := tr.Do(t.Context(), call, host, uri); !errors.Is(err, ErrReserve) || resp.StatusCode != 200 || len(resp.Body) > 100 || left != 50 {
 			t.Errorf("%s, beyond the limit: status %d, %d bytes, %v", uri, resp.StatusCode, len(resp.Body), err)
 		}
 	}
