@@ -579,21 +579,49 @@ func (h *httpClient) quote(text, sent string) string { return h.known(sent).Quot
 type knownSecrets struct {
 	list    []string
 	secrets redact.Secrets
+	long    redact.Secrets // those that cannot be a part of a name by chance
 }
 
+// minLongSecret is the length of the shortest secret that counts as long.
+const minLongSecret = 16
+
 // known returns the secrets of this node, its tokens, and sent.
-func (h *httpClient) known(sent string) redact.Secrets {
+func (h *httpClient) known(sent string) redact.Secrets { return h.lookUp(sent).secrets }
+
+func (h *httpClient) lookUp(sent string) *knownSecrets {
+	if h == nil { // the node is being made
+		return new(knownSecrets)
+	}
 	list := append(h.secrets.values(), sent)
 	if h.issued != nil {
 		list = append(list, h.issued()...)
 	}
 	last := h.lastKnown.Load()
 	if last == nil || !slices.Equal(last.list, list) {
-		last = &knownSecrets{list, redact.NewSecrets(list...)}
+		long := slices.DeleteFunc(slices.Clone(list), func(s string) bool { return len(s) < minLongSecret })
+		last = &knownSecrets{list, redact.NewSecrets(list...), redact.NewSecrets(long...)}
 		h.lastKnown.Store(last)
 	}
-	return last.secrets
+	return last
 }
+
+// dropSecrets removes the servers from a resource whose id or address repeats a secret: they would
+// be shown. The id of the resource, and the entry of the server with the id own, must not do that.
+func (h *httpClient) dropSecrets(it *wire.ItResource, own string) error {
+	secrets := h.lookUp("").long
+	repeats := func(s wire.Server) bool { return secrets.In(s.ServerID + " " + s.ClusterBaseURL) }
+	if secrets.In(it.ID) || slices.ContainsFunc(it.Servers, func(s wire.Server) bool { return s.ServerID == own && repeats(s) }) {
+		return errRepeatsSecret
+	}
+	all := len(it.Servers)
+	it.Servers = slices.DeleteFunc(it.Servers, repeats)
+	if dropped := all - len(it.Servers); dropped > 0 {
+		it.Skipped = errors.Join(it.Skipped, fmt.Errorf("%d of %d entries left out: %w", dropped, all, errRepeatsSecret))
+	}
+	return nil
+}
+
+var errRepeatsSecret = errors.New("it repeats a secret of this node")
 
 // info returns the info of an error response; nil if it is too long, repeats a secret, or has
 // characters that are not printable. It looks at the decoded names and values, too, because JSON

@@ -772,3 +772,47 @@ func TestUnsolicitedResponseIsNotPrinted(t *testing.T) {
 		t.Errorf("printed: %s", printed.String())
 	}
 }
+
+// Whatever the registry, the token service and a peer respond: no error, log line, variable or JSON
+// has a secret that went in, and none is longer than 4 KiB. In the body, "%s" stands for the secret.
+func FuzzSecretsStayHidden(f *testing.F) {
+	for _, seed := range []string{
+		`{"message":"%s"}`, `{"message":"a","info":{"%s":1}}`, `{"error":"%s","error_description":"%s"}`, `{"data":{"access_token":"%s"}}`,
+		`{"data":1,"server":{"serverId":"%s"}}`, `{"itResource":{"id":"%s","servers":[{"serverId":"node-1"}]}}`, `%s`, `"%s`,
+		`{"itResource":{"id":"it","servers":[{"serverId":"%s"},{"serverId":"node-1","clusterBaseUrl":"http://%s"}]},"leaseTime":"%s"}`,
+		`{"server":{"serverId":"%s"}}`, `{"message":"` + strings.Repeat("\x7f", 5000) + `%s"}`,
+	} {
+		for which := range uint8(3) {
+			f.Add(which, uint16(which)*100+200, []byte(seed))
+		}
+	}
+	f.Fuzz(func(t *testing.T, which uint8, status uint16, body []byte) {
+		const clientSecret, accessKey, token = "hidden client secret", "hidden access key", "hidden-token-for-all"
+		fill := func(secret string) string { return strings.ReplaceAll(string(body), "%s", secret) }
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		r := &remotes{t: t, view: []string{"node-1", "node-2"}}
+		r.tokens = func(*http.Request) (int, string) {
+			if which%3 == 0 {
+				return validStatus(status), fill(clientSecret)
+			}
+			return http.StatusOK, `{"data":{"access_token":"` + token + `"}}`
+		}
+		if which%3 == 1 {
+			r.registry = func(*http.Request) (int, string) { return validStatus(status), fill(token) }
+		}
+		r.peer = func(req *http.Request) (*http.Response, error) {
+			return newHTTPResponse(req, validStatus(status), fill(token)), nil
+		}
+		observed, lines := observer.New(zap.DebugLevel)
+		c := newNode(t, testConfig(), r, cluster.WithTokens(nil), cluster.WithLogger(zap.New(observed)), onRenewalFailure(func(error) { cancel() }))
+		_, err := c.Register(ctx)
+		texts := append(textsOf(err), statusTexts(t, c.Status())...)
+		if res, err := c.RPCluster(t.Context(), cluster.Request{Path: "/things"}); err == nil {
+			for _, o := range res.Failures {
+				texts = append(append(append(texts, textsOf(o.Err)...), textsOf(o.EvictionSkipped)...), string(o.Kind))
+			}
+		}
+		checkTexts(t, append(texts, logTexts(lines)...), clientSecret, accessKey, token)
+	})
+}

@@ -143,11 +143,11 @@ func New(cfg Config, opts ...Option) (*Cluster, error) {
 	}
 	cfg = own.cfg
 	o.policy, _ = cfg.peerPolicy(o.policy) // it is valid
-	var secrets *credentials
-	o.log = redact.Log(o.log, func(text string) string { return redact.Text(text, secrets.values()...) })
+	var client *httpClient
+	o.log = redact.Log(o.log, func(text string) string { return client.text(text, "") })
 	o.log = o.log.With(zap.String("serverId", cfg.ID))
-	secrets = newCredentials(cfg, o.log)
-	client, err := newHTTPClient(cfg, o, secrets)
+	secrets := newCredentials(cfg, o.log)
+	client, err = newHTTPClient(cfg, o, secrets)
 	if err != nil {
 		return nil, configError([]error{err})
 	}

@@ -785,9 +785,6 @@ func newCredentials(cfg Config, log *zap.Logger) *credentials {
 
 // values returns the values that must not be shown.
 func (s *credentials) values() (all []string) {
-	if s == nil { // New has not finished
-		return nil
-	}
 	for _, secret := range []*token.Secret{s.clientSecret, s.key, s.previousKey, s.unused} {
 		all = append(all, secret.Values()...)
 	}

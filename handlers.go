@@ -84,6 +84,9 @@ func (c *Cluster) CreateItResource(w http.ResponseWriter, r *http.Request) {
 		if err := c.readBody(w, r, &it); err != nil {
 			return nil, err
 		}
+		if err := c.http.dropSecrets(&it, c.cfg.ID); err != nil {
+			return nil, &StatusError{Code: http.StatusBadRequest, Message: err.Error()}
+		}
 		if it.Skipped != nil {
 			return nil, &StatusError{Code: http.StatusBadRequest, Message: "the body is not an itResource: " + it.Skipped.Error()}
 		}

@@ -57,8 +57,10 @@ func (r *registryClient) register(ctx context.Context, self wire.Registration, m
 	}
 	var response wire.Registered
 	req.decode = func(body []byte) (err error) {
-		response, err = decodeRegistration(body, self.ServerID)
-		return err
+		if response, err = decodeRegistration(body, self.ServerID); err != nil {
+			return err
+		}
+		return r.http.dropSecrets(response.ItResource, self.ServerID)
 	}
 	if err := r.do(ctx, req); err != nil {
 		return wire.ItResource{}, 0, err
@@ -84,8 +86,10 @@ func (r *registryClient) deleteIf(ctx context.Context, resourceID, serverID, unm
 		method: http.MethodDelete,
 		path:   serverPath(resourceID, serverID) + "@" + url.PathEscape(unmodifiedSince),
 		decode: func(body []byte) (err error) {
-			newer, err = decodeDeleteResponse(body, serverID)
-			return err
+			if newer, err = decodeDeleteResponse(body, serverID); err != nil || newer == nil {
+				return err
+			}
+			return r.http.dropSecrets(&wire.ItResource{Servers: []wire.Server{*newer}}, serverID)
 		},
 	})
 	return newer, err

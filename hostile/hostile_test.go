@@ -24,7 +24,7 @@ func TestAttacks(t *testing.T) {
 		})
 	}
 	t.Run("all at once", func(t *testing.T) {
-		check(t, func() (result, error) { return runTogether(t.Context(), service, 12*time.Second) })
+		check(t, func() (result, error) { return runTogether(t.Context(), service, 12*time.Second, 0) })
 	})
 }
 

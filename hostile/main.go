@@ -1,6 +1,6 @@
 // Command hostile attacks a node that runs as a process, and prints what that costs the node:
 //
-//	go run . [-service file] [-only name] [-all seconds]
+//	go run . [-service file] [-only name] [-all duration] [-rest duration]
 //
 // Each attack is one input of a kind that a node must withstand: text of a registry that repeats
 // tokens, long tokens, slow connections, long or forged announcements, compressed and endless
@@ -27,19 +27,20 @@ import (
 
 func main() {
 	service := flag.String("service", "", "the program of a node; examples/service by default, which is built")
-	only := flag.String("only", "", "the name of one attack")
+	only := flag.String("only", "", "the name of one attack, or all for those at once")
 	all := flag.Duration("all", 20*time.Second, "how long all attacks run at once; 0 leaves that out")
+	rest := flag.Duration("rest", 5*time.Minute, "how long to wait for the memory of the node to be back")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, *service, *only, *all); err != nil {
+	if err := run(ctx, *service, *only, *all, *rest); err != nil {
 		fmt.Fprintln(os.Stderr, "hostile:", err)
 		stop()
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, service, only string, all time.Duration) error {
+func run(ctx context.Context, service, only string, all, rest time.Duration) error {
 	dir, err := os.MkdirTemp("", "hostile")
 	if err != nil {
 		return err
@@ -68,8 +69,8 @@ func run(ctx context.Context, service, only string, all time.Duration) error {
 			broken++
 		}
 	}
-	if all > 0 && only == "" {
-		r, err := runTogether(ctx, service, all)
+	if all > 0 && (only == "" || only == "all") {
+		r, err := runTogether(ctx, service, all, rest)
 		if err != nil {
 			return fmt.Errorf("all at once: %w", err)
 		}
