@@ -773,8 +773,9 @@ func TestUnsolicitedResponseIsNotPrinted(t *testing.T) {
 	}
 }
 
-// Whatever the registry, the token service and a peer respond: no error, log line, variable or JSON
-// has a secret that went in, and none is longer than 4 KiB. In the body, "%s" stands for the secret.
+// Whatever the registry, the token service and a peer respond, no error, log line, variable or JSON
+// has a secret that went in, and none is longer than 4 KiB. In the body, "%s" stands for the
+// secret.
 func FuzzSecretsStayHidden(f *testing.F) {
 	for _, seed := range []string{
 		`{"message":"%s"}`, `{"message":"a","info":{"%s":1}}`, `{"error":"%s","error_description":"%s"}`, `{"data":{"access_token":"%s"}}`,

@@ -106,7 +106,7 @@ func TestSilentHTTP2Connection(t *testing.T) {
 				defer transport.CloseIdleConnections()
 				h := &httpClient{
 					transports: transports{backend: transport, backendNewConn: newConn},
-					timeout:    10 * time.Second, maxResponse: 1 << 20, trace: &hooks{},
+					timeout:    10 * time.Second, maxResponse: 1 << 20, trace: &hooks{}, secrets: newCredentials(Config{}, zap.NewNop()),
 				}
 				get := func() error {
 					resp, err := h.sendJSON(t.Context(), RequestInfo{Target: TargetRegistry}, http.MethodGet, "https://registry.test/", "", nil)
