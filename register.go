@@ -458,16 +458,6 @@ func missedBy(failures []Outcome) missedPeers {
 
 func (m missedPeers) contains(s Server) bool { return m.ids[s.ServerID] }
 
-// remainIn reports whether any of them is in the view: they may have been evicted.
-func (m missedPeers) remainIn(v membership.View) bool {
-	for id := range m.ids {
-		if _, ok := v.Get(id); ok {
-			return true
-		}
-	}
-	return false
-}
-
 // pause waits before the next attempt. The pause begins when a circuit lets a request through
 // again. Otherwise one that is open for long could reject all attempts.
 func (m missedPeers) pause(ctx context.Context, d time.Duration) error {
@@ -486,9 +476,6 @@ func (c *Cluster) repeatAnnouncement(ctx context.Context, number int64, servers 
 			return
 		}
 		view := c.state.view()
-		if !missed.remainIn(view) {
-			return
-		}
 		call := announcementOf(servers(view))
 		call.noEviction = true
 		call.filter = missed.contains
