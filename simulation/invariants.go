@@ -260,27 +260,30 @@ func (s *simulation) announced() (ids []string) {
 	return ids
 }
 
-// expected returns the ids of the running nodes, sorted, and when the entry of each stopped node
-// expires at the latest.
+// expected returns the ids of the running nodes, sorted, and when the entry of each id without a
+// running process expires at the latest.
 func (s *simulation) expected() (running []string, expiry map[string]time.Time) {
 	expiry = map[string]time.Time{}
-	for _, m := range s.members {
-		switch {
-		case m.twin:
-		case m.running:
-			running = append(running, m.id)
-		default:
-			expiry[m.id] = m.stopped.Add(s.gracePeriod())
-			if now := time.Now(); expiry[m.id].Before(now) {
-				expiry[m.id] = now // until then, the registry may have sent a wrong list
-			}
-			// Each node renews, and then retains the nodes that the registry has lost for a lease.
-			if retained := s.lastReset.Add(s.scenario.Lease * 7 / 4); m.stopped.Before(s.lastReset) && expiry[m.id].Before(retained) {
-				expiry[m.id] = retained
-			}
-		}
+	for _, m := range s.running() {
+		running = append(running, m.id)
 	}
 	slices.Sort(running)
+	for _, m := range s.members {
+		if slices.Contains(running, m.id) {
+			continue
+		}
+		until := m.stopped.Add(s.gracePeriod())
+		if now := time.Now(); until.Before(now) {
+			until = now // the registry may have sent a wrong list so far
+		}
+		// Each node renews, and then retains the nodes that the registry has lost for a lease.
+		if retained := s.lastReset.Add(s.scenario.Lease * 7 / 4); m.stopped.Before(s.lastReset) && until.Before(retained) {
+			until = retained
+		}
+		if until.After(expiry[m.id]) {
+			expiry[m.id] = until
+		}
+	}
 	return running, expiry
 }
 

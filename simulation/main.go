@@ -47,6 +47,7 @@ type options struct {
 	workers int
 	worker  bool // serve jobs from standard input
 	log     bool
+	reduce  bool
 
 	one reduced
 }
@@ -59,6 +60,7 @@ func parse(args []string) (options, error) {
 	flags.Uint64Var(&o.first, "first", 1, "the first `seed`; 0 draws it")
 	flags.IntVar(&o.workers, "workers", runtime.GOMAXPROCS(0), "run this `number` of seeds at a time, each in a process of its own")
 	flags.BoolVar(&o.worker, "worker", false, "serve the jobs of another process")
+	flags.BoolVar(&o.reduce, "reduce", true, "reduce a seed that fails to what is needed for it")
 	flags.BoolVar(&o.log, "log", false, "with -seed: write the log of all nodes")
 	flags.Uint64Var(&o.one.Seed, "seed", 0, "run this `seed` alone, and write its history")
 	flags.IntVar(&o.one.Nodes, "nodes", 0, "with -seed: start with this `number` of nodes instead of the drawn one")

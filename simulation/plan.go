@@ -23,6 +23,8 @@ type Scenario struct {
 
 	MaxInFlight int `json:"maxInFlight"`
 
+	Pipes bool `json:"pipes,omitempty"` // requests are sent over connections, by the node's transport
+
 	Events []Event `json:"events"` // sorted by time
 }
 
@@ -100,6 +102,7 @@ func drawScenario(seed uint64) Scenario {
 	if r.IntN(4) == 0 {
 		sc.Unmanaged = 2 + r.IntN(4)
 	}
+	sc.Pipes = sc.Nodes <= 12 && r.IntN(4) == 0
 	count := int(math.Round(10 * math.Pow(5, r.Float64())))
 	sc.Events = drawEvents(r, sc, count)
 	return sc

@@ -80,8 +80,11 @@ loop:
 		return workerErr
 	}
 	_, _ = fmt.Fprint(out, total.summary(first))
-	if f := total.failure; f != nil {
+	switch f := total.failure; {
+	case f != nil && o.reduce:
 		return reportFailure(out, *f)
+	case f != nil:
+		return fmt.Errorf("seed %d fails: %s", f.reduced.Seed, f.problems[0])
 	}
 	if missing := total.missing(); total.seeds >= seedsForMarks && len(missing) > 0 {
 		return fmt.Errorf("%d seeds have not hit %q", total.seeds, missing)

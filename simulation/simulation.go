@@ -77,6 +77,9 @@ func run(t TB, scenario Scenario, log *zap.Logger) result {
 	if log != nil {
 		opts = append(opts, cluster.WithLogger(log))
 	}
+	if scenario.Pipes {
+		opts = append(opts, cluster.WithTransport(s.pipes))
+	}
 	s.World = clustertest.Start(t, 0,
 		clustertest.WithLease(scenario.Lease),
 		clustertest.WithTokenTTL(scenario.TokenTTL),
@@ -98,6 +101,9 @@ func run(t TB, scenario Scenario, log *zap.Logger) result {
 	s.endFaults()
 	if !t.Failed() {
 		s.checkConverged()
+	}
+	for _, closePipe := range s.closePipes {
+		closePipe()
 	}
 	s.work.Wait()
 	sleep(afterEffect) // late requests have ended
@@ -122,6 +128,8 @@ type simulation struct {
 	history   []string
 	marks     *marks
 	converged map[string]float64
+
+	closePipes []func()
 
 	active    map[string]func() // the faults in effect, by what they affect, with what ends each
 	effects   effects
