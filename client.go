@@ -176,11 +176,12 @@ func (h *httpClient) do(ctx context.Context, rt http.RoundTripper, info RequestI
 	if h.trace.set().hasRequest {
 		req, form.direct = addTraceHeader(req, form.direct, requestHeader(ctx))
 	}
-	if end.isEmpty() {
-		return h.exchange(ctx, rt, info.remote(), req, form)
-	}
 	start := time.Now()
 	resp, err := h.exchange(ctx, rt, info.remote(), req, form)
+	err = markSuspended(ctx, err)
+	if end.isEmpty() {
+		return resp, err
+	}
 	result := RequestResult{StatusCode: resp.status, Kind: classify(err), Err: err, Duration: time.Since(start)}
 	if err != nil && errors.Is(ctx.Err(), context.Canceled) {
 		result.Kind = KindCanceled

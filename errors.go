@@ -261,8 +261,8 @@ var errNotConfirmed = errors.New("the registry has not confirmed this peer, it h
 
 // isLocalFault reports whether a request failed because of a fault on this node, so that the state
 // of the remote is unknown. Such faults are exhausted resources, a local firewall, a resolver that
-// does not answer, and faults of a RoundTripper. ENETUNREACH is not among them: routers on the way
-// cause it, too.
+// does not answer, a suspended process, and faults of a RoundTripper. ENETUNREACH is not among
+// them: routers on the way cause it, too.
 func isLocalFault(err error) bool {
 	for _, errno := range []syscall.Errno{
 		syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL, syscall.EAGAIN,
@@ -276,7 +276,23 @@ func isLocalFault(err error) bool {
 		return !dns.IsNotFound
 	}
 	_, panicked := errors.AsType[*PanicError](err)
-	return panicked || errors.Is(err, errNoResponse)
+	return panicked || errors.Is(err, errNoResponse) || errors.Is(err, errSuspended)
+}
+
+// errSuspended is the error of a request that has timed out while this process did not run. The
+// response may have arrived in time.
+var errSuspended = errors.New("this process was suspended meanwhile")
+
+// suspendedAfter is how long after its deadline a request may end in a process that runs.
+const suspendedAfter = time.Second
+
+// markSuspended adds errSuspended to the error of a request that has timed out long after the
+// deadline of ctx. A process that is stopped, or a machine that is paused, is noticed by this.
+func markSuspended(ctx context.Context, err error) error {
+	if deadline, ok := ctx.Deadline(); ok && timedOut(err) && time.Since(deadline) > suspendedAfter {
+		return fmt.Errorf("%w (%w)", err, errSuspended)
+	}
+	return err
 }
 
 // isTLSError reports whether there was a server, but no TLS connection to it.

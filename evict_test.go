@@ -601,6 +601,32 @@ func callWithoutFreeFiles(t *testing.T, peer string) {
 
 // Faults of this node, such as a lack of file descriptors, evict no peer, however few peers there
 // are. They have a kind and a warning of their own.
+// The process is stopped while it waits for a peer, and goes on long after the timeout. The other
+// peers are too few for self-preservation.
+func TestSuspendedNodeEvictsNoPeer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, variant := range []struct {
+			suspended time.Duration
+			kind      cluster.Kind
+			evicted   bool
+		}{
+			{time.Minute, cluster.KindLocal, false},
+			{24 * time.Hour, cluster.KindLocal, false},
+			{10*time.Second + 100*time.Millisecond, cluster.KindTimeout, true}, // as a slow scheduler does
+		} {
+			w := clustertest.Start(t, 2, clustertest.WithLease(100*time.Hour))
+			n, peer := w.Nodes[0], w.Nodes[1]
+			release := make(chan struct{})
+			w.Network.Fault(n.Host, peer.Host, clustertest.Suspend(release))
+			time.AfterFunc(variant.suspended, func() { close(release) })
+			o := singleFailure(t, rpc(t, n, cluster.Request{Path: "/things"}))
+			if o.Kind != variant.kind || o.Evicted != variant.evicted {
+				t.Errorf("suspended for %v: %s, evicted %t: %v", variant.suspended, o.Kind, o.Evicted, o.Err)
+			}
+		}
+	})
+}
+
 func TestLocalFaultsDoNotEvict(t *testing.T) {
 	dial := func(err error) error { return &net.OpError{Op: "dial", Net: "tcp", Err: err} }
 	for name, fault := range map[string]error{

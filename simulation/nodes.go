@@ -262,6 +262,7 @@ func (s *simulation) freeze(e Event) {
 	release := make(chan struct{})
 	s.Network.Fault(m.Host, clustertest.Any, clustertest.Suspend(release))
 	s.Network.Fault(clustertest.Any, m.Host, clustertest.Late(release))
+	s.startCall(m, Event{}) // it is in the middle of a call
 	s.endAfter(m.Host, e, func() {
 		s.record("%s goes on", m.id)
 		s.Network.Fault(m.Host, clustertest.Any, nil)
@@ -273,8 +274,14 @@ func (s *simulation) freeze(e Event) {
 
 // callPeers makes one node call all its peers, and checks that each has exactly one outcome.
 func (s *simulation) callPeers(e Event) {
-	m := s.nthCaller(e.Nodes[0])
-	if m == nil || m.Status().RenewedAt.IsZero() { // without a view there is no call
+	if m := s.nthCaller(e.Nodes[0]); m != nil {
+		s.startCall(m, e)
+	}
+}
+
+// startCall starts a call of all peers.
+func (s *simulation) startCall(m *member, e Event) {
+	if !m.managed() || m.Status().RenewedAt.IsZero() { // without a view there is no call
 		return
 	}
 	c, id := m.Cluster, m.id

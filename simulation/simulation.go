@@ -87,6 +87,8 @@ func run(t TB, scenario Scenario, log *zap.Logger) result {
 		clustertest.WithConfig(s.configure),
 		clustertest.WithHandler(handler),
 		clustertest.WithOptions(opts...))
+	// Timers of other nodes would let virtual time go on for good.
+	time.AfterFunc(scenario.Duration+5*scenario.Lease+time.Hour, func() { t.Errorf("the run does not end: a call or Close blocks") })
 	for range scenario.Nodes {
 		m := &member{Node: s.Add()}
 		m.id = m.ID

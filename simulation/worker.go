@@ -142,6 +142,9 @@ func startWorker(ctx context.Context) (*worker, error) {
 // maxRunTime bounds the run of one scenario, which takes seconds at most.
 const maxRunTime = 3 * time.Minute
 
+// maxFailingTime bounds what follows a problem, which may be that the run does not end.
+const maxFailingTime = 20 * time.Second
+
 // run runs a scenario. It returns the problems, and reports whether the worker can go on. A worker
 // that crashes or hangs is a problem, too.
 func (w *worker) run(scenario Scenario) (res result, problems []string, alive bool) {
@@ -162,11 +165,15 @@ func (w *worker) run(scenario Scenario) (res result, problems []string, alive bo
 			return *r.Result, problems, true
 		}
 		problems = append(problems, r.Problem)
+		hangs.Reset(maxFailingTime)
 	}
 	inTime := hangs.Stop()
 	_ = w.cmd.Process.Kill()
 	_ = w.cmd.Wait()
-	if !inTime {
+	switch {
+	case !inTime && len(problems) > 0:
+		return res, problems, false
+	case !inTime:
 		return res, append(problems, fmt.Sprintf("the run takes longer than %v", maxRunTime)), false
 	}
 	return res, append(problems, fmt.Sprintf("the process crashed: %v\n%s", err, w.stderr)), false
