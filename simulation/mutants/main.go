@@ -65,6 +65,9 @@ func run(ctx context.Context, names []string, out io.Writer) error {
 		if len(names) > 0 && !slices.Contains(names, m.name) {
 			continue
 		}
+		if ctx.Err() != nil {
+			return errors.Join(append(errs, ctx.Err())...)
+		}
 		start := time.Now()
 		how, err := m.test(ctx, dir)
 		if err != nil {
