@@ -561,7 +561,7 @@ func TestAnnouncementsAreBounded(t *testing.T) {
 // the registry may send.
 func TestInvalidAnnouncements(t *testing.T) {
 	testEndpoints(t, func(v endpointTest) {
-		before := marshal(v.T, v.World.Nodes[0].Servers())
+		before := marshal(v.T, v.Nodes[0].Servers())
 		for name, resource := range map[string]string{
 			"id of 500 KB":  announcement(strings.Repeat("x", 500_000)),
 			"dots":          announcement("../../x"),
@@ -570,8 +570,8 @@ func TestInvalidAnnouncements(t *testing.T) {
 			"long entry":    strings.Replace(announcement("node-9"), `"serverId"`, `"x":"`+strings.Repeat("x", 17<<10)+`","serverId"`, 1),
 			"long resource": strings.Replace(announcement("node-9"), `"servers"`, `"x":"`+strings.Repeat("x", 17<<10)+`","servers"`, 1),
 		} {
-			reply := v.send(http.MethodPost, itResources, resource, "Bearer "+v.World.Token("mds", true))
-			if reply.Code != http.StatusBadRequest || len(reply.Body) > 1<<10 || marshal(v.T, v.World.Nodes[0].Servers()) != before {
+			reply := v.send(http.MethodPost, itResources, resource, "Bearer "+v.Token("mds", true))
+			if reply.Code != http.StatusBadRequest || len(reply.Body) > 1<<10 || marshal(v.T, v.Nodes[0].Servers()) != before {
 				v.Errorf("%s: %d, %.300s", name, reply.Code, reply.Body)
 			}
 		}

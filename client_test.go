@@ -661,6 +661,7 @@ func logTexts(lines *observer.ObservedLogs) (texts []string) {
 
 // statusTexts returns what a status has for an application. In the JSON, "<" may be escaped.
 func statusTexts(t *testing.T, s cluster.Status) []string {
+	t.Helper()
 	return append(textsOf(s.Reason), s.Env()["REGISTRATION_STATUS"], marshal(t, s))
 }
 
