@@ -250,6 +250,7 @@ func (s *simulation) wrongList(e Event) {
 	s.record("for %v the registry lists %s, with each renewal", e.For, e.Variant)
 	s.disturbs(e.For)
 	s.store.setList(e.Variant, e.Seed)
+	s.listedOld = s.listedOld || e.Variant == listOld
 	s.endAfter("list", e, func() {
 		s.record("the registry lists all servers again")
 		s.store.setList("", 0)

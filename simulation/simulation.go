@@ -137,6 +137,7 @@ type simulation struct {
 	effects   effects
 	twinOf    string    // the id of the next node, if it is a twin
 	lastReset time.Time // of the registry
+	listedOld bool      // the registry has sent an outdated list
 	moves     int
 	rotations int
 
