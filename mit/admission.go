@@ -13,6 +13,8 @@ const (
 	// unknownListBytes is reserved for the list of a type that has not been encoded yet.
 	unknownListBytes = 4 << 10
 
+	unknownServers = -1
+
 	// maxRetryAfter bounds the Retry-After of a rejected request.
 	maxRetryAfter = 15 * time.Second
 
@@ -40,6 +42,7 @@ type admission struct {
 // A typeLoad has the figures of the lists of one type.
 type typeLoad struct {
 	inFlight int64
+	servers  int       // in the last list; unknownServers before the first
 	size     int64     // of the last list, encoded
 	sent     int64     // of the last list, as sent
 	turn     time.Time // of the last rejected request
@@ -66,7 +69,7 @@ func (a *admission) acquire(typ, address string, now time.Time) (in *admitted, r
 	defer a.mu.Unlock()
 	load := a.types[typ]
 	if load == nil {
-		load = &typeLoad{size: unknownListBytes, sent: unknownListBytes}
+		load = &typeLoad{servers: unknownServers, size: unknownListBytes, sent: unknownListBytes}
 		a.types[typ] = load
 	}
 	size := load.size
@@ -96,12 +99,12 @@ func (a *admission) nextTurnLocked(load *typeLoad, now time.Time) time.Duration 
 	return maxRetryAfter/2 + rand.N(maxRetryAfter/2)
 }
 
-// encoded records the size of a list and the number of bytes to send, and changes the reservation
-// to this number.
-func (in *admitted) encoded(size, sent int) {
+// encoded records the figures of a list and the number of bytes to send, and changes the
+// reservation to this number.
+func (in *admitted) encoded(l *list, sent int) {
 	in.a.mu.Lock()
 	defer in.a.mu.Unlock()
-	in.load.size, in.load.sent = int64(size), int64(sent)
+	in.load.servers, in.load.size, in.load.sent = l.servers, int64(l.size), int64(sent)
 	in.resizeLocked(int64(sent))
 }
 
@@ -125,14 +128,14 @@ func (in *admitted) resizeLocked(size int64) {
 	}
 }
 
-// listSize returns the size of the last list of a type, encoded; 0 if unknown.
-func (a *admission) listSize(typ string) int64 {
+// lastList returns the figures of the last list of a type.
+func (a *admission) lastList(typ string) (servers int, size int64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if load := a.types[typ]; load != nil {
-		return load.size
+		return load.servers, load.size
 	}
-	return 0
+	return unknownServers, unknownListBytes
 }
 
 // A throughput is the rate at which responses were sent in the last busy second.

@@ -26,9 +26,10 @@ const (
 
 // A list is the encoded response with a resource. Requests share it, so it must not be modified.
 type list struct {
-	size  int    // of the encoded list
-	plain []byte // nil if no request asked for it
-	gzip  []byte // nil if no request asked for it, or if the list is short
+	servers int    // number of servers
+	size    int    // of the encoded list
+	plain   []byte // nil if no request asked for it
+	gzip    []byte // nil if no request asked for it, or if the list is short
 }
 
 // form returns the form of the list for a request.
@@ -138,7 +139,7 @@ func (e *encodings) encodeList(b *batch) (*list, error) {
 	if err != nil { // the store returned invalid JSON
 		return nil, newAPIError(http.StatusInternalServerError, "the response could not be encoded")
 	}
-	l := &list{size: len(plain)}
+	l := &list{servers: len(res.Servers), size: len(plain)}
 	if b.gzip && len(plain) >= minGzipBytes {
 		l.gzip = e.compress(plain)
 	}

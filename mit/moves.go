@@ -1,6 +1,8 @@
 package mit
 
 import (
+	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -10,11 +12,16 @@ const (
 	maxMoves       = 10_000
 	warnEvery      = time.Minute // for one server
 	movesRemovedAt = maxMoves / 2
+
+	maxAddresses = 4 // of one server
 )
 
-// moves detects two processes with one server id. Their renewals change the address of the entry
-// back and forth. A server that was moved changes its address only once. The zero value is ready
-// for use.
+// moves detects processes that share one server id. Their renewals change the address of the entry
+// back and forth. A server that was moved gets an address that it did not have before. The zero
+// value is ready for use.
+//
+// Other replicas of the registry may have written some of the entries that were replaced. So the
+// address that an entry is changed to may be the same each time.
 type moves struct {
 	mu     sync.Mutex // guards the fields below
 	byID   map[string]*move
@@ -23,9 +30,9 @@ type moves struct {
 
 // A move is the last change of a server's address.
 type move struct {
-	from   string
-	at     time.Time
-	warned time.Time
+	addresses []string // the last ones, with the present one
+	at        time.Time
+	warned    time.Time
 }
 
 // record records that a server's address has changed. It reports whether to warn that the server
@@ -45,8 +52,12 @@ func (m *moves) record(typ, serverID, from, to string, now time.Time) (warn bool
 		last = &move{}
 		m.byID[key] = last
 	}
-	back := last.from == to && now.Sub(last.at) < moveMemory
-	last.from, last.at = from, now
+	if now.Sub(last.at) >= moveMemory {
+		last.addresses = nil
+	}
+	back := slices.Contains(last.addresses, to)
+	last.remember(from, to)
+	last.at = now
 	if !back {
 		return false
 	}
@@ -56,6 +67,16 @@ func (m *moves) record(typ, serverID, from, to string, now time.Time) (warn bool
 	}
 	last.warned = now
 	return true
+}
+
+// remember adds addresses to the last ones.
+func (m *move) remember(addresses ...string) {
+	for _, address := range addresses {
+		m.addresses = append(slices.DeleteFunc(m.addresses, func(a string) bool { return a == address }), strings.Clone(address))
+	}
+	if n := len(m.addresses) - maxAddresses; n > 0 {
+		m.addresses = slices.Delete(m.addresses, 0, n)
+	}
 }
 
 // makeRoomLocked removes old moves, or some if none is old.

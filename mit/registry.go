@@ -25,7 +25,6 @@ package mit
 
 import (
 	"cmp"
-	"context"
 	"crypto"
 	"encoding/json"
 	"errors"
@@ -208,7 +207,7 @@ func (g *Registry) SetPublicKeys(keys ...crypto.PublicKey) error {
 }
 
 // AddressConflicts counts how often the address of a server has changed back to an earlier one.
-// This shows that two processes renew with the same server id. It needs a [Store] that sets
+// This shows that several processes renew with the same server id. It needs a [Store] that sets
 // [Resource].Replaced. Each server is logged once a minute at most.
 func (g *Registry) AddressConflicts() uint64 { return g.moves.count() }
 
@@ -335,13 +334,19 @@ func (g *Registry) methodNotAllowed(pattern, method string) {
 // health logs nothing: load balancers call it every few seconds.
 func (g *Registry) health(w http.ResponseWriter) {
 	w.Header().Set("Cache-Control", "no-store")
-	if s, ok := g.store.(interface{ Ready() error }); ok {
-		if err := s.Ready(); err != nil {
-			httpjson.WriteError(w, http.StatusServiceUnavailable, err.Error())
-			return
-		}
+	if err := g.storeReady(); err != nil {
+		httpjson.WriteError(w, http.StatusServiceUnavailable, err.Error())
+		return
 	}
 	writeJSON(w, http.StatusOK, map[string]string{"data": "ok"})
+}
+
+// storeReady returns why the store is not ready, if it can say so.
+func (g *Registry) storeReady() error {
+	if s, ok := g.store.(interface{ Ready() error }); ok {
+		return s.Ready()
+	}
+	return nil
 }
 
 func (g *Registry) writeError(w http.ResponseWriter, r *http.Request, from caller, err error) {
@@ -445,13 +450,13 @@ func (g *Registry) respondWithList(r *http.Request, typ string, load func() (Res
 		return nil, err
 	}
 	body, _ := l.form(r.Header)
-	in.encoded(l.size, len(body))
+	in.encoded(l, len(body))
 	return listResponse{l, in}, nil
 }
 
 // put stores a registration within the limits of its resource.
 func (g *Registry) put(r *http.Request, from caller, reg Registration, ttl time.Duration) (Resource, error) {
-	if err := g.checkListSize(r.Context(), reg); err != nil {
+	if err := g.checkLimits(r, from, reg); err != nil {
 		return Resource{}, err
 	}
 	res, err := g.store.Put(r.Context(), reg, ttl)
@@ -463,9 +468,7 @@ func (g *Registry) put(r *http.Request, from caller, reg Registration, ttl time.
 		if err := g.store.Delete(r.Context(), res.ID, reg.ServerID); err != nil {
 			return Resource{}, err
 		}
-		g.log.Warn("cluster full", append(auditFields(r, from), zap.String("serverId", reg.ServerID),
-			zap.Int("maxServers", limit))...)
-		return Resource{}, newAPIError(http.StatusConflict, "the cluster is full: it has %d servers", limit)
+		return Resource{}, g.refuseServer(r, from, reg)
 	}
 
 	if before := res.Replaced; before != nil && before.ClusterBaseURL != reg.ClusterBaseURL &&
@@ -483,20 +486,39 @@ func (g *Registry) put(r *http.Request, from caller, reg Registration, ttl time.
 	return res, nil
 }
 
-// checkListSize rejects a registration that would make a list too long for the nodes. It reads the
-// list only if the last one was almost too long.
-func (g *Registry) checkListSize(ctx context.Context, reg Registration) error {
-	limit := g.cfg.maxListBytes()
-	if g.admission.listSize(reg.Type) < limit-limit/8 {
+// refuseServer returns the error for one server too many.
+func (g *Registry) refuseServer(r *http.Request, from caller, reg Registration) error {
+	limit := g.cfg.maxServers()
+	g.log.Warn("cluster full", append(auditFields(r, from), zap.String("serverId", reg.ServerID),
+		zap.Int("maxServers", limit))...)
+	return newAPIError(http.StatusConflict, "the cluster is full: it has %d servers", limit)
+}
+
+// checkLimits rejects a registration that would exceed the limits of its resource, before anything
+// is written. It reads the list only if the last one was almost too long, or is unknown. A list
+// that may be stale decides nothing: it may lack the server itself.
+func (g *Registry) checkLimits(r *http.Request, from caller, reg Registration) error {
+	maxBytes := g.cfg.maxListBytes()
+	servers, size := g.admission.lastList(reg.Type)
+	if servers != unknownServers && servers < g.cfg.maxServers() && size < maxBytes-maxBytes/8 || g.storeReady() != nil {
 		return nil
 	}
-	res, err := g.store.Get(ctx, ResourceID(reg.Type))
+	res, err := g.store.Get(r.Context(), ResourceID(reg.Type))
 	if errors.Is(err, ErrNotFound) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
+	_, known := findServer(res.Servers, reg.ServerID)
+	if !known && len(res.Servers) >= g.cfg.maxServers() {
+		return g.refuseServer(r, from, reg)
+	}
+	return checkListSize(res, reg, maxBytes)
+}
+
+// checkListSize rejects a registration that would make a list longer than limit.
+func checkListSize(res Resource, reg Registration, limit int64) error {
 	entry, err := reg.Entry(nil, time.Now())
 	if err != nil {
 		return newAPIError(http.StatusBadRequest, "the location is not JSON")
@@ -518,10 +540,14 @@ func (g *Registry) checkListSize(ctx context.Context, reg Registration) error {
 
 // isNew reports whether the last Put created the entry of the server.
 func isNew(servers []cluster.Server, serverID string) bool {
-	i, ok := slices.BinarySearchFunc(servers, serverID, func(s cluster.Server, id string) int {
+	i, ok := findServer(servers, serverID)
+	return ok && servers[i].CreatedAt.Equal(servers[i].UpdatedAt)
+}
+
+func findServer(servers []cluster.Server, id string) (int, bool) {
+	return slices.BinarySearchFunc(servers, id, func(s cluster.Server, id string) int {
 		return cmp.Compare(s.ServerID, id)
 	})
-	return ok && servers[i].CreatedAt.Equal(servers[i].UpdatedAt)
 }
 
 func (g *Registry) get(_ http.ResponseWriter, r *http.Request, from caller) (any, error) {

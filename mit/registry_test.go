@@ -608,13 +608,21 @@ func TestAddressConflicts(t *testing.T) {
 		if n := lines.Len(); n < 3 || n > 4 {
 			t.Errorf("%d lines in 200 s, want one a minute: %v", n, logs.All())
 		}
+		for range 3 { // three processes
+			for host := range 3 {
+				renew("thrice", host)
+			}
+		}
+		if n := g.AddressConflicts(); n != 38+6 {
+			t.Errorf("%d conflicts of three processes, want 6", n-38)
+		}
 		renew("once", 1)
 		renew("once", 2)
 		time.Sleep(2*time.Hour + time.Minute)
 		renew("once", 2)
 		time.Sleep(2 * time.Hour)
 		renew("once", 1) // much later, it has moved back
-		if n := g.AddressConflicts(); n != 38 {
+		if n := g.AddressConflicts(); n != 38+6 {
 			t.Errorf("%d conflicts after a server moved back later", n)
 		}
 	})

@@ -26,6 +26,8 @@ func (l *listStore) Put(context.Context, mit.Registration, time.Duration) (mit.R
 	return l.Resource, nil
 }
 
+func (l *listStore) Get(context.Context, string) (mit.Resource, error) { return l.Resource, nil }
+
 func newListRegistry(tb testing.TB) (*listStore, *mit.Registry) {
 	tb.Helper()
 	store := &listStore{Resource: mit.Resource{ID: mit.ResourceID("mds"), Type: "mds"}}

@@ -162,13 +162,17 @@ func (r *resource) snapshot() mit.Resource {
 	return mit.NewResource(r.typ, r.publicBaseURL, len(r.entries), func(i int) cluster.Server { return r.entries[i].Server })
 }
 
-// withServer returns res with s in place of any other entry of that server.
+// withServer returns res with s in place of any other entry of that server. If there was another or
+// none, res no longer is a state of the cache, and so has no version.
 func withServer(res mit.Resource, s cluster.Server) mit.Resource {
 	i, known := slices.BinarySearchFunc(res.Servers, s.ServerID, func(s cluster.Server, id string) int {
 		return cmp.Compare(s.ServerID, id)
 	})
 	if !known {
 		res.Servers = slices.Insert(res.Servers, i, cluster.Server{})
+	}
+	if !known || !res.Servers[i].UpdatedAt.Equal(s.UpdatedAt) {
+		res.Version = 0
 	}
 	res.Servers[i] = s
 	return res

@@ -173,10 +173,10 @@ func TestCache(t *testing.T) {
 func TestWithServer(t *testing.T) {
 	put := cluster.Server{ServerID: "b", ClusterBaseURL: "put", Location: json.RawMessage(`{}`)}
 	for name, ids := range map[string][]string{"removed since": {"a", "c"}, "put again since": {"a", "b", "c"}, "alone": {}} {
-		res := mit.Resource{Type: "mds"}
+		res := mit.Resource{Type: "mds", Version: 7}
 		want := []cluster.Server{put}
 		for _, id := range ids {
-			other := cluster.Server{ServerID: id, ClusterBaseURL: "other"}
+			other := cluster.Server{ServerID: id, ClusterBaseURL: "other", UpdatedAt: time.Unix(1, 0)}
 			res.Servers = append(res.Servers, other)
 			if id != "b" {
 				want = append(want, other)
@@ -186,6 +186,10 @@ func TestWithServer(t *testing.T) {
 		if diff := gocmp.Diff(mit.Resource{Type: "mds", Servers: want}, withServer(res, put)); diff != "" {
 			t.Errorf("%s: %s", name, diff)
 		}
+	}
+	same := mit.Resource{Version: 7, Servers: []cluster.Server{put}}
+	if res := withServer(same, put); res.Version != 7 {
+		t.Errorf("version %d of a state of the cache", res.Version)
 	}
 }
 

@@ -94,6 +94,7 @@ type Store struct {
 
 	mu          sync.Mutex // guards the fields below, and all they lead to
 	cache       *cache
+	changes     uint64                  // of the cache. Unlike revisions, they never go back
 	lastContact time.Time               // with etcd
 	lastWrite   time.Time               // that succeeded, or a check
 	writeErr    error                   // why writes fail; nil while they succeed
@@ -180,7 +181,11 @@ func (s *Store) Put(ctx context.Context, reg mit.Registration, ttl time.Duration
 	if err != nil {
 		return mit.Resource{}, fmt.Errorf("mit/etcd: put %s: %w", s.keys.server(reg.Type, reg.ServerID), err)
 	}
-	return withServer(res, written.Server), nil
+	res = withServer(res, written.Server)
+	if p.previous != nil {
+		res.Replaced = new(p.previous.Server)
+	}
+	return res, nil
 }
 
 // Get implements [mit.Store].
@@ -192,7 +197,7 @@ func (s *Store) Get(ctx context.Context, id string) (mit.Resource, error) {
 		if s.staleLocked() {
 			s.log.Debug("served stale read", zap.String("type", r.typ), zap.Time("lastContact", s.lastContact))
 		}
-		return r.snapshot(), nil
+		return s.snapshotLocked(r), nil
 	}
 	s.mu.Unlock()
 	ctx, cancel := s.callContext(ctx)
@@ -511,11 +516,18 @@ func (s *Store) resourceAt(ctx context.Context, typ string, revision int64) (mit
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if r := s.cache.resources[mit.ResourceID(typ)]; r != nil {
-			return r.snapshot(), nil
+			return s.snapshotLocked(r), nil
 		}
 		return mit.NewResource(typ, "", 0, nil), nil
 	}
 	return s.fetchResource(ctx, typ)
+}
+
+// snapshotLocked returns a resource of the cache, with its version.
+func (s *Store) snapshotLocked(r *resource) mit.Resource {
+	res := r.snapshot()
+	res.Version = s.changes
+	return res
 }
 
 // grant grants a lease with the given id, or renews it if it exists: the response to an earlier

@@ -266,6 +266,52 @@ func TestConcurrentReplicas(t *testing.T) {
 	}
 }
 
+// Two processes with one id are reported, whichever replicas they use.
+func TestAddressConflicts(t *testing.T) {
+	t.Parallel()
+	c := etcdtest.Run(t, 1)
+	stores := [2]*etcd.Store{}
+	for i := range stores {
+		stores[i] = open(t, etcd.Config{Endpoints: c.Endpoints})
+	}
+	for name, replicaOf := range map[string][2]int{"one": {0, 0}, "two": {0, 1}} {
+		var registries [2]*mit.Registry
+		for i, s := range stores {
+			var err error
+			registries[i], err = mit.NewRegistry(s, mit.RegistryConfig{Verify: func(string) (string, error) { return "mds", nil }})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range 3 {
+			for process, replica := range replicaOf {
+				r := httptest.NewRequest(http.MethodPost, "/itResources", strings.NewReader(fmt.Sprintf(
+					`{"type":"mds","serverId":%q,"publicBaseUrl":"","clusterBaseUrl":"http://10.0.0.%d:1/mds/v1"}`, name, process)))
+				r.Header.Set("Authorization", "Bearer x")
+				w := httptest.NewRecorder()
+				registries[replica].ServeHTTP(w, r)
+				if w.Code != http.StatusOK {
+					t.Fatalf("%d %s", w.Code, w.Body)
+				}
+			}
+		}
+		// Of six renewals, the first creates the entry. The first change that a replica sees may be
+		// a move.
+		want := map[string]uint64{"one": 6 - 2, "two": 6 - 3}[name]
+		if n := registries[0].AddressConflicts() + registries[1].AddressConflicts(); n != want {
+			t.Errorf("%s: %d conflicts, want %d", name, n, want)
+		}
+	}
+	first, err := stores[0].Put(t.Context(), registration("a"), hour)
+	if err != nil || first.Version == 0 || first.Replaced != nil {
+		t.Errorf("version %d, replaced %v, %v", first.Version, first.Replaced, err)
+	}
+	second, err := stores[0].Put(t.Context(), registration("a"), hour)
+	if err != nil || second.Version <= first.Version || second.Replaced == nil {
+		t.Errorf("version %d after %d, replaced %v, %v", second.Version, first.Version, second.Replaced, err)
+	}
+}
+
 // A server renews through one replica while a peer deletes it through another.
 func TestConcurrentRenewalAndDelete(t *testing.T) {
 	t.Parallel()

@@ -239,8 +239,10 @@ func (s *Store) applyEventLocked(event *mvccpb.Event) {
 	}
 }
 
-// notifyLocked records contact with etcd and wakes the calls that wait for the cache's revision.
+// notifyLocked records contact with etcd and a change of the cache, and wakes the calls that wait
+// for the cache's revision.
 func (s *Store) notifyLocked() {
+	s.changes++
 	s.lastContact = time.Now()
 	for ch, revision := range s.waiters {
 		if revision <= s.cache.revision {

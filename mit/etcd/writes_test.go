@@ -195,6 +195,55 @@ func TestChecksWriteNothing(t *testing.T) {
 	}
 }
 
+// A refused client writes nothing, also if the registry has just started.
+func TestRefusalsWriteNothing(t *testing.T) {
+	t.Parallel()
+	c := etcdtest.Run(t, 1)
+	s := open(t, etcd.Config{Endpoints: c.Endpoints})
+	for _, id := range []string{"a", "b"} {
+		put(t, s, id)
+	}
+	client := c.Client(t)
+	revision := func() int64 {
+		t.Helper()
+		resp, err := client.Get(t.Context(), "x")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.Header.Revision
+	}
+	for name, limit := range map[string]mit.RegistryConfig{
+		"409": {MaxServers: 2},
+		"413": {MaxListBytes: 400},
+	} {
+		limit.Verify = func(string) (string, error) { return "mds", nil }
+		registry, err := mit.NewRegistry(s, limit)
+		if err != nil {
+			t.Fatal(err)
+		}
+		register := func(id string) int {
+			r := httptest.NewRequest(http.MethodPost, "/itResources", strings.NewReader(
+				`{"type":"mds","serverId":"`+id+`","publicBaseUrl":"http://x/mds/v1","clusterBaseUrl":"http://10.0.0.1:1/mds/v1"}`))
+			r.Header.Set("Authorization", "Bearer x")
+			w := httptest.NewRecorder()
+			registry.ServeHTTP(w, r)
+			return w.Code
+		}
+		before := revision()
+		for i := range 20 {
+			if status := register(fmt.Sprint("new-", i)); fmt.Sprint(status) != name {
+				t.Errorf("%d for one server too many, want %s", status, name)
+			}
+		}
+		if n := revision() - before; n != 0 {
+			t.Errorf("%s: 20 refusals wrote %d revisions", name, n)
+		}
+		if status := register("a"); status != http.StatusOK {
+			t.Errorf("%s: %d for a renewal", name, status)
+		}
+	}
+}
+
 // One server that cannot be written says nothing about the others.
 func TestRefusedServer(t *testing.T) {
 	t.Parallel()

@@ -75,6 +75,7 @@ var tests = []struct { //nolint:gochecknoglobals // a table
 	{"DeleteIfUnmodifiedSinceOfMissing", (*suite).deleteIfUnmodifiedSinceOfMissing},
 	{"ListsAreCopies", (*suite).listsAreCopies},
 	{"RawIsEncodedEntry", (*suite).rawIsEncodedEntry},
+	{"VersionAndReplaced", (*suite).versionAndReplaced},
 	{"ConcurrentFirstPuts", (*suite).concurrentFirstPuts},
 	{"ConcurrentRenewalAndDelete", (*suite).concurrentRenewalAndDelete},
 }
@@ -403,6 +404,41 @@ func (s *suite) deleteIfUnmodifiedSinceOfMissing() {
 	if newer := s.removeIf("mds", "a", time.Time{}); newer != nil {
 		s.Errorf("newer entry = %+v of an expired server", *newer)
 	}
+}
+
+// A store need not set Version and Replaced. If it does, they must be right.
+func (s *suite) versionAndReplaced() {
+	var last mit.Resource
+	check := func(step string, res mit.Resource, replaced *cluster.Server) {
+		s.Helper()
+		if res.Version != 0 && res.Version <= last.Version {
+			s.Errorf("%s: version %d after %d", step, res.Version, last.Version)
+		}
+		if r := res.Replaced; r != nil && (replaced == nil || !r.UpdatedAt.Equal(replaced.UpdatedAt) || r.ClusterBaseURL != replaced.ClusterBaseURL) {
+			s.Errorf("%s: replaced %+v, want %+v", step, *r, replaced)
+		}
+		last = res
+	}
+	first := s.register("mds", "a", longTTL)
+	check("first", first, nil)
+	entry := s.entry(first, "a")
+	check("other server", s.register("mds", "b", longTTL), nil)
+	moved := registration("mds", "a")
+	moved.ClusterBaseURL = "http://10.0.0.2:8080/mds/v1"
+	res, err := s.Put(s.Context(), moved, longTTL)
+	if err != nil {
+		s.Fatal(err)
+	}
+	check("renewal", res, &entry)
+	entry = s.entry(res, "a")
+	check("renewal", s.register("mds", "a", longTTL), &entry)
+	s.remove("mds", "a")
+	res, err = s.Get(s.Context(), last.ID)
+	if err != nil {
+		s.Fatal(err)
+	}
+	check("deleted", res, nil)
+	check("registered again", s.register("mds", "a", longTTL), nil)
 }
 
 func (s *suite) listsAreCopies() {
