@@ -243,6 +243,10 @@ func (s worldStore) Get(ctx context.Context, id string) (mit.Resource, error) {
 	return s.w.currentStore().Get(ctx, id)
 }
 
+func (s worldStore) List(ctx context.Context) ([]mit.Resource, error) {
+	return s.w.currentStore().List(ctx)
+}
+
 func (s worldStore) Delete(ctx context.Context, id, serverID string) error {
 	return s.w.currentStore().Delete(ctx, id, serverID)
 }

@@ -88,6 +88,23 @@ func (m *Memory) Get(ctx context.Context, id string) (Resource, error) {
 	return m.snapshotLocked(r), nil
 }
 
+// List implements [Store].
+func (m *Memory) List(ctx context.Context) ([]Resource, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now := time.Now()
+	list := make([]Resource, 0, len(m.resources))
+	for _, r := range m.resources {
+		m.expireLocked(ctx, r, now)
+		list = append(list, m.snapshotLocked(r))
+	}
+	sortByType(list)
+	return list, nil
+}
+
+// String describes the store.
+func (m *Memory) String() string { return "in the memory of this process; it is empty after a restart" }
+
 // Delete implements [Store]. It does not fail.
 func (m *Memory) Delete(ctx context.Context, id, serverID string) error {
 	m.deleteIf(ctx, id, serverID, func(cluster.Server) bool { return true })
@@ -127,6 +144,10 @@ func later(t, u time.Time) time.Time {
 		return u
 	}
 	return t
+}
+
+func sortByType(list []Resource) {
+	slices.SortFunc(list, func(a, b Resource) int { return cmp.Compare(a.Type, b.Type) })
 }
 
 // deleteIf removes a server if cond holds for its entry, and returns the entry otherwise.

@@ -128,6 +128,7 @@ type Registry struct {
 	admission *admission
 	encodings encodings
 	moves     moves
+	history   history // of the status page
 
 	mu         sync.Mutex // guards the fields below
 	lease      time.Duration
@@ -397,6 +398,7 @@ func (g *Registry) authenticate(r *http.Request) (caller, error) {
 	}
 	if err != nil {
 		g.log.Warn("token rejected", append(auditFields(r, caller{}), zap.Error(err))...)
+		g.history.reject("", "", remoteAddress(r), "its token was rejected: "+err.Error())
 		return caller{}, newAPIError(g.cfg.invalidTokenStatus(), "the token is not valid here")
 	}
 	return from, nil
@@ -424,14 +426,22 @@ func (g *Registry) register(w http.ResponseWriter, r *http.Request, from caller)
 		return nil, err
 	}
 	if reg.Type != from.typ {
+		g.history.reject(reg.Type, reg.ServerID, remoteAddress(r), fmt.Sprintf("its token is of type %.40q", from.typ))
 		return nil, newAPIError(http.StatusForbidden, "a token of type %q cannot register type %q", from.typ, reg.Type)
 	}
 	reg.Unmanaged = r.URL.Query().Get("managedCluster") == "off"
-	return g.respondWithList(r, reg.Type, func() (Resource, *float64, error) {
+	response, err := g.respondWithList(r, reg.Type, func() (Resource, *float64, error) {
 		leaseTime, ttl := g.leaseTerms()
 		res, err := g.put(r, from, reg, ttl)
+		if err == nil {
+			g.history.renewed(reg.Type, reg.ServerID, reg.ClusterBaseURL, ttl)
+		}
 		return res, leaseTime, err
 	})
+	if apiErr, ok := errors.AsType[*apiError](err); ok {
+		g.history.reject(reg.Type, reg.ServerID, remoteAddress(r), apiErr.message)
+	}
+	return response, err
 }
 
 // respondWithList responds with the list that load returns, if there is room for it.
@@ -594,6 +604,7 @@ func (g *Registry) delete(_ http.ResponseWriter, r *http.Request, from caller) (
 		return nil, err
 	}
 	g.log.Info("server deleted", fields...)
+	g.history.left(from.typ, serverID, remoteAddress(r))
 	data, err := json.Marshal(wire.ServerRef{ServerID: serverID})
 	return wire.DeleteResponse{Data: data}, err
 }

@@ -52,6 +52,10 @@ type Store interface {
 	// registered for it. It may also return ErrNotFound for a resource without servers.
 	Get(ctx context.Context, id string) (Resource, error)
 
+	// List returns all resources with their live servers, sorted by type. It may leave out resources
+	// without servers. Unlike Get, it need not be one atomic state of several resources.
+	List(ctx context.Context) ([]Resource, error)
+
 	// Delete removes a server. A missing server or resource is not an error.
 	Delete(ctx context.Context, id, serverID string) error
 

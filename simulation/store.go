@@ -141,6 +141,12 @@ func (s *store) Get(context.Context, string) (mit.Resource, error) {
 	return mit.NewResource(s.typ, "", len(servers), func(i int) cluster.Server { return servers[i] }), nil
 }
 
+// List implements [mit.Store].
+func (s *store) List(ctx context.Context) ([]mit.Resource, error) {
+	r, err := s.Get(ctx, mit.ResourceID(s.typ))
+	return []mit.Resource{r}, err
+}
+
 // Delete implements [mit.Store].
 func (s *store) Delete(_ context.Context, _, serverID string) error {
 	s.deleteIf(serverID, time.Time{})

@@ -1,6 +1,12 @@
 package statuspage
 
-import "time"
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
 
 // A Registry is the content of the status page of a registry.
 type Registry struct {
@@ -9,18 +15,19 @@ type Registry struct {
 
 	Store      string `json:"store"`
 	StoreError string `json:"storeError,omitempty"`
-	// ReadError is why the list of servers could not be read.
-	ReadError string `json:"readError,omitempty"`
-	InFlight  int    `json:"inFlight"` // requests
+	// InFlightBytes are those of the lists that are being sent.
+	InFlightBytes    int64 `json:"inFlightBytes"`
+	MaxInFlightBytes int64 `json:"maxInFlightBytes"`
 
-	Types  []RegistryType   `json:"types"`
-	Left   []RegistryChange `json:"left"`     // the newest first
-	Denied []RegistryChange `json:"rejected"` // registrations, the newest first
+	Findings []Finding        `json:"findings"`
+	Types    []RegistryType   `json:"types"`
+	Left     []RegistryChange `json:"left"`     // the newest first
+	Rejected []RegistryChange `json:"rejected"` // the newest first
 
 	// Confirm is the server that is to be deleted, after a confirmation; nil for none.
 	Confirm *Confirmation `json:"-"`
 	Notice  string        `json:"-"`
-	Path    string        `json:"-"` // of the page
+	Actions bool          `json:"-"` // servers can be deleted
 	Refresh Duration      `json:"-"`
 }
 
@@ -60,4 +67,64 @@ type Confirmation struct {
 	Type   string
 	Server RegistryServer
 	Effect string
+}
+
+// Servers returns the number of servers of all types.
+func (p *Registry) Servers() (n int) {
+	for _, t := range p.Types {
+		n += len(t.Servers)
+	}
+	return n
+}
+
+// Diagnose sets the findings of a page.
+func (p *Registry) Diagnose() {
+	if p.StoreError != "" {
+		p.Findings = append(p.Findings, Finding{
+			Severity: Error, Title: "The store has a problem: the list may be stale, and registrations may fail", Evidence: p.StoreError,
+			Cause: "The registry cannot reach its store, or the store refuses writes.",
+		})
+	}
+	for _, t := range p.Types {
+		if t.Full {
+			p.Findings = append(p.Findings, Finding{
+				Severity: Error, Title: fmt.Sprintf("The cluster %s is full: it has %d servers of at most %d", t.Type, len(t.Servers), t.Limit),
+				Cause:  "Registered servers can renew, but no further server can register.",
+				Remedy: "Delete servers that no longer run, or raise --max-servers (RegistryConfig.MaxServers).",
+			})
+		}
+		for _, s := range t.Servers {
+			if s.Renewed > p.Lease {
+				p.Findings = append(p.Findings, Finding{
+					Severity: Warning, Title: fmt.Sprintf("%s of %s has not renewed for %s, which is longer than its lease", s.ID, t.Type, s.Renewed),
+					Cause: fmt.Sprintf("It has stopped, or cannot reach the registry. It is removed in %s, unless it renews.", s.ExpiresIn),
+				})
+			}
+		}
+	}
+	for _, c := range p.Rejected {
+		if time.Duration(c.Ago) <= recent && len(p.Findings) < maxFindings {
+			p.Findings = append(p.Findings, rejection(c))
+		}
+	}
+	slices.SortStableFunc(p.Findings, func(a, b Finding) int { return cmp.Compare(a.Severity, b.Severity) })
+}
+
+// maxFindings bounds the findings about rejected requests and servers.
+const maxFindings = 20
+
+func rejection(c RegistryChange) Finding {
+	what := cmp.Or(c.ID, "A request")
+	f := Finding{Severity: Error, Evidence: fmt.Sprintf("%s, from %s, %s ago", c.Reason, c.Address, c.Ago), Title: what + " was rejected: " + c.Reason}
+	switch {
+	case strings.Contains(c.Reason, "full"):
+		f.Title = what + " was rejected, because the cluster is full"
+		f.Cause = "The registry accepts no further server of this type."
+	case strings.Contains(c.Reason, "token"):
+		reason := tokenProblem(c.Reason)
+		f.Title = fmt.Sprintf("%s from %s was rejected (%s)", what, c.Address, reason.name)
+		f.Cause = reason.cause
+		f.Remedy = strings.ReplaceAll(reason.remedy, "{audience}", "MIT_AUDIENCE of that node with the audience of this registry")
+	}
+	return f
 }

@@ -96,6 +96,9 @@ func (c Command) Run(ctx context.Context, args []string, stdout, stderr io.Write
 	if err != nil {
 		return err
 	}
+	if services.status, err = services.statusHandler(&s, ln.Addr()); err != nil {
+		return err
+	}
 	defer services.reloadOnHangup(ctx, &s)()
 	defer newNotifier().start(ctx, log)()
 	s.printEnv(stdout, base, ln.Addr())
@@ -137,6 +140,7 @@ type settings struct {
 	level                 string
 	tlsCert, tlsKey       string
 	clientCA              string
+	adminTokenFile        string
 	insecureDev           bool
 	development           *mit.Client // the client whose environment is printed; nil: none
 }
@@ -162,6 +166,7 @@ func (c Command) flags(s *settings) *flag.FlagSet {
 	fs.StringVar(&s.tlsCert, "tls-cert", "", "PEM `file` with the certificate of this program; read again when it changes")
 	fs.StringVar(&s.tlsKey, "tls-key", "", "PEM `file` with the key of that certificate; read again when it changes")
 	fs.StringVar(&s.clientCA, "client-ca", "", "PEM `file` with the authorities of client certificates, which are then required; read again when it changes")
+	fs.StringVar(&s.adminTokenFile, "admin-token-file", "", "`file` with the token for the status page at /, which is a bearer token or the password in a browser (default: no page, except in development for callers on this machine)")
 	fs.BoolVar(&s.insecureDev, "insecure-dev", false, "accept short keys and placeholders, for tests")
 	fs.StringVar(&s.level, "log", "info", "`level` of the log on stderr: debug, info, warn, error or off")
 	if c.Flags != nil {

@@ -157,7 +157,7 @@ func TestJoin(t *testing.T) {
 	if status, _ := post(t, env["MIT_URL"]+"/itResources", "no token", nil); status != http.StatusForbidden {
 		t.Errorf("a bad token is answered %d", status)
 	}
-	if status, response := post(t, env["base"]+"/", "", nil); status != http.StatusNotFound || response["statusCode"] != 404.0 {
+	if status, response := post(t, env["base"]+"/elsewhere", "", nil); status != http.StatusNotFound || response["statusCode"] != 404.0 {
 		t.Errorf("elsewhere: %d %v", status, response)
 	}
 	other := start(t, Command{})

@@ -19,6 +19,7 @@ import (
 type services struct {
 	tokens   *mit.TokenService
 	registry *mit.Registry
+	status   http.Handler // the status page; nil if there is none
 	base     string
 	log      *zap.Logger
 
@@ -76,11 +77,13 @@ func (s *settings) newServices(base string, store mit.Store, log *zap.Logger, wi
 
 // ServeHTTP implements http.Handler.
 func (v *services) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	switch r.URL.Path {
-	case issuerPath:
+	switch {
+	case r.URL.Path == issuerPath:
 		v.tokens.ServeHTTP(w, r)
-	case jwksPath:
+	case r.URL.Path == jwksPath:
 		v.tokens.ServeJWKS(w, r)
+	case r.URL.Path == "/" && v.status != nil:
+		v.status.ServeHTTP(w, r)
 	default:
 		v.registry.ServeHTTP(w, r) // its 404 is a JSON error
 	}

@@ -213,6 +213,23 @@ func (s *Store) Get(ctx context.Context, id string) (mit.Resource, error) {
 	return res, nil
 }
 
+// List implements [mit.Store], from the cache.
+func (s *Store) List(context.Context) ([]mit.Resource, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := make([]mit.Resource, 0, len(s.cache.resources))
+	for _, r := range s.cache.resources {
+		list = append(list, r.snapshot())
+	}
+	slices.SortFunc(list, func(a, b mit.Resource) int { return cmp.Compare(a.Type, b.Type) })
+	return list, nil
+}
+
+// String describes the store.
+func (s *Store) String() string {
+	return fmt.Sprintf("etcd with %d endpoints, keys under %s", len(s.cfg.Endpoints), s.keys)
+}
+
 // Delete implements [mit.Store].
 func (s *Store) Delete(ctx context.Context, id, serverID string) error {
 	_, err := s.deleteIf(ctx, id, serverID, func(cluster.Server) bool { return true })

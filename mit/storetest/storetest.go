@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -65,6 +66,7 @@ var tests = []struct { //nolint:gochecknoglobals // a table
 	{"UnusualNames", (*suite).unusualNames},
 	{"PublicBaseURL", (*suite).publicBaseURL},
 	{"Get", (*suite).get},
+	{"List", (*suite).list},
 	{"Expire", (*suite).expire},
 	{"RenewalExtendsTTL", (*suite).renewalExtendsTTL},
 	{"RenewalChangesTTL", (*suite).renewalChangesTTL},
@@ -285,6 +287,38 @@ func (s *suite) get() {
 	if got.ID != put.ID || got.Type != put.Type || got.PublicBaseURL != put.PublicBaseURL || !slices.EqualFunc(got.Servers, put.Servers, equal) {
 		s.Errorf("Get = %+v, Put returned %+v", got, put)
 	}
+}
+
+func (s *suite) list() {
+	listed := func(want ...string) (list []mit.Resource) {
+		s.Helper()
+		list, err := s.List(s.Context())
+		if err != nil {
+			s.Fatal(err)
+		}
+		list = slices.DeleteFunc(list, func(r mit.Resource) bool { return len(r.Servers) == 0 })
+		var got []string
+		for _, r := range list {
+			got = append(got, r.Type+" "+strings.Join(ids(r), ","))
+		}
+		if !slices.Equal(got, want) {
+			s.Errorf("List = %q, want %q", got, want)
+		}
+		return list
+	}
+	listed()
+	s.register("mds", "b", longTTL)
+	put := s.register("mds", "a", longTTL)
+	s.register("a/é", "c", s.opts.TTL)
+	s.register("zz", "d", longTTL)
+	list := listed("a/é c", "mds a,b", "zz d")
+	if got := list[1]; got.ID != put.ID || got.PublicBaseURL != put.PublicBaseURL || !slices.EqualFunc(got.Servers, put.Servers, equal) {
+		s.Errorf("List has %+v, Put returned %+v", got, put)
+	}
+	list[1].Servers[0] = cluster.Server{ServerID: "changed"}
+	s.remove("zz", "d")
+	s.waitForExpiry()
+	listed("mds a,b")
 }
 
 func (s *suite) expire() {
