@@ -34,6 +34,7 @@ type admission struct {
 
 	mu         sync.Mutex // guards the fields below
 	inFlight   int64
+	admitted   int // requests
 	types      map[string]*typeLoad
 	addresses  map[string]int64 // bytes in flight; only addresses that have some
 	throughput throughput
@@ -82,6 +83,7 @@ func (a *admission) acquire(typ, address string, now time.Time) (in *admitted, r
 		return nil, a.nextTurnLocked(load, now)
 	}
 	in = &admitted{a: a, load: load, address: address}
+	a.admitted++
 	in.resizeLocked(size)
 	return in, 0
 }
@@ -113,6 +115,7 @@ func (in *admitted) release(now time.Time) {
 	in.a.mu.Lock()
 	defer in.a.mu.Unlock()
 	in.a.throughput.add(in.size, now)
+	in.a.admitted--
 	in.resizeLocked(0)
 }
 
@@ -126,6 +129,13 @@ func (in *admitted) resizeLocked(size int64) {
 	} else {
 		delete(in.a.addresses, in.address)
 	}
+}
+
+// load returns the lists that are being encoded or sent, their bytes, and the bound of the bytes.
+func (a *admission) load() (lists int, inFlight, limit int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.admitted, a.inFlight, a.limit
 }
 
 // lastList returns the figures of the last list of a type.

@@ -32,6 +32,7 @@ type Memory struct {
 	mu        sync.Mutex // guards the fields below, with all their entries
 	resources map[string]*memoryResource
 	version   uint64    // of the last change
+	expired   uint64    // number of servers
 	latest    time.Time // the latest date of any entry
 	swept     time.Time // when expired servers of all types were last removed
 }
@@ -117,6 +118,13 @@ func (m *Memory) DeleteIfUnmodifiedSince(ctx context.Context, id, serverID strin
 	return newer, nil
 }
 
+// Expirations returns the number of servers that have expired.
+func (m *Memory) Expirations() uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.expired
+}
+
 // sweepInterval is the interval at which expired servers of types without requests are removed.
 const sweepInterval = time.Minute
 
@@ -191,6 +199,7 @@ func (m *Memory) expireLocked(ctx context.Context, r *memoryResource, now time.T
 			return false
 		}
 		m.version++
+		m.expired++
 		if m.Logger != nil {
 			m.Logger.Info("server expired", zap.String("type", r.typ), zap.String("serverId", e.ServerID),
 				zap.Time("updatedAt", e.UpdatedAt), httpjson.CorrelationField(ctx))

@@ -122,7 +122,8 @@ type RegistryConfig struct {
 // Its methods are safe for concurrent use. It starts no goroutine and needs no Close.
 type Registry struct {
 	cfg       RegistryConfig
-	store     Store
+	store     measuredStore
+	metrics   *registryMetrics
 	log       *zap.Logger
 	mux       *http.ServeMux
 	admission *admission
@@ -146,8 +147,9 @@ func NewRegistry(store Store, cfg RegistryConfig) (*Registry, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mit: registry: %w", err)
 	}
+	metrics := newRegistryMetrics()
 	g := &Registry{
-		cfg: cfg, store: store, log: orNop(cfg.Logger), mux: http.NewServeMux(),
+		cfg: cfg, store: measuredStore{store, metrics.store}, metrics: metrics, log: orNop(cfg.Logger), mux: http.NewServeMux(),
 		admission: newAdmission(cfg.maxInFlightBytes(), cfg.maxInFlightBytesPerAddress()),
 		encodings: encodings{types: map[string]*typeEncodings{}},
 		keys:      cfg.Keys, publicKeys: cfg.PublicKeys,
@@ -214,13 +216,16 @@ func (g *Registry) AddressConflicts() uint64 { return g.moves.count() }
 
 // ServeHTTP implements [http.Handler].
 func (g *Registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	r = httpjson.Correlate(w, r)
-	// The mux would redirect a path that is not clean, with an HTML body.
-	if p := r.URL.Path; p != path.Clean(p) || p[0] != '/' {
-		notFound(w)
-		return
-	}
-	g.mux.ServeHTTP(w, r)
+	measure(g.metrics.requests, w, func(w http.ResponseWriter) string {
+		r := httpjson.Correlate(w, r)
+		// The mux would redirect a path that is not clean, with an HTML body.
+		if p := r.URL.Path; p != path.Clean(p) || p[0] != '/' {
+			notFound(w)
+			return route("")
+		}
+		g.mux.ServeHTTP(w, r)
+		return route(r.Pattern)
+	})
 }
 
 // verifierLocked returns the check of tokens by keys.
@@ -335,19 +340,11 @@ func (g *Registry) methodNotAllowed(pattern, method string) {
 // health logs nothing: load balancers call it every few seconds.
 func (g *Registry) health(w http.ResponseWriter) {
 	w.Header().Set("Cache-Control", "no-store")
-	if err := g.storeReady(); err != nil {
+	if err := g.store.Ready(); err != nil {
 		httpjson.WriteError(w, http.StatusServiceUnavailable, err.Error())
 		return
 	}
 	writeJSON(w, http.StatusOK, map[string]string{"data": "ok"})
-}
-
-// storeReady returns why the store is not ready, if it can say so.
-func (g *Registry) storeReady() error {
-	if s, ok := g.store.(interface{ Ready() error }); ok {
-		return s.Ready()
-	}
-	return nil
 }
 
 func (g *Registry) writeError(w http.ResponseWriter, r *http.Request, from caller, err error) {
@@ -486,6 +483,7 @@ func (g *Registry) put(r *http.Request, from caller, reg Registration, ttl time.
 		g.log.Warn("two processes have the same server id", append(auditFields(r, from), zap.String("serverId", reg.ServerID),
 			zap.String("clusterBaseUrl", reg.ClusterBaseURL), zap.String("otherClusterBaseUrl", before.ClusterBaseURL))...)
 	}
+	g.metrics.registered(reg.Type, added)
 	log, message := g.log.Debug, "server renewed"
 	if added {
 		log, message = g.log.Info, "server registered"
@@ -510,7 +508,7 @@ func (g *Registry) refuseServer(r *http.Request, from caller, reg Registration) 
 func (g *Registry) checkLimits(r *http.Request, from caller, reg Registration) error {
 	maxBytes := g.cfg.maxListBytes()
 	servers, size := g.admission.lastList(reg.Type)
-	if servers != unknownServers && servers < g.cfg.maxServers() && size < maxBytes-maxBytes/8 || g.storeReady() != nil {
+	if servers != unknownServers && servers < g.cfg.maxServers() && size < maxBytes-maxBytes/8 || g.store.Ready() != nil {
 		return nil
 	}
 	res, err := g.store.Get(r.Context(), ResourceID(reg.Type))
@@ -585,9 +583,11 @@ func (g *Registry) delete(_ http.ResponseWriter, r *http.Request, from caller) (
 		return nil, err
 	}
 	fields := append(auditFields(r, from), zap.String("serverId", serverID))
+	cause := "client"
 	if unmodifiedSince == nil {
 		err = g.store.Delete(r.Context(), id, serverID)
 	} else {
+		cause = "conditional"
 		var newer *cluster.Server
 		newer, err = g.store.DeleteIfUnmodifiedSince(r.Context(), id, serverID, *unmodifiedSince)
 		fields = append(fields, zap.Time("date", *unmodifiedSince))
@@ -604,6 +604,7 @@ func (g *Registry) delete(_ http.ResponseWriter, r *http.Request, from caller) (
 		return nil, err
 	}
 	g.log.Info("server deleted", fields...)
+	g.metrics.deleted(from.typ, cause)
 	g.history.left(from.typ, serverID, remoteAddress(r))
 	data, err := json.Marshal(wire.ServerRef{ServerID: serverID})
 	return wire.DeleteResponse{Data: data}, err

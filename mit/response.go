@@ -40,6 +40,9 @@ func setRetryAfter(h http.Header, d time.Duration) {
 }
 
 func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
+	if recorder, ok := w.(*statusRecorder); ok {
+		w = recorder.ResponseWriter // only a writer of the server closes the connection after a long body
+	}
 	body, err := httpjson.ReadBody(w, r, limit)
 	if bodyErr, ok := errors.AsType[*httpjson.BodyError](err); ok {
 		return nil, newAPIError(bodyErr.StatusCode, "%s", bodyErr.Message)

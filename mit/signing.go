@@ -50,6 +50,13 @@ func (s *TokenService) SetSigningKey(key crypto.Signer, others ...crypto.PublicK
 // ServeJWKS responds to a GET with the JWKS (RFC 7517) of [TokenConfig].SigningKey. Without such a
 // key it responds with a 404. A JWKS contains no secret, so the caller needs no token.
 func (s *TokenService) ServeJWKS(w http.ResponseWriter, r *http.Request) {
+	measure(s.metrics.requests, w, func(w http.ResponseWriter) string {
+		s.respondJWKS(w, r)
+		return "jwks"
+	})
+}
+
+func (s *TokenService) respondJWKS(w http.ResponseWriter, r *http.Request) {
 	r = httpjson.Correlate(w, r)
 	jwks := s.currentSigner().jwks
 	switch {

@@ -60,18 +60,13 @@ func (g *Registry) statusPage(r *http.Request, actions bool) *statuspage.Registr
 	if leaseTime != nil {
 		lease = time.Duration(*leaseTime * float64(time.Millisecond))
 	}
-	inFlight, limit := g.admission.load()
+	_, inFlight, limit := g.admission.load()
 	page := &statuspage.Registry{
-		Now: now, Lease: statuspage.Duration(lease), Store: fmt.Sprint(g.store),
+		Now: now, Lease: statuspage.Duration(lease), Store: g.store.String(),
 		InFlightBytes: inFlight, MaxInFlightBytes: limit, Actions: actions, Refresh: statuspage.Refresh(r),
 	}
-	if _, named := g.store.(fmt.Stringer); !named {
-		page.Store = fmt.Sprintf("%T", g.store)
-	}
-	if s, ok := g.store.(interface{ Ready() error }); ok {
-		if err := s.Ready(); err != nil {
-			page.StoreError = redact.Text(err.Error())
-		}
+	if err := g.store.Ready(); err != nil {
+		page.StoreError = redact.Text(err.Error())
 	}
 	list, err := g.store.List(r.Context())
 	if err != nil {
@@ -168,17 +163,11 @@ func (g *Registry) deleteByForm(w http.ResponseWriter, r *http.Request) {
 		g.log.Info("server not deleted: it has renewed since", append(fields, zap.Time("updatedAt", newer.UpdatedAt))...)
 	default:
 		g.log.Info("server deleted", fields...)
+		g.metrics.deleted(typ, "operator")
 		g.history.left(typ, serverID, "")
 	}
 	w.Header().Set("Location", "?"+url.Values{"result": {result}}.Encode())
 	w.WriteHeader(http.StatusSeeOther)
-}
-
-// load returns the bytes of the lists that are being encoded or sent, and their bound.
-func (a *admission) load() (inFlight, limit int64) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.inFlight, a.limit
 }
 
 const (

@@ -91,6 +91,7 @@ type TokenService struct {
 
 	guesses  guesses
 	families families
+	metrics  tokenMetrics
 
 	mu      sync.Mutex    // guards the fields below
 	signer  signer        // of access tokens, if SigningKey is set
@@ -108,6 +109,7 @@ func NewTokenService(cfg TokenConfig) (*TokenService, error) {
 	}
 	s := &TokenService{
 		guesses: guesses{off: cfg.NoGuessDelay},
+		metrics: newTokenMetrics(),
 		log:     orNop(cfg.Logger),
 		keys:    []signingKeys{newSigningKeys(cfg.Key)},
 	}
@@ -173,6 +175,13 @@ func (s *TokenService) SetKey(key string) error {
 
 // ServeHTTP implements [http.Handler].
 func (s *TokenService) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	measure(s.metrics.requests, w, func(w http.ResponseWriter) string {
+		s.respond(w, r)
+		return "token"
+	})
+}
+
+func (s *TokenService) respond(w http.ResponseWriter, r *http.Request) {
 	r = httpjson.Correlate(w, r)
 	w.Header().Set("Cache-Control", "no-store")
 	if isForm(r) {
@@ -315,6 +324,7 @@ func (s *TokenService) rejected(w http.ResponseWriter, r *http.Request, err erro
 	if named, ok := errors.AsType[*clientError](err); ok {
 		client = named.id
 	}
+	s.metrics.tokens.Add(1, tokenOutcome(apiErr))
 	setRetryAfter(w.Header(), apiErr.retryAfter)
 	s.log.Warn("token request rejected", zap.Int("statusCode", apiErr.status),
 		zap.String("reason", apiErr.message), zap.String("clientId", client),
@@ -357,6 +367,7 @@ func (s *TokenService) serve(w http.ResponseWriter, r *http.Request, parse parse
 	if err != nil {
 		return tokenResponse{}, err
 	}
+	s.metrics.tokens.Add(1, tokenIssued)
 	s.log.Info("token issued", zap.String("clientId", client.ID), zap.String("type", client.Type),
 		zap.String("audience", grant.Audience), zap.Bool("cluster", grant.Type == typeCluster),
 		zap.String("grant", req.GrantType), zap.String("remoteAddress", r.RemoteAddr), httpjson.CorrelationField(r.Context()))

@@ -109,6 +109,7 @@ const (
 	registryPath = "/mIT/v1"
 	issuerPath   = "/mST/v1/oauth/token"
 	jwksPath     = "/mST/v1/jwks.json"
+	metricsPath  = "/metrics"
 
 	// Environment variables for secrets: all users of the machine can see a command line.
 	keyVariable    = "MIT_SIGNING_KEY"

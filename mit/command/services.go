@@ -20,6 +20,7 @@ type services struct {
 	tokens   *mit.TokenService
 	registry *mit.Registry
 	status   http.Handler // the status page; nil if there is none
+	metrics  http.Handler
 	base     string
 	log      *zap.Logger
 
@@ -69,6 +70,7 @@ func (s *settings) newServices(base string, store mit.Store, log *zap.Logger, wi
 	if err != nil {
 		return nil, err
 	}
+	v.metrics = mit.MetricsHandler(v.registry, v.tokens)
 	if len(with.signing) > 0 {
 		err = v.tokens.SetSigningKey(with.signing[0], publicKeys...)
 	}
@@ -82,6 +84,8 @@ func (v *services) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		v.tokens.ServeHTTP(w, r)
 	case r.URL.Path == jwksPath:
 		v.tokens.ServeJWKS(w, r)
+	case r.URL.Path == metricsPath:
+		v.metrics.ServeHTTP(w, r)
 	case r.URL.Path == "/" && v.status != nil:
 		v.status.ServeHTTP(w, r)
 	default:
