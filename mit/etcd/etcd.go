@@ -95,6 +95,8 @@ type Store struct {
 	mu          sync.Mutex // guards the fields below, and all they lead to
 	cache       *cache
 	changes     uint64                  // of the cache. Unlike revisions, they never go back
+	ttl         time.Duration           // of the last Put; 0 before
+	expired     uint64                  // number of servers
 	lastContact time.Time               // with etcd
 	lastWrite   time.Time               // that succeeded, or a check
 	writeErr    error                   // why writes fail; nil while they succeed
@@ -172,6 +174,9 @@ func (s *Store) Put(ctx context.Context, reg mit.Registration, ttl time.Duration
 	callCtx, cancel := s.callContext(ctx)
 	defer cancel()
 	p := pendingPut{reg: reg, ttl: ttl, previous: s.cachedEntry(reg.Type, reg.ServerID)}
+	s.mu.Lock()
+	s.ttl = ttl
+	s.mu.Unlock()
 	written, err := retry(callCtx, s, func(ctx context.Context) (*entry, error) { return s.write(ctx, &p) })
 	s.recordWrite(ctx, err)
 	var res mit.Resource
@@ -223,6 +228,16 @@ func (s *Store) List(context.Context) ([]mit.Resource, error) {
 	}
 	slices.SortFunc(list, func(a, b mit.Resource) int { return cmp.Compare(a.Type, b.Type) })
 	return list, nil
+}
+
+// Expirations returns the number of servers that this store has seen expire since [Open]. It takes
+// a server for expired if its entry was removed at least the TTL of the last [Store.Put] after its
+// last change. Each replica sees all expirations, except those before its first Put and those while
+// it has no contact with etcd.
+func (s *Store) Expirations() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.expired
 }
 
 // String describes the store.
@@ -306,6 +321,18 @@ func (s *Store) dial() (*clientv3.Client, error) {
 }
 
 func (s *Store) staleLocked() bool { return time.Since(s.lastContact) > s.cfg.timeout() }
+
+// countExpiryLocked counts the removal of a key if the entry of its server has expired. etcd does
+// not report the cause of a removal.
+func (s *Store) countExpiryLocked(key string) {
+	_, typ, serverID, err := s.keys.parse(key)
+	if err != nil {
+		return
+	}
+	if e := s.cache.entry(typ, serverID); e != nil && s.ttl > 0 && s.now().Sub(e.UpdatedAt) >= s.ttl {
+		s.expired++
+	}
+}
 
 // A pendingPut is a Put in progress.
 type pendingPut struct {

@@ -64,3 +64,34 @@ func TestStore(t *testing.T) {
 		})
 	}
 }
+
+// A store counts the servers that expire, whichever replica registered them, and not those that are
+// deleted.
+func TestExpirations(t *testing.T) {
+	t.Parallel()
+	c := etcdtest.Run(t, 1)
+	var stores []*etcd.Store
+	for i, id := range []string{"a", "b"} {
+		s := open(t, etcd.Config{Endpoints: c.Endpoints})
+		stores = append(stores, s)
+		for _, id := range []string{id, fmt.Sprintf("deleted-%d", i)} {
+			if _, err := s.Put(t.Context(), mit.Registration{Type: "mds", ServerID: id, ClusterBaseURL: "http://10.0.0.1"}, 2*time.Second); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := s.Delete(t.Context(), mit.ResourceID("mds"), fmt.Sprintf("deleted-%d", i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, s := range stores {
+		for range 1000 {
+			if res, err := s.Get(t.Context(), mit.ResourceID("mds")); err == nil && len(res.Servers) == 0 {
+				break
+			}
+			time.Sleep(10 * time.Millisecond) // until etcd's clock has expired them
+		}
+		if n := s.Expirations(); n != 2 {
+			t.Errorf("replica %d counted %d expirations, want 2", i, n)
+		}
+	}
+}

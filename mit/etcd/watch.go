@@ -227,6 +227,7 @@ func (s *Store) apply(resp *etcdserverpb.WatchResponse) error {
 func (s *Store) applyEventLocked(event *mvccpb.Event) {
 	key := string(event.Kv.Key)
 	if event.Type == clientv3.EventTypeDelete {
+		s.countExpiryLocked(key)
 		if typ, serverID, removed := s.cache.remove(key); removed {
 			s.log.Info("server removed", zap.String("reason", "deleted or expired"), zap.String("type", typ), zap.String("serverId", serverID))
 		}
