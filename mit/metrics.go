@@ -20,10 +20,10 @@ import (
 // were created, in the text format of Prometheus. Either may be nil. docs/registry.md lists the
 // metrics.
 //
-// The response has no secret, no id and no address. The values of labels are closed sets, except for
-// the types of service: the first 50 types have series of their own, and all further types share the
-// series of the type "other". It is for callers without a token: put it behind a check of your own
-// if types and counts must not be public.
+// The response has no secret, no id and no address. The values of labels are closed sets, except
+// for the types of service: the first 50 types have series of their own, and all further types
+// share the series of the type "other". It is for callers without a token: put it behind a check of
+// your own if types and counts must not be public.
 func MetricsHandler(g *Registry, s *TokenService) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r = httpjson.Correlate(w, r)

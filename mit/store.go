@@ -33,8 +33,8 @@ var ErrNotFound = errors.New("mit: not found")
 // then responds with 503 and the error's text. Callers of that endpoint need no token, so the text
 // must not contain a secret.
 //
-// A store may also have a method Expirations() uint64: the number of servers that have expired since
-// the store was opened, for [MetricsHandler].
+// A store may also have a method Expirations() uint64: the number of servers that have expired
+// since the store was opened, for [MetricsHandler].
 type Store interface {
 	// Put registers or renews a server. The entry expires ttl later, by the store's own clock,
 	// unless another Put renews it. ttl is positive.

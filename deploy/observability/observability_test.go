@@ -1,22 +1,32 @@
 package observability
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
+	"io"
 	"maps"
+	"net/http"
+	"net/http/httptest"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+	"github.com/prometheus/common/model"
 	"github.com/prometheus/prometheus/model/labels"
+	"github.com/prometheus/prometheus/model/textparse"
 	"github.com/prometheus/prometheus/promql/parser"
 	"github.com/prometheus/prometheus/promql/promqltest"
 	"github.com/prometheus/prometheus/rules"
 
 	"github.com/mimiktech/cluster/clusterprom"
+	"github.com/mimiktech/cluster/mit"
 )
 
 const ruleFile = "rules.yml"
@@ -38,7 +48,13 @@ func TestAlerts(t *testing.T) {
 		mimik_cluster_conflicting_servers{job="mds",instance="a"} 0x120
 		mimik_cluster_requests_waiting{job="mds",instance="a"} 0x120
 		mimik_cluster_slots_in_use{job="mds",instance="a"} 256x120
-		mimik_cluster_slots{job="mds",instance="a"} 256x120`
+		mimik_cluster_slots{job="mds",instance="a"} 256x120
+		mimik_mit_store_ready{job="mit",instance="r"} 1x20 0 1x99
+		mimik_mit_store_duration_seconds_count{job="mit",instance="r",operation="put",outcome="ok"} 0+5x120
+		mimik_mit_store_duration_seconds_count{job="mit",instance="r",operation="put",outcome="failed"} 0x40 0+1x80
+		mimik_mit_store_duration_seconds_count{job="mit",instance="quiet",operation="put",outcome="ok"} 7x120
+		mimik_mit_store_duration_seconds_count{job="mit",instance="quiet",operation="put",outcome="failed"} 0x120
+		mimik_mit_address_conflicts_total{job="mit",instance="r"} 3x120`
 	tested := map[string]bool{"": true}
 	for name, tt := range map[string]struct {
 		series string
@@ -48,13 +64,19 @@ func TestAlerts(t *testing.T) {
 		"renewals fail": {`load 30s
 			mimik_cluster_lease_remaining_seconds{job="mds",instance="a"} 1200-30x40
 			mimik_cluster_lease_length_seconds{job="mds",instance="a"} 7200x40`, "ClusterLeaseRunsOut"},
-		"lost":                    {`load 30s` + "\n" + `mimik_cluster_state{job="mds",instance="a",state="lost"} 0x5 1x40`, "ClusterNodeNotRegistered"},
-		"peers evicted in a row":  {`load 30s` + "\n" + `mimik_cluster_suspects_total{job="mds",instance="a",decision="evicted"} 0x10 0+1x40`, "ClusterPeersEvicted"},
-		"most peers unreachable":  {`load 30s` + "\n" + `mimik_cluster_suspects_total{job="mds",instance="a",decision="self_preservation"} 0x20 3x40`, "ClusterSelfPreservation"},
-		"a silent peer":           {`load 30s` + "\n" + `mimik_cluster_breakers_open{job="mds",instance="a"} 0x5 1x40`, "ClusterBreakersOpen"},
-		"announcements rejected":  {`load 30s` + "\n" + `mimik_cluster_peer_outcomes_total{job="mds",instance="a",operation="announce",kind="status"} 0x10 4x40`, "ClusterAnnouncementsRejected"},
-		"callers with other keys": {`load 30s` + "\n" + `mimik_cluster_callers_total{job="mds",instance="a",result="invalid_token"} 0+30x120`, "ClusterCallersRejected"},
-		"one id twice":            {`load 30s` + "\n" + `mimik_cluster_conflicting_servers{job="mds",instance="a"} 0x5 1x40`, "ClusterServerIDConflict"},
+		"lost":                      {`load 30s` + "\n" + `mimik_cluster_state{job="mds",instance="a",state="lost"} 0x5 1x40`, "ClusterNodeNotRegistered"},
+		"peers evicted in a row":    {`load 30s` + "\n" + `mimik_cluster_suspects_total{job="mds",instance="a",decision="evicted"} 0x10 0+1x40`, "ClusterPeersEvicted"},
+		"most peers unreachable":    {`load 30s` + "\n" + `mimik_cluster_suspects_total{job="mds",instance="a",decision="self_preservation"} 0x20 3x40`, "ClusterSelfPreservation"},
+		"a silent peer":             {`load 30s` + "\n" + `mimik_cluster_breakers_open{job="mds",instance="a"} 0x5 1x40`, "ClusterBreakersOpen"},
+		"announcements rejected":    {`load 30s` + "\n" + `mimik_cluster_peer_outcomes_total{job="mds",instance="a",operation="announce",kind="status"} 0x10 4x40`, "ClusterAnnouncementsRejected"},
+		"callers with other keys":   {`load 30s` + "\n" + `mimik_cluster_callers_total{job="mds",instance="a",result="invalid_token"} 0+30x120`, "ClusterCallersRejected"},
+		"one id twice":              {`load 30s` + "\n" + `mimik_cluster_conflicting_servers{job="mds",instance="a"} 0x5 1x40`, "ClusterServerIDConflict"},
+		"the registry is not ready": {`load 30s` + "\n" + `mimik_mit_store_ready{job="mit",instance="r"} 1x5 0x40`, "MitNotWriting"},
+		"all writes fail": {`load 30s
+			mimik_mit_store_ready{job="mit",instance="r"} 1x60
+			mimik_mit_store_duration_seconds_count{job="mit",instance="r",operation="put",outcome="ok"} 0+5x20 100x40
+			mimik_mit_store_duration_seconds_count{job="mit",instance="r",operation="put",outcome="failed"} 0x20 0+5x40`, "MitNotWriting"},
+		"one id at the registry": {`load 30s` + "\n" + `mimik_mit_address_conflicts_total{job="mit",instance="r"} 0x10 0+1x40`, "MitAddressConflicts"},
 		"too few slots": {`load 30s
 			mimik_cluster_requests_waiting{job="mds",instance="a"} 40x40
 			mimik_cluster_slots_in_use{job="mds",instance="a"} 256x40
@@ -122,6 +144,7 @@ func evaluate(t *testing.T, series string) map[string]string {
 // query for each metric.
 func TestQueries(t *testing.T) {
 	known := metrics(t)
+	maps.Copy(known, registryMetrics(t))
 	used := map[string]bool{}
 	for _, query := range queries(t) {
 		query = strings.NewReplacer("$__rate_interval", "5m", "$job", "mds", "$instance", "a").Replace(query)
@@ -206,4 +229,114 @@ func metrics(t *testing.T) map[string][]string {
 		all[name] = strings.Split(names, ",")
 	}
 	return all
+}
+
+// exposed returns what a registry and a token service respond to a scrape, after an event of each
+// kind.
+func exposed(t *testing.T) []byte {
+	t.Helper()
+	tokens, err := mit.NewTokenService(mit.TokenConfig{Issuer: "http://mst.example.com", Key: "k"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	registry, err := mit.NewRegistry(mit.NewMemory(), mit.RegistryConfig{Verify: func(token string) (string, error) { return token, nil }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	send := func(h http.Handler, method, path, typ string) []byte {
+		body, err := json.Marshal(map[string]string{"type": typ, "serverId": "a", "clusterBaseUrl": "http://10.0.0.1"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := httptest.NewRequest(method, path, bytes.NewReader(body))
+		r.Header.Set("Authorization", "Bearer "+typ)
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		return w.Body.Bytes()
+	}
+	send(tokens, http.MethodPost, "/", "")
+	for _, typ := range []string{"mds", `of "quotes" and \ `, "of \xff bytes"} {
+		send(registry, http.MethodPost, "/itResources", typ)
+		send(registry, http.MethodDelete, "/itResources/"+mit.ResourceID(typ)+"/servers/a", typ)
+	}
+	return send(mit.MetricsHandler(registry, tokens), http.MethodGet, "/metrics", "")
+}
+
+// registryMetrics returns the labels of each metric of the program mit, as Prometheus reads them.
+func registryMetrics(t *testing.T) map[string][]string {
+	t.Helper()
+	all := map[string][]string{}
+	p := textparse.NewPromParser(exposed(t), labels.NewSymbolTable(), false)
+	kinds := map[string]model.MetricType{}
+	for {
+		entry, err := p.Next()
+		if errors.Is(err, io.EOF) {
+			return all
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch entry {
+		case textparse.EntryType:
+			name, kind := p.Type()
+			kinds[string(name)] = kind
+		case textparse.EntrySeries:
+			var series labels.Labels
+			p.Labels(&series)
+			name := series.Get(model.MetricNameLabel)
+			if _, ok := kinds[name]; !ok {
+				name = name[:max(0, strings.LastIndex(name, "_"))] // a part of a histogram
+			}
+			if _, ok := kinds[name]; !ok {
+				t.Errorf("%s has no type", series)
+			}
+			series.Range(func(l labels.Label) {
+				if l.Name != model.MetricNameLabel && !slices.Contains(all[name], l.Name) {
+					all[name] = append(all[name], l.Name)
+				}
+			})
+			if all[name] == nil {
+				all[name] = []string{}
+			}
+		}
+	}
+}
+
+// The names, types and labels of the program mit are part of its interface, and follow the rules of
+// Prometheus.
+func TestRegistryMetrics(t *testing.T) {
+	want := map[string][]string{
+		"mimik_mit_servers":                   {"type"},
+		"mimik_mit_registrations_total":       {"kind", "type"},
+		"mimik_mit_deletes_total":             {"cause", "type"},
+		"mimik_mit_expirations_total":         {},
+		"mimik_mit_tokens_total":              {"outcome"},
+		"mimik_mit_request_duration_seconds":  {"le", "route", "status"},
+		"mimik_mit_store_duration_seconds":    {"le", "operation", "outcome"},
+		"mimik_mit_store_ready":               {},
+		"mimik_mit_responses_in_flight":       {},
+		"mimik_mit_responses_in_flight_bytes": {},
+		"mimik_mit_responses_limit_bytes":     {},
+		"mimik_mit_address_conflicts_total":   {},
+	}
+	got := registryMetrics(t)
+	for _, names := range got {
+		slices.Sort(names)
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	problems, err := promlint.New(bytes.NewReader(exposed(t))).Lint()
+	if err != nil || len(problems) > 0 {
+		t.Errorf("%v, %v", problems, err)
+	}
+	documented, err := os.ReadFile("../../docs/registry.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name := range want {
+		if !strings.Contains(string(documented), "`"+name+"`") {
+			t.Errorf("docs/registry.md does not describe %s", name)
+		}
+	}
 }

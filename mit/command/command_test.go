@@ -166,6 +166,39 @@ func TestJoin(t *testing.T) {
 	}
 }
 
+// The metrics need no token, and have no secret.
+func TestMetrics(t *testing.T) {
+	env := start(t, Command{})
+	join(t, env)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, env["base"]+"/metrics", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("%d, %v", resp.StatusCode, err)
+	}
+	for _, line := range []string{
+		`mimik_mit_servers{type="example"} 1`,
+		`mimik_mit_tokens_total{outcome="issued"} 1`,
+		`mimik_mit_store_ready 1`,
+	} {
+		if !strings.Contains(string(text), "\n"+line+"\n") {
+			t.Errorf("no line %s in:\n%s", line, text)
+		}
+	}
+	for _, name := range []string{"OAUTH_CLIENT_SECRET", "OAUTH_CLIENT_ACCESS_KEY", "MIT_URL"} {
+		if strings.Contains(string(text), env[name]) {
+			t.Errorf("the metrics have %s", name)
+		}
+	}
+}
+
 func TestFlags(t *testing.T) {
 	t.Setenv("MIT_CLIENT_SECRET", "from 'the' environment")
 	t.Setenv("MIT_SIGNING_KEY", "not this one")

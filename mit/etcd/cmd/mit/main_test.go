@@ -91,6 +91,25 @@ func startReplica(t *testing.T, args ...string) *replica {
 	}
 }
 
+// metrics returns the response of the replica's endpoint.
+func (r *replica) metrics(t *testing.T) string {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, r.base+"/metrics", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("%d, %v", resp.StatusCode, err)
+	}
+	return string(text)
+}
+
 // An output may be read while a program writes to it.
 type output struct {
 	mu  sync.Mutex
@@ -187,14 +206,25 @@ func TestReplicas(t *testing.T) {
 		t.Errorf("e, registered after d left, lists %q", got)
 	}
 
+	// A replica counts all servers, and the registrations that it has received.
+	metrics := other.metrics(t)
+	for _, line := range []string{
+		`mimik_mit_servers{type="example"} 4`, `mimik_mit_registrations_total{type="example",kind="new"} 3`, `mimik_mit_store_ready 1`,
+		`mimik_mit_store_duration_seconds_count{operation="put",outcome="ok"} 3`, `mimik_mit_expirations_total 0`,
+	} {
+		if !strings.Contains(metrics, "\n"+line+"\n") {
+			t.Errorf("no line %s in:\n%s", line, metrics)
+		}
+	}
+
 	kvs, err := c.Client(t).Get(t.Context(), "/registry/servers/example/e")
 	if err != nil || len(kvs.Kvs) != 1 || !json.Valid(kvs.Kvs[0].Value) {
 		t.Errorf("e is not where the documentation has it: %v, %v", kvs, err)
 	}
 	for _, r := range []*replica{one, other, again} {
 		for _, secret := range []string{signingKey, "hunter2"} {
-			if strings.Contains(r.log.String(), secret) {
-				t.Errorf("the log tells %q", secret)
+			if strings.Contains(r.log.String()+metrics, secret) {
+				t.Errorf("the log or the metrics tell %q", secret)
 			}
 		}
 	}
