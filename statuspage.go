@@ -186,7 +186,7 @@ func (c *Cluster) resultOf(err error, kind Kind) statuspage.Result {
 	if err == nil {
 		return r
 	}
-	r.Text = c.http.text(err.Error(), "")
+	r.Text, r.NotConnected = c.http.text(err.Error(), ""), dialFailed(err)
 	remote := ""
 	if e, ok := errors.AsType[*StatusError](err); ok {
 		r.StatusCode, remote = e.Code, e.Remote

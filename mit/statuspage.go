@@ -236,7 +236,7 @@ func (h *history) left(typ, serverID, by string) {
 	case by == "":
 		reason = "deleted on the status page"
 	case by == hostOf(t.address):
-		reason = "left: it was deleted from its own address"
+		reason = "deleted from its own host: it left, or another node on that host could not reach it"
 	}
 	h.addGoneLocked(key, reason, time.Now())
 }

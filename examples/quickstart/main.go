@@ -4,6 +4,9 @@
 // Each line of its output is a statement that has just been checked. If a check fails, the program
 // prints the error and exits with 1.
 //
+// With -serve it prints the URL of a status page, pauses between the steps, and runs until it is
+// interrupted. The page shows the cluster meanwhile.
+//
 // The code of a service is in node.go, that of the registry in registry.go. Outside of demos and
 // tests a process has one node; see the example service.
 package main
@@ -11,19 +14,31 @@ package main
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/mimiktech/cluster"
 )
 
 func main() {
-	ctx, cancel := context.WithTimeout(context.Background(), 14*time.Second)
-	err := run(ctx, os.Stdout)
-	cancel()
+	serve := flag.Bool("serve", false, "serve a status page, and run until interrupted")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	var err error
+	if *serve {
+		err = runServing(ctx, os.Stdout, 8*time.Second)
+	} else {
+		limited, cancel := context.WithTimeout(ctx, 14*time.Second)
+		err = run(limited, os.Stdout)
+		cancel()
+	}
+	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "quickstart:", err)
 		os.Exit(1)
@@ -43,6 +58,45 @@ func run(ctx context.Context, out io.Writer) error {
 	}
 	d.print("Done. Each of these statements was checked before it was printed.")
 	return nil
+}
+
+// runServing runs the steps with pauses between them, while a node serves its status page. Then it
+// calls the peers now and then until ctx ends, and shuts the nodes down. If ctx ends earlier, it
+// ends at once.
+func runServing(ctx context.Context, out io.Writer, pause time.Duration) error {
+	d := newDemo(out)
+	defer d.close()
+	if err := startCluster(ctx, d); err != nil {
+		return err
+	}
+	d.print("The status page of ada: http://%s/status", d.node("ada").srv.Addr)
+	for _, step := range []func(context.Context, *demo) error{fanOut, killNode, restartRegistry} {
+		if !wait(ctx, pause) {
+			return nil // interrupted early
+		}
+		if err := step(ctx, d); err != nil {
+			return err
+		}
+	}
+	d.print("ada calls its peers every few seconds from now on. Interrupt the program to end it.")
+	for wait(ctx, pause/4) {
+		if _, _, err := d.node("ada").callPeers(ctx); err != nil {
+			return err
+		}
+	}
+	return shutDown(context.WithoutCancel(ctx), d)
+}
+
+// wait waits for d, and reports false if ctx ends before.
+func wait(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // startCluster starts the registry and three nodes, which find each other through it.

@@ -66,6 +66,8 @@ func newNode(ln net.Listener, registryAddress string, it item, opts ...cluster.O
 	n.Cluster = c
 	mux := http.NewServeMux()
 	c.Mount(mux) // the endpoints by which peers announce themselves and report departures
+	// Without Auth, because the demo listens on the loopback interface only.
+	mux.Handle("/status", c.StatusHandler(cluster.StatusOptions{}))
 	mux.Handle("GET "+basePath+"/items", c.Authenticate(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c.Reply(w, r, []item{it})
 	})))

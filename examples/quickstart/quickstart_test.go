@@ -1,8 +1,13 @@
 package main
 
 import (
+	"bufio"
+	"context"
+	"io"
+	"net/http"
 	"strings"
 	"testing"
+	"time"
 )
 
 // The demo uses real sockets, so it takes two seconds of real time: a node renews its lease of
@@ -40,4 +45,62 @@ func TestRun(t *testing.T) {
 		}
 		rest = after
 	}
+}
+
+// While the demo serves, the page shows what happens.
+func TestRunServing(t *testing.T) {
+	for _, name := range []string{
+		"REGISTRATION_STATUS", "CLUSTER_STATUS_SERVERS", "CLUSTER_STATUS_UPDATED_AT", "CLUSTER_STATUS_LEASE_TIME",
+	} {
+		t.Setenv(name, "") // restores the variable after the test
+	}
+	ctx, interrupt := context.WithCancel(t.Context())
+	defer interrupt()
+	out, lines := io.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		done <- runServing(ctx, lines, 20*time.Millisecond)
+		lines.Close()
+	}()
+	url := ""
+	for scanner := bufio.NewScanner(out); scanner.Scan(); {
+		line := scanner.Text()
+		t.Log(line)
+		if _, after, found := strings.Cut(line, "The status page of ada: "); found {
+			url = after
+		}
+		if strings.Contains(line, "Interrupt the program") {
+			page := get(t, url)
+			for _, text := range []string{"shop · ada", "cleo is missing: this node evicted it", "renewal failed"} {
+				if !strings.Contains(page, text) {
+					t.Errorf("the page does not show %q: %s", text, page)
+				}
+			}
+			interrupt()
+		}
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if url == "" {
+		t.Error("no URL was printed")
+	}
+}
+
+func get(t *testing.T, url string) string {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(body)
 }

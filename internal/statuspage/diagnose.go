@@ -37,7 +37,7 @@ const (
 
 // Diagnose sets the findings of a page, and the problem of each peer.
 func (p *Page) Diagnose() {
-	p.Findings = slices.Concat(p.ownProblem(), p.clock(), p.callers(), p.removed(), p.conflicts(), p.peerProblems(), p.checkProblems(), p.alone())
+	p.Findings = slices.Concat(p.ownProblem(), p.clock(), p.callers(), p.removed(), p.conflicts(), p.peerProblems(), p.evicted(), p.checkProblems(), p.alone())
 	slices.SortStableFunc(p.Findings, func(a, b Finding) int { return cmp.Compare(a.Severity, b.Severity) })
 }
 
@@ -232,6 +232,33 @@ func (p *Page) peerProblems() (findings []Finding) {
 	return findings
 }
 
+// evicted returns a finding for each server that this node has evicted a short time ago, and that
+// has not returned.
+func (p *Page) evicted() (findings []Finding) {
+	for _, g := range p.Gone {
+		if !g.Evicted || p.Now.Sub(g.At) > recent {
+			continue
+		}
+		f := Finding{
+			Severity: Warning, Title: g.ID + " is missing: this node evicted it, because it could not be reached", Servers: []string{g.ID}, Evidence: g.Reason,
+			Cause: "Its process has stopped, or the network between this node and it is interrupted. If it is running, it returns with its next renewal.",
+		}
+		if !g.CalledUs.IsZero() && p.Now.Sub(g.CalledUs) <= recent {
+			f.Severity = Error
+			f.Title = g.ID + " is missing: this node evicted it, but it was running"
+			f.Cause = fmt.Sprintf("%s But requests from this node to %s get no response. If it has not stopped since, a firewall blocks this direction.",
+				requestsArrive(p.Now.Sub(g.CalledUs)), g.Address)
+			f.Remedy = "Check that the process runs. If it does, allow connections from this node to that address and port."
+		}
+		findings = append(findings, f)
+	}
+	return findings
+}
+
+func requestsArrive(ago time.Duration) string {
+	return fmt.Sprintf("Requests from its host arrive here, the last one %s ago.", Duration(ago))
+}
+
 // name puts the servers into the title. If all peers reject this node's token, its own
 // configuration is likely wrong.
 func (p *Page) name(f *Finding) {
@@ -317,10 +344,14 @@ func (p *Page) diagnoseSilence(peer *Peer, r Result) peerDiagnosis {
 			d.remedy = "Check that the process runs. If it does, check the network from this node to its address."
 			return d
 		}
-		d.problem = "is running, but this node gets no response from it: the connection in this direction is blocked"
-		d.cause = fmt.Sprintf("%s Requests from this node to %s get no response. Most likely a firewall blocks this direction. "+
-			"Otherwise the process accepts connections, but hangs.", alive, peer.Address)
-		d.remedy = "Allow connections from this node to that address and port."
+		d.problem = "is running, but this node gets no response from it: a firewall blocks this direction, or it hangs"
+		d.cause = fmt.Sprintf("%s Requests from this node to %s get no response. Either a firewall blocks this direction, "+
+			"or the process accepts connections, but hangs.", alive, peer.Address)
+		if r.NotConnected {
+			d.problem = "is running, but this node cannot connect to it: a firewall blocks this direction"
+			d.cause = fmt.Sprintf("%s But no connection from this node to %s can be established. A firewall drops them, or the network has no route.", alive, peer.Address)
+		}
+		d.remedy = "Allow connections from this node to that address and port. If they are allowed, look for a deadlock or overload of that process."
 	case "refused":
 		d.problem = "refuses connections"
 		d.cause = "Nothing listens at its address: the process has stopped."
@@ -353,7 +384,7 @@ func (p *Page) diagnoseSilence(peer *Peer, r Result) peerDiagnosis {
 // signsOfLife returns what shows that a peer is running; empty if there is nothing.
 func (p *Page) signsOfLife(peer *Peer) string {
 	if !peer.CalledUs.IsZero() && p.Now.Sub(peer.CalledUs) <= recent {
-		return fmt.Sprintf("Requests from its host arrive here, the last one %s ago.", Duration(p.Now.Sub(peer.CalledUs)))
+		return requestsArrive(p.Now.Sub(peer.CalledUs))
 	}
 	if peer.Evictions > 0 {
 		return "It was evicted, and has registered again."

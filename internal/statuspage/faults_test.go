@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -223,7 +224,39 @@ func TestPageNamesOneWayFirewall(t *testing.T) {
 			}
 		}
 		s.calls(0)
-		s.finds(0, "node-3: is running, but this node gets no response from it", "Most likely a firewall blocks this direction")
+		s.finds(0, "node-3: is running, but this node gets no response from it", "Either a firewall blocks this direction, or the process accepts connections, but hangs.")
+	})
+}
+
+// A connection that cannot be established tells a firewall from a process that hangs.
+func TestPageNamesFirewallThatDropsConnections(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite(t)
+		for range 4 {
+			s.join()
+		}
+		s.calls(2) // which node-1 receives
+		s.Network.Fault(s.Nodes[0].Host, s.Nodes[2].Host, clustertest.FailDial(syscall.ETIMEDOUT))
+		s.calls(0)
+		s.finds(0, "node-3 is missing: this node evicted it, but it was running", "a firewall blocks this direction")
+		if _, err := s.Nodes[2].Register(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		if _, err := s.Nodes[2].Register(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for range 3 {
+			s.calls(0)
+			time.Sleep(time.Second)
+			if _, err := s.Nodes[0].Register(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.Nodes[2].Register(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s.finds(0, "node-3: is running, but this node cannot connect to it: a firewall blocks this direction", "Requests from its host arrive here")
 	})
 }
 

@@ -48,6 +48,8 @@ type Result struct {
 	Kind       string    `json:"kind"`                 // a [cluster.Kind]
 	StatusCode int       `json:"statusCode,omitempty"` // 0 if there was no response
 	Text       string    `json:"text,omitempty"`       // of the error; empty if there is none
+	// NotConnected reports whether no connection could be established.
+	NotConnected bool `json:"notConnected,omitempty"`
 	// Remote is the sender of the response: "registry", "token service", or empty for a peer.
 	Remote string `json:"remote,omitempty"`
 }
@@ -93,6 +95,9 @@ type Gone struct {
 	At      time.Time `json:"at"`
 	Ago     Duration  `json:"ago"`
 	Reason  string    `json:"reason"`
+	Evicted bool      `json:"evicted,omitempty"` // by this node
+	// CalledUs is when an authenticated request last came from its host.
+	CalledUs time.Time `json:"calledUs,omitzero"`
 }
 
 // A Kind is the kind of an event.

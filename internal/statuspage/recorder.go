@@ -151,16 +151,27 @@ func (r *Recorder) Fill(page *Page, host func(address string) string) {
 			evictions[e.ServerID] += e.Count
 		}
 	}
-	present := make(map[string]bool, len(page.Peers))
+	present, onHost := make(map[string]bool, len(page.Peers)), make(map[string]int)
+	for _, p := range page.Peers {
+		present[p.ID] = true
+		onHost[host(p.Address)]++
+	}
 	for i := range page.Peers {
 		p := &page.Peers[i]
-		present[p.ID] = true
-		p.CalledUs, p.Evictions = r.hosts[host(p.Address)], evictions[p.ID]
+		p.Evictions = evictions[p.ID]
+		if onHost[host(p.Address)] == 1 { // otherwise it may have been another one
+			p.CalledUs = r.hosts[host(p.Address)]
+		}
 		if o := r.peers[p.ID]; o != nil {
 			p.Last, p.Membership, p.Latency = o.last, o.membership, Duration(o.latency)
 		}
 	}
 	page.Gone = gone(page.Events, present, page.Now)
+	for i := range page.Gone {
+		if h := host(page.Gone[i].Address); onHost[h] == 0 {
+			page.Gone[i].CalledUs = r.hosts[h]
+		}
+	}
 	if r.check != nil {
 		check := *r.check
 		check.Ago = Duration(page.Now.Sub(check.At))
@@ -179,7 +190,7 @@ func gone(events []Event, present map[string]bool, now time.Time) []Gone {
 		switch e.Kind {
 		case Left, Evicted:
 			seen[e.ServerID] = true
-			servers = append(servers, Gone{ID: e.ServerID, Address: e.Address, At: e.At, Ago: Duration(now.Sub(e.At)), Reason: departureReason(e)})
+			servers = append(servers, Gone{ID: e.ServerID, Address: e.Address, At: e.At, Ago: Duration(now.Sub(e.At)), Evicted: e.Kind == Evicted, Reason: departureReason(e)})
 		case Joined, Moved:
 			seen[e.ServerID] = true
 		}
