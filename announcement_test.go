@@ -583,6 +583,27 @@ func TestInvalidAnnouncements(t *testing.T) {
 	})
 }
 
+// An invalid entry does not keep the valid ones of the same list out: an npm node announces its
+// whole list, with whatever the registry has accepted.
+func TestInvalidEntryOfAnAnnouncementIsSkipped(t *testing.T) {
+	testEndpoints(t, func(v endpointTest) {
+		for i, invalid := range []string{"a\nb", "../../x", strings.Repeat("x", 500), ""} {
+			valid := fmt.Sprintf("valid-%d", i)
+			list := announcement(invalid, valid)
+			reply := v.send(http.MethodPost, itResources, list, "Bearer "+v.Token("mds", true))
+			if reply.Code != http.StatusOK {
+				v.Errorf("%.20s: %d, %s", invalid, reply.Code, reply.Body)
+			}
+			if !slices.ContainsFunc(v.Nodes[0].Servers(), func(s cluster.Server) bool { return s.ServerID == valid }) {
+				v.Errorf("%.20s: the valid entry is missing", invalid)
+			}
+		}
+		if known := len(v.Nodes[0].Servers()); known != 3+4 {
+			v.Errorf("%d servers", known)
+		}
+	})
+}
+
 // Together, the entries of a view may not have more bytes than a response of the registry.
 func TestViewIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -87,7 +87,7 @@ func (c *Cluster) CreateItResource(w http.ResponseWriter, r *http.Request) {
 		if err := c.http.dropSecrets(&it, c.cfg.ID); err != nil {
 			return nil, &StatusError{Code: http.StatusBadRequest, Message: err.Error()}
 		}
-		if it.Skipped != nil {
+		if it.Skipped != nil && len(it.Servers) == 0 {
 			return nil, &StatusError{Code: http.StatusBadRequest, Message: "the body is not an itResource: " + it.Skipped.Error()}
 		}
 		view, err := c.mergeAnnounced(ctx, it, senderOf(r))
