@@ -26,7 +26,9 @@ type Store struct {
 }
 
 // NewStore returns a store that lists the servers.
-func NewStore(servers []cluster.Server) *Store { return &Store{servers: servers} }
+func NewStore(servers []cluster.Server) *Store {
+	return &Store{Memory: mit.NewMemory(), servers: servers}
+}
 
 // Set replaces the servers that the store lists.
 func (s *Store) Set(servers []cluster.Server) {
