@@ -791,6 +791,26 @@ func (s *backwardStore) DeleteIfUnmodifiedSince(ctx context.Context, id, serverI
 	return newer, err
 }
 
+// The successor of a process registers after the clock of the registry has gone back, so that its
+// entry is older. The process that leaves keeps it.
+func TestDepartureAfterTheClockWentBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &backwardStore{Memory: mit.NewMemory()}
+		w := clustertest.Start(t, 2, clustertest.WithStore(s), sameID())
+		s.setBack(6 * time.Hour)
+		successor := w.Join()
+		requests := recordRequests(w)
+		if d := w.Nodes[0].UnRegister(t.Context()); d.Errors != nil {
+			t.Errorf("UnRegister: %v", d.Errors)
+		}
+		wantAddress(t, w.Registered(), "node-1", successor.Host)
+		if got := requests.countToPeers(w.Nodes[0]); got != 0 {
+			t.Errorf("%d requests to peers, want no notification", got)
+		}
+	})
+}
+
+
 // The clock of the registry goes back, and a node moves. Its peers take its new address although
 // its date is older, and do not evict it.
 func TestRegistryClockGoesBack(t *testing.T) {

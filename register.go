@@ -154,22 +154,26 @@ func (c *Cluster) notifyOwnDeparture(ctx context.Context, view membership.View, 
 	}
 }
 
-// deleteOwnEntry deletes this node's entry unless the registry has a newer one than the last
-// renewal returned. A newer entry at this node's address comes from a renewal whose response was
-// lost, and is deleted, too. deleteOwnEntry returns the newest entry that it knows. If that is at
-// another address, it is not deleted.
+// deleteOwnEntry deletes this node's entry. It first looks up the entry, with a conditional delete
+// that deletes nothing: the clock of the registry may have gone back, and the entry of another
+// process may have an older date than this node's. An entry at this node's address is deleted, also
+// one of a renewal whose response was lost. deleteOwnEntry returns the newest entry that it knows.
+// If that is at another address, it is not deleted.
 func (c *Cluster) deleteOwnEntry(ctx context.Context, view membership.View) (entry wire.Server, err error) {
 	entry = wire.Server{ServerID: c.cfg.ID, ClusterBaseURL: c.address.registration().ClusterBaseURL}
 	if own, known := view.Get(c.cfg.ID); known {
 		entry = own.Server
 	}
-	for range maxNewerEntries {
+	for i := range 1 + maxNewerEntries {
 		if !c.address.is(entry.ClusterBaseURL) {
 			return entry, nil
 		}
 		date := entry.UpdatedAtText()
 		if date == "" { // this registry sends no dates, and so has no conditional deletes
 			return entry, c.registry.deregister(ctx, view.ID(), c.cfg.ID)
+		}
+		if i == 0 {
+			date = epoch
 		}
 		newer, err := c.registry.deleteIf(ctx, view.ID(), c.cfg.ID, date)
 		if err != nil || newer == nil {

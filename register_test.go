@@ -446,11 +446,11 @@ func TestUnRegister(t *testing.T) {
 		if diff := cmp.Diff(d, again); diff != "" {
 			t.Errorf("the second Departure differs (-first +second):\n%s", diff)
 		}
-		if got := len(requests.deletes(n)); got != 1 {
-			t.Errorf("the registry received %d deletes, want one", got)
+		if got := len(requests.deletes(n)); got != 2 {
+			t.Errorf("the registry received %d deletes, want one that looks the entry up and one", got)
 		}
-		if got := len(requests.matching(http.MethodDelete, n.Host, clustertest.Any)); got != 3 {
-			t.Errorf("%d DELETEs in all, want one to the registry and one to each peer", got)
+		if got := len(requests.matching(http.MethodDelete, n.Host, clustertest.Any)); got != 4 {
+			t.Errorf("%d DELETEs in all, want two to the registry and one to each peer", got)
 		}
 	})
 }
@@ -536,8 +536,8 @@ func TestUnRegisterWhileAnnouncing(t *testing.T) {
 		if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-1", "node-2"}) {
 			t.Errorf("the registry lists %q", got)
 		}
-		if posted, deleted := requests.renewals(n), requests.deletes(n); len(posted) != 1 || len(deleted) != 1 {
-			t.Errorf("%d POSTs and %d DELETEs to the registry, want one each", len(posted), len(deleted))
+		if posted, deleted := requests.renewals(n), requests.deletes(n); len(posted) != 1 || len(deleted) != 2 {
+			t.Errorf("%d POSTs and %d DELETEs to the registry, want 1 and 2", len(posted), len(deleted))
 		}
 	})
 }
@@ -563,8 +563,8 @@ func TestNoRenewalAfterDeregistration(t *testing.T) {
 		time.Sleep(10 * time.Minute)
 		synctest.Wait()
 		deleted := requests.deletes(n)
-		if len(deleted) != 1 {
-			t.Fatalf("%d DELETEs, want one", len(deleted))
+		if len(deleted) != 2 {
+			t.Fatalf("%d DELETEs, want 2", len(deleted))
 		}
 		for _, x := range requests.renewals(n) {
 			if end := x.Start.Add(x.Duration); end.After(deleted[0].Start) {
@@ -763,8 +763,8 @@ func TestUnRegisterConcurrently(t *testing.T) {
 				t.Errorf("departure %d: %+v", i, d)
 			}
 		}
-		if got := len(requests.matching(http.MethodDelete, n.Host, clustertest.Any)); got != 3 {
-			t.Errorf("%d DELETEs, want one to the registry and one to each of two peers", got)
+		if got := len(requests.matching(http.MethodDelete, n.Host, clustertest.Any)); got != 4 {
+			t.Errorf("%d DELETEs, want two to the registry and one to each of two peers", got)
 		}
 	})
 }

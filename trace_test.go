@@ -297,7 +297,8 @@ func TestHookOrder(t *testing.T) {
 			"end of Call")
 
 		n.UnRegister(t.Context())
-		wantTexts(t, "leaving", hooks.take(), "StateChanged left", "Request DELETE registry", "end of Request", "Call depart", "end of Call")
+		wantTexts(t, "leaving", hooks.take(), "StateChanged left", "Request DELETE registry", "end of Request",
+			"Request DELETE registry", "end of Request", "Call depart", "end of Call")
 	})
 }
 
