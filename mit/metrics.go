@@ -79,7 +79,7 @@ func newRegistryMetrics() *registryMetrics {
 	}
 	for _, operation := range []string{opPut, opGet, opDelete, opDeleteIf} {
 		for _, outcome := range []string{outcomeOK, outcomeFailed, outcomeCanceled} {
-			m.store.Init(operation, outcome)
+			m.store.Add(0, operation, outcome)
 		}
 	}
 	return m
@@ -177,7 +177,7 @@ func newTokenMetrics() tokenMetrics {
 	for _, outcome := range []string{
 		tokenIssued, tokenThrottled, outcomeFailed, "invalid_client", "invalid_grant", "invalid_request", "invalid_target", "unsupported_grant_type",
 	} {
-		m.tokens.Init(outcome)
+		m.tokens.Add(0, outcome)
 	}
 	return m
 }

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"cmp"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strconv"
@@ -37,24 +38,21 @@ type series struct {
 
 // NewCounter returns a counter with labels. name ends in _total.
 func NewCounter(name, help string, labels ...string) *Family {
-	return &Family{name: name, kind: "counter", help: help, labels: labels, series: map[[maxLabels]string]*series{}}
+	return &Family{name: name, kind: "counter", help: help, labels: labels}
 }
 
 // NewGauge returns a gauge with labels.
 func NewGauge(name, help string, labels ...string) *Family {
-	f := NewCounter(name, help, labels...)
-	f.kind = "gauge"
-	return f
+	return &Family{name: name, kind: "gauge", help: help, labels: labels}
 }
 
 // NewHistogram returns a histogram with labels. bounds are those of its buckets, ascending.
 func NewHistogram(name, help string, bounds []float64, labels ...string) *Family {
-	f := NewCounter(name, help, labels...)
-	f.kind, f.bounds = "histogram", bounds
-	return f
+	return &Family{name: name, kind: "histogram", help: help, bounds: bounds, labels: labels}
 }
 
-// Add adds n to the series of a counter or gauge with label values. With 0, the series exists.
+// Add adds n to the series of a counter or gauge with label values. With 0, a series of any kind
+// exists from then on.
 func (f *Family) Add(n float64, values ...string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -71,15 +69,15 @@ func (f *Family) Observe(v float64, values ...string) {
 	s.counts[i]++
 }
 
-// Init creates the histogram with label values, without an observation.
-func (f *Family) Init(values ...string) { f.Add(0, values...) }
-
 func (f *Family) seriesLocked(values []string) *series {
 	var key [maxLabels]string
 	copy(key[:], values)
 	s := f.series[key]
 	if s == nil {
 		s = &series{counts: make([]uint64, len(f.bounds)+1)}
+		if f.series == nil {
+			f.series = map[[maxLabels]string]*series{}
+		}
 		f.series[key] = s
 	}
 	return s
@@ -103,12 +101,8 @@ func Write(b *bytes.Buffer, families ...*Family) {
 func (f *Family) write(b *bytes.Buffer) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	keys := make([][maxLabels]string, 0, len(f.series))
-	for key := range f.series {
-		keys = append(keys, key)
-	}
-	slices.SortFunc(keys, func(x, y [maxLabels]string) int { return slices.Compare(x[:], y[:]) })
-	for _, key := range keys {
+	byLabels := func(x, y [maxLabels]string) int { return slices.Compare(x[:], y[:]) }
+	for _, key := range slices.SortedFunc(maps.Keys(f.series), byLabels) {
 		s := f.series[key]
 		if f.kind != "histogram" {
 			f.sample(b, "", key, s.value, "")
