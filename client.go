@@ -511,34 +511,44 @@ func readErrorBody(resp *http.Response) (body []byte, err error) {
 // connections had been used before and are lost.
 const maxReusedTries = 3
 
-// sendJSON sends a request to the registry or the token service. A nil body sends none; an empty
-// bearer sends no token. With an error it returns the part of the response that arrived.
+// A jsonRequest is a request to the registry or the token service. Empty fields are not sent.
+type jsonRequest struct {
+	method, address, bearer string
+	renewalOf               string
+	body                    any
+}
+
+// sendJSON sends a request to the registry or the token service. With an error it returns the part
+// of the response that arrived.
 //
 // If the lost connection had been used before, the remote may have closed it as idle just when the
 // request was sent. The request is then repeated, which is safe: a registration, a delete and a
 // token request may each be executed twice.
-func (h *httpClient) sendJSON(ctx context.Context, info RequestInfo, method, address, bearer string, body any) (response, error) {
+func (h *httpClient) sendJSON(ctx context.Context, info RequestInfo, r jsonRequest) (response, error) {
 	ctx, cancel := context.WithTimeout(ctx, h.timeout)
 	defer cancel()
 	var content []byte
-	if body != nil {
+	if r.body != nil {
 		var err error
-		if content, err = json.Marshal(body); err != nil {
+		if content, err = json.Marshal(r.body); err != nil {
 			return response{}, fmt.Errorf("encoding the request to %s: %w", info.remote(), err)
 		}
 	}
 	rt := h.transports.backend
 	for try := 1; ; try++ {
-		req, err := http.NewRequestWithContext(ctx, method, address, bytes.NewReader(content))
+		req, err := http.NewRequestWithContext(ctx, r.method, r.address, bytes.NewReader(content))
 		if err != nil {
 			return response{}, fmt.Errorf("request to %s: %w", info.remote(), err)
 		}
 		if h.stalled.contains(req.URL.Host, time.Now()) {
 			rt = h.transports.backendNewConn
 		}
-		req.Header = h.header(ctx, bearer)
-		if body != nil {
+		req.Header = h.header(ctx, r.bearer)
+		if r.body != nil {
 			req.Header.Set("Content-Type", "application/json")
+		}
+		if r.renewalOf != "" {
+			req.Header.Set(wire.RenewalOfHeader, r.renewalOf)
 		}
 		resp, err := h.do(ctx, rt, info, req, requestForm{})
 		switch {

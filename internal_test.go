@@ -109,7 +109,7 @@ func TestSilentHTTP2Connection(t *testing.T) {
 					timeout:    10 * time.Second, maxResponse: 1 << 20, trace: &hooks{}, secrets: newCredentials(Config{}, zap.NewNop()),
 				}
 				get := func() error {
-					resp, err := h.sendJSON(t.Context(), RequestInfo{Target: TargetRegistry}, http.MethodGet, "https://registry.test/", "", nil)
+					resp, err := h.sendJSON(t.Context(), RequestInfo{Target: TargetRegistry}, jsonRequest{method: http.MethodGet, address: "https://registry.test/"})
 					if err == nil && string(resp.body) != "HTTP/2.0" {
 						t.Errorf("the protocol is %s", resp.body)
 					}
@@ -354,7 +354,7 @@ func TestHTTPClient(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			h := testHTTPClient(tt.respond)
-			resp, err := h.sendJSON(t.Context(), RequestInfo{Target: TargetRegistry}, http.MethodGet, "http://mit/path?query=private", "token-1", nil)
+			resp, err := h.sendJSON(t.Context(), RequestInfo{Target: TargetRegistry}, jsonRequest{method: http.MethodGet, address: "http://mit/path?query=private", bearer: "token-1"})
 			if kind := classify(err); kind != tt.kind || err == nil && string(resp.body) != "body" {
 				t.Fatalf("%s: body %q, error %v", kind, resp.body, err)
 			}
@@ -403,13 +403,13 @@ func TestRegistryClient(t *testing.T) {
 		}
 		return 200, registered
 	}
-	it, lease, err := r.register(t.Context(), wire.Registration{ServerID: "node-1"}, false)
+	it, lease, err := r.register(t.Context(), wire.Registration{ServerID: "node-1"}, false, "")
 	if err != nil || it.ID != "r" || lease != time.Minute {
 		t.Errorf("registered with %+v for %v, error %v", it, lease, err)
 	}
 	requireSent("POST http://a/itResources?managedCluster=off token-1", "POST http://a/itResources?managedCluster=off token-2")
 
-	_, _, err = r.register(t.Context(), wire.Registration{ServerID: "node-2"}, true)
+	_, _, err = r.register(t.Context(), wire.Registration{ServerID: "node-2"}, true, "")
 	if kind := classify(err); kind != KindMalformed {
 		t.Errorf("a list without this node: %s, %v", kind, err)
 	}

@@ -278,7 +278,11 @@ func (c *Cluster) renew(ctx context.Context) (renewal, error) {
 	}
 	c.address.follow(c.log)
 	before, sent := c.state.view(), time.Now()
-	it, lease, err := c.registry.register(ctx, c.address.registration(), c.cfg.Management)
+	renewalOf := ""
+	if own, known := before.Get(c.cfg.ID); known && !own.CreatedAt.IsZero() {
+		renewalOf = wire.FormatTime(own.CreatedAt)
+	}
+	it, lease, err := c.registry.register(ctx, c.address.registration(), c.cfg.Management, renewalOf)
 	if err != nil {
 		return renewal{}, err
 	}

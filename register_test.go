@@ -577,6 +577,63 @@ func TestNoRenewalAfterDeregistration(t *testing.T) {
 	})
 }
 
+// A proxy may deliver a renewal after the node that has abandoned it has left. The renewal does not
+// restore the entry of the node.
+func TestLateRenewalAfterDeregistration(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 2)
+		n := w.Nodes[0]
+		arrived, release := make(chan struct{}, 1), make(chan struct{})
+		statuses := make(chan int, 1)
+		w.Network.Fault(n.Host, clustertest.RegistryHost, onPost(signal(arrived, func(next http.RoundTripper) http.RoundTripper {
+			return clustertest.Late(release)(clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
+				resp, err := next.RoundTrip(req)
+				if err == nil {
+					statuses <- resp.StatusCode
+				}
+				return resp, err
+			}))
+		})))
+		<-arrived // the renewal
+		if d := n.UnRegister(t.Context()); d.Errors != nil {
+			t.Errorf("UnRegister: %+v", d)
+		}
+		if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-2"}) {
+			t.Errorf("the registry lists %q after the delete", got)
+		}
+		close(release)
+		if status := <-statuses; status != http.StatusPreconditionFailed {
+			t.Errorf("the late renewal is answered %d", status)
+		}
+		if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-2"}) {
+			t.Errorf("the registry lists %q", got)
+		}
+	})
+}
+
+// A node whose entry is gone creates another one at once, also at a registry that has lost its
+// data.
+func TestRenewalOfAnEntryThatIsGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 2)
+		requests := recordRequests(w)
+		w.ResetRegistry()
+		if _, err := w.Nodes[0].Register(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		var statuses []int
+		for _, x := range requests.renewals(w.Nodes[0]) {
+			statuses = append(statuses, x.Status)
+		}
+		if want := []int{412, 200}; !cmp.Equal(statuses, want) {
+			t.Errorf("statuses %v, want %v", statuses, want)
+		}
+		if got := idsOf(w.Registered()); !cmp.Equal(got, []string{"node-1"}) {
+			t.Errorf("the registry lists %q", got)
+		}
+	})
+}
+
 // sameID gives node-3 of a world the id of node-1, as a process that replaces another has.
 func sameID() clustertest.Option {
 	return clustertest.WithConfig(func(cfg *cluster.Config) {

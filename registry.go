@@ -50,8 +50,12 @@ type tokenSource interface {
 
 // register registers a server, or renews its lease, which is the same request. It returns the
 // resource and the duration of the lease. An unmanaged node does not call its peers.
-func (r *registryClient) register(ctx context.Context, self wire.Registration, managed bool) (it wire.ItResource, lease time.Duration, err error) {
-	req := registryRequest{method: http.MethodPost, path: "/itResources", body: self}
+//
+// renewalOf is the createdAt of the entry to renew; empty if none is known. If that entry is gone,
+// register creates another one. A renewal that reaches the registry only after the delete of its
+// entry thus does not restore the entry, unless the registry does not know the condition.
+func (r *registryClient) register(ctx context.Context, self wire.Registration, managed bool, renewalOf string) (it wire.ItResource, lease time.Duration, err error) {
+	req := registryRequest{method: http.MethodPost, path: "/itResources", body: self, renewalOf: renewalOf}
 	if !managed {
 		req.path += "?managedCluster=off"
 	}
@@ -62,7 +66,12 @@ func (r *registryClient) register(ctx context.Context, self wire.Registration, m
 		}
 		return r.http.dropSecrets(response.ItResource, self.ServerID)
 	}
-	if err := r.do(ctx, req); err != nil {
+	err = r.do(ctx, req)
+	if se, ok := errors.AsType[*StatusError](err); ok && se.Code == http.StatusPreconditionFailed && renewalOf != "" {
+		req.renewalOf = ""
+		err = r.do(ctx, req)
+	}
+	if err != nil {
 		return wire.ItResource{}, 0, err
 	}
 	lease, problem := leaseOf(response)
@@ -143,6 +152,8 @@ type registryRequest struct {
 	body   any
 	bearer string
 	sent   int // the number of requests sent
+	// renewalOf is the createdAt of the entry that a renewal is for; empty if there is no condition.
+	renewalOf string
 	// decode reads the response. An error makes it an *InvalidResponseError.
 	decode func(body []byte) error
 }
@@ -187,7 +198,7 @@ func (r *registryClient) doReplica(ctx context.Context, base string, req *regist
 	req.sent++
 	info := RequestInfo{Target: TargetRegistry, Attempt: req.sent}
 	sent := time.Now()
-	resp, err := r.http.sendJSON(ctx, info, req.method, base+req.path, req.bearer, req.body)
+	resp, err := r.http.sendJSON(ctx, info, jsonRequest{req.method, base + req.path, req.bearer, req.renewalOf, req.body})
 	r.checkClock(ctx, base, resp, sent)
 	if err != nil {
 		return err
@@ -235,8 +246,8 @@ func clockSkew(date, sent, received time.Time) time.Duration {
 func shouldFailOver(method string, err error) bool {
 	if se, ok := errors.AsType[*StatusError](err); ok {
 		switch se.Code {
-		case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusConflict, http.StatusRequestEntityTooLarge,
-			http.StatusUnprocessableEntity:
+		case http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusConflict, http.StatusPreconditionFailed,
+			http.StatusRequestEntityTooLarge, http.StatusUnprocessableEntity:
 			return false
 		case http.StatusNotFound:
 			return method == http.MethodPost // this replica has no such endpoint
@@ -409,7 +420,7 @@ func (f *tokenFetcher) post(ctx context.Context, body any) (response []byte, err
 	attempt := 0
 	err = f.replicas.failover(ctx, deadline, http.MethodPost, func(ctx context.Context, url string) error {
 		attempt++
-		resp, err := f.http.sendJSON(ctx, RequestInfo{Target: TargetTokenService, Attempt: attempt}, http.MethodPost, url, "", body)
+		resp, err := f.http.sendJSON(ctx, RequestInfo{Target: TargetTokenService, Attempt: attempt}, jsonRequest{method: http.MethodPost, address: url, body: body})
 		response = resp.body
 		if err == nil && !json.Valid(response) {
 			err = &InvalidResponseError{"mST", http.MethodPost, url, errors.New("the response is not JSON")}

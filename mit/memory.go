@@ -40,7 +40,7 @@ type Memory struct {
 // NewMemory returns an empty store.
 func NewMemory() *Memory { return &Memory{} }
 
-// Put implements [Store]. It fails only if Location is not valid JSON.
+// Put implements [Store]. Apart from [ErrNotFound], it fails only if Location is not valid JSON.
 func (m *Memory) Put(ctx context.Context, reg Registration, ttl time.Duration) (Resource, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -55,6 +55,9 @@ func (m *Memory) Put(ctx context.Context, reg Registration, ttl time.Duration) (
 	if known {
 		before := r.entries[i].Server
 		previous = &before
+	}
+	if !reg.Renews(previous) {
+		return Resource{}, ErrNotFound
 	}
 	// If the machine's clock goes back, an entry must not get an older date than its predecessor.
 	// Peers would ignore it as outdated.

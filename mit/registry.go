@@ -426,6 +426,11 @@ func (g *Registry) register(w http.ResponseWriter, r *http.Request, from caller)
 		g.history.reject(reg.Type, reg.ServerID, remoteAddress(r), fmt.Sprintf("its token is of type %.40q", from.typ))
 		return nil, newAPIError(http.StatusForbidden, "a token of type %q cannot register type %q", from.typ, reg.Type)
 	}
+	if text := r.Header.Get(wire.RenewalOfHeader); text != "" {
+		if reg.RenewalOf, err = time.Parse(time.RFC3339, text); err != nil {
+			return nil, newAPIError(http.StatusBadRequest, "the header "+wire.RenewalOfHeader+" is not a date")
+		}
+	}
 	reg.Unmanaged = r.URL.Query().Get("managedCluster") == "off"
 	response, err := g.respondWithList(r, reg.Type, func() (Resource, *float64, error) {
 		leaseTime, ttl := g.leaseTerms()
@@ -467,6 +472,9 @@ func (g *Registry) put(r *http.Request, from caller, reg Registration, ttl time.
 		return Resource{}, err
 	}
 	res, err := g.store.Put(r.Context(), reg, ttl)
+	if errors.Is(err, ErrNotFound) {
+		return Resource{}, newAPIError(http.StatusPreconditionFailed, "the entry to renew is gone")
+	}
 	if err != nil {
 		return Resource{}, err
 	}

@@ -5,9 +5,14 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
+	"net/http/httptest"
+	"os"
+	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/mimiktech/cluster"
@@ -16,7 +21,7 @@ import (
 	"github.com/mimiktech/cluster/mit"
 )
 
-// A listStore returns its resource from every Put.
+// A listStore returns its resource from every Put and Get.
 type listStore struct {
 	mit.Store
 	mit.Resource
@@ -98,6 +103,71 @@ func TestResponseMatchesEncodingJSON(t *testing.T) {
 	}
 	store.Servers = []cluster.Server{server("a", func(s *cluster.Server) { s.Location = []byte(`{`) })}
 	checkError(t, send(g, "POST", "/itResources", "mds", body("mds", "a")), http.StatusInternalServerError)
+}
+
+// A deadlineWriter records the write deadlines of a response.
+type deadlineWriter struct {
+	*httptest.ResponseRecorder
+	err       error // of Write
+	deadlines []time.Time
+}
+
+func (w *deadlineWriter) SetWriteDeadline(t time.Time) error {
+	w.deadlines = append(w.deadlines, t)
+	return nil
+}
+
+func (w *deadlineWriter) Write(b []byte) (int, error) {
+	if w.err != nil {
+		return 0, w.err
+	}
+	return w.ResponseRecorder.Write(b)
+}
+
+func (w *deadlineWriter) FlushError() error { return w.err }
+
+// A client has 5 s for a list and a second for each 256 KiB that are sent. The deadline ends with
+// the response, so that the connection can be used again, but not if the client does not read.
+func TestWriteDeadlineDependsOnSize(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store, g := newListRegistry(t)
+		for _, test := range []struct {
+			servers  int
+			encoding string
+			err      error
+			min, max time.Duration
+		}{
+			{0, "", nil, 5 * time.Second, 5*time.Second + time.Millisecond},
+			{1024, "", nil, 8 * time.Second, 14 * time.Second},
+			{4096, "", nil, 18 * time.Second, 40 * time.Second},
+			{4096, "", os.ErrDeadlineExceeded, 18 * time.Second, 40 * time.Second},
+			{4096, "gzip", nil, 5 * time.Second, 10 * time.Second},
+		} {
+			store.Servers = make([]cluster.Server, test.servers)
+			for i := range store.Servers {
+				location := fmt.Sprintf(`"%0900d"`, i)
+				store.Servers[i] = cluster.Server{ServerID: fmt.Sprintf("%05d", i), Location: []byte(location)}
+			}
+			r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/itResources", strings.NewReader(body("mds", "a")))
+			r.Header.Set("Authorization", "Bearer mds")
+			r.Header.Set("Accept-Encoding", test.encoding)
+			w := &deadlineWriter{ResponseRecorder: httptest.NewRecorder(), err: test.err}
+			g.ServeHTTP(w, r)
+			name := fmt.Sprintf("%d servers %s, %v", test.servers, test.encoding, test.err)
+			if w.Code != http.StatusOK || len(w.deadlines) == 0 {
+				t.Fatalf("%s: %d, %d deadlines", name, w.Code, len(w.deadlines))
+			}
+			got := time.Until(w.deadlines[0])
+			size, _ := strconv.Atoi(w.Header().Get("Content-Length"))
+			want := 5*time.Second + time.Duration(size)*time.Second/(256<<10)
+			if got != want || got < test.min || got > test.max {
+				t.Errorf("%s: %v for %d bytes, want %v, between %v and %v", name, got, size, want, test.min, test.max)
+			}
+			if last := w.deadlines[len(w.deadlines)-1]; last.IsZero() != (test.err == nil) {
+				t.Errorf("%s: deadlines %v", name, w.deadlines)
+			}
+		}
+	})
 }
 
 // A staleStore reports err as Stale.

@@ -15,7 +15,8 @@ import (
 	"github.com/mimiktech/cluster"
 )
 
-// ErrNotFound is returned by [Store.Get] for an unknown resource.
+// ErrNotFound is returned by [Store.Get] for an unknown resource, and by [Store.Put] for a renewal
+// of an entry that is gone.
 var ErrNotFound = errors.New("mit: not found")
 
 // A Store keeps the resources of a registry and removes servers that do not renew in time.
@@ -47,6 +48,9 @@ type Store interface {
 	// CreatedAt. Every renewal increases UpdatedAt by at least a millisecond, even if the clock
 	// stood still or went back. So UpdatedAt identifies one state of the entry. Times have the
 	// precision of the wire, milliseconds.
+	//
+	// If RenewalOf of the registration is set, and the server has no entry with this CreatedAt, Put
+	// changes nothing and returns [ErrNotFound]. Comparison and renewal are one step.
 	//
 	// Put returns the resource with all its live servers, including this one.
 	Put(ctx context.Context, reg Registration, ttl time.Duration) (Resource, error)
@@ -80,6 +84,15 @@ type Registration struct {
 	// Unmanaged reports whether the server leaves the management of the cluster to other servers.
 	// Such a server is listed, too. A store may ignore the field.
 	Unmanaged bool
+	// RenewalOf is the CreatedAt of the entry to renew; zero if the registration may create one. So
+	// a renewal that is executed after a delete does not restore the entry.
+	RenewalOf time.Time
+}
+
+// Renews reports whether the registration may replace the entry of the server; nil if there is
+// none. It is a helper for stores.
+func (reg Registration) Renews(previous *cluster.Server) bool {
+	return reg.RenewalOf.IsZero() || previous != nil && previous.CreatedAt.Equal(reg.RenewalOf)
 }
 
 // Entry returns the entry of a server that registers at now, with Raw set. previous is its entry

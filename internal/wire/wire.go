@@ -137,6 +137,10 @@ func (r *ItResource) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
+// RenewalOfHeader has the precondition of a renewal: the createdAt of the entry to renew. The
+// registry of this module answers 412 if that entry is gone. Other registries ignore the header.
+const RenewalOfHeader = "X-Renewal-Of"
+
 // Registration is the body of POST /itResources at the registry, which registers and renews.
 type Registration struct {
 	Type           string          `json:"type"`

@@ -356,6 +356,12 @@ func (s *Store) write(ctx context.Context, p *pendingPut) (*entry, error) {
 		return nil, err
 	}
 	for { // again after a conflicting write; ctx bounds the loop
+		if !p.renews() {
+			if gone, err := s.confirmGone(ctx, key, p); gone || err != nil {
+				return nil, cmp.Or(err, mit.ErrNotFound)
+			}
+			continue
+		}
 		server, value, err := s.encodeEntry(p)
 		if err != nil {
 			return nil, err
@@ -391,6 +397,27 @@ func (s *Store) write(ctx context.Context, p *pendingPut) (*entry, error) {
 		}
 		p.conflict(current)
 	}
+}
+
+func (p *pendingPut) renews() bool {
+	if p.previous == nil {
+		return p.reg.Renews(nil)
+	}
+	return p.reg.Renews(&p.previous.Server)
+}
+
+// confirmGone reports whether etcd, too, has no entry that the registration may renew. Otherwise it
+// corrects the last known entry.
+func (s *Store) confirmGone(ctx context.Context, key string, p *pendingPut) (bool, error) {
+	resp, err := s.client.Txn(ctx).If(unchanged(key, p.previous)).Else(clientv3.OpGet(key)).Commit()
+	if err != nil || resp.Succeeded {
+		return err == nil, err
+	}
+	_, current, err := s.decodeConflict(p.reg.ServerID, resp)
+	if err == nil {
+		p.conflict(current)
+	}
+	return false, err
 }
 
 // conflict records that the entry is another than expected.

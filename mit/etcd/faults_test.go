@@ -266,6 +266,27 @@ func TestConcurrentReplicas(t *testing.T) {
 	}
 }
 
+// A renewal at another replica finds the entry, or that it is gone, before the cache of that
+// replica does.
+func TestRenewalAtOtherReplica(t *testing.T) {
+	t.Parallel()
+	c := etcdtest.Run(t, 1)
+	first, second := open(t, etcd.Config{Endpoints: c.Endpoints}), open(t, etcd.Config{Endpoints: c.Endpoints})
+	for range 50 {
+		reg := registration("a")
+		reg.RenewalOf = put(t, first, "a").CreatedAt
+		if _, err := second.Put(t.Context(), reg, hour); err != nil {
+			t.Fatalf("renewal: %v", err)
+		}
+		if err := first.Delete(t.Context(), mds, "a"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := second.Put(t.Context(), reg, hour); !errors.Is(err, mit.ErrNotFound) {
+			t.Fatalf("renewal after the delete: %v", err)
+		}
+	}
+}
+
 // Two processes with one id are reported, whichever replicas they use.
 func TestAddressConflicts(t *testing.T) {
 	t.Parallel()

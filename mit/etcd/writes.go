@@ -2,10 +2,13 @@ package etcd
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+
+	"github.com/mimiktech/cluster/mit"
 )
 
 // probeLeaseSeconds is the TTL of the lease that each check grants. A few of them exist at a time.
@@ -23,6 +26,7 @@ func (s *Store) recordWrite(ctx context.Context, err error) {
 	switch {
 	case err == nil:
 		s.setWriteErr(nil)
+	case errors.Is(err, mit.ErrNotFound): // it says nothing about writes
 	case ctx.Err() == nil:
 		select {
 		case s.suspect <- struct{}{}:

@@ -73,6 +73,7 @@ var tests = []struct { //nolint:gochecknoglobals // a table
 	{"NewEntryAfterExpiry", (*suite).newEntryAfterExpiry},
 	{"Delete", (*suite).delete},
 	{"NewEntryAfterDelete", (*suite).newEntryAfterDelete},
+	{"RenewalOf", (*suite).renewalOf},
 	{"DeleteIfUnmodifiedSince", (*suite).deleteIfUnmodifiedSince},
 	{"DeleteIfUnmodifiedSinceOfMissing", (*suite).deleteIfUnmodifiedSinceOfMissing},
 	{"ListsAreCopies", (*suite).listsAreCopies},
@@ -398,6 +399,46 @@ func (s *suite) newEntryAfterDelete() {
 	}
 	s.waitForExpiry() // of the first entry's TTL
 	s.checkServers("mds", "a")
+}
+
+func (s *suite) renewalOf() {
+	renew := func(of cluster.Server) (mit.Resource, error) {
+		reg := registration("mds", "a")
+		reg.RenewalOf = of.CreatedAt
+		return s.Put(s.Context(), reg, longTTL)
+	}
+	gone := func(step string, of cluster.Server) {
+		s.Helper()
+		if res, err := renew(of); !errors.Is(err, mit.ErrNotFound) {
+			s.Errorf("%s: renewal of an entry that is gone: %v, %v", step, ids(res), err)
+		}
+	}
+	gone("empty store", cluster.Server{CreatedAt: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)})
+	first := s.entry(s.register("mds", "a", longTTL), "a")
+	for range 2 {
+		res, err := renew(first)
+		if err != nil {
+			s.Fatal(err)
+		}
+		if e := s.entry(res, "a"); !e.CreatedAt.Equal(first.CreatedAt) || !e.UpdatedAt.After(first.UpdatedAt) {
+			s.Errorf("renewed: %+v, was %+v", e, first)
+		}
+	}
+	s.remove("mds", "a")
+	gone("deleted", first)
+	s.checkServers("mds")
+	second := s.entry(s.register("mds", "a", longTTL), "a")
+	gone("registered again", first)
+	res, err := s.Get(s.Context(), mit.ResourceID("mds"))
+	if err != nil {
+		s.Fatal(err)
+	}
+	if e := s.entry(res, "a"); !e.UpdatedAt.Equal(second.UpdatedAt) {
+		s.Errorf("the entry is %+v, want %+v", e, second)
+	}
+	if _, err := renew(second); err != nil {
+		s.Errorf("renewal of the second entry: %v", err)
+	}
 }
 
 func (s *suite) deleteIfUnmodifiedSince() {
