@@ -161,6 +161,22 @@ func TestEventsAreBounded(t *testing.T) {
 	})
 }
 
+// Of a large cluster, the page shows the servers with problems.
+func TestLargeClusters(t *testing.T) {
+	var page statuspage.Page
+	for i := range 2000 {
+		page.Peers = append(page.Peers, statuspage.Peer{ID: fmt.Sprintf("server-%04d", i)})
+	}
+	page.Peers[1500].Last = &statuspage.Result{Kind: "refused"}
+	page.Diagnose()
+	w := httptest.NewRecorder()
+	statuspage.Write(w, httptest.NewRequest("GET", "/status", nil), statuspage.NodePage, page)
+	body := w.Body.String()
+	if rows := strings.Count(body, `<th scope="row">`); rows != 500 || !strings.Contains(body, `<th scope="row">server-1500</th>`) {
+		t.Errorf("%d rows, want 500 with the server that has a problem", rows)
+	}
+}
+
 func TestDurations(t *testing.T) {
 	for d, want := range map[time.Duration]string{
 		0: "0 µs", 1500 * time.Microsecond: "1 ms", 999 * time.Millisecond: "999 ms", 59 * time.Second: "59 s", time.Minute: "1 min",

@@ -2,6 +2,7 @@ package statuspage
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"embed"
 	"encoding/base64"
@@ -9,6 +10,7 @@ import (
 	"fmt"
 	"html/template"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -107,7 +109,8 @@ var (
 		"seconds": func(d Duration) int { return int(time.Duration(d) / time.Second) },
 		"since":   func(now, t time.Time) Duration { return Duration(now.Sub(t)) },
 		"list":    func(names []string) string { return list(names, 20) },
-		"peers":   limit[Peer],
+		"peers":   problemsFirst,
+		"fails":   limit[CheckFail],
 		"rows":    limit[CheckRow],
 		"servers": limit[RegistryServer],
 	}).ParseFS(assets, "assets/*.html"))
@@ -119,6 +122,17 @@ func contentPolicy() string {
 	sum := sha256.Sum256(style)
 	return "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) +
 		"'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+}
+
+// problemsFirst limits the peers. If there are too many, those without a problem are left out.
+func problemsFirst(peers []Peer) []Peer {
+	if len(peers) > maxRows {
+		peers = slices.Clone(peers)
+		slices.SortStableFunc(peers, func(a, b Peer) int {
+			return cmp.Compare(strconv.FormatBool(b.Self || b.Problem != ""), strconv.FormatBool(a.Self || a.Problem != ""))
+		})
+	}
+	return limit(peers)
 }
 
 func limit[T any](rows []T) []T { return rows[:min(len(rows), maxRows)] }
