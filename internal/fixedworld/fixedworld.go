@@ -44,11 +44,6 @@ func (s *Store) Put(_ context.Context, reg mit.Registration, _ time.Duration) (m
 	}, nil
 }
 
-// Get returns [mit.ErrNotFound], so that no registration is compared with the list.
-func (*Store) Get(context.Context, string) (mit.Resource, error) {
-	return mit.Resource{}, mit.ErrNotFound
-}
-
 // Servers returns the entries of node-1 and of count peers, numbered from the given number, as a
 // registry lists them.
 func Servers(from, count int) []cluster.Server {
