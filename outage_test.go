@@ -810,7 +810,6 @@ func TestDepartureAfterTheClockWentBack(t *testing.T) {
 	})
 }
 
-
 // The clock of the registry goes back, and a node moves. Its peers take its new address although
 // its date is older, and do not evict it.
 func TestRegistryClockGoesBack(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"sync"
@@ -72,9 +73,7 @@ func forward(w http.ResponseWriter, r *http.Request, next http.RoundTripper) {
 			switchProtocols(control)
 			return
 		}
-		for name, values := range resp.Header {
-			w.Header()[name] = values
-		}
+		maps.Copy(w.Header(), resp.Header)
 		w.WriteHeader(resp.StatusCode)
 		_ = control.Flush()
 		_, err = io.Copy(w, resp.Body)
