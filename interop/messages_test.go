@@ -208,6 +208,21 @@ func requestsOfNode(outer *world) {
 				"  x-unmodified-since: {date}\n",
 			"a Go peer keeps an entry that is newer than the one that departs",
 		},
+		{
+			"/servers/gone\n  accept: application/json\n  accept-encoding: gzip\n  authorization: Bearer {token}\n" +
+				"  user-agent: mimik-mds/1.2.3/{node} ({platform})\n  x-correlation-id: a-test@0/{date}\n",
+			"/servers/gone\n  accept: application/json\n  accept-encoding: gzip\n  authorization: Bearer {token}\n" +
+				"  user-agent: mimik-mds/1.2.3/{node} ({platform})\n  x-correlation-id: a-test@0/{date}\n" +
+				"  x-unmodified-since: {date}\n",
+			"as above, of a peer that is evicted",
+		},
+		{
+			"# departure\n\nDELETE", "# departure\n\n" +
+				"DELETE {back end}/mIT/v1/itResources/09d8f1f0-7477-5c54-9770-74879a6d3b25/servers/{node}@" + epoch + "\n" +
+				"  accept: application/json\n  accept-encoding: gzip\n  authorization: Bearer {token}\n" +
+				"  user-agent: mimik-mds/1.2.3/{node} ({platform})\n  x-correlation-id: a-test@0/{date}\n\nDELETE",
+			"a Go node first reads its entry with a condition that never holds",
+		},
 	})
 }
 
@@ -256,6 +271,11 @@ func responsesOfNode(m *mixed) {
 			"403\n  content-type: application/json\n",
 			"401\n  content-type: application/json\n  www-authenticate: Bearer\n",
 			"without a token, the middleware of npm services responds with 403, HTTP requires 401",
+		},
+		{
+			"  x-correlation-id: ",
+			"  x-content-type-options: nosniff\n  x-correlation-id: ",
+			"a browser must not take a response of a Go node for another type",
 		},
 		{
 			"    \"message\": \"missing authorization header\",\n    \"statusCode\": 403,\n    \"title\": \"Forbidden\"\n",

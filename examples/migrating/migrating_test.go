@@ -115,6 +115,10 @@ func respond(t *testing.T, h http.HandlerFunc) sent {
 	w := httptest.NewRecorder()
 	h(w, r)
 	s := sent{Status: w.Code, Headers: map[string]string{}}
+	if w.Header().Get("X-Content-Type-Options") != "nosniff" {
+		t.Error("a browser may take the response for another type")
+	}
+	w.Header().Del("X-Content-Type-Options") // the only header that npm services do not send
 	for name := range w.Header() {
 		s.Headers[strings.ToLower(name)] = w.Header().Get(name)
 	}
