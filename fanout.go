@@ -282,8 +282,9 @@ func (f *fanOut) callGroup(ctx context.Context, g *peerGroup, skip func(i int, e
 	}, func(i int, err error) { skip(g.index(i), err) })
 }
 
-// callUnproven calls the peers that may not exist. Together they have the timeout of one request,
-// apart from those that get a slot at once.
+// callUnproven calls the peers that may not exist. Those that get a slot within a quarter of the
+// timeout have a whole timeout from then on, as other peers do. The others have what is left of the
+// first timeout.
 func (f *fanOut) callUnproven(ctx context.Context, skip func(i int, err error)) {
 	timeout := cmp.Or(f.timeout, f.client.timeout)
 	groupCtx, cancel := context.WithTimeoutCause(ctx, timeout, errNotConfirmed)
@@ -298,7 +299,7 @@ func (f *fanOut) callUnproven(ctx context.Context, skip func(i int, err error)) 
 		case groupCtx.Err() != nil:
 			skip(i, context.Cause(groupCtx))
 			return
-		case waited < timeout/100:
+		case waited < timeout/4: // not less: a busy machine takes its time to begin
 			callCtx = ctx
 		}
 		f.callPeer(callCtx, f.peers[i], &f.outcomes[i], f.start)

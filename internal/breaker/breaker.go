@@ -51,7 +51,7 @@ func (s *Set) State(serverID string) (open bool, inFlight int) {
 	if b == nil {
 		return false, 0
 	}
-	return b.trips > 0, b.inFlight
+	return b.trips > 0, int(b.inFlight)
 }
 
 // Allow decides whether a request may be sent to p now. It returns an *OpenError if the breaker is
@@ -78,7 +78,7 @@ func (s *Set) Allow(p *membership.Peer, r Request) (wait <-chan struct{}, err er
 			b.wake(1)
 			return nil, &OpenError{silent, max(0, in)}
 		}
-	case b.inFlight >= s.limit(r.Peers, silent):
+	case int(b.inFlight) >= s.limit(r.Peers, silent):
 		waiter := make(chan struct{})
 		b.waiters = append(b.waiters, waiter)
 		return waiter, nil
@@ -122,7 +122,7 @@ func (s *Set) Record(p *membership.Peer, result Result, began time.Time, timeout
 		timeout = min(timeout, s.timeout)
 		b.timedOut, b.longestTimeout = true, max(b.longestTimeout, timeout)
 		if timeout == s.timeout || now.Sub(b.silentSince) >= s.timeout {
-			b.trip(p, now.Add(min(timeout<<min(b.trips, 10), maxProbeInterval)))
+			b.trip(p, now.Add(min(timeout<<b.trips, maxProbeInterval)))
 		}
 	}
 	switch isOpen := b.trips > 0; {
@@ -182,18 +182,21 @@ const (
 	maxSilentShare = 16
 	// An open breaker is probed at least this often.
 	maxProbeInterval = time.Minute
+	// The interval between probes doubles up to this many times.
+	maxTrips = 10
 	// Fewer breakers than this are never swept.
 	minSweep = 64
 )
 
+// A breaker has 96 bytes: a node keeps one for each peer.
 type breaker struct {
-	inFlight       int
+	inFlight       int32
+	trips          uint16          // how often it opened in a row, up to maxTrips; 0 while closed
+	timedOut       bool            // a request has timed out since silentSince
 	silentSince    time.Time       // when the first request began that is still unanswered
-	timedOut       bool            // a request has timed out since then
 	longestTimeout time.Duration   // of the requests that timed out, at most Set.timeout
 	waiters        []chan struct{} // of requests over the limit; closed when one may try again
 
-	trips   int              // how often it opened in a row; 0 while closed
 	peer    *membership.Peer // the entry that was silent; a newer one is probed at once
 	probeAt time.Time        // when the next probe is due
 }
@@ -227,7 +230,7 @@ func registeredSince(before, now *membership.Peer) bool {
 }
 
 func (b *breaker) trip(p *membership.Peer, probeAt time.Time) {
-	b.trips++
+	b.trips = min(b.trips+1, maxTrips)
 	b.peer, b.probeAt = p, probeAt
 	b.wake(len(b.waiters)) // Allow rejects them now
 }
