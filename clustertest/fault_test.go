@@ -11,6 +11,7 @@ import (
 	"net/http/httptrace"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -198,9 +199,12 @@ func TestReused(t *testing.T) {
 func TestLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var n clustertest.Network
+		var mu sync.Mutex // the first two requests are handled at the same instant
 		var handled []string
 		n.Handle("a", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			body, _ := io.ReadAll(r.Body)
+			mu.Lock()
+			defer mu.Unlock()
 			handled = append(handled, r.URL.Path+" "+string(body))
 		}))
 		release := make(chan struct{})
@@ -210,7 +214,7 @@ func TestLate(t *testing.T) {
 		fetch(t, &n, "b", "http://a/second").want(t, "", nil, timeout/2)
 		fetch(t, &n, "b", "http://a/third").want(t, "", nil, 0)
 		synctest.Wait()
-		slices.Sort(handled) // the first two are released at the same instant
+		slices.Sort(handled)
 		if want := []string{"/first ping", "/second ping", "/third ping"}; !slices.Equal(handled, want) {
 			t.Errorf("handled %q, want %q", handled, want)
 		}

@@ -36,7 +36,7 @@ func (s *Set) Open(peers []*membership.Peer) int {
 	defer s.mu.Unlock()
 	open := 0
 	for _, p := range peers {
-		if b := s.peers[p.ServerID]; b != nil && b.trips > 0 {
+		if b := s.peers[p.ServerID]; b != nil && b.isOpen() {
 			open++
 		}
 	}
@@ -51,7 +51,7 @@ func (s *Set) State(serverID string) (open bool, inFlight int) {
 	if b == nil {
 		return false, 0
 	}
-	return b.trips > 0, int(b.inFlight)
+	return b.isOpen(), b.inFlight
 }
 
 // Allow decides whether a request may be sent to p now. It returns an *OpenError if the breaker is
@@ -70,15 +70,15 @@ func (s *Set) Allow(p *membership.Peer, r Request) (wait <-chan struct{}, err er
 		return nil, &OpenError{silent, 0}
 	// A longer timeout than those that expired may suffice, so the request is allowed. An eighth
 	// more does not count as longer: timeouts that end at one deadline vary a little.
-	case b.trips > 0 && min(r.Timeout, s.timeout) <= b.longestTimeout+b.longestTimeout/8:
-		if registeredSince(b.peer, p) {
-			b.probeAt, b.peer = r.Now, p
+	case b.isOpen() && min(r.Timeout, s.timeout) <= b.timeouts.longest+b.timeouts.longest/8:
+		if registeredSince(b.timeouts.peer, p) {
+			b.timeouts.probeAt, b.timeouts.peer = r.Now, p
 		}
-		if in := b.probeAt.Sub(r.Now); in > 0 || b.inFlight > 0 {
+		if in := b.timeouts.probeAt.Sub(r.Now); in > 0 || b.inFlight > 0 {
 			b.wake(1)
 			return nil, &OpenError{silent, max(0, in)}
 		}
-	case int(b.inFlight) >= s.limit(r.Peers, silent):
+	case b.inFlight >= s.limit(r.Peers, silent):
 		waiter := make(chan struct{})
 		b.waiters = append(b.waiters, waiter)
 		return waiter, nil
@@ -112,20 +112,23 @@ func (s *Set) Record(p *membership.Peer, result Result, began time.Time, timeout
 	b := s.peers[p.ServerID]
 	b.inFlight--
 	b.wake(1)
-	wasOpen := b.trips > 0
+	wasOpen := b.isOpen()
 	switch {
 	case result == Abandoned:
 	case result == Answered:
-		b.silentSince, b.timedOut, b.longestTimeout, b.trips = now, false, 0, 0
+		b.silentSince, b.timeouts = now, nil
 	case b.silentSince.After(began): // the peer has answered another request since
 	default:
 		timeout = min(timeout, s.timeout)
-		b.timedOut, b.longestTimeout = true, max(b.longestTimeout, timeout)
+		if b.timeouts == nil {
+			b.timeouts = new(timeouts)
+		}
+		b.timeouts.longest = max(b.timeouts.longest, timeout)
 		if timeout == s.timeout || now.Sub(b.silentSince) >= s.timeout {
-			b.trip(p, now.Add(min(timeout<<b.trips, maxProbeInterval)))
+			b.trip(p, now.Add(min(timeout<<b.timeouts.trips, maxProbeInterval)))
 		}
 	}
-	switch isOpen := b.trips > 0; {
+	switch isOpen := b.isOpen(); {
 	case isOpen && !wasOpen:
 		return Opened
 	case wasOpen && !isOpen:
@@ -188,14 +191,18 @@ const (
 	minSweep = 64
 )
 
-// A breaker has 96 bytes: a node keeps one for each peer.
+// A breaker is small, because a node keeps one for each peer: what only a silent peer needs is apart.
 type breaker struct {
-	inFlight       int32
-	trips          uint16          // how often it opened in a row, up to maxTrips; 0 while closed
-	timedOut       bool            // a request has timed out since silentSince
-	silentSince    time.Time       // when the first request began that is still unanswered
-	longestTimeout time.Duration   // of the requests that timed out, at most Set.timeout
-	waiters        []chan struct{} // of requests over the limit; closed when one may try again
+	inFlight    int
+	silentSince time.Time       // when the first request began that is still unanswered
+	waiters     []chan struct{} // of requests over the limit; closed when one may try again
+	timeouts    *timeouts       // nil if no request has timed out since silentSince
+}
+
+// timeouts describes the requests that timed out since the last answer.
+type timeouts struct {
+	longest time.Duration // of their timeouts, at most Set.timeout
+	trips   int           // how often the breaker opened, up to maxTrips; 0 while it is closed
 
 	peer    *membership.Peer // the entry that was silent; a newer one is probed at once
 	probeAt time.Time        // when the next probe is due
@@ -210,7 +217,7 @@ func (s *Set) breakerLocked(p *membership.Peer, r Request) *breaker {
 		b = new(breaker)
 		s.peers[p.ServerID] = b
 	}
-	if b.inFlight == 0 && !b.timedOut {
+	if b.inFlight == 0 && b.timeouts == nil {
 		b.silentSince = r.Now
 	}
 	return b
@@ -229,9 +236,11 @@ func registeredSince(before, now *membership.Peer) bool {
 	return now.ClusterBaseURL != before.ClusterBaseURL || now.LastUpdate().After(before.LastUpdate())
 }
 
+func (b *breaker) isOpen() bool { return b.timeouts != nil && b.timeouts.trips > 0 }
+
 func (b *breaker) trip(p *membership.Peer, probeAt time.Time) {
-	b.trips = min(b.trips+1, maxTrips)
-	b.peer, b.probeAt = p, probeAt
+	b.timeouts.trips = min(b.timeouts.trips+1, maxTrips)
+	b.timeouts.peer, b.timeouts.probeAt = p, probeAt
 	b.wake(len(b.waiters)) // Allow rejects them now
 }
 
@@ -248,8 +257,8 @@ func (b *breaker) wake(n int) {
 func (s *Set) sweepLocked(now time.Time) {
 	for id, b := range s.peers {
 		unused := b.inFlight == 0 && len(b.waiters) == 0
-		outdated := now.Sub(b.silentSince) > 10*maxProbeInterval && now.After(b.probeAt)
-		if unused && (!b.timedOut || outdated) {
+		outdated := now.Sub(b.silentSince) > 10*maxProbeInterval
+		if unused && (b.timeouts == nil || outdated && now.After(b.timeouts.probeAt)) {
 			delete(s.peers, id)
 		}
 	}
