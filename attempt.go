@@ -104,22 +104,29 @@ func (f *fanOut) shouldRetry(ctx context.Context, p *membership.Peer, retry Retr
 	return again, err
 }
 
-// keepReason returns why a suspect is kept; nil if it has failed on a connection of its own. A
-// request on a connection that had been used before fails if the peer or a firewall has just closed
-// it. A lost connection may also mean that one endpoint of the peer panics. So the peer is probed
-// with a request that has no effect and no token.
+// keepReason returns why a suspect is kept; nil if its failure shows that it may be gone. A request
+// on a connection that had been used before fails if the peer or a firewall has just closed it. A
+// lost connection may also mean that one endpoint of the peer panics. A timeout that this process
+// noticed late may have been caused by this process. So the peer is probed with a request that has
+// no effect and no token.
 func (f *fanOut) keepReason(ctx context.Context, p *membership.Peer, o *Outcome) (Decision, error) {
 	failure, ok := errors.AsType[*UnreachableError](o.Err)
+	late := errors.Is(o.Err, errLate)
 	switch {
-	case !ok || o.Kind == KindRefused || o.Kind == KindTimeout && !failure.Reused:
+	case !ok || o.Kind == KindRefused || o.Kind == KindTimeout && !failure.Reused && !late:
 		return "", nil
 	case isHTTP2Reset(o.Err):
 		return DecisionAlive, errors.New("it has reset the stream of the request, not the connection")
-	case o.Kind == KindTimeout: // a probe would take as long as the next request
+	case isGoAway(failure.Err):
+		return DecisionAlive, errors.New("it accepts no requests on this connection (GOAWAY)")
+	case o.Kind == KindTimeout && !late: // a probe would take as long as the next request
 		return DecisionUnproven, errors.New("timed out on a connection that had been in use; the next request uses a new one")
 	}
-	ctx, cancel := context.WithTimeout(ctx, f.client.evictor.policy.timeout()/2)
+	timeout := f.client.evictor.policy.timeout() / 2
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+	// A probe that has as long as a request repeats the request's timeout.
+	repeats := late && timeout >= cmp.Or(f.timeout, f.client.timeout)
 	for n := 1; n <= maxReusedTries; n++ {
 		req := &http.Request{
 			Method: http.MethodHead,
@@ -129,8 +136,10 @@ func (f *fanOut) keepReason(ctx context.Context, p *membership.Peer, o *Outcome)
 		info := RequestInfo{Target: TargetPeer, Server: o.Server, Attempt: o.Attempts + n}
 		resp, err := f.client.http.do(ctx, f.client.http.transports.newConn, info, req, requestForm{})
 		switch {
-		case !unreachable(err):
+		case !unreachable(err) || isHTTP2Reset(err) || isGoAway(err):
 			return DecisionAlive, errors.New("it responds on a new connection")
+		case repeats && timedOut(err) && !resp.reused && !errors.Is(err, errLate) && !isLocalFault(err):
+			return "", nil
 		case ctx.Err() != nil || timedOut(err):
 			return DecisionUnproven, errors.New("it has not responded on a new connection yet")
 		case isLocalFault(err):

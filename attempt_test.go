@@ -391,6 +391,7 @@ func TestUnusualHTTP2(t *testing.T) {
 		"a frame that is not":    {[]byte("HTTP/1.1 400 Bad Request\r\n\r\n"), cluster.KindMalformed},
 		"a reset, REFUSED":       {[]byte{0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 8}, cluster.KindConnectionLost},
 		"a reset, INTERNAL":      {[]byte{0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 2}, cluster.KindConnectionLost},
+		"GOAWAY, calm down":      {[]byte{0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 11}, cluster.KindConnectionLost},
 		"a setting out of range": {[]byte{0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 9}, cluster.KindMalformed},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -178,7 +178,7 @@ func (h *httpClient) do(ctx context.Context, rt http.RoundTripper, info RequestI
 	}
 	start := time.Now()
 	resp, err := h.exchange(ctx, rt, info.remote(), req, form)
-	err = markSuspended(ctx, err)
+	err = markLate(ctx, err)
 	if end.isEmpty() {
 		return resp, err
 	}

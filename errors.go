@@ -283,14 +283,29 @@ func isLocalFault(err error) bool {
 // response may have arrived in time.
 var errSuspended = errors.New("this process was suspended meanwhile")
 
-// suspendedAfter is how long after its deadline a request may end in a process that runs.
-const suspendedAfter = time.Second
+// errLate is the error of a request that has timed out later than it should. Either this process
+// was suspended until shortly after the deadline, or the machine is busy.
+var errLate = errors.New("this process noticed its timeout late")
 
-// markSuspended adds errSuspended to the error of a request that has timed out long after the
+const (
+	// suspendedAfter is how long after its deadline a request may end on a busy machine.
+	suspendedAfter = time.Second
+	// lateAfter is how long after its deadline a request may end on an idle machine.
+	lateAfter = 50 * time.Millisecond
+)
+
+// markLate adds errSuspended or errLate to the error of a request that has timed out long after the
 // deadline of ctx. A process that is stopped, or a machine that is paused, is noticed by this.
-func markSuspended(ctx context.Context, err error) error {
-	if deadline, ok := ctx.Deadline(); ok && timedOut(err) && time.Since(deadline) > suspendedAfter {
+func markLate(ctx context.Context, err error) error {
+	deadline, ok := ctx.Deadline()
+	if !ok || !timedOut(err) {
+		return err
+	}
+	switch late := time.Since(deadline); {
+	case late > suspendedAfter:
 		return fmt.Errorf("%w (%w)", err, errSuspended)
+	case late > lateAfter:
+		return fmt.Errorf("%w (%w)", err, errLate)
 	}
 	return err
 }
@@ -335,6 +350,10 @@ func isHTTP2Reset(err error) bool {
 	stream, ok := errors.AsType[http2StreamError](err)
 	return ok && stream.fromPeer()
 }
+
+// isGoAway reports whether a server of HTTP/2 has refused further requests on a connection. There
+// are several such errors in net/http, and none is exported.
+func isGoAway(err error) bool { return strings.Contains(err.Error(), "GOAWAY") }
 
 // isMalformedHTTP2 reports whether a server of HTTP/2 has sent what net/http cannot parse. The
 // types of such errors are not exported.

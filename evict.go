@@ -239,9 +239,6 @@ func (e *evictor) resolveSuspect(ctx, decisionCtx context.Context, b batch, i in
 			}
 			e.trace.evictionDecided(ctx, EvictionDecision{Server(p.Server), decision, nil})
 			return found.evicted
-		case found.tried:
-			p = found.peer
-			continue
 		case (o.Kind == KindTimeout || o.Kind == KindWrongServer) && !found.peer.Announced && found.peer.ClusterBaseURL == p.ClusterBaseURL:
 			e.skipEviction(ctx, o, DecisionAlive, errors.New("peer renewed its lease since: it is alive"))
 			return nil
@@ -259,12 +256,11 @@ func (e *evictor) resolveSuspect(ctx, decisionCtx context.Context, b batch, i in
 
 // A checkResult is the result of looking up a suspect in the registry or in the view.
 type checkResult struct {
-	peer    *membership.Peer // its newer entry; nil if it is gone
-	tried   bool             // peer was announced and just tried; now the registry confirms it
+	peer    *membership.Peer // its other entry; nil if it is gone
 	evicted *membership.Peer // the entry that this call evicted, or nil
 }
 
-// checkRegistry makes the registry delete p unless it has a newer entry. A newer entry replaces the
+// checkRegistry makes the registry delete p unless it has another entry. That entry replaces the
 // one in the view. If the view already has another entry, or none, checkRegistry sends no request.
 // The other one may have an older date, if the clock of the registry went back.
 func (e *evictor) checkRegistry(ctx, decisionCtx context.Context, p *membership.Peer) (checkResult, error) {
@@ -272,7 +268,7 @@ func (e *evictor) checkRegistry(ctx, decisionCtx context.Context, p *membership.
 	if !ok || !known.LastUpdate().Equal(p.LastUpdate()) || known.ClusterBaseURL != p.ClusterBaseURL {
 		return checkResult{peer: known}, nil
 	}
-	newer, err := e.conditionalDelete(decisionCtx, known)
+	newer, err := e.deleteUnchanged(decisionCtx, known)
 	if err != nil {
 		return checkResult{}, fmt.Errorf("registry did not confirm: %w", err)
 	}
@@ -281,30 +277,39 @@ func (e *evictor) checkRegistry(ctx, decisionCtx context.Context, p *membership.
 	}
 	entry := membership.New(wire.ItResource{Servers: []wire.Server{*newer}}, e.check, e.state.view())
 	e.state.replaceEntry(ctx, newer.ServerID, entry)
-	current, ok := e.state.view().Get(p.ServerID)
-	if !ok {
-		return checkResult{}, nil // another call has evicted it meanwhile
-	}
-	same := current.ClusterBaseURL == known.ClusterBaseURL && current.LastUpdate().Equal(known.LastUpdate())
-	return checkResult{peer: current, tried: known.Announced && same}, nil
+	current, _ := e.state.view().Get(p.ServerID) // nil if another call has evicted it meanwhile
+	return checkResult{peer: current}, nil
 }
 
-// conditionalDelete deletes a server from the registry, unless the registry has a newer entry,
-// which it returns. Concurrent calls for the same entry share one request.
-func (e *evictor) conditionalDelete(ctx context.Context, p *membership.Peer) (newer *wire.Server, err error) {
-	date := p.UpdatedAtText()
-	if p.Announced {
-		date = epoch // the announced date is not trusted: a forged one could delete any server
+// deleteUnchanged deletes a server from the registry if the registry has exactly this entry of it.
+// It returns the other entry, or nil if the server is gone. A conditional delete alone is not
+// enough: it deletes every entry that is not newer. But an entry may be older and yet current, if
+// the clock of the registry went back; and the date of an announced entry may be forged.
+func (e *evictor) deleteUnchanged(ctx context.Context, p *membership.Peer) (other *wire.Server, err error) {
+	if p.UpdatedAtText() == "" && !p.Announced {
+		return nil, errNoDate
 	}
-	if date == "" {
-		return nil, errors.New("its entry has no date, which a conditional delete needs")
+	current, err := e.conditionalDelete(ctx, p.ServerID, epoch)
+	if err != nil || current == nil || current.ClusterBaseURL != p.ClusterBaseURL || !current.LastUpdate().Equal(p.LastUpdate()) {
+		return current, err
 	}
+	if current.UpdatedAtText() == "" {
+		return nil, errNoDate
+	}
+	return e.conditionalDelete(ctx, p.ServerID, current.UpdatedAtText())
+}
+
+var errNoDate = errors.New("its entry has no date, which a conditional delete needs")
+
+// conditionalDelete deletes a server from the registry, unless the registry has an entry newer than
+// date, which it returns. Concurrent calls with the same date share one request.
+func (e *evictor) conditionalDelete(ctx context.Context, serverID, date string) (newer *wire.Server, err error) {
 	resourceID := e.state.view().ID()
-	key := url.PathEscape(resourceID) + "/" + url.PathEscape(p.ServerID) + "@" + date
+	key := url.PathEscape(resourceID) + "/" + url.PathEscape(serverID) + "@" + date
 	done := e.deletes.DoChan(key, func() (any, error) {
 		ctx, cancel := ctxutil.Merge(context.WithoutCancel(ctx), e.ctx)
 		defer cancel()
-		return e.registry.deleteIf(ctx, resourceID, p.ServerID, date)
+		return e.registry.deleteIf(ctx, resourceID, serverID, date)
 	})
 	select {
 	case r := <-done:

@@ -57,9 +57,9 @@ func TestEviction(t *testing.T) {
 		if diff := cmp.Diff([]string{"node-1", "node-2", "node-4", "node-5"}, idsOf(w.Registered())); diff != "" {
 			t.Errorf("at the registry (-want +got):\n%s", diff)
 		}
-		deletes := requests.deletes(n)
-		if date := entry.UpdatedAt.UTC().Format("2006-01-02T15:04:05.000Z"); len(deletes) != 1 || !strings.HasSuffix(deletes[0].Path, "/servers/node-3@"+date) {
-			t.Errorf("the registry received %v", deletes)
+		date := entry.UpdatedAt.UTC().Format("2006-01-02T15:04:05.000Z")
+		if diff := cmp.Diff([]string{"node-3" + epoch, "node-3@" + date}, requests.conditions(n)); diff != "" {
+			t.Errorf("deletes at the registry (-want +got):\n%s", diff)
 		}
 		if e, s := counts.evicted.Load(), counts.skipped.Load(); e != 1 || s != 0 {
 			t.Errorf("%d evicted, %d skipped", e, s)
@@ -106,7 +106,7 @@ func TestConcurrentCallsEvictOnce(t *testing.T) {
 					t.Errorf("%d notifications of a peer", notifications)
 				}
 				deletes := len(requests.deletes(n))
-				if deletes != 1 && fault != nil || deletes < 1 || deletes > 8 {
+				if deletes != 2 && fault != nil || deletes < 2 || deletes > 16 {
 					t.Errorf("the registry received %d deletes", deletes)
 				}
 			})
@@ -599,34 +599,59 @@ func callWithoutFreeFiles(t *testing.T, peer string) {
 	}
 }
 
-// Faults of this node, such as a lack of file descriptors, evict no peer, however few peers there
-// are. They have a kind and a warning of their own.
-// The process is stopped while it waits for a peer, and goes on long after the timeout. The other
-// peers are too few for self-preservation.
+// The process is stopped while it waits for a peer, and goes on after the timeout. The other peers
+// are too few for self-preservation.
 func TestSuspendedNodeEvictsNoPeer(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		for _, variant := range []struct {
-			suspended time.Duration
-			kind      cluster.Kind
-			evicted   bool
-		}{
-			{time.Minute, cluster.KindLocal, false},
-			{24 * time.Hour, cluster.KindLocal, false},
-			{10*time.Second + 100*time.Millisecond, cluster.KindTimeout, true}, // as a slow scheduler does
-		} {
-			w := clustertest.Start(t, 2, clustertest.WithLease(100*time.Hour))
-			n, peer := w.Nodes[0], w.Nodes[1]
-			release := make(chan struct{})
-			w.Network.Fault(n.Host, peer.Host, clustertest.Suspend(release))
-			time.AfterFunc(variant.suspended, func() { close(release) })
-			o := singleFailure(t, rpc(t, n, cluster.Request{Path: "/things"}))
-			if o.Kind != variant.kind || o.Evicted != variant.evicted {
-				t.Errorf("suspended for %v: %s, evicted %t: %v", variant.suspended, o.Kind, o.Evicted, o.Err)
-			}
-		}
-	})
+	const timeout = 10 * time.Second
+	for name, variant := range map[string]struct {
+		suspended time.Duration
+		options   []clustertest.Option
+		kind      cluster.Kind
+		silent    bool // the peer, from then on
+		skipped   string
+	}{
+		"a minute": {suspended: time.Minute, kind: cluster.KindLocal},
+		"a day":    {suspended: 24 * time.Hour, kind: cluster.KindLocal},
+		"until shortly after the timeout": {
+			suspended: timeout + 60*time.Millisecond, kind: cluster.KindTimeout,
+			skipped: "it responds on a new connection",
+		},
+		"the probe was shorter than the request": {
+			suspended: timeout + 60*time.Millisecond, kind: cluster.KindTimeout, silent: true,
+			skipped: "it has not responded on a new connection yet",
+		},
+		"the peer is silent on a busy machine": {
+			suspended: timeout + 60*time.Millisecond, kind: cluster.KindTimeout, silent: true,
+			options: []clustertest.Option{clustertest.WithOptions(cluster.WithEviction(cluster.Eviction{Timeout: 2 * timeout}))},
+		},
+		"the peer is silent on an idle machine": {
+			suspended: timeout + 40*time.Millisecond, kind: cluster.KindTimeout, silent: true,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := clustertest.Start(t, 2, append(variant.options, clustertest.WithLease(100*time.Hour))...)
+				n, peer := w.Nodes[0], w.Nodes[1]
+				release := make(chan struct{})
+				w.Network.Fault(n.Host, peer.Host, clustertest.Suspend(release))
+				time.AfterFunc(variant.suspended, func() {
+					if variant.silent {
+						w.Network.Fault(n.Host, peer.Host, clustertest.Hang)
+					}
+					close(release)
+				})
+				o := singleFailure(t, rpc(t, n, cluster.Request{Path: "/things"}))
+				evicted := variant.silent && variant.skipped == ""
+				if o.Kind != variant.kind || o.Evicted != evicted || variant.skipped != "" && fmt.Sprint(o.EvictionSkipped) != variant.skipped {
+					t.Errorf("%s, evicted %t, skipped: %v: %v", o.Kind, o.Evicted, o.EvictionSkipped, o.Err)
+				}
+			})
+		})
+	}
 }
 
+// Faults of this node, such as a lack of file descriptors, evict no peer, however few peers there
+// are. They have a kind and a warning of their own.
 func TestLocalFaultsDoNotEvict(t *testing.T) {
 	dial := func(err error) error { return &net.OpError{Op: "dial", Net: "tcp", Err: err} }
 	for name, fault := range map[string]error{
@@ -716,7 +741,6 @@ func TestEntryWithoutTimestampIsNotEvicted(t *testing.T) {
 // A suspect with an entry that was only announced is looked up with a condition that never holds.
 // With the announced timestamp a forged announcement could delete any server.
 func TestAnnouncedSuspect(t *testing.T) {
-	const epoch = "@1970-01-01T00:00:00.000Z"
 	for name, tt := range map[string]struct {
 		suspect func(t *testing.T, w *clustertest.World, n *clustertest.Node) // makes a suspect of n
 		deletes []string                                                      // ids and conditions
@@ -764,11 +788,7 @@ func TestAnnouncedSuspect(t *testing.T) {
 				tt.suspect(t, w, n)
 				requests := recordRequests(w)
 				res := rpc(t, n, cluster.Request{Path: "/things"})
-				var deletes []string
-				for _, x := range requests.deletes(n) {
-					deletes = append(deletes, x.Path[strings.LastIndex(x.Path, "/")+1:])
-				}
-				if diff := cmp.Diff(tt.deletes, deletes); diff != "" {
+				if diff := cmp.Diff(tt.deletes, requests.conditions(n)); diff != "" {
 					t.Errorf("deletes at the registry (-want +got):\n%s", diff)
 				}
 				wantView(t, n, tt.view...)
@@ -834,7 +854,7 @@ func TestSelfPreservation(t *testing.T) {
 				if e, s := counts.evicted.Load(), counts.skipped.Load(); int(e) != tt.evicted || int(s) != tt.dead-tt.evicted {
 					t.Errorf("%d evicted, %d skipped", e, s)
 				}
-				if deletes := len(requests.deletes(n)); deletes != tt.evicted {
+				if deletes := len(requests.deletes(n)); deletes != 2*tt.evicted {
 					t.Errorf("the registry received %d deletes", deletes)
 				}
 			})
@@ -892,8 +912,8 @@ func TestSuspectsAreResolvedConcurrently(t *testing.T) {
 		requests := recordRequests(w)
 		start := time.Now()
 		res := rpc(t, n, cluster.Request{Path: "/things"})
-		if took := time.Since(start); took != 10*time.Second+200*time.Millisecond {
-			t.Errorf("one timeout, and 11 deletes of 100 ms, 8 at a time, took %v", took)
+		if took := time.Since(start); took != 10*time.Second+400*time.Millisecond {
+			t.Errorf("one timeout, and 11 look-ups and deletes of 100 ms each, 8 at a time, took %v", took)
 		}
 		for _, o := range res.Failures {
 			if !o.Evicted {
@@ -904,7 +924,10 @@ func TestSuspectsAreResolvedConcurrently(t *testing.T) {
 		for _, x := range requests.deletes(n) {
 			at[x.Start.Sub(start)]++
 		}
-		want := map[time.Duration]int{10 * time.Second: 8, 10*time.Second + 100*time.Millisecond: 3}
+		want := map[time.Duration]int{
+			10 * time.Second: 8, 10*time.Second + 100*time.Millisecond: 8,
+			10*time.Second + 200*time.Millisecond: 3, 10*time.Second + 300*time.Millisecond: 3,
+		}
 		if diff := cmp.Diff(want, at); diff != "" {
 			t.Errorf("deletes at the registry (-want +got):\n%s", diff)
 		}
@@ -946,7 +969,7 @@ func TestServerErrorsDoNotEvict(t *testing.T) {
 						t.Errorf("%s: %v, evicted %t, skipped: %v", o.Server.ServerID, o.Err, o.Evicted, o.EvictionSkipped)
 					}
 				}
-				if deletes := len(requests.deletes(n)); len(res.Failures) != tt.failing || deletes != tt.evicted || len(n.Servers()) != 1+tt.peers-tt.evicted {
+				if deletes := len(requests.deletes(n)); len(res.Failures) != tt.failing || deletes != 2*tt.evicted || len(n.Servers()) != 1+tt.peers-tt.evicted {
 					t.Errorf("%d failures, %d deletes at the registry, %d servers in the view", len(res.Failures), deletes, len(n.Servers()))
 				}
 			})
@@ -1136,9 +1159,8 @@ func TestNewerEntryOfDeadPeer(t *testing.T) {
 		if !o.Evicted || o.Attempts != 4 || o.Kind != cluster.KindRefused {
 			t.Errorf("evicted %t after %d attempts: %v", o.Evicted, o.Attempts, o.Err)
 		}
-		deletes := requests.deletes(n)
-		if len(deletes) != 2 || !strings.HasSuffix(deletes[1].Path, "@"+newer) {
-			t.Errorf("the registry received %v", deletes)
+		if diff := cmp.Diff([]string{"node-3" + epoch, "node-3" + epoch, "node-3@" + newer}, requests.conditions(n)); diff != "" {
+			t.Errorf("deletes at the registry (-want +got):\n%s", diff)
 		}
 		wantView(t, n, "node-1", "node-2", "node-4", "node-5")
 	})

@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"net/url"
+	"path"
 	"runtime"
 	"slices"
 	"strings"
@@ -771,6 +772,17 @@ func (l *requestLog) renewals(n *clustertest.Node) []clustertest.Exchange {
 // deletes returns the conditional deletes and the deregistration that n sent to the registry.
 func (l *requestLog) deletes(n *clustertest.Node) []clustertest.Exchange {
 	return l.matching(http.MethodDelete, n.Host, clustertest.RegistryHost)
+}
+
+// epoch is the condition of a delete that looks an entry up.
+const epoch = "@1970-01-01T00:00:00.000Z"
+
+// conditions returns the ids and dates of the conditional deletes that n sent to the registry.
+func (l *requestLog) conditions(n *clustertest.Node) (conditions []string) {
+	for _, x := range l.deletes(n) {
+		conditions = append(conditions, path.Base(x.Path))
+	}
+	return conditions
 }
 
 // tokenRequests returns the requests of n to the token service.

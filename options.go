@@ -150,11 +150,12 @@ func RetryNPM() Retry {
 // An Eviction sets when an unreachable peer is evicted. The node then deletes the peer from the
 // registry, removes it from its view, and notifies the other peers.
 //
-// A peer becomes a suspect if it sends no response at all. At the end of a fan-out, the node asks
-// the registry to delete each suspect unless the registry has a newer entry of it:
+// A peer becomes a suspect if it sends no response at all. At the end of a fan-out, the node looks
+// up the entry of each suspect in the registry:
 //
-//   - If the registry deletes it, the peer is evicted.
-//   - If the registry has a newer entry, the peer has registered again. The node adopts that entry
+//   - If the registry has the same entry as the node, it is asked to delete it unless it changes.
+//     If it does, or has no entry, the peer is evicted.
+//   - If the registry has another entry, the peer has registered again. The node adopts that entry
 //     and retries the request at its address. The peer stays without a retry if only its lease was
 //     renewed and the request timed out.
 //   - If the registry does not respond, the peer stays.

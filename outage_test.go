@@ -833,6 +833,16 @@ func TestRegistryClockGoesBack(t *testing.T) {
 			wantAddress(t, w.Nodes[1].Servers(), "node-3", "elsewhere:8080")
 			call()
 		},
+		"the announcement is lost": func(t *testing.T, w *clustertest.World, moved *clustertest.Node, call func()) {
+			t.Helper()
+			w.Network.Fault("elsewhere:8080", "node-1:8080", clustertest.Status(503))
+			moved.Move("elsewhere:8080")
+			if _, err := moved.Register(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			wantAddress(t, w.Nodes[0].Servers(), "node-3", "node-3:8080")
+			call()
+		},
 		// The view has the newer entry, with the older date, when eviction is decided.
 		"renewal during the call": func(t *testing.T, w *clustertest.World, moved *clustertest.Node, call func()) {
 			t.Helper()

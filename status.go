@@ -437,8 +437,7 @@ func (s *state) applyAnnouncement(ctx context.Context, announced membership.View
 		merged := announced // before the first registration, there is no view to merge with
 		switch view.ID() {
 		case announced.ID():
-			merged, r.disputed = view.Dispute(announced)
-			merged = merged.Merge(announced)
+			merged, r.disputed = view.Merge(announced), view.Disputes(announced)
 		case "":
 		default:
 			return

@@ -160,6 +160,7 @@ func TestTraceBuildsSpans(t *testing.T) {
 		tree, counts := tr.take(t)
 		want := `announce "" POST of 3 2 results, 1 failures
   DELETE registry  #1 200 ok
+  DELETE registry  #1 200 ok
   POST peer node-1 #1 200 ok
   POST peer node-2 #1 200 ok
   POST peer node-3 #1 0 refused
@@ -179,7 +180,7 @@ renewal, first true for 1h0m0s
 		}
 		wantCounts := map[string]int{
 			"call announce": 1, "call depart": 1, "peer ok": 4, "peer refused": 1, "suspect evicted": 1,
-			"request peer ok": 4, "request peer refused": 2, "request registry ok": 2, "request token_service ok": 2,
+			"request peer ok": 4, "request peer refused": 2, "request registry ok": 3, "request token_service ok": 2,
 		}
 		if diff := cmp.Diff(wantCounts, counts); diff != "" {
 			t.Errorf("metrics of joining (-want +got):\n%s", diff)
@@ -292,7 +293,7 @@ func TestHookOrder(t *testing.T) {
 		wantTexts(t, "a call that evicts", hooks.take(),
 			"Call fan_out",
 			"Request GET peer", "end of Request", "Request GET peer", "end of Request",
-			"Request DELETE registry", "end of Request",
+			"Request DELETE registry", "end of Request", "Request DELETE registry", "end of Request",
 			"MembershipChanged node-1 left eviction", "EvictionDecided evicted", "PeerDone refused true",
 			"end of Call")
 

@@ -126,6 +126,7 @@ cluster.announce mimik.cluster.operation=announce http.request.method=POST mimik
 		call(t, n, cluster.Request{Name: "list-things", Path: "/things"})
 		wantTree(t, "a call with failures", r.tree(), `cluster.fanout list-things mimik.cluster.operation=fan_out http.request.method=GET mimik.cluster.peers=2 mimik.cluster.results=0 mimik.cluster.failures=2 mimik.cluster.outcome=failed Error
   HTTP DELETE http.request.method=DELETE mimik.cluster.target=registry server.address=mit.test http.response.status_code=200 client
+  HTTP DELETE http.request.method=DELETE mimik.cluster.target=registry server.address=mit.test http.response.status_code=200 client
   HTTP GET http.request.method=GET mimik.cluster.target=peer server.address=node-1 server.port=8080 http.response.status_code=503 error.type=503 client Error
   HTTP GET http.request.method=GET mimik.cluster.target=peer server.address=node-2 server.port=8080 error.type=refused client Error
   HTTP GET http.request.method=GET mimik.cluster.target=peer server.address=node-2 server.port=8080 http.request.resend_count=1 error.type=refused client Error

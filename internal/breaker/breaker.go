@@ -191,7 +191,7 @@ const (
 	minSweep = 64
 )
 
-// A breaker is small, because a node keeps one for each peer: what only a silent peer needs is apart.
+// A breaker is small, because a node keeps one for each peer. So timeouts are apart.
 type breaker struct {
 	inFlight    int
 	silentSince time.Time       // when the first request began that is still unanswered

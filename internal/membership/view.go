@@ -198,24 +198,13 @@ func (v View) Resource() wire.ItResource {
 	return wire.ItResource{ID: v.id, Type: v.typ, PublicBaseURL: v.publicBaseURL, Servers: servers, Extra: v.extra}
 }
 
-// Dispute marks a server of v as unconfirmed if o lists it at another address, in an entry that is
-// not newer. Either such an entry is outdated, or the clock of the registry went back. disputed
-// reports whether there are any.
-func (v View) Dispute(o View) (marked View, disputed bool) {
-	marked = v
-	for _, theirs := range o.peers {
-		i, known := v.Index(theirs.ServerID)
-		if !known || theirs.ClusterBaseURL == v.peers[i].ClusterBaseURL || theirs.LastUpdate().After(v.peers[i].LastUpdate()) {
-			continue
-		}
-		if !disputed {
-			marked.peers, disputed = slices.Clone(v.peers), true
-		}
-		unconfirmed := *v.peers[i]
-		unconfirmed.Announced = true
-		marked.peers[i] = &unconfirmed
-	}
-	return marked, disputed
+// Disputes reports whether o lists a server of v at another address, in an entry that is not newer.
+// Either such an entry is outdated, or the clock of the registry went back.
+func (v View) Disputes(o View) bool {
+	return slices.ContainsFunc(o.peers, func(theirs *Peer) bool {
+		mine, known := v.Get(theirs.ServerID)
+		return known && theirs.ClusterBaseURL != mine.ClusterBaseURL && !theirs.LastUpdate().After(mine.LastUpdate())
+	})
 }
 
 // Reconcile returns v, the registry's response to a request, with the changes of the node's view
