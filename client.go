@@ -114,6 +114,20 @@ func newHTTPClient(cfg Config, o options, secrets *credentials) (*httpClient, er
 	return h, nil
 }
 
+// newSender returns the HTTP client of a node or a guest, and makes the logger in o redact its
+// secrets.
+func newSender(cfg Config, o *options) (*httpClient, error) {
+	var client *httpClient
+	text := func(text string) string { return client.text(text, "") }
+	o.log = redact.Log(o.log, text).With(zap.String("serverId", cfg.ID))
+	client, err := newHTTPClient(cfg, *o, newCredentials(cfg, o.log))
+	if err != nil {
+		return nil, err
+	}
+	client.trace = newHooks(o.traces, o.log, text)
+	return client, nil
+}
+
 // A remote is where a request goes: the registry, the token service, or the peer of that id.
 type remote struct{ name, id string }
 

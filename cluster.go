@@ -60,10 +60,7 @@ import (
 	"go.uber.org/zap"
 	"golang.org/x/sync/semaphore"
 
-	"github.com/mimiktech/cluster/internal/breaker"
-	"github.com/mimiktech/cluster/internal/fanout"
 	"github.com/mimiktech/cluster/internal/membership"
-	"github.com/mimiktech/cluster/internal/redact"
 	"github.com/mimiktech/cluster/internal/statuspage"
 	"github.com/mimiktech/cluster/internal/token"
 	"github.com/mimiktech/cluster/internal/wire"
@@ -143,11 +140,7 @@ func New(cfg Config, opts ...Option) (*Cluster, error) {
 	}
 	cfg = own.cfg
 	o.policy, _ = cfg.peerPolicy(o.policy) // it is valid
-	var client *httpClient
-	o.log = redact.Log(o.log, func(text string) string { return client.text(text, "") })
-	o.log = o.log.With(zap.String("serverId", cfg.ID))
-	secrets := newCredentials(cfg, o.log)
-	client, err = newHTTPClient(cfg, o, secrets)
+	client, err := newSender(cfg, &o)
 	if err != nil {
 		return nil, configError([]error{err})
 	}
@@ -160,17 +153,17 @@ func New(cfg Config, opts ...Option) (*Cluster, error) {
 		log:              o.log,
 		leave:            o.leave,
 		created:          time.Now(),
-		secrets:          secrets,
+		secrets:          client.secrets,
+		trace:            client.trace,
 		http:             client,
 		lists:            semaphore.NewWeighted(maxListBytes),
 		renewNow:         make(chan struct{}, 1),
 		registrationLock: make(chan struct{}, 1),
 	}
-	c.trace = newHooks(o.traces, o.log, func(text string) string { return c.http.text(text, "") })
-	c.http.trace, c.state = c.trace, newState(cfg.ID, &o, c.trace)
+	c.state = newState(cfg.ID, &o, c.trace)
 	c.state.transports = c.http.transports
 	if c.verifier == nil {
-		keys := token.NewKeys(cfg.Issuer, cfg.receivedAudience(), secrets.key, secrets.previousKey)
+		keys := token.NewKeys(cfg.Issuer, cfg.receivedAudience(), c.secrets.key, c.secrets.previousKey)
 		keys.Leeway = o.leeway
 		c.verifier = keyVerifier{keys}
 	}
@@ -187,19 +180,8 @@ func New(cfg Config, opts ...Option) (*Cluster, error) {
 
 // connect makes the parts of a Cluster that need others.
 func (c *Cluster) connect(o options) {
-	fetcher := &tokenFetcher{http: c.http, replicas: newReplicas(c.cfg.TokenURL), tokens: o.tokens, log: c.log, trace: c.trace}
-	tokens := token.NewCache(c.ctx, fetcher.fetch(c.cfg.ClientID, c.secrets.clientSecret))
-	tokens.RetryAfter = tokenPause
-	c.http.issued = tokens.Values
-	c.registry = &registryClient{
-		http:          c.http,
-		tokens:        tokens,
-		replicas:      newReplicas(c.cfg.RegistryURL),
-		audience:      c.cfg.RegistryAudience,
-		deleteTimeout: o.eviction.timeout(),
-		log:           c.log,
-		trace:         c.trace,
-	}
+	tokens := newTokens(c.ctx, c.http, c.cfg, o)
+	c.registry = newRegistryClient(c.http, tokens, c.cfg, o)
 	c.evictor = &evictor{
 		policy:         o.eviction,
 		requestTimeout: c.cfg.RequestTimeout,
@@ -213,23 +195,8 @@ func (c *Cluster) connect(o options) {
 		log:            c.log,
 		trace:          c.trace,
 	}
-	c.peers = &peerClient{
-		ctx:       c.ctx,
-		selfID:    c.cfg.ID,
-		audience:  c.cfg.PeerAudience,
-		timeout:   c.cfg.RequestTimeout,
-		retry:     o.retry,
-		http:      c.http,
-		tokens:    tokens,
-		scheduler: fanout.New(c.cfg.MaxInFlight),
-		unproven:  fanout.NewClass(max(2, c.cfg.MaxInFlight/unprovenShare)),
-		maxBytes:  c.cfg.MaxCallBytes,
-		confirm:   c.confirmAnnounced,
-		breakers:  breaker.New(c.cfg.RequestTimeout, c.cfg.MaxInFlight),
-		evictor:   c.evictor,
-		trace:     c.trace,
-		log:       c.log,
-	}
+	c.peers = newPeerClient(c.ctx, c.http, tokens, c.cfg, o)
+	c.peers.selfID, c.peers.evictor, c.peers.confirm = c.cfg.ID, c.evictor, c.confirmAnnounced
 }
 
 // Close stops the lease and all other goroutines, and waits for them. Calls in progress end with

@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -437,6 +438,409 @@ func wantStatusEnv(t *testing.T, n *clustertest.Node, registration string, lease
 	}
 	if diff := cmp.Diff(want, statusEnv()); diff != "" {
 		t.Errorf("environment (-want +got):\n%s", diff)
+	}
+}
+
+// observe returns a guest of a world, which sends its requests from the host "guest", and the log
+// of these requests: method, host and path of each.
+func observe(t *testing.T, w *clustertest.World, edit func(*cluster.Config)) (g *cluster.Guest, sent func() []string) {
+	t.Helper()
+	cfg := w.Nodes[0].Config()
+	cfg.RequestTimeout = 3 * time.Second
+	if edit != nil {
+		edit(&cfg)
+	}
+	network := w.Network.Transport("guest")
+	g, err := cluster.Observe(cfg, cluster.WithTransport(func(http.RoundTripper) http.RoundTripper { return network }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = g.Close() })
+	requests := recordRequests(w)
+	return g, func() []string {
+		var texts []string
+		for _, x := range requests.filter(func(x clustertest.Exchange) bool { return x.From == "guest" }) {
+			texts = append(texts, x.Method+" "+x.To+x.Path)
+		}
+		slices.Sort(texts)
+		return texts
+	}
+}
+
+const (
+	guestToken    = "POST " + clustertest.TokenHost + "/mST/v1/oauth/token"
+	guestAnnounce = "POST node-1:8080" + itResources
+)
+
+func guestRead() string {
+	return "GET " + clustertest.RegistryHost + "/mIT/v1/itResources/" + mit.ResourceID("mds")
+}
+
+func wantGuest(t *testing.T, g *cluster.Guest, servers ...string) {
+	t.Helper()
+	if diff := cmp.Diff(servers, idsOf(g.Servers())); diff != "" {
+		t.Errorf("the list of the guest (-want +got):\n%s", diff)
+	}
+}
+
+// A guest reads the list from the registry or from any server, and calls all servers. It sends no
+// other requests, also while time passes, and leaves no trace in the cluster.
+func TestGuest(t *testing.T) {
+	for name, tt := range map[string]struct {
+		read func(context.Context, *cluster.Guest) error
+		sent []string // in addition to those for tokens and things
+	}{
+		"list of the registry": {func(ctx context.Context, g *cluster.Guest) error { return g.ReadRegistry(ctx) }, []string{guestRead(), guestToken}},
+		"view of a server": {
+			func(ctx context.Context, g *cluster.Guest) error {
+				return g.ReadServer(ctx, "http://node-1:8080/mds/v1")
+			}, []string{guestAnnounce},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := startVerified(t, 3)
+				time.Sleep(10 * time.Second) // all renewals of the start are over
+				before := statusEnv()
+				registered := marshal(t, w.Registered())
+				g, sent := observe(t, w, nil)
+				if err := tt.read(t.Context(), g); err != nil {
+					t.Fatal(err)
+				}
+				wantGuest(t, g, "node-1", "node-2", "node-3")
+				res, err := g.RPCluster(t.Context(), cluster.Request{Path: "/things"})
+				if err != nil {
+					t.Fatal(err)
+				}
+				wantOneOutcomeEach(t, res, w.Nodes)
+				var streamed []string
+				for o := range g.Stream(t.Context(), cluster.Request{Path: "/things", Filter: onlyIDs("node-2")}) {
+					streamed = append(streamed, o.Server.ServerID+string(o.Data))
+				}
+				if diff := cmp.Diff([]string{`node-2["node-2"]`}, streamed); diff != "" {
+					t.Errorf("streamed (-want +got):\n%s", diff)
+				}
+				time.Sleep(20 * time.Minute) // the nodes do not renew
+				const things = ":8080/mds/v1/things"
+				want := append(tt.sent, guestToken, "GET node-1"+things, "GET node-2"+things, "GET node-2"+things, "GET node-3"+things)
+				slices.Sort(want)
+				if diff := cmp.Diff(want, sent()); diff != "" {
+					t.Errorf("requests of the guest (-want +got):\n%s", diff)
+				}
+				for _, n := range w.Nodes {
+					wantView(t, n, "node-1", "node-2", "node-3")
+				}
+				if diff := cmp.Diff(before, statusEnv()); diff != "" {
+					t.Errorf("the environment has changed:\n%s", diff)
+				}
+				if diff := cmp.Diff(registered, marshal(t, w.Registered())); diff != "" {
+					t.Errorf("the registry has changed:\n%s", diff)
+				}
+			})
+		})
+	}
+}
+
+// A guest keeps its list while the registry is down, and can read that of a server.
+func TestGuestWithoutRegistry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 2)
+		g, _ := observe(t, w, nil)
+		if err := g.ReadRegistry(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		registryDown(w)
+		err := g.ReadRegistry(t.Context())
+		if e, ok := errors.AsType[*cluster.UnreachableError](err); !ok || e.Remote != "mIT" {
+			t.Errorf("the registry is down: %v", err)
+		}
+		wantGuest(t, g, "node-1", "node-2")
+		if err := g.ReadServer(t.Context(), "http://node-2:8080/mds/v1/"); err != nil {
+			t.Error(err)
+		}
+		wantGuest(t, g, "node-1", "node-2")
+
+		g, sent := observe(t, w, func(cfg *cluster.Config) { cfg.RegistryURL, cfg.RegistryAudience = "", "" })
+		if diff := cmp.Diff([]string{"MIT_URL"}, namedVariables(g.ReadRegistry(t.Context()))); diff != "" {
+			t.Errorf("missing variables (-want +got):\n%s", diff)
+		}
+		if len(sent()) > 0 {
+			t.Errorf("sent %v", sent())
+		}
+	})
+}
+
+// The id of the itResource is that which the server names.
+func TestGuestOfAnotherRegistry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 1)
+		g, sent := observe(t, w, nil)
+		w.Network.Fault("guest", w.Nodes[0].Host, respondOK(`{"data":`+testResource("a", "b")+`,"server":{"serverId":"a"}}`))
+		if err := g.ReadServer(t.Context(), "http://node-1:8080/mds/v1"); err != nil {
+			t.Fatal(err)
+		}
+		wantGuest(t, g, "a", "b")
+		if g.ResourceID() != "it" {
+			t.Errorf("the itResource %q", g.ResourceID())
+		}
+		if err := g.ReadRegistry(t.Context()); err == nil { // this registry has no such id
+			t.Error("no error")
+		}
+		want := "GET " + clustertest.RegistryHost + "/mIT/v1/itResources/it"
+		if !slices.Contains(sent(), want) {
+			t.Errorf("sent %v, want %s", sent(), want)
+		}
+		wantGuest(t, g, "a", "b")
+	})
+}
+
+// A list that cannot be used does not replace the last one. The error names the remote and the
+// reason.
+func TestGuestRejectsInvalidLists(t *testing.T) {
+	const envelope = `{"data":%s,"server":{"serverId":"node-1"}}`
+	for name, tt := range map[string]struct {
+		fault clustertest.Fault
+		want  string
+		took  time.Duration
+		sent  int // announcements
+	}{
+		"refused":              {clustertest.Refuse, "connection refused", 0, 1},
+		"no response":          {clustertest.Hang, "deadline exceeded", 3 * time.Second, 1},
+		"rejected token":       {clustertest.Status(403), "403 Forbidden", 0, 2},
+		"not a node":           {clustertest.Status(404), "404 Not Found", 0, 1},
+		"redirect":             {clustertest.Status(302), "302 Found", 0, 1},
+		"another token needed": {clustertest.FirstN(1, clustertest.Status(401)), "", 0, 2},
+		"HTML":                 {respondOK("<html>"), "invalid character", 0, 1},
+		"no data":              {respondOK(`{"server":{"serverId":"node-1"}}`), "it has no itResource", 0, 1},
+		"null":                 {respondOK(fmt.Sprintf(envelope, "null")), "it has no itResource", 0, 1},
+		"a list":               {respondOK(fmt.Sprintf(envelope, "[]")), "itResource without id", 0, 1},
+		"no id":                {respondOK(fmt.Sprintf(envelope, `{"servers":[]}`)), "itResource without id", 0, 1},
+		"no servers":           {respondOK(fmt.Sprintf(envelope, announcement())), "it lists no server", 0, 1},
+		"invalid servers":      {respondOK(fmt.Sprintf(envelope, `{"id":"it","servers":[{"serverId":7}]}`)), "server whose serverId is not a string", 0, 1},
+		"another type":         {respondOK(fmt.Sprintf(envelope, `{"id":"it","type":"mfs","servers":[{"serverId":"a"}]}`)), `not of type "mds"`, 0, 1},
+		"truncated":            {clustertest.Truncate(20), "truncated", 0, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := clustertest.Start(t, 2)
+				g, sent := observe(t, w, nil)
+				if err := g.ReadServer(t.Context(), "http://node-2:8080/mds/v1"); err != nil {
+					t.Fatal(err)
+				}
+				w.Network.Fault("guest", "node-1:8080", tt.fault)
+				start := time.Now()
+				err := g.ReadServer(t.Context(), "http://node-1:8080/mds/v1")
+				switch {
+				case tt.want == "" && err != nil:
+					t.Error(err)
+				case tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want) || !strings.Contains(err.Error(), "node-1:8080") && name != "another type"):
+					t.Errorf("the error is %v, want one with %q", err, tt.want)
+				}
+				checkNoSecrets(t, err)
+				if took := time.Since(start); took != tt.took {
+					t.Errorf("it took %v, want %v", took, tt.took)
+				}
+				if n := len(slices.DeleteFunc(sent(), func(text string) bool { return text != guestAnnounce })); n != tt.sent {
+					t.Errorf("sent %v, want %d announcements to node-1", sent(), tt.sent)
+				}
+				wantGuest(t, g, "node-1", "node-2")
+			})
+		})
+	}
+}
+
+// The address of the server is that of a peer: the policy applies, and a password is not shown.
+func TestGuestChecksAddresses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 1)
+		g, sent := observe(t, w, nil)
+		for _, address := range []string{"", "node-1:8080", "ftp://node-1:8080/mds/v1", "http://me:hidden@node-1:8080/mds/v1", "http://169.254.169.254/mds/v1"} {
+			err := g.ReadServer(t.Context(), address)
+			if !errors.Is(err, cluster.ErrNotAllowed) || strings.Contains(err.Error(), "hidden") {
+				t.Errorf("%q: %v", address, err)
+			}
+		}
+		w.Network.Fault("guest", "node-1:8080", respondOK(`{"data":{"id":"it","servers":[{"serverId":"a","clusterBaseUrl":"http://169.254.169.254/mds/v1"}]}}`))
+		if err := g.ReadServer(t.Context(), "http://node-1:8080/mds/v1"); err != nil {
+			t.Fatal(err)
+		}
+		res, err := g.RPCluster(t.Context(), cluster.Request{Path: "/things"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if o := singleFailure(t, res); o.Kind != cluster.KindNotAllowed {
+			t.Errorf("the outcome is %s, %v", o.Kind, o.Err)
+		}
+		if diff := cmp.Diff([]string{guestToken, guestAnnounce}, sent()); diff != "" {
+			t.Errorf("sent (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// A guest evicts no server: not one that is dead, and not one that fails with a 5xx.
+func TestGuestEvictsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := startVerified(t, 5)
+		g, sent := observe(t, w, nil)
+		if err := g.ReadRegistry(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		w.Nodes[4].Kill()
+		w.Network.Fault("guest", "node-4:8080", clustertest.Status(500))
+		for range 3 {
+			res, err := g.RPCluster(t.Context(), cluster.Request{Path: "/things"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			wantOneOutcomeEach(t, res, w.Nodes)
+			for i, kind := range []cluster.Kind{cluster.KindStatus, cluster.KindRefused} {
+				if o := res.Failures[i]; o.Kind != kind || o.Evicted || o.EvictionSkipped != nil {
+					t.Errorf("%s: %s, evicted: %v, skipped: %v", o.Server.ServerID, o.Kind, o.Evicted, o.EvictionSkipped)
+				}
+			}
+		}
+		wantGuest(t, g, "node-1", "node-2", "node-3", "node-4", "node-5")
+		if n := len(w.Registered()); n != 5 {
+			t.Errorf("%d servers are registered", n)
+		}
+		for _, text := range sent() {
+			if text != guestToken && text != guestRead() && !strings.HasSuffix(text, "/things") {
+				t.Errorf("sent %s", text)
+			}
+		}
+	})
+}
+
+// An announcement without servers only asks for the view. A node that has not registered does not
+// take the id over, which would make it ignore the announcements of its peers.
+func TestAskingForTheViewChangesNothing(t *testing.T) {
+	for name, verify := range map[string]bool{"by default": false, "verified": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				core, logs := observer.New(zap.DebugLevel)
+				w := clustertest.Start(t, 1, clustertest.WithOptions(cluster.WithPeerPolicy(cluster.PeerPolicy{VerifyWithRegistry: verify})))
+				n := w.Add(cluster.WithLogger(zap.New(core)))
+				logs.TakeAll() // about the configuration
+				requests := recordRequests(w)
+				for range 2 {
+					announce(t, w, n, `{"id":"made up","type":"mds","publicBaseUrl":"","servers":[]}`)
+					wantView(t, n)
+					if id := n.Status().ResourceID; id != "" {
+						t.Errorf("the itResource %q", id)
+					}
+				}
+				announce(t, w, w.Nodes[0], `{"id":"made up","type":"mds","publicBaseUrl":"","servers":[]}`)
+				time.Sleep(time.Minute)
+				if got := len(requests.renewals(w.Nodes[0])); got > 1 || !verify && logs.Len() > 0 {
+					t.Errorf("%d renewals; logged %v", got, logs.All())
+				}
+				if !verify {
+					announce(t, w, n, announcement("node-1"))
+					wantView(t, n, "node-1")
+				}
+			})
+		})
+	}
+}
+
+func TestGuestErrors(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 1)
+		g, sent := observe(t, w, nil)
+		if _, err := g.RPCluster(t.Context(), cluster.Request{Path: "/things"}); err == nil || !strings.Contains(err.Error(), "not read a list") {
+			t.Errorf("without a list: %v", err)
+		}
+		if _, err := g.RPCluster(t.Context(), cluster.Request{Path: "things"}); !errors.Is(err, cluster.ErrInvalidRequest) {
+			t.Errorf("invalid path: %v", err)
+		}
+		for o := range g.Stream(t.Context(), cluster.Request{Path: "/things"}) {
+			if o.Kind != cluster.KindInvalid || o.Err == nil {
+				t.Errorf("streamed %s, %v", o.Kind, o.Err)
+			}
+		}
+		if len(sent()) > 0 {
+			t.Errorf("sent %v", sent())
+		}
+		if text := fmt.Sprintf("%v %+v %#v", g, g, g); strings.Contains(text, "secret") {
+			t.Errorf("printed as %s", text)
+		}
+
+		w.Network.Fault("guest", "node-1:8080", clustertest.Hang)
+		done := make(chan error, 1)
+		go func() { done <- g.ReadServer(t.Context(), "http://node-1:8080/mds/v1") }()
+		synctest.Wait()
+		_ = g.Close()
+		if err := <-done; !errors.Is(err, cluster.ErrClosed) {
+			t.Errorf("interrupted by Close: %v", err)
+		}
+		_, callErr := g.RPCluster(t.Context(), cluster.Request{Path: "/things"})
+		_, tokenErr := g.Token(t.Context(), cluster.TokenKey{})
+		for _, err := range []error{callErr, tokenErr, g.ReadRegistry(t.Context()), g.ReadServer(t.Context(), "http://node-1:8080/mds/v1"), g.Close()} {
+			if err != nil && !errors.Is(err, cluster.ErrClosed) {
+				t.Errorf("after Close: %v", err)
+			}
+		}
+	})
+}
+
+func TestGuestToken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 1)
+		g, sent := observe(t, w, nil)
+		key := cluster.TokenKey{Audience: w.Nodes[0].Config().PeerAudience, Cluster: true}
+		first, err := g.Token(t.Context(), key)
+		if err != nil || strings.Count(first, ".") != 2 {
+			t.Fatalf("the token is %.10q, %v", first, err)
+		}
+		if err := g.ReadServer(t.Context(), "http://node-1:8080/mds/v1"); err != nil {
+			t.Fatal(err)
+		}
+		if second, err := g.Token(t.Context(), key); second != first || err != nil {
+			t.Errorf("another token, %v", err)
+		}
+		if diff := cmp.Diff([]string{guestToken, guestAnnounce}, sent()); diff != "" {
+			t.Errorf("requests (-want +got):\n%s", diff)
+		}
+		w.Network.Down(clustertest.TokenHost)
+		_, err = g.Token(t.Context(), cluster.TokenKey{Audience: "another"})
+		if e, ok := errors.AsType[*cluster.TokenError](err); !ok || e.Audience != "another" {
+			t.Errorf("without a token service: %v", err)
+		}
+	})
+}
+
+func TestObserveRejectsInvalidConfig(t *testing.T) {
+	minimal := cluster.Config{Type: "mds", PeerAudience: "peers", Issuer: "http://mst.test/oauth/token", ClientID: "id", ClientSecret: "hidden"}
+	for name, tt := range map[string]struct {
+		edit func(*cluster.Config)
+		want []string
+	}{
+		"without a registry": {func(*cluster.Config) {}, nil},
+		"fields of a node":   {func(c *cluster.Config) { c.Port, c.BasePath, c.LocalIPv4, c.ID = -1, "x", "x", "an id" }, nil},
+		"nothing": {
+			func(c *cluster.Config) { *c = cluster.Config{} },
+			[]string{"SERVER_TYPE", "{TYPE}_AUDIENCE", "OAUTH_CLIENT_ID", "OAUTH_CLIENT_SECRET", "OAUTH_ISSUER"},
+		},
+		"registry without an audience": {func(c *cluster.Config) { c.RegistryURL = "http://mit.test/mIT/v1" }, []string{"MIT_AUDIENCE"}},
+		"invalid URL of the registry":  {func(c *cluster.Config) { c.RegistryURL, c.RegistryAudience = "mit.test", "mit" }, []string{"MIT_URL"}},
+		"no peer audience":             {func(c *cluster.Config) { c.PeerAudience = "" }, []string{"MDS_AUDIENCE"}},
+		"invalid networks":             {func(c *cluster.Config) { c.PeerNetworks = "x" }, []string{"CLUSTER_PEER_NETWORKS"}},
+		"negative timeout":             {func(c *cluster.Config) { c.RequestTimeout = -1 }, []string{"REQUEST_TIMEOUT"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := minimal
+			tt.edit(&cfg)
+			g, err := cluster.Observe(cfg)
+			if diff := cmp.Diff(tt.want, namedVariables(err)); diff != "" {
+				t.Errorf("named variables (-want +got):\n%s", diff)
+			}
+			if (g == nil) != (err != nil) {
+				t.Errorf("a guest %v and %v", g, err)
+			}
+			if g != nil {
+				_ = g.Close()
+			}
+		})
 	}
 }
 

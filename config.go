@@ -406,6 +406,27 @@ func (cfg Config) validate(o options, known map[string]bool) []error {
 	return p.list
 }
 
+// validateGuest is validate for a guest. It does not listen, receives no tokens, and may do without
+// a registry.
+func (cfg Config) validateGuest(o options) []error {
+	p := new(problems)
+	policy, err := cfg.peerPolicy(o.policy)
+	if err != nil {
+		p.add("CLUSTER_PEER_NETWORKS", "is invalid: %w", err)
+	}
+	o.policy, o.verifier = policy, keyVerifier{}
+	cfg.validateIdentity(p)
+	cfg.validateLimits(p)
+	o.validate(p)
+	if cfg.RegistryURL != "" {
+		cfg.validateRegistryURL(p)
+		p.require("MIT_AUDIENCE", cfg.RegistryAudience)
+	}
+	cfg.requirePeerAudience(p)
+	cfg.validateCredentials(p, o)
+	return p.list
+}
+
 func (cfg Config) validateIdentity(p *problems) {
 	const allowed = "may only contain letters, digits, '-', '_', '.' and ':'"
 	if cfg.Type == "" {
@@ -476,6 +497,10 @@ func (cfg Config) validateAddresses(p *problems, o options) {
 			p.add("SERVER_PUBLIC_DOMAIN_NAME", "%.40q is not a domain name", d)
 		}
 	}
+	cfg.validateRegistryURL(p)
+}
+
+func (cfg Config) validateRegistryURL(p *problems) {
 	if urls, err := peeraddr.ParseList(cfg.RegistryURL); err != nil {
 		p.add("MIT_URL", "is invalid: %v", err)
 	} else if len(urls) == 0 {
@@ -502,12 +527,16 @@ func (cfg Config) validateLimits(p *problems) {
 func (cfg Config) validateAudiences(p *problems) {
 	p.require("MIT_AUDIENCE", cfg.RegistryAudience)
 	if cfg.Management {
-		name := "{TYPE}_AUDIENCE"
-		if cfg.Type != "" && validName(cfg.Type) {
-			name = audienceVariable(cfg.Type)
-		}
-		p.require(name, cfg.PeerAudience)
+		cfg.requirePeerAudience(p)
 	}
+}
+
+func (cfg Config) requirePeerAudience(p *problems) {
+	name := "{TYPE}_AUDIENCE"
+	if cfg.Type != "" && validName(cfg.Type) {
+		name = audienceVariable(cfg.Type)
+	}
+	p.require(name, cfg.PeerAudience)
 }
 
 func (cfg Config) validateCredentials(p *problems, o options) {

@@ -35,12 +35,29 @@ type peerClient struct {
 	unproven  *fanout.Class // the slots for peers that may not exist
 	maxBytes  int64         // of the bodies of all responses to a call
 	breakers  *breaker.Set
-	evictor   *evictor
-	confirm   func() // asks for a renewal, which confirms announced peers or drops them
+	evictor   *evictor // not used by calls with noEviction
+	confirm   func()   // asks for a renewal, which confirms announced peers or drops them
 	trace     *hooks
 	log       *zap.Logger
 
 	localWarning minuteLimit
+}
+
+func newPeerClient(ctx context.Context, client *httpClient, tokens tokenSource, cfg Config, o options) *peerClient {
+	return &peerClient{
+		ctx:       ctx,
+		audience:  cfg.PeerAudience,
+		timeout:   cfg.RequestTimeout,
+		retry:     o.retry,
+		http:      client,
+		tokens:    tokens,
+		scheduler: fanout.New(cfg.MaxInFlight),
+		unproven:  fanout.NewClass(max(2, cfg.MaxInFlight/unprovenShare)),
+		maxBytes:  cfg.MaxCallBytes,
+		breakers:  breaker.New(cfg.RequestTimeout, cfg.MaxInFlight),
+		trace:     client.trace,
+		log:       o.log,
+	}
 }
 
 // warnLocalFault logs that this node cannot send requests. All requests may fail for the same
@@ -71,6 +88,23 @@ func (w *minuteLimit) due(now time.Time) bool {
 // collect sends a request to the peers of a view, and waits for them.
 func (c *peerClient) collect(ctx context.Context, call *preparedRequest, view membership.View) *Response {
 	return newResponse(c.callAll(ctx, call, view))
+}
+
+// stream yields the outcomes of a call as they arrive. prepare runs when the loop begins.
+func (c *peerClient) stream(ctx context.Context, prepare func() (*preparedRequest, membership.View, error)) iter.Seq[Outcome] {
+	return func(yield func(Outcome) bool) {
+		call, view, err := prepare()
+		if err != nil {
+			yield(Outcome{Err: err, Kind: KindInvalid})
+			return
+		}
+		f := c.newFanOut(call, view)
+		for i := range f.run(ensureCorrelationID(ctx)) {
+			if !yield(f.outcomes[i]) {
+				return
+			}
+		}
+	}
 }
 
 func (c *peerClient) callAll(ctx context.Context, call *preparedRequest, view membership.View) []Outcome {

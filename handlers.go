@@ -71,7 +71,8 @@ func (c *Cluster) OpenAPIHandler() http.Handler {
 // request has "Prefer: return=minimal" (RFC 7240), which nodes of this package send.
 //
 // The request must carry a cluster token of the node's own type. An itResource with another id
-// changes nothing, and is not an error. A server that the [PeerPolicy] does not allow is ignored.
+// changes nothing, and is not an error. One without servers only asks for the view. A server that
+// the [PeerPolicy] does not allow is ignored.
 func (c *Cluster) CreateItResource(w http.ResponseWriter, r *http.Request) {
 	if c.ownRequest.is(r) {
 		w.WriteHeader(http.StatusNoContent)
@@ -438,6 +439,9 @@ func (c *Cluster) confirmAnnounced() {
 // mergeAnnounced merges an announcement into the view, and returns the view. Entries that exceed
 // the limits for unconfirmed ones are left out: the registry lists those that exist.
 func (c *Cluster) mergeAnnounced(ctx context.Context, it wire.ItResource, sender string) (membership.View, error) {
+	if len(it.Servers) == 0 { // the caller only asks for the view, maybe under a made-up id
+		return c.state.view(), nil
+	}
 	c.checkAnnouncedSelf(ctx, it)
 	if c.policy.VerifyWithRegistry {
 		c.triggerRenewal()

@@ -723,7 +723,7 @@ func TestIncomingCorrelationID(t *testing.T) {
 		good := w.Token("mds", true)
 		for name, got := range map[string]reply{
 			"an announcement": send("POST", itResources, good, resourceWithDate("", "x")),
-			"of another id":   send("POST", itResources, good, `{"id":"another","servers":[]}`),
+			"of another id":   send("POST", itResources, good, `{"id":"another","servers":[{"serverId":"x","clusterBaseUrl":"http://x:8080/mds/v1"}]}`),
 			"a delete":        send("DELETE", serverPath("node-9"), good, ""),
 			"a bad token":     send("DELETE", serverPath("node-9"), "bad", ""),
 			"a plain token":   send("POST", itResources, w.Token("mds", false), ""),

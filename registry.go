@@ -41,6 +41,18 @@ type registryClient struct {
 	clockAhead   atomic.Int64 // of this node, as a time.Duration, at the last response with a date
 }
 
+func newRegistryClient(client *httpClient, tokens tokenSource, cfg Config, o options) *registryClient {
+	return &registryClient{
+		http:          client,
+		tokens:        tokens,
+		replicas:      newReplicas(cfg.RegistryURL),
+		audience:      cfg.RegistryAudience,
+		deleteTimeout: o.eviction.timeout(),
+		log:           o.log,
+		trace:         client.trace,
+	}
+}
+
 // A tokenSource is the part of a *token.Cache that a client uses.
 type tokenSource interface {
 	Token(ctx context.Context, key token.Key) (string, error)
@@ -81,6 +93,26 @@ func (r *registryClient) register(ctx context.Context, self wire.Registration, m
 		})
 	}
 	return *response.ItResource, lease, nil
+}
+
+// read returns a resource. It registers nothing.
+func (r *registryClient) read(ctx context.Context, resourceID string) (it wire.ItResource, err error) {
+	err = r.do(ctx, registryRequest{
+		method: http.MethodGet,
+		path:   "/itResources/" + url.PathEscape(resourceID),
+		decode: func(body []byte) error {
+			var response wire.Registered
+			if err := json.Unmarshal(body, &response); err != nil {
+				return err
+			}
+			if response.ItResource == nil {
+				return errors.New("it has no itResource")
+			}
+			it = *response.ItResource
+			return r.http.dropSecrets(&it, "")
+		},
+	})
+	return it, err
 }
 
 // deregister deletes a server.
@@ -368,6 +400,15 @@ type tokenFetcher struct {
 	tokens   func(context.Context, TokenKey) (*oauth2.Token, error)
 	log      *zap.Logger
 	trace    *hooks
+}
+
+// newTokens returns the tokens of a node or a guest. Their fetches end with ctx.
+func newTokens(ctx context.Context, client *httpClient, cfg Config, o options) *token.Cache {
+	fetcher := &tokenFetcher{http: client, replicas: newReplicas(cfg.TokenURL), tokens: o.tokens, log: o.log, trace: client.trace}
+	tokens := token.NewCache(ctx, fetcher.fetch(cfg.ClientID, client.secrets.clientSecret))
+	tokens.RetryAfter = tokenPause
+	client.issued = tokens.Values
+	return tokens
 }
 
 // fetch returns the function to pass to token.NewCache.

@@ -16,6 +16,7 @@ import (
 	"unsafe"
 
 	"github.com/mimiktech/cluster/internal/h1"
+	"github.com/mimiktech/cluster/internal/membership"
 	"github.com/mimiktech/cluster/internal/redact"
 	"github.com/mimiktech/cluster/internal/token"
 	"github.com/mimiktech/cluster/internal/wire"
@@ -35,11 +36,11 @@ import (
 //
 // A peer that cannot be reached may be evicted; see [Eviction].
 func (c *Cluster) RPCluster(ctx context.Context, req Request) (*Response, error) {
-	call, err := c.prepare(req)
+	call, view, err := c.prepare(req)
 	if err != nil {
 		return nil, err
 	}
-	return c.peers.collect(ensureCorrelationID(ctx), call, c.state.view()), nil
+	return c.peers.collect(ensureCorrelationID(ctx), call, view), nil
 }
 
 // Stream sends req like RPCluster, and yields each outcome as it arrives. Peers that cannot be
@@ -47,19 +48,7 @@ func (c *Cluster) RPCluster(ctx context.Context, req Request) (*Response, error)
 // requests in flight. Where RPCluster would return an error, Stream yields one Outcome with that
 // error, the kind [KindInvalid] and no server.
 func (c *Cluster) Stream(ctx context.Context, req Request) iter.Seq[Outcome] {
-	return func(yield func(Outcome) bool) {
-		call, err := c.prepare(req)
-		if err != nil {
-			yield(Outcome{Err: err, Kind: KindInvalid})
-			return
-		}
-		f := c.peers.newFanOut(call, c.state.view())
-		for i := range f.run(ensureCorrelationID(ctx)) {
-			if !yield(f.outcomes[i]) {
-				return
-			}
-		}
-	}
+	return c.peers.stream(ctx, func() (*preparedRequest, membership.View, error) { return c.prepare(req) })
 }
 
 // A Request is a request to be sent to peers.
@@ -284,13 +273,26 @@ type preparedRequest struct {
 	discard    bool // of no use are the bodies of the responses
 }
 
-func (c *Cluster) prepare(req Request) (*preparedRequest, error) {
+func (c *Cluster) prepare(req Request) (*preparedRequest, membership.View, error) {
 	if err := context.Cause(c.ctx); err != nil {
-		return nil, err
+		return nil, membership.View{}, err
 	}
 	if !c.cfg.Management {
-		return nil, ErrManagementOff
+		return nil, membership.View{}, ErrManagementOff
 	}
+	call, err := req.prepare(c.cfg.MaxRequestBytes)
+	if err != nil {
+		return nil, membership.View{}, err
+	}
+	view := c.state.view()
+	if view.Len() == 0 {
+		return nil, membership.View{}, ErrNotRegistered
+	}
+	return call, view, nil
+}
+
+// prepare validates and encodes a request. A body from an io.Reader has at most maxBytes.
+func (req *Request) prepare(maxBytes int64) (*preparedRequest, error) {
 	req.Method = strings.ToUpper(cmp.Or(req.Method, http.MethodGet))
 	if err := req.validate(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalidRequest, err)
@@ -299,12 +301,9 @@ func (c *Cluster) prepare(req Request) (*preparedRequest, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalidRequest, err)
 	}
-	body, err := req.encode(c.cfg.MaxRequestBytes)
+	body, err := req.encode(maxBytes)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalidRequest, err)
-	}
-	if c.state.view().Len() == 0 {
-		return nil, ErrNotRegistered
 	}
 	return &preparedRequest{
 		operation: OperationFanOut, name: req.Name,

@@ -37,6 +37,7 @@ func chapters() []chapter {
 		{"Calls to all peers", fanOutScenarios()},
 		{"Failing peers", failureScenarios()},
 		{"Departure", departureScenarios()},
+		{"Guests", guestScenarios()},
 		{"Tokens", tokenScenarios()},
 		{"Correlation ids and user agents", correlationScenarios()},
 		{"Requests and responses", messageScenarios()},

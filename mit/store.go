@@ -10,9 +10,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/uuid"
-
 	"github.com/mimiktech/cluster"
+	"github.com/mimiktech/cluster/internal/wire"
 )
 
 // ErrNotFound is returned by [Store.Get] for an unknown resource, and by [Store.Put] for a renewal
@@ -156,5 +155,5 @@ func NewResource(typ, publicBaseURL string, n int, server func(i int) cluster.Se
 // nodes that have renewed since the loss and the others would form two clusters for a whole lease.
 // Concurrent first registrations of a type also get the same id.
 func ResourceID(typ string) string {
-	return uuid.NewSHA1(uuid.NameSpaceURL, []byte("https://github.com/mimiktech/cluster/itResources/"+typ)).String()
+	return wire.ResourceID(typ)
 }

@@ -11,6 +11,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/google/uuid"
 )
 
 // CorrelationHeader is the header with the correlation id of every request and response.
@@ -135,6 +137,12 @@ func (r *ItResource) UnmarshalJSON(b []byte) error {
 	}
 	*r = in
 	return nil
+}
+
+// ResourceID returns the id that the registry of this module assigns to the resource of a type.
+// Other registries may assign any.
+func ResourceID(typ string) string {
+	return uuid.NewSHA1(uuid.NameSpaceURL, []byte("https://github.com/mimiktech/cluster/itResources/"+typ)).String()
 }
 
 // RenewalOfHeader has the precondition of a renewal: the createdAt of the entry to renew. The
