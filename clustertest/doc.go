@@ -18,6 +18,13 @@
 // A program or an example, which has no test, gets its [TB] from [Program]. For tests of whole
 // programs, [NewBackend] starts a registry and a token service on real sockets.
 //
+// # Random faults
+//
+// A [Simulation] runs a service through faults that are drawn from a seed: nodes that crash,
+// restart or move, partitions, slow links, and a registry that fails. A scenario that fails is
+// reduced to the few events that matter, and printed with the command that repeats it. A [Run] is
+// one run of a scenario.
+//
 // # Virtual time
 //
 // Tests should run in a bubble of [testing/synctest]. A bubble has a clock of its own, which moves

@@ -298,6 +298,42 @@ func Chain(faults ...Fault) Fault {
 	}
 }
 
+// A FailureMode is a way in which a host fails to serve requests.
+type FailureMode struct {
+	Name string
+	// Harmful modes make the host seem to be gone, so that its peers may evict it.
+	Harmful bool
+	// Fault returns the fault, for requests from [Any] to the host. The seed is that of
+	// [WithProbability], where the mode affects some requests only.
+	Fault func(seed uint64) Fault
+}
+
+// FailureModes returns the ways in which the registry, the token service and the nodes of a
+// [Simulation] fail.
+func FailureModes() []FailureMode {
+	always := func(f Fault) func(uint64) Fault { return func(uint64) Fault { return f } }
+	sometimes := func(p float64, f Fault) func(uint64) Fault {
+		return func(seed uint64) Fault { return WithProbability(p, seed, f) }
+	}
+	page := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprint(w, "<html>") })
+	return []FailureMode{
+		{"refuses connections", true, always(Refuse)},
+		{"hangs", true, always(Hang)},
+		{"answers after a minute", true, always(Delay(time.Minute))},
+		{"loses some connections before the request arrives", true, sometimes(0.2, Break)},
+		{"handles all requests and resets some connections", true, sometimes(0.2, Reset)},
+		{"answers after a second", false, always(Delay(time.Second))},
+		{"answers 500", false, always(Status(http.StatusInternalServerError))},
+		{"answers 503 to half of the requests", false, sometimes(0.5, Status(http.StatusServiceUnavailable))},
+		{"answers 101", false, always(Upgrade)},
+		{"sends the head of a response and hangs", false, always(Stall(0))},
+		{"truncates responses", false, always(Truncate(20))},
+		{"answers with something else", false, always(Answer(page))},
+		{"closes connections as they are used again", false, always(Reused(Break))},
+		{"does not answer on connections that are used again", false, always(Reused(Hang))},
+	}
+}
+
 // lateTimeout bounds a request that is delivered after its client has given up.
 const lateTimeout = time.Minute
 

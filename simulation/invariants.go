@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/mimiktech/cluster"
+	"github.com/mimiktech/cluster/internal/plan"
 )
 
 // trace counts what the nodes report, and checks each eviction.
@@ -74,12 +75,12 @@ func (s *simulation) checkEviction(evicted cluster.Server) {
 	s.marks.hit("an eviction needs the registry's confirmation")
 	for _, listed := range s.Registered() {
 		if listed.ServerID == evicted.ServerID && listed.UpdatedAt.Equal(evicted.UpdatedAt) {
-			s.t.Errorf("%v: %s was evicted, but the registry lists it", time.Since(s.start), evicted.ServerID)
+			s.t.Errorf("%v: %s was evicted, but the registry lists it", time.Since(s.Start), evicted.ServerID)
 		}
 	}
 	if p, running := s.processes.at(evicted.ClusterBaseURL); running && p.id == evicted.ServerID &&
 		time.Since(p.started) > afterEffect && !s.effects.maybeHurt(hostOf(evicted.ClusterBaseURL)) {
-		s.t.Errorf("%v: %s at %s was evicted, although it is healthy", time.Since(s.start), evicted.ServerID, evicted.ClusterBaseURL)
+		s.t.Errorf("%v: %s at %s was evicted, although it is healthy", time.Since(s.Start), evicted.ServerID, evicted.ClusterBaseURL)
 	}
 }
 
@@ -97,7 +98,7 @@ func (s *simulation) checkDelete(e entry, date time.Time) {
 	case s.effects.maybeHurt(hostOf(e.ClusterBaseURL)):
 	case ahead && (s.processes.hadTwin(e.ServerID) || time.Since(p.started) < 2*s.scenario.Lease):
 	default:
-		s.t.Errorf("%v: the registry has deleted the entry of %s at %s, which is healthy", time.Since(s.start), e.ServerID, e.ClusterBaseURL)
+		s.t.Errorf("%v: the registry has deleted the entry of %s at %s, which is healthy", time.Since(s.Start), e.ServerID, e.ClusterBaseURL)
 	}
 }
 
@@ -106,7 +107,7 @@ func (s *simulation) checkOutcomes(caller string, peers []string, outcomes []clu
 	s.fanOuts.Add(1)
 	got := slices.Sorted(slices.Values(outcomeIDs(outcomes)))
 	if !slices.Equal(got, peers) {
-		s.t.Errorf("%v: %s called %v, the outcomes are those of %v", time.Since(s.start), caller, peers, got)
+		s.t.Errorf("%v: %s called %v, the outcomes are those of %v", time.Since(s.Start), caller, peers, got)
 	}
 	results, failures := 0, 0
 	for _, o := range outcomes {
@@ -140,18 +141,18 @@ func (s *simulation) checkInvariants() {
 		}
 		servers := serverIDs(m.Servers())
 		if !slices.Contains(servers, m.id) {
-			s.t.Errorf("%v: %s is not in its own view %v", now.Sub(s.start), m.id, servers)
+			s.t.Errorf("%v: %s is not in its own view %v", now.Sub(s.Start), m.id, servers)
 		}
 		if status.Servers != len(servers) {
-			s.t.Errorf("%v: the status of %s counts %d servers, its view has %d", now.Sub(s.start), m.id, status.Servers, len(servers))
+			s.t.Errorf("%v: the status of %s counts %d servers, its view has %d", now.Sub(s.Start), m.id, status.Servers, len(servers))
 		}
 		if registered := status.Env()["REGISTRATION_STATUS"] == "registered"; registered != now.Before(status.ExpiresAt()) {
-			s.t.Errorf("%v: %s is %s, its lease expires at %v", now.Sub(s.start), m.id, status.State, status.ExpiresAt().Sub(s.start))
+			s.t.Errorf("%v: %s is %s, its lease expires at %v", now.Sub(s.Start), m.id, status.State, status.ExpiresAt().Sub(s.Start))
 		}
 		for _, c := range status.Conflicts {
 			// An outdated list has the former address of a node that has moved meanwhile.
 			if !s.processes.hadTwin(c.ServerID) && !s.listedOld {
-				s.t.Errorf("%v: %s reports two processes with the id %s: %v", now.Sub(s.start), m.id, c.ServerID, c.Addresses)
+				s.t.Errorf("%v: %s reports two processes with the id %s: %v", now.Sub(s.Start), m.id, c.ServerID, c.Addresses)
 			}
 			s.marks.hit("two processes with one id are reported")
 		}
@@ -173,7 +174,7 @@ func (s *simulation) checkListed(m *member, listed bool, now time.Time) {
 	case m.unlisted.IsZero():
 		m.unlisted = now
 	case now.Sub(m.unlisted) > s.scenario.Lease:
-		s.t.Errorf("%v: %s runs, but has not been listed since %v", now.Sub(s.start), m.id, m.unlisted.Sub(s.start))
+		s.t.Errorf("%v: %s runs, but has not been listed since %v", now.Sub(s.Start), m.id, m.unlisted.Sub(s.Start))
 	}
 }
 
@@ -188,7 +189,7 @@ func (s *simulation) checkConflict(a, b *member) {
 			return
 		}
 	}
-	s.t.Errorf("%v: no node reports that two processes have the id %s, at %s and %s", time.Since(s.start), a.id, a.Host, b.Host)
+	s.t.Errorf("%v: no node reports that two processes have the id %s, at %s and %s", time.Since(s.Start), a.id, a.Host, b.Host)
 }
 
 // convergenceSteps is how often per lease the convergence is measured.
@@ -209,7 +210,7 @@ func (s *simulation) checkConverged() {
 				last[m.id] = time.Now()
 			}
 		}
-		sleep(s.scenario.Lease / convergenceSteps)
+		plan.Sleep(s.scenario.Lease / convergenceSteps)
 	}
 	for _, m := range s.running() {
 		s.converged[m.id] = 0
@@ -225,7 +226,7 @@ func (s *simulation) checkConverged() {
 	}
 
 	// By now the leases of stopped nodes have expired, and all running nodes have renewed since.
-	sleep(s.gracePeriod())
+	plan.Sleep(s.gracePeriod())
 	if listed := serverIDs(s.Registered()); !slices.Equal(listed, running) {
 		s.t.Errorf("the registry lists %v, want %v", listed, running)
 	}
@@ -308,7 +309,7 @@ func (s *simulation) checkRecovered(m *member, announced []string, expiry map[st
 	}
 	for _, id := range servers {
 		if until, stopped := expiry[id]; stopped && !slices.Contains(listed, id) && !status.RenewedAt.Before(until) {
-			s.t.Errorf("%s renewed at %[4]v, but knows %[2]s, although that entry expired at %[3]v", m.id, id, until.Sub(s.start), status.RenewedAt.Sub(s.start))
+			s.t.Errorf("%s renewed at %[4]v, but knows %[2]s, although that entry expired at %[3]v", m.id, id, until.Sub(s.Start), status.RenewedAt.Sub(s.Start))
 		}
 	}
 }

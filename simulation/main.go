@@ -8,11 +8,10 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
-	"strconv"
-	"strings"
 	"testing"
 	"time"
 
+	"github.com/mimiktech/cluster/internal/plan"
 	"github.com/mimiktech/cluster/internal/proctest"
 )
 
@@ -49,7 +48,7 @@ type options struct {
 	log     bool
 	reduce  bool
 
-	one reduced
+	one plan.Reduced
 }
 
 func parse(args []string) (options, error) {
@@ -62,25 +61,9 @@ func parse(args []string) (options, error) {
 	flags.BoolVar(&o.worker, "worker", false, "serve the jobs of another process")
 	flags.BoolVar(&o.reduce, "reduce", true, "reduce a seed that fails to what is needed for it")
 	flags.BoolVar(&o.log, "log", false, "with -seed: write the log of all nodes")
-	flags.Uint64Var(&o.one.Seed, "seed", 0, "run this `seed` alone, and write its history")
-	flags.IntVar(&o.one.Nodes, "nodes", 0, "with -seed: start with this `number` of nodes instead of the drawn one")
-	flags.DurationVar(&o.one.Duration, "duration", 0, "with -seed: end the faults after this `time`")
-	events := flags.String("events", "", "with -seed: only the events with these `numbers`, separated by commas")
+	o.one.AddFlags(flags)
 	if err := flags.Parse(args); err != nil {
 		return o, err
-	}
-	if *events != "" {
-		o.one.Events = []int{}
-		for text := range strings.SplitSeq(*events, ",") {
-			if text == "none" {
-				continue
-			}
-			n, err := strconv.Atoi(text)
-			if err != nil {
-				return o, fmt.Errorf("-events: %w", err)
-			}
-			o.one.Events = append(o.one.Events, n)
-		}
 	}
 	if o.seeds == 0 && o.forTime == 0 && o.one.Seed == 0 && !o.worker {
 		o.seeds = 100

@@ -5,6 +5,7 @@ import (
 	"sync"
 
 	"github.com/mimiktech/cluster"
+	"github.com/mimiktech/cluster/clustertest"
 )
 
 // marks count what a run has covered: the decisions on evictions and leases, the invariants that
@@ -55,14 +56,14 @@ func allMarks() []string {
 		"registry lost its data", "registry clock set back", "registry clock set forward",
 		"key rotation", "late delete",
 	}
-	for _, m := range modes() {
-		names = append(names, "a service "+m.name)
+	for _, m := range clustertest.FailureModes() {
+		names = append(names, "a service "+m.Name)
 	}
 	for _, d := range decisions() {
 		names = append(names, "eviction decision: "+string(d))
 	}
 	for _, k := range kinds() {
-		names = append(names, "event: "+k.name)
+		names = append(names, "event: "+k.Name)
 	}
 	for _, k := range outcomeKinds() {
 		names = append(names, "outcome: "+string(k))

@@ -10,6 +10,7 @@ import (
 
 	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/clustertest"
+	"github.com/mimiktech/cluster/internal/plan"
 )
 
 // A member is a node and its expected state.
@@ -75,9 +76,9 @@ func (s *simulation) first(i int, match func(*member) bool) *member {
 // node, running or not.
 func (s *simulation) host(i int) string {
 	switch i {
-	case registry:
+	case plan.Registry:
 		return clustertest.RegistryHost
-	case tokens:
+	case plan.Tokens:
 		return clustertest.TokenHost
 	}
 	return s.members[i%len(s.members)].Host
@@ -120,7 +121,7 @@ func (s *simulation) restart(e Event) {
 	}
 	s.record("%s restarts within %v", m.id, e.For)
 	s.kill(m)
-	s.after(e.For, func() { s.bringBack(m) })
+	s.After(e.For, func() { s.bringBack(m) })
 }
 
 // crash kills a node, which comes back later if the event has a duration.
@@ -132,7 +133,7 @@ func (s *simulation) crash(e Event) {
 	s.record("%s crashes", m.id)
 	s.kill(m)
 	if e.For > 0 {
-		s.after(e.For, func() { s.bringBack(m) })
+		s.After(e.For, func() { s.bringBack(m) })
 	}
 }
 
@@ -177,7 +178,7 @@ func (s *simulation) move(e Event) {
 // unregisters.
 func (s *simulation) twins(e Event) {
 	m := s.nth(e.Nodes[0])
-	if m == nil || s.twinOf != "" || !s.begin("twin of "+m.id, e) {
+	if m == nil || s.twinOf != "" || !s.Begin("twin of "+m.id, e) {
 		return
 	}
 	s.twinOf = m.id
@@ -189,7 +190,7 @@ func (s *simulation) twins(e Event) {
 	s.register(twin)
 	began := time.Now()
 	undisturbed := s.undisturbedSince(began)
-	s.endAfter("twin of "+m.id, e, func() {
+	s.EndAfter("twin of "+m.id, e, func() {
 		if time.Since(began) > 2*s.scenario.Lease && undisturbed() && m.running && s.hasManagedPeer(m.id) {
 			s.checkConflict(m, twin)
 		}
@@ -221,7 +222,7 @@ const (
 // process only when the second one has registered.
 func (s *simulation) lateDelete(e Event) {
 	m := s.nth(e.Nodes[0])
-	if m == nil || !s.begin(link(m.Host, clustertest.RegistryHost), e) {
+	if m == nil || !s.Begin(link(m.Host, clustertest.RegistryHost), e) {
 		return
 	}
 	s.record("%s leaves; the registry executes its delete %v later", m.id, e.For)
@@ -236,13 +237,13 @@ func (s *simulation) lateDelete(e Event) {
 		c.UnRegister(s.t.Context())
 		_ = c.Close() // it returns nil
 	})
-	s.after(e.For/2, func() {
+	s.After(e.For/2, func() {
 		if m.running { // it has been started again already
 			return
 		}
 		s.bringBack(m)
 	})
-	s.endAfter(link(m.Host, clustertest.RegistryHost), e, func() {
+	s.EndAfter(link(m.Host, clustertest.RegistryHost), e, func() {
 		s.record("the registry executes the delete of %s", m.id)
 		close(release)
 		s.Network.Fault(m.Host, clustertest.RegistryHost, nil)
@@ -253,7 +254,7 @@ func (s *simulation) lateDelete(e Event) {
 // freeze stops a process for a while, like SIGSTOP. Requests to it are executed later.
 func (s *simulation) freeze(e Event) {
 	m := s.nth(e.Nodes[0])
-	if m == nil || !s.begin(m.Host, e) {
+	if m == nil || !s.Begin(m.Host, e) {
 		return
 	}
 	s.record("%s is frozen for %v", m.id, e.For)
@@ -263,7 +264,7 @@ func (s *simulation) freeze(e Event) {
 	s.Network.Fault(m.Host, clustertest.Any, clustertest.Suspend(release))
 	s.Network.Fault(clustertest.Any, m.Host, clustertest.Late(release))
 	s.startCall(m, Event{}) // it is in the middle of a call
-	s.endAfter(m.Host, e, func() {
+	s.EndAfter(m.Host, e, func() {
 		s.record("%s goes on", m.id)
 		s.Network.Fault(m.Host, clustertest.Any, nil)
 		s.Network.Fault(clustertest.Any, m.Host, nil)

@@ -12,6 +12,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/mimiktech/cluster/internal/plan"
 )
 
 // A tally adds up the results of many seeds.
@@ -23,13 +25,7 @@ type tally struct {
 	years     float64 // of virtual time
 	marks     map[string]int
 	converged []float64
-	failure   *failure
-}
-
-// A failure is a scenario that has failed, and its problems.
-type failure struct {
-	reduced  reduced
-	problems []string
+	failure   *plan.Failure
 }
 
 const year = 365 * 24 * time.Hour
@@ -84,7 +80,7 @@ loop:
 	case f != nil && o.reduce:
 		return reportFailure(out, *f)
 	case f != nil:
-		return fmt.Errorf("seed %d fails: %s", f.reduced.Seed, f.problems[0])
+		return fmt.Errorf("seed %d fails: %s", f.Reduced.Seed, f.Problems[0])
 	}
 	if missing := total.missing(); total.seeds >= seedsForMarks && len(missing) > 0 {
 		return fmt.Errorf("%d seeds have not hit %q", total.seeds, missing)
@@ -102,8 +98,8 @@ func (t *tally) work(seeds <-chan uint64) error {
 		return err
 	}
 	for seed := range seeds {
-		one := reduced{Seed: seed}
-		res, problems, alive := w.run(one.scenario())
+		one := plan.Reduced{Seed: seed}
+		res, problems, alive := w.run(scenarioOf(one))
 		t.add(one, res, problems)
 		if !alive {
 			if w, err = startWorker(context.Background()); err != nil {
@@ -115,7 +111,7 @@ func (t *tally) work(seeds <-chan uint64) error {
 	return nil
 }
 
-func (t *tally) add(one reduced, res result, problems []string) {
+func (t *tally) add(one plan.Reduced, res result, problems []string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.seeds++
@@ -127,8 +123,8 @@ func (t *tally) add(one reduced, res result, problems []string) {
 	for _, leases := range res.Converged {
 		t.converged = append(t.converged, leases)
 	}
-	if len(problems) > 0 && (t.failure == nil || one.Seed < t.failure.reduced.Seed) {
-		t.failure = &failure{one, problems}
+	if len(problems) > 0 && (t.failure == nil || one.Seed < t.failure.Reduced.Seed) {
+		t.failure = &plan.Failure{Reduced: one, Problems: problems}
 	}
 }
 
@@ -172,20 +168,20 @@ func (t *tally) summary(first uint64) string {
 }
 
 // reportFailure reduces a failing seed and describes it.
-func reportFailure(out io.Writer, f failure) error {
-	_, _ = fmt.Fprintf(out, "seed %d fails: %s\nreducing it ...\n", f.reduced.Seed, f.problems[0])
+func reportFailure(out io.Writer, f plan.Failure) error {
+	_, _ = fmt.Fprintf(out, "seed %d fails: %s\nreducing it ...\n", f.Reduced.Seed, f.Problems[0])
 	short, err := reduce(f)
 	if err != nil {
 		return err
 	}
-	_, _ = fmt.Fprint(out, short.describe())
-	return fmt.Errorf("seed %d fails", f.reduced.Seed)
+	_, _ = fmt.Fprint(out, describe(short))
+	return fmt.Errorf("seed %d fails", f.Reduced.Seed)
 }
 
 // replay runs one seed in this process.
 func replay(t *testing.T, out io.Writer, o options) error {
 	t.Helper()
-	scenario := o.one.scenario()
+	scenario := scenarioOf(o.one)
 	hash := sha256.New()
 	lines := &lineCounter{}
 	sinks := []io.Writer{hash, lines}

@@ -15,17 +15,16 @@ package main
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"testing/synctest"
 	"time"
 
 	"go.uber.org/zap"
 
 	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/clustertest"
+	"github.com/mimiktech/cluster/internal/plan"
 )
 
 // serviceType is the type of the nodes.
@@ -60,11 +59,12 @@ type result struct {
 func run(t TB, scenario Scenario, log *zap.Logger) result {
 	t.Helper()
 	s := &simulation{
-		t: t, scenario: scenario, start: time.Now(), marks: newMarks(),
+		t: t, scenario: scenario, marks: newMarks(),
 		processes: &processes{byHost: map[string]process{}, twins: map[string]bool{}},
-		active:    map[string]func(){}, keys: [2]cluster.Secret{"a key for tests only", ""},
+		keys:      [2]cluster.Secret{"a key for tests only", ""},
 		converged: map[string]float64{},
 	}
+	s.Schedule = plan.Schedule{Start: time.Now(), Record: s.record}
 	s.signingKey.Store(s.keys[0])
 	s.store = newStore(serviceType, s.processes)
 	s.store.deleted = s.checkDelete
@@ -94,13 +94,14 @@ func run(t TB, scenario Scenario, log *zap.Logger) result {
 		m.id = m.ID
 		s.members = append(s.members, m)
 		s.register(m)
-		sleep(time.Millisecond)
+		plan.Sleep(time.Millisecond)
 	}
 	for _, e := range scenario.Events {
-		s.steps = append(s.steps, step{e.At, func() { s.execute(e) }})
+		s.At(e.At, func() { s.execute(e) })
 	}
-	s.runSteps()
-	s.endFaults()
+	s.Run(scenario.Duration, func() bool { s.checkInvariants(); return !t.Failed() })
+	s.EndAll()
+	s.Network.Heal()
 	if !t.Failed() {
 		s.checkConverged()
 	}
@@ -108,9 +109,9 @@ func run(t TB, scenario Scenario, log *zap.Logger) result {
 		closePipe()
 	}
 	s.work.Wait()
-	sleep(afterEffect) // late requests have ended
+	plan.Sleep(afterEffect) // late requests have ended
 	return result{
-		Events: len(scenario.Events), Virtual: time.Since(s.start), Marks: s.marks.counts(),
+		Events: len(scenario.Events), Virtual: time.Since(s.Start), Marks: s.marks.counts(),
 		Converged: s.converged, History: s.history, Summary: s.summary(),
 	}
 }
@@ -118,11 +119,10 @@ func run(t TB, scenario Scenario, log *zap.Logger) result {
 // A simulation is a world, the steps to come, and the expected state of the nodes.
 type simulation struct {
 	*clustertest.World
+	plan.Schedule // the steps to come
 
 	t         TB
 	scenario  Scenario
-	start     time.Time
-	steps     []step // sorted by time
 	members   []*member
 	processes *processes
 	store     *store
@@ -133,7 +133,6 @@ type simulation struct {
 
 	closePipes []func()
 
-	active    map[string]func() // the faults in effect, by what they affect, with what ends each
 	effects   effects
 	twinOf    string    // the id of the next node, if it is a twin
 	lastReset time.Time // of the registry
@@ -147,17 +146,11 @@ type simulation struct {
 	fanOuts, results, failures, evicted, skipped, lost, renewed, renewalsFailed atomic.Int64
 }
 
-// A step is an event of the plan, or the end of one.
-type step struct {
-	at time.Duration
-	do func()
-}
-
 // execute runs an event.
 func (s *simulation) execute(e Event) {
 	for _, k := range kinds() {
-		if k.name == e.Kind {
-			s.marks.hit("event: " + k.name)
+		if k.Name == e.Kind {
+			s.marks.hit("event: " + k.Name)
 			k.run(s, e)
 			return
 		}
@@ -165,80 +158,9 @@ func (s *simulation) execute(e Event) {
 	s.t.Fatalf("unknown kind of event %q", e.Kind)
 }
 
-// runSteps runs the steps of the simulated time, and checks the invariants after each.
-func (s *simulation) runSteps() {
-	for len(s.steps) > 0 && !s.t.Failed() {
-		next := s.steps[0]
-		s.steps = s.steps[1:]
-		if next.at > s.scenario.Duration {
-			return
-		}
-		sleep(time.Until(s.start.Add(next.at)))
-		next.do()
-		synctest.Wait()
-		s.checkInvariants()
-	}
-}
-
-// sleep lets time pass, and returns when all other goroutines of the bubble are blocked.
-func sleep(d time.Duration) {
-	time.Sleep(d)
-	synctest.Wait()
-}
-
-// after adds a step at d from now.
-func (s *simulation) after(d time.Duration, do func()) {
-	at := time.Since(s.start) + d
-	i, _ := slices.BinarySearchFunc(s.steps, at, func(s step, at time.Duration) int {
-		if s.at <= at { // behind those of the same time
-			return -1
-		}
-		return 1
-	})
-	s.steps = slices.Insert(s.steps, i, step{at, do})
-}
-
-// begin reports whether an event may begin: no other one in effect affects the same.
-func (s *simulation) begin(key string, e Event) bool {
-	if _, busy := s.active[key]; busy {
-		s.record("skipped, because there is another fault of %s: %s", key, e.Kind)
-		return false
-	}
-	s.active[key] = func() {}
-	return true
-}
-
-// endAfter ends what begin has allowed: after the duration of the event, or with the run.
-func (s *simulation) endAfter(key string, e Event, end func()) {
-	ended := false
-	once := func() {
-		if !ended {
-			ended = true
-			delete(s.active, key)
-			end()
-		}
-	}
-	s.active[key] = once
-	s.after(e.For, once)
-}
-
-// endFaults ends all faults.
-func (s *simulation) endFaults() {
-	s.record("all faults end")
-	for len(s.active) > 0 {
-		keys := make([]string, 0, len(s.active))
-		for key := range s.active {
-			keys = append(keys, key)
-		}
-		s.active[slices.Min(keys)]()
-		synctest.Wait()
-	}
-	s.Network.Heal()
-}
-
 // record adds a line to the history.
 func (s *simulation) record(format string, args ...any) {
-	s.history = append(s.history, fmt.Sprintf("%12s  ", time.Since(s.start).Round(time.Millisecond))+fmt.Sprintf(format, args...))
+	s.history = append(s.history, fmt.Sprintf("%12s  ", time.Since(s.Start).Round(time.Millisecond))+fmt.Sprintf(format, args...))
 }
 
 func (s *simulation) summary() string {

@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/mimiktech/cluster/internal/plan"
 	"github.com/mimiktech/cluster/internal/proctest"
 )
 
@@ -39,28 +40,28 @@ func TestSimulation(t *testing.T) {
 
 // Only two of the events and three of the nodes are needed for the failure.
 func TestShrink(t *testing.T) {
-	whole := reduced{Seed: 7}.scenario()
+	whole := drawScenario(7)
 	first, second := whole.Events[3], whole.Events[len(whole.Events)-2]
 	has := func(sc Scenario, e Event) bool {
 		return slices.ContainsFunc(sc.Events, func(other Event) bool { return other.At == e.At })
 	}
-	s := &shrinker{best: failure{reduced{Seed: 7}, nil}, run: func(sc Scenario) []string {
-		if has(sc, first) && has(sc, second) && sc.Nodes >= 3 {
+	failure := plan.Shrink(plan.Failure{Reduced: plan.Reduced{Seed: 7}}, sizeOf(7), func(r plan.Reduced) []string {
+		if sc := scenarioOf(r); has(sc, first) && has(sc, second) && sc.Nodes >= 3 {
 			return []string{"it fails"}
 		}
 		return nil
-	}}
-	s.shrink()
-	got := s.best.reduced
+	})
+	got := failure.Reduced
 	if want := []int{3, len(whole.Events) - 2}; !slices.Equal(got.Events, want) || got.Nodes != 3 {
 		t.Errorf("reduced to the events %v of %d nodes, want %v of 3", got.Events, got.Nodes, want)
 	}
-	if text := s.best.describe(); strings.Count(text, "\n") > 16 || !strings.Contains(text, got.command()) {
+	command := "go run ./simulation " + got.Args()
+	if text := describe(failure); strings.Count(text, "\n") > 16 || !strings.Contains(text, command) {
 		t.Errorf("described as\n%s", text)
 	}
-	o, err := parse(strings.Fields(got.command())[3:])
+	o, err := parse(strings.Fields(command)[3:])
 	if err != nil || !slices.Equal(o.one.Events, got.Events) || o.one.Nodes != 3 || o.one.Duration != got.Duration {
-		t.Errorf("the command %q means %+v, %v", got.command(), o.one, err)
+		t.Errorf("the command %q means %+v, %v", command, o.one, err)
 	}
 }
 
@@ -79,8 +80,8 @@ func TestScenarios(t *testing.T) {
 		if diff := cmp.Diff(drawScenario(seed), decoded, cmpopts.EquateEmpty()); diff != "" {
 			t.Fatalf("seed %d is drawn, and decoded, differently:\n%s", seed, diff)
 		}
-		if !slices.IsSortedFunc(sc.Events, byTime) || sc.Nodes < 2 || sc.Nodes > 60 {
-			t.Errorf("seed %d: %d nodes, sorted: %v", seed, sc.Nodes, slices.IsSortedFunc(sc.Events, byTime))
+		if !slices.IsSortedFunc(sc.Events, plan.ByTime) || sc.Nodes < 2 || sc.Nodes > 60 {
+			t.Errorf("seed %d: %d nodes, sorted: %v", seed, sc.Nodes, slices.IsSortedFunc(sc.Events, plan.ByTime))
 		}
 	}
 }
