@@ -320,7 +320,7 @@ func TestShortLeaseWithSilentReplicas(t *testing.T) {
 			for _, host := range otherReplicas(good) {
 				w.Network.Fault(clustertest.Any, host, clustertest.Hang)
 			}
-			time.Sleep(10 * time.Minute)
+			time.Sleep(3 * time.Minute)
 			synctest.Wait()
 			for _, n := range w.Nodes {
 				if last := n.Status().RenewedAt; time.Since(last) > 3*time.Second {

@@ -148,6 +148,7 @@ func TestLeaveIsBounded(t *testing.T) {
 		"everything and a delay": {cluster.Leave{Total: 2 * time.Second, Delay: 2 * time.Second}, true, 2 * time.Second, 4 * time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			ln := listen(t)
 			cfg := testConfig()
 			cfg.Port, cfg.LocalIPv4 = ln.Addr().(*net.TCPAddr).Port, "127.0.0.1"
