@@ -49,7 +49,6 @@ func allMarks() []string {
 		"a node that cannot reach most peers evicts none",
 		"two processes with one id are reported",
 		"a conditional delete keeps a newer entry",
-		"a date of the registry is from the future",
 		"an unmanaged node is listed",
 
 		// Causes of failures.
