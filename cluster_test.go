@@ -660,7 +660,7 @@ func TestGuestChecksAddresses(t *testing.T) {
 				t.Errorf("%q: %v", address, err)
 			}
 		}
-		w.Network.Fault("guest", "node-1:8080", respondOK(`{"data":{"id":"it","servers":[{"serverId":"a","clusterBaseUrl":"http://169.254.169.254/mds/v1"}]}}`))
+		w.Network.Fault("guest", "node-1:8080", respondOK(`{"data":{"id":"it","servers":[{"serverId":"a","clusterBaseUrl":"http://169.254.169.254/mds/v1"}],"publicBaseUrl":""},"server":{"serverId":"a"}}`))
 		if err := g.ReadServer(t.Context(), "http://node-1:8080/mds/v1"); err != nil {
 			t.Fatal(err)
 		}
@@ -722,6 +722,10 @@ func TestAskingForTheViewChangesNothing(t *testing.T) {
 				n := w.Add(cluster.WithLogger(zap.New(core)))
 				logs.TakeAll() // about the configuration
 				requests := recordRequests(w)
+				g, _ := observe(t, w, nil)
+				if err := g.ReadServer(t.Context(), "http://node-2:8080/mds/v1"); err == nil || !strings.Contains(err.Error(), "it has no itResource") {
+					t.Errorf("a node without a view: %v", err)
+				}
 				for range 2 {
 					announce(t, w, n, `{"id":"made up","type":"mds","publicBaseUrl":"","servers":[]}`)
 					wantView(t, n)

@@ -67,8 +67,9 @@ func (c *Cluster) OpenAPIHandler() http.Handler {
 
 // CreateItResource is the endpoint at which peers announce themselves: POST {base}/itResources
 // with an itResource as the body. It merges the servers into the view, and keeps the newer of two
-// entries of one server. The response is the itResource with all known servers. It is null if the
-// request has "Prefer: return=minimal" (RFC 7240), which nodes of this package send.
+// entries of one server. The response is the itResource with all known servers. It is null if there
+// is none yet, or if the request has "Prefer: return=minimal" (RFC 7240), which nodes of this
+// package send.
 //
 // The request must carry a cluster token of the node's own type. An itResource with another id
 // changes nothing, and is not an error. One without servers only asks for the view. A server that
@@ -97,6 +98,9 @@ func (c *Cluster) CreateItResource(w http.ResponseWriter, r *http.Request) {
 		}
 		if prefersMinimal(r.Header) {
 			w.Header().Set("Preference-Applied", returnMinimal)
+			return nil, nil
+		}
+		if view.ID() == "" { // the node has not registered
 			return nil, nil
 		}
 		var resource wire.ItResource

@@ -47,6 +47,7 @@ var deviations = sync.OnceValue(func() (all []deviation) { //nolint:gochecknoglo
 		"TestEvictionNeedsConfirmation":             "all responses that do not confirm an eviction",
 		"TestFailedRenewalIsRetriedWithinTheLease":  "all responses after which a renewal is retried",
 		"TestFailoverAndFailback":                   "all responses after which another replica is tried",
+		"TestGuestRejectsInvalidLists":              "all responses that are not a view",
 		"TestInvalidEntriesAreSkipped":              "invalid entries",
 		"TestInvalidResponseNamesItsReplica":        "a list without the node",
 		"TestLeaseTimeValues":                       "lease times of all types",

@@ -2,7 +2,15 @@
 
 package interop
 
-import "github.com/mimiktech/cluster"
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/mimiktech/cluster"
+)
 
 func guestScenarios() []scenario {
 	return []scenario{
@@ -10,6 +18,11 @@ func guestScenarios() []scenario {
 			name:     "guest reads the view of a node",
 			shows:    "A guest reads the view of a node of either kind, or the list of the registry, and calls all nodes. No node and no registry lists it.",
 			runMixed: guestOfTheCluster,
+		},
+		{
+			name:  "clusterctl",
+			shows: "The program `clusterctl`, in the environment of a node, lists, checks and calls nodes of both kinds. It finds a killed npm node and evicts it, and the others learn of it.",
+			run:   operatorsTool,
 		},
 	}
 }
@@ -55,4 +68,51 @@ func guestOfTheCluster(m *mixed) {
 	if n := len(m.requests("POST " + registryPath)); n != registrations {
 		m.Errorf("%d registrations of a guest", n-registrations)
 	}
+}
+
+func operatorsTool(w *world) {
+	binary := filepath.Join(w.TempDir(), "clusterctl")
+	if out, err := exec.CommandContext(w.Context(), "go", "build", "-C", "../cmd/clusterctl", "-o", binary, ".").CombinedOutput(); err != nil {
+		w.Fatalf("go build: %v\n%s", err, out)
+	}
+	env := []string{"PATH=" + os.Getenv("PATH"), "HOME=" + w.TempDir()}
+	for name, value := range w.environment() {
+		env = append(env, name+"="+value)
+	}
+	run := func(code int, args ...string) string {
+		w.Helper()
+		cmd := exec.CommandContext(w.Context(), binary, args...)
+		cmd.Env = env
+		out, err := cmd.CombinedOutput()
+		got := 0
+		if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+			got = exit.ExitCode()
+		} else if err != nil {
+			w.Fatal(err)
+		}
+		if got != code {
+			w.Errorf("clusterctl %s: exit code %d, want %d:\n%s", strings.Join(args, " "), got, code, out)
+		}
+		return string(out)
+	}
+	nodes := w.cluster(npmKind, npmKind, goKind)
+	npm, dead, other := nodes[0], nodes[1], nodes[2]
+	contains := func(output string, parts ...string) {
+		w.Helper()
+		for _, part := range parts {
+			if !strings.Contains(output, part) {
+				w.Errorf("the output lacks %q:\n%s", part, output)
+			}
+		}
+	}
+	run(0, "check")
+	contains(run(0, "list"), npm.id, dead.id, other.id)
+	contains(run(0, "list", "--server", npm.base), npm.id, dead.id, other.id)
+	contains(run(0, "ask", "/things", "--server", npm.base), npm.id, dead.id, other.id)
+
+	dead.kill()
+	contains(run(1, "check"), dead.id, "refused")
+	contains(run(0, "evict", dead.id, "--yes"), "does not respond", "is evicted")
+	w.waitForMembers(npm, other)
+	run(0, "check")
 }

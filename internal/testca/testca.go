@@ -50,6 +50,11 @@ func (ca *CA) Pool() *x509.CertPool {
 	return pool
 }
 
+// PEM returns the certificate to trust as PEM.
+func (ca *CA) PEM() []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.cert.Raw})
+}
+
 // Issue returns a certificate for host, a name or an IP address, and its key, both as PEM. It is
 // valid from an hour ago until ttl from now, so with a negative ttl it has expired.
 func (ca *CA) Issue(host string, ttl time.Duration) (cert, key []byte, err error) {

@@ -1,0 +1,69 @@
+package main
+
+import (
+	"crypto/x509"
+	"maps"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// responses records what the responses of each host show besides their content: the clock of the
+// host and its certificates.
+type responses struct {
+	mu     sync.Mutex // guards the field below
+	byHost map[string]observation
+}
+
+// An observation is what the last response of a host has shown.
+type observation struct {
+	hasDate bool
+	ahead   time.Duration // of the clock of this machine, at least; negative if it is behind
+	chain   []*x509.Certificate
+}
+
+func newResponses() *responses { return &responses{byHost: make(map[string]observation)} }
+
+// snapshot returns the observations by host, with a port if the URLs have one.
+func (r *responses) snapshot() map[string]observation {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return maps.Clone(r.byHost)
+}
+
+// record returns a transport that records the responses of next.
+func (r *responses) record(next http.RoundTripper) http.RoundTripper { return recorder{r, next} }
+
+type recorder struct {
+	responses *responses
+	next      http.RoundTripper
+}
+
+// RoundTrip implements http.RoundTripper.
+func (r recorder) RoundTrip(req *http.Request) (*http.Response, error) {
+	sent := time.Now()
+	resp, err := r.next.RoundTrip(req)
+	if err != nil {
+		return nil, err
+	}
+	var o observation
+	if date, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
+		o.hasDate, o.ahead = true, clockAhead(date, sent, time.Now())
+	}
+	if resp.TLS != nil {
+		o.chain = resp.TLS.PeerCertificates
+	}
+	r.responses.mu.Lock()
+	defer r.responses.mu.Unlock()
+	r.responses.byHost[req.URL.Host] = o
+	return resp, nil
+}
+
+// clockAhead returns by how much the clock of this machine is ahead of that of a host, at least.
+// The host wrote the date, which has whole seconds, between sent and received.
+func clockAhead(date, sent, received time.Time) time.Duration {
+	if late := sent.Sub(date.Add(time.Second)); late > 0 {
+		return late
+	}
+	return min(0, received.Sub(date))
+}
