@@ -33,7 +33,7 @@ type Memory struct {
 	resources map[string]*memoryResource
 	version   uint64    // of the last change
 	expired   uint64    // number of servers
-	latest    time.Time // the latest date of any entry
+	notBefore time.Time // the earliest date of a new entry: later than those of all that were removed
 	swept     time.Time // when expired servers of all types were last removed
 }
 
@@ -61,7 +61,7 @@ func (m *Memory) Put(ctx context.Context, reg Registration, ttl time.Duration) (
 	}
 	// If the machine's clock goes back, an entry must not get an older date than its predecessor.
 	// Peers would ignore it as outdated.
-	server, err := reg.Entry(previous, later(now, m.latest))
+	server, err := reg.Entry(previous, later(now, m.notBefore))
 	if err != nil {
 		return Resource{}, err
 	}
@@ -74,7 +74,7 @@ func (m *Memory) Put(ctx context.Context, reg Registration, ttl time.Duration) (
 		r.entries = slices.Insert(r.entries, i, &memoryEntry{})
 	}
 	*r.entries[i] = memoryEntry{server, now.Add(ttl)}
-	m.latest = later(server.UpdatedAt, m.latest)
+	m.notBefore = later(server.UpdatedAt, m.notBefore)
 	m.version++
 	res := m.snapshotLocked(r)
 	res.Replaced = previous
@@ -177,8 +177,14 @@ func (m *Memory) deleteIf(ctx context.Context, id, serverID string, cond func(cl
 		return &s
 	}
 	m.version++
+	m.removedLocked(r.entries[i])
 	r.entries = shrink(slices.Delete(r.entries, i, i+1))
 	return nil
+}
+
+// removedLocked makes later entries newer than one that is removed.
+func (m *Memory) removedLocked(e *memoryEntry) {
+	m.notBefore = later(e.UpdatedAt.Add(time.Millisecond), m.notBefore)
 }
 
 // resourceLocked returns a resource after removing its expired servers; nil if there is none.
@@ -203,6 +209,7 @@ func (m *Memory) expireLocked(ctx context.Context, r *memoryResource, now time.T
 		}
 		m.version++
 		m.expired++
+		m.removedLocked(e)
 		if m.Logger != nil {
 			m.Logger.Info("server expired", zap.String("type", r.typ), zap.String("serverId", e.ServerID),
 				zap.Time("updatedAt", e.UpdatedAt), httpjson.CorrelationField(ctx))

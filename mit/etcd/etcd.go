@@ -74,10 +74,15 @@ type Config struct {
 // Each entry is attached to an etcd lease and expires by etcd's clock: after its TTL, rounded up to
 // whole seconds, and up to a twentieth of it later, at most a minute. A new leader of etcd renews
 // all leases, which extends them further. CreatedAt and UpdatedAt are times of this machine's clock
-// and never decrease for an entry.
+// and never decrease for an entry. After a clock was set back, an entry that is created right after
+// a delete through another replica may have the dates of the deleted one.
 //
-// [Store.Put] returns the resource as of its own transaction or later. [Store.Get] may lag behind
-// etcd by the delay of the watch.
+// A request whose response was lost is repeated. So a call may take effect twice, with a change by
+// another call in between.
+//
+// [Store.Put] returns the resource as of its own transaction or later. Two Puts of the same
+// registration in the same millisecond may count as one. [Store.Get] may lag behind etcd by the
+// delay of the watch.
 type Store struct {
 	cfg    Config
 	now    func() time.Time

@@ -5,6 +5,7 @@ go 1.26.0
 replace github.com/mimiktech/cluster => ../..
 
 require (
+	github.com/anishathalye/porcupine v1.3.1
 	github.com/cenkalti/backoff/v4 v4.3.0
 	github.com/google/go-cmp v0.7.0
 	github.com/mimiktech/cluster v0.0.0

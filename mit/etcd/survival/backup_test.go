@@ -14,6 +14,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/mimiktech/cluster"
+	"github.com/mimiktech/cluster/mit/etcd/internal/etcdtest"
 )
 
 // The flags for restoring a backup, as documented, without those that name the member.
@@ -75,7 +76,7 @@ func TestBackupRestored(t *testing.T) {
 // restore restores the data of a killed member from a backup, in a new directory.
 func restore(t *testing.T, m *process, file string) {
 	t.Helper()
-	var settings member
+	var settings etcdtest.Member
 	if err := json.Unmarshal([]byte(m.args[0]), &settings); err != nil {
 		t.Fatal(err)
 	}

@@ -4,23 +4,18 @@ package survival
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
-	"net/url"
 	"os"
 	"strconv"
-	"syscall"
 	"testing"
 	"time"
 
 	"go.etcd.io/etcd/etcdutl/v3/etcdutl"
-	"go.etcd.io/etcd/server/v3/embed"
-	"go.uber.org/zap"
 
 	"github.com/mimiktech/cluster/mit/command"
+	"github.com/mimiktech/cluster/mit/etcd/internal/etcdtest"
 	"github.com/mimiktech/cluster/mit/etcd/internal/mitcmd"
 )
 
@@ -46,7 +41,7 @@ func TestMain(m *testing.M) {
 	}()
 	switch role {
 	case roleMember:
-		fmt.Fprintln(os.Stderr, runMember(os.Args[1]))
+		fmt.Fprintln(os.Stderr, etcdtest.RunMember(os.Args[1]))
 		os.Exit(1)
 	case roleReplica:
 		command.Main(mitcmd.New())
@@ -66,51 +61,6 @@ func atOnce(n int) {
 	if !chosen {
 		_ = flag.Set("test.parallel", strconv.Itoa(n)) // the flag is there, and takes a number
 	}
-}
-
-// A member is the configuration of a process that runs a member of etcd.
-type member struct{ Name, Dir, PeerURL, ClientURL, Cluster string }
-
-// runMember runs a member of etcd until it fails.
-func runMember(settings string) error {
-	var m member
-	if err := json.Unmarshal([]byte(settings), &m); err != nil {
-		return err
-	}
-	cfg := embed.NewConfig()
-	cfg.Name, cfg.Dir, cfg.InitialCluster = m.Name, m.Dir, m.Cluster
-	peer, err := url.Parse(m.PeerURL)
-	if err != nil {
-		return err
-	}
-	client, err := url.Parse(m.ClientURL)
-	if err != nil {
-		return err
-	}
-	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{*peer}, []url.URL{*peer}
-	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{*client}, []url.URL{*client}
-	cfg.TickMs, cfg.ElectionMs = 50, 500
-	// What a killed process has written is the machine's to keep: only a machine that dies needs
-	// it on its disk, and these tests are not to wait for that.
-	cfg.UnsafeNoFsync = true
-	log := zap.NewProductionConfig()
-	log.Level.SetLevel(zap.WarnLevel)
-	logger, err := log.Build()
-	if err != nil {
-		return err
-	}
-	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(logger)
-	for range 100 {
-		var etcd *embed.Etcd
-		if etcd, err = embed.StartEtcd(cfg); err == nil {
-			return <-etcd.Err()
-		}
-		if !errors.Is(err, syscall.EADDRINUSE) {
-			return err
-		}
-		_ = sleep(context.Background(), 100*time.Millisecond) // the port may be in use for a moment
-	}
-	return err
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/mimiktech/cluster/internal/freeport"
 	"github.com/mimiktech/cluster/internal/proctest"
+	"github.com/mimiktech/cluster/mit/etcd/internal/etcdtest"
 )
 
 // A process runs this binary in another role. It ends with its test, at the latest with this
@@ -101,12 +102,12 @@ func port(t *testing.T) int {
 // newMembers returns the members of an etcd, not started yet, and their client addresses.
 func newMembers(t *testing.T, n int) (members []*process, endpoints []string) {
 	t.Helper()
-	settings := make([]member, n)
+	settings := make([]etcdtest.Member, n)
 	var names []string
 	for i := range settings {
 		client := fmt.Sprintf("127.0.0.1:%d", port(t))
 		endpoints = append(endpoints, client)
-		settings[i] = member{
+		settings[i] = etcdtest.Member{
 			Name:      fmt.Sprintf("etcd%d", i),
 			Dir:       t.TempDir(),
 			PeerURL:   fmt.Sprintf("http://127.0.0.1:%d", port(t)),
