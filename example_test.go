@@ -2,6 +2,8 @@ package cluster_test
 
 import (
 	"context"
+	"crypto/subtle"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -275,6 +277,79 @@ func ExampleCluster_ReplyError() {
 	// Output:
 	// 404 {"statusCode":404,"title":"Not Found","message":"no such thing"}
 	// 500 {"statusCode":500,"title":"Internal Server Error","message":"the disk is full"}
+}
+
+// The page is for operators: here it asks for a password, as a browser does. Programs get JSON.
+func ExampleCluster_StatusHandler() {
+	const password = "a password from a file"
+	auth := func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			_, given, _ := r.BasicAuth()
+			if subtle.ConstantTimeCompare([]byte(given), []byte(password)) != 1 {
+				w.Header().Set("WWW-Authenticate", `Basic realm="status"`)
+				w.WriteHeader(http.StatusUnauthorized)
+				return
+			}
+			next.ServeHTTP(w, r)
+		})
+	}
+	withCluster(1, func(w *clustertest.World) {
+		c := w.Add()
+		mux := http.NewServeMux()
+		mux.Handle("/status", c.StatusHandler(cluster.StatusOptions{Auth: auth, Actions: true}))
+		if _, err := c.Register(context.Background()); err != nil {
+			fmt.Println(err)
+			return
+		}
+
+		for _, given := range []string{"a guess", password} {
+			r := httptest.NewRequest(http.MethodGet, "/status?format=json", nil)
+			r.SetBasicAuth("operator", given)
+			rec := httptest.NewRecorder()
+			mux.ServeHTTP(rec, r)
+			var page struct {
+				State string
+				Peers []struct{ ID string }
+			}
+			_ = json.Unmarshal(rec.Body.Bytes(), &page) // a 401 has no body
+			fmt.Println(rec.Code, page.State, page.Peers)
+		}
+	})
+	// Output:
+	// 401  []
+	// 200 registered [{node-1} {node-2}]
+}
+
+// A guest calls the servers of a cluster without being one of them.
+func ExampleObserve() {
+	withCluster(2, func(w *clustertest.World) {
+		cfg := w.Nodes[0].Config() // type, registry, audiences and credentials
+		network := w.Network.Transport("guest")
+		g, err := cluster.Observe(cfg, cluster.WithTransport(func(http.RoundTripper) http.RoundTripper { return network }))
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		defer g.Close()
+
+		ctx := context.Background()
+		if err = g.ReadRegistry(ctx); err != nil {
+			err = g.ReadServer(ctx, "http://node-1:8080/mds/v1") // any server will do
+		}
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		res, err := g.RPCluster(ctx, cluster.Request{Path: "/things"})
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		things, err := cluster.Decode[string](res)
+		fmt.Println(things, err)
+	})
+	// Output:
+	// [thing of node-1 thing of node-2] <nil>
 }
 
 // The context of a service usually ends on a signal; see [os/signal.NotifyContext]. Here it ends

@@ -40,6 +40,10 @@ type Command struct {
 	// it returns closes the store and is called after the last request. ctx ends when the program
 	// shuts down.
 	Open func(ctx context.Context, log *zap.Logger) (mit.Store, func() error, error)
+	// VerifyJWKS, if set, adds the flags --jwks-url and --jwks-issuer. With them the registry accepts
+	// the tokens of another token service, and the program is none. VerifyJWKS returns the check of
+	// these tokens; ctx ends when the program shuts down. The module clusterjwks has such a check.
+	VerifyJWKS func(ctx context.Context, keys JWKS, log *zap.Logger) (VerifyToken, error)
 }
 
 // Main runs the program with the command line of the process until SIGINT or SIGTERM. After an
@@ -70,7 +74,9 @@ func (c Command) Run(ctx context.Context, args []string, stdout, stderr io.Write
 	if fs.NArg() > 0 {
 		return fmt.Errorf("unexpected argument %q (%s --help lists the flags)", fs.Arg(0), c.name())
 	}
-	if err := s.resolve(); err != nil {
+	var given []string
+	fs.Visit(func(f *flag.Flag) { given = append(given, f.Name) })
+	if err := errors.Join(s.checkJWKS(given), s.resolve()); err != nil {
 		return err
 	}
 	log := newLogger(s.level, stderr)
@@ -92,7 +98,7 @@ func (c Command) Run(ctx context.Context, args []string, stdout, stderr io.Write
 		return err
 	}
 	base := cmp.Or(strings.TrimSuffix(s.url, "/"), localURL(ln.Addr(), files != nil))
-	services, err := s.newServices(base, store, log, s.secrets)
+	services, err := s.start(ctx, c, base, store, log)
 	if err != nil {
 		return err
 	}
@@ -143,6 +149,7 @@ type settings struct {
 	clientCA              string
 	adminTokenFile        string
 	insecureDev           bool
+	jwks                  JWKS
 	development           *mit.Client // the client whose environment is printed; nil: none
 }
 
@@ -170,6 +177,9 @@ func (c Command) flags(s *settings) *flag.FlagSet {
 	fs.StringVar(&s.adminTokenFile, "admin-token-file", "", "`file` with the token for the status page at /, which is a bearer token or the password in a browser (default: no page, except in development for callers on this machine)")
 	fs.BoolVar(&s.insecureDev, "insecure-dev", false, "accept short keys and placeholders, for tests")
 	fs.StringVar(&s.level, "log", "info", "`level` of the log on stderr: debug, info, warn, error or off")
+	if c.VerifyJWKS != nil {
+		s.jwks.addFlags(fs)
+	}
 	if c.Flags != nil {
 		c.Flags(fs)
 	}
@@ -205,7 +215,7 @@ func (s *settings) resolve() error {
 		errs = append(errs, fmt.Errorf("--key-file is given, and so is --key or %s", keyVariable))
 	}
 	s.key = cmp.Or(s.key, rand.Text()+rand.Text())
-	if s.clientsFile == "" {
+	if s.clientsFile == "" && !s.jwks.isSet() {
 		s.typ = cmp.Or(s.typ, "example")
 	}
 	if s.typ != "" {
@@ -270,6 +280,9 @@ func (s *settings) registryAudience(base string) string { return cmp.Or(s.audien
 // printEnv prints the address and, with a development client, the environment of a node.
 func (s *settings) printEnv(w io.Writer, base string, addr net.Addr) {
 	fmt.Fprintf(w, "# mIT on %s\n", base)
+	if s.jwks.isSet() {
+		s.printVerified(w, base)
+	}
 	if s.development == nil {
 		return
 	}

@@ -59,7 +59,7 @@ func startLogged(t *testing.T, stderr io.Writer, c Command, args ...string) map[
 		if m := regexp.MustCompile(`^export (\w+)='(.*)'$`).FindStringSubmatch(line); m != nil {
 			env[m[1]] = m[2]
 		}
-		if env["SERVER_PORT"] != "" {
+		if env["SERVER_PORT"] != "" || slices.Contains(args, "--jwks-url") && env["OAUTH_JWKS_URL"] != "" {
 			break
 		}
 	}

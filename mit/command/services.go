@@ -17,7 +17,7 @@ import (
 
 // services are the registry and the token service, whose secrets may change.
 type services struct {
-	tokens   *mit.TokenService
+	tokens   *mit.TokenService // nil with --jwks-url
 	registry *mit.Registry
 	status   http.Handler // the status page; nil if there is none
 	metrics  http.Handler
@@ -28,6 +28,14 @@ type services struct {
 	// The keys before the last change: tokens that are signed with them stay valid.
 	previousKey    string
 	previousPublic crypto.PublicKey
+}
+
+// start returns the services under base.
+func (s *settings) start(ctx context.Context, c Command, base string, store mit.Store, log *zap.Logger) (*services, error) {
+	if s.jwks.isSet() {
+		return s.newVerifiedRegistry(ctx, c, base, store, log)
+	}
+	return s.newServices(base, store, log, s.secrets)
 }
 
 // newServices returns the registry and the token service under base.
@@ -45,29 +53,14 @@ func (s *settings) newServices(base string, store mit.Store, log *zap.Logger, wi
 	if len(with.signing) > 0 {
 		cfg.SigningKey = with.signing[0]
 	}
-	var perAddress int64 // the default
-	if s.maxPerAddr == 0 {
-		perAddress = -1
-	}
 	secretKeys, publicKeys := v.accepted(with)
 	var err error
 	if v.tokens, err = mit.NewTokenService(cfg); err != nil {
 		return nil, err
 	}
-	v.registry, err = mit.NewRegistry(store, mit.RegistryConfig{
-		MaxInFlightBytesPerAddress: perAddress,
-
-		Lease:      s.lease,
-		Grace:      s.grace,
-		MaxServers: s.maxServers,
-		BasePath:   registryPath,
-		Issuer:     issuer,
-		Audience:   s.registryAudience(base),
-		Keys:       secretKeys,
-		PublicKeys: publicKeys,
-		Logger:     log,
-	})
-	if err != nil {
+	registry := s.registryConfig(log)
+	registry.Issuer, registry.Audience, registry.Keys, registry.PublicKeys = issuer, s.registryAudience(base), secretKeys, publicKeys
+	if v.registry, err = mit.NewRegistry(store, registry); err != nil {
 		return nil, err
 	}
 	v.metrics = mit.MetricsHandler(v.registry, v.tokens)
@@ -77,13 +70,19 @@ func (s *settings) newServices(base string, store mit.Store, log *zap.Logger, wi
 	return v, err
 }
 
+// registryConfig returns the configuration of the registry without its check of tokens.
+func (s *settings) registryConfig(log *zap.Logger) mit.RegistryConfig {
+	cfg := mit.RegistryConfig{Lease: s.lease, Grace: s.grace, MaxServers: s.maxServers, BasePath: registryPath, Logger: log}
+	if s.maxPerAddr == 0 {
+		cfg.MaxInFlightBytesPerAddress = -1
+	}
+	return cfg
+}
+
 // ServeHTTP implements http.Handler.
 func (v *services) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
-	case r.URL.Path == issuerPath:
-		v.tokens.ServeHTTP(w, r)
-	case r.URL.Path == jwksPath:
-		v.tokens.ServeJWKS(w, r)
+	case v.serveTokens(w, r):
 	case r.URL.Path == metricsPath:
 		v.metrics.ServeHTTP(w, r)
 	case r.URL.Path == "/" && v.status != nil:
@@ -119,6 +118,10 @@ func (v *services) reloadOnHangup(ctx context.Context, s *settings) (stop func()
 
 // reload replaces the secrets by those in the files now. If they are not valid, nothing changes.
 func (v *services) reload(s *settings) {
+	if v.tokens == nil {
+		v.log.Info("nothing to reload: the keys are those of the JWKS")
+		return
+	}
 	next, err := s.readSecrets()
 	if err == nil {
 		_, err = s.newServices(v.base, mit.NewMemory(), zap.NewNop(), next) // checks all of them

@@ -2,13 +2,17 @@ module github.com/mimiktech/cluster/mit/etcd
 
 go 1.26.0
 
-replace github.com/mimiktech/cluster => ../..
+replace (
+	github.com/mimiktech/cluster => ../..
+	github.com/mimiktech/cluster/clusterjwks => ../../clusterjwks
+)
 
 require (
 	github.com/anishathalye/porcupine v1.3.1
 	github.com/cenkalti/backoff/v4 v4.3.0
 	github.com/google/go-cmp v0.7.0
 	github.com/mimiktech/cluster v0.0.0
+	github.com/mimiktech/cluster/clusterjwks v0.0.0
 	go.etcd.io/etcd/api/v3 v3.7.3
 	go.etcd.io/etcd/client/pkg/v3 v3.7.3
 	go.etcd.io/etcd/client/v3 v3.7.3
@@ -21,6 +25,8 @@ require (
 )
 
 require (
+	github.com/MicahParks/jwkset v0.11.4 // indirect
+	github.com/MicahParks/keyfunc/v3 v3.9.1 // indirect
 	github.com/beorn7/perks v1.0.1 // indirect
 	github.com/cenkalti/backoff/v5 v5.0.3 // indirect
 	github.com/cespare/xxhash/v2 v2.3.0 // indirect

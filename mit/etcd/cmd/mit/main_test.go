@@ -3,10 +3,14 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"regexp"
@@ -17,6 +21,7 @@ import (
 	"time"
 
 	"github.com/mimiktech/cluster"
+	"github.com/mimiktech/cluster/mit"
 	"github.com/mimiktech/cluster/mit/command"
 	"github.com/mimiktech/cluster/mit/etcd/internal/etcdtest"
 )
@@ -228,6 +233,55 @@ func TestReplicas(t *testing.T) {
 			}
 		}
 	}
+}
+
+// With --jwks-url, the registry accepts the tokens of another token service, and of no other.
+func TestJWKSOfAnotherTokenService(t *testing.T) {
+	c := etcdtest.Run(t, 1)
+	tokens, others := startTokenService(t), startTokenService(t)
+	r := startReplica(t, "--etcd-endpoints", strings.Join(c.Endpoints, ", "), "--jwks-url", tokens+"/jwks.json", "--jwks-issuer", tokens+"/token")
+	for issuer, want := range map[string]bool{tokens: true, others: false} {
+		n, err := cluster.New(cluster.Config{
+			Type: "example", Port: 8080, LocalIPv4: "127.0.0.1", RegistryURL: r.base + "/mIT/v1", RegistryAudience: url + "/mIT/v1",
+			Issuer: issuer + "/token", ClientID: "example", ClientSecret: "hunter2", ClientAccessKey: signingKey, ClientAudience: "example",
+		}, cluster.WithoutEnv())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer n.Close()
+		ctx, cancel := context.WithTimeout(t.Context(), maxWait)
+		if !want {
+			ctx, cancel = context.WithTimeout(t.Context(), time.Second) // it would try again
+		}
+		_, err = n.Register(ctx)
+		cancel()
+		rejected, ok := errors.AsType[*cluster.StatusError](err)
+		if (err == nil) != want || !want && (!ok || rejected.Code != http.StatusForbidden) {
+			t.Errorf("registered with a token of the service of the JWKS (%v): %v", want, err)
+		}
+	}
+}
+
+// startTokenService serves a token service with a key and a JWKS of its own, and returns its URL.
+func startTokenService(t *testing.T) string {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mux := http.NewServeMux()
+	srv := httptest.NewServer(mux)
+	t.Cleanup(srv.Close)
+	tokens, err := mit.NewTokenService(mit.TokenConfig{
+		Issuer: srv.URL + "/token", Key: signingKey, SigningKey: key,
+		Clients: []mit.Client{{ID: "example", Secret: "hunter2", Type: "example"}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mux.Handle("/token", tokens)
+	mux.HandleFunc("/jwks.json", tokens.ServeJWKS)
+	return srv.URL
 }
 
 // The program prints one line with the endpoint and the cause, and exits with status 1.

@@ -15,6 +15,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/mimiktech/cluster"
+	"github.com/mimiktech/cluster/clusterjwks"
 	"github.com/mimiktech/cluster/mit"
 	"github.com/mimiktech/cluster/mit/command"
 	"github.com/mimiktech/cluster/mit/etcd"
@@ -32,7 +33,7 @@ give them the same key, clients, --url and --etcd-prefix.
 // New returns the program, whose flags have not been parsed yet.
 func New() command.Command {
 	var f flags
-	return command.Command{Name: "mit", About: about, Flags: f.add, Open: f.open}
+	return command.Command{Name: "mit", About: about, Flags: f.add, Open: f.open, VerifyJWKS: verifyJWKS}
 }
 
 type flags struct {
@@ -51,6 +52,18 @@ func (f *flags) add(fs *flag.FlagSet) {
 	fs.StringVar(&f.user, "etcd-user", "", "`name` of the etcd user; its password is in the variable "+passwordVariable+" or in a file")
 	fs.StringVar(&f.passwordFile, "etcd-password-file", "", "`file` with the password of that user")
 	fs.DurationVar(&f.timeout, "etcd-timeout", 5*time.Second, "timeout of calls to etcd, including the first")
+}
+
+// verifyJWKS returns the check of tokens with the keys of another token service.
+func verifyJWKS(ctx context.Context, keys command.JWKS, log *zap.Logger) (command.VerifyToken, error) {
+	verifier, err := clusterjwks.New(clusterjwks.Config{URL: keys.URL, Issuer: keys.Issuer, Audience: keys.Audience, Logger: log})
+	if err != nil {
+		return nil, fmt.Errorf("--jwks-url: %w", err)
+	}
+	return func(token string) (string, error) {
+		claims, err := verifier.Verify(ctx, token)
+		return claims.SubType, err
+	}, nil
 }
 
 func (f *flags) open(ctx context.Context, log *zap.Logger) (mit.Store, func() error, error) {
