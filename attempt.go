@@ -119,7 +119,7 @@ func (f *fanOut) keepReason(ctx context.Context, p *membership.Peer, o *Outcome)
 		return DecisionAlive, errors.New("it has reset the stream of the request, not the connection")
 	case isGoAway(failure.Err):
 		return DecisionAlive, errors.New("it accepts no requests on this connection (GOAWAY)")
-	case o.Kind == KindTimeout && !late: // a probe would take as long as the next request
+	case o.Kind == KindTimeout && failure.Reused: // a probe would take as long as the next request
 		return DecisionUnproven, errors.New("timed out on a connection that had been in use; the next request uses a new one")
 	}
 	timeout := f.client.evictor.policy.timeout() / 2

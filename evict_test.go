@@ -632,13 +632,12 @@ func TestSuspendedNodeEvictsNoPeer(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := clustertest.Start(t, 2, append(variant.options, clustertest.WithLease(100*time.Hour))...)
 				n, peer := w.Nodes[0], w.Nodes[1]
-				release := make(chan struct{})
-				w.Network.Fault(n.Host, peer.Host, clustertest.Suspend(release))
+				w.Network.Fault(n.Host, peer.Host, failAfter(variant.suspended))
 				time.AfterFunc(variant.suspended, func() {
+					w.Network.Fault(n.Host, peer.Host, nil)
 					if variant.silent {
 						w.Network.Fault(n.Host, peer.Host, clustertest.Hang)
 					}
-					close(release)
 				})
 				o := singleFailure(t, rpc(t, n, cluster.Request{Path: "/things"}))
 				evicted := variant.silent && variant.skipped == ""
@@ -646,6 +645,36 @@ func TestSuspendedNodeEvictsNoPeer(t *testing.T) {
 					t.Errorf("%s, evicted %t, skipped: %v: %v", o.Kind, o.Evicted, o.EvictionSkipped, o.Err)
 				}
 			})
+		})
+	}
+}
+
+// failAfter makes requests fail after d with the error of their contexts, like a transport that
+// does not know whether a response has arrived.
+func failAfter(d time.Duration) clustertest.Fault {
+	return func(http.RoundTripper) http.RoundTripper {
+		return clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
+			time.Sleep(d)
+			return nil, req.Context().Err()
+		})
+	}
+}
+
+// A response that this process could not read before the deadline of its request keeps the peer,
+// even if the process has noticed the timeout at once.
+func TestResponseDuringSuspension(t *testing.T) {
+	for _, suspended := range []time.Duration{9995 * time.Millisecond, 10*time.Second + time.Millisecond} {
+		synctest.Test(t, func(t *testing.T) {
+			w := clustertest.Start(t, 2, clustertest.WithLease(100*time.Hour))
+			n, peer := w.Nodes[0], w.Nodes[1]
+			w.Network.Fault(clustertest.Any, peer.Host, clustertest.Delay(10*time.Millisecond))
+			release := make(chan struct{})
+			w.Network.Fault(n.Host, peer.Host, clustertest.Suspend(release))
+			time.AfterFunc(suspended, func() { close(release) })
+			o := singleFailure(t, rpc(t, n, cluster.Request{Path: "/things"}))
+			if o.Kind != cluster.KindTimeout || o.Evicted || len(w.Registered()) != 2 {
+				t.Errorf("suspended for %v: %s, evicted %t: %v", suspended, o.Kind, o.Evicted, o.Err)
+			}
 		})
 	}
 }

@@ -128,20 +128,29 @@ func Late(release <-chan struct{}) Fault {
 
 // Suspend blocks requests until release is closed, also beyond the end of their contexts. From the
 // host to [Any], it is like a process that is stopped: none of its requests goes on, and those that
-// have timed out by the end fail only then. Use [Late] for the requests to the host.
+// have timed out by the end fail only then. The responses to these have reached the socket of the
+// process: their first bytes are reported to the [httptrace.ClientTrace] of the request. Use [Late]
+// for the requests to the host.
 func Suspend(release <-chan struct{}) Fault {
 	return func(next http.RoundTripper) http.RoundTripper {
 		return RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
 			select {
 			case <-release: // it is over: the context decides alone
+				return next.RoundTrip(req)
 			default:
-				<-release
-				if req.Context().Err() != nil {
-					closeBody(req)
-					return nil, context.Cause(req.Context())
+			}
+			<-release
+			ctx := req.Context()
+			if ctx.Err() == nil {
+				if resp, err := next.RoundTrip(req); err == nil || ctx.Err() == nil {
+					return resp, err
 				}
 			}
-			return next.RoundTrip(req)
+			closeBody(req)
+			if trace := httptrace.ContextClientTrace(ctx); trace != nil && trace.GotFirstResponseByte != nil {
+				trace.GotFirstResponseByte()
+			}
+			return nil, context.Cause(ctx)
 		})
 	}
 }

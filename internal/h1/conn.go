@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"net"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -12,8 +13,9 @@ import (
 type conn struct {
 	nc      net.Conn
 	address string
-	abort   func()      // closes nc; made once, since each request needs it
+	abort   func()      // sets arrived and closes nc; made once, since each request needs it
 	probe   func() bool // the check of quiet in one system call; nil if there is none
+	arrived atomic.Bool // when abort was called, the socket had bytes to read
 	kernel  bool        // nc is a socket, so a short write does not wait for the peer
 
 	br        *bufio.Reader // while a response is read
@@ -28,9 +30,13 @@ type conn struct {
 }
 
 func newConn(nc net.Conn, address string) *conn {
-	c := &conn{nc: nc, address: address, abort: func() { nc.Close() }}
+	c := &conn{nc: nc, address: address}
 	_, c.kernel = nc.(syscall.Conn)
 	c.probe = newProbe(nc)
+	c.abort = func() {
+		c.arrived.Store(readable(nc))
+		nc.Close()
+	}
 	return c
 }
 

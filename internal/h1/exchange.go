@@ -96,13 +96,22 @@ func (x *exchange) attempt(c *conn) (nothingSent bool, err error) {
 	}
 	c.br, c.headLimit = x.t.reader(c), cmp.Or(x.t.MaxHeadBytes, defaultMaxHead)
 	if _, err := c.br.Peek(1); err != nil {
+		if c.arrived.Load() {
+			x.begin()
+		}
 		return x.noResponse(err)
 	}
+	x.begin()
+	return false, nil
+}
+
+// begin records that a part of a response has arrived. If ctx ends while this process is suspended,
+// that part is not read any more.
+func (x *exchange) begin() {
 	x.begun = true
 	if x.trace != nil && x.trace.GotFirstResponseByte != nil {
 		x.trace.GotFirstResponseByte()
 	}
-	return false, nil
 }
 
 // noResponse returns the cause of a missing response. That is the error of writing the request if

@@ -6,10 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 )
 
 // echo is a server that responds with the request that it received.
@@ -260,3 +264,64 @@ func TestLongRequestHead(t *testing.T) {
 type roundTripperFunc func(*http.Request) (*http.Response, error)
 
 func (f roundTripperFunc) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
+
+// A stalledConn is a socket whose reader gets no CPU time until the connection is closed.
+type stalledConn struct {
+	*net.TCPConn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (c *stalledConn) Read([]byte) (int, error) {
+	<-c.closed
+	return 0, net.ErrClosed
+}
+
+func (c *stalledConn) Close() error {
+	defer c.once.Do(func() { close(c.closed) })
+	return c.TCPConn.Close()
+}
+
+// A process that is suspended until after the deadline of a request may not read the response any
+// more. It still knows that there is one.
+func TestResponseThatIsNotRead(t *testing.T) {
+	handled := make(chan struct{}, 1)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/silent" {
+			_, _ = io.WriteString(w, "data")
+			_ = http.NewResponseController(w).Flush()
+		}
+		handled <- struct{}{}
+		<-r.Context().Done()
+	}))
+	defer srv.Close()
+	tr := &Transport{Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+		nc, err := new(net.Dialer).DialContext(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		return &stalledConn{TCPConn: nc.(*net.TCPConn), closed: make(chan struct{})}, nil
+	}}
+	defer tr.Close()
+	call, err := NewCall(http.MethodGet, nil, nil, 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]bool{"/": true, "/silent": false} {
+		ctx, cancel := context.WithCancel(t.Context())
+		begun := false
+		traced := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+			GotFirstResponseByte: func() { begun = true },
+		})
+		go func() {
+			<-handled
+			time.Sleep(20 * time.Millisecond) // until the response has reached the socket
+			cancel()
+		}()
+		resp, err := tr.Do(traced, call, strings.TrimPrefix(srv.URL, "http://"), path)
+		if !errors.Is(err, context.Canceled) || resp.Begun != want || begun != want || resp.StatusCode != 0 {
+			t.Errorf("%s: %+v, first byte reported: %t, %v", path, resp, begun, err)
+		}
+		cancel()
+	}
+}
