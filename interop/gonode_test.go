@@ -86,6 +86,9 @@ func runNode() error {
 	return c.Serve(ctx, ln, &http.Server{Handler: exchanges.Record(n.handler()), ReadHeaderTimeout: 5 * time.Second})
 }
 
+// statusPath is where a Go node has its status page.
+const statusPath = "/status"
+
 type goNode struct {
 	*cluster.Cluster
 	cfg cluster.Config
@@ -186,6 +189,8 @@ func (n *goNode) fanout(ctx context.Context, args fanoutArgs) (any, error) {
 func (n *goNode) handler() http.Handler {
 	mux := http.NewServeMux()
 	n.Mount(mux)
+	noAuth := func(h http.Handler) http.Handler { return h }
+	mux.Handle(statusPath, n.StatusHandler(cluster.StatusOptions{Actions: true, Auth: noAuth}))
 	base := cmp.Or(n.cfg.BasePath, "/"+n.cfg.Type+"/v1")
 	handle := func(method, path string, serve http.HandlerFunc) {
 		mux.Handle(method+" "+base+path, n.Authenticate(serve))

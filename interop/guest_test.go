@@ -4,6 +4,8 @@ package interop
 
 import (
 	"errors"
+	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -24,7 +26,37 @@ func guestScenarios() []scenario {
 			shows: "The program `clusterctl`, in the environment of a node, lists, checks and calls nodes of both kinds. It finds a killed npm node and evicts it, and the others learn of it.",
 			run:   operatorsTool,
 		},
+		{
+			name:  "status page compares views",
+			shows: "The status page of a Go node compares the views of npm nodes. It names the npm node that has lost the Go node, and changes no view.",
+			run:   pageComparesViews,
+		},
 	}
+}
+
+func pageComparesViews(w *world) {
+	nodes := w.cluster(goKind, npmKind, npmKind)
+	golang, forgetful, other := nodes[0], nodes[1], nodes[2]
+	page, err := url.Parse(golang.base)
+	if err != nil {
+		w.Fatal(err)
+	}
+	page.Path = statusPath
+	compare := func(parts ...string) {
+		w.Helper()
+		resp := w.call(http.MethodPost, page.String(), "", nil) // redirects to the page
+		for _, part := range parts {
+			if !strings.Contains(string(resp.body), part) {
+				w.Errorf("status %d: the page lacks %q:\n%s", resp.status, part, resp.body)
+			}
+		}
+	}
+	compare("3 views were compared", "all 3")
+	w.call(http.MethodDelete, forgetful.base+"/itResources/"+resourceID()+"/servers/"+golang.id, w.token(serverType, true), nil)
+	w.waitForView(forgetful, forgetful, other)
+	compare("2 of 3", "This node is missing in the views of " + forgetful.id)
+	w.waitForView(forgetful, forgetful, other)
+	w.waitForView(other, nodes...)
 }
 
 func guestOfTheCluster(m *mixed) {

@@ -71,7 +71,7 @@ func TestRunServing(t *testing.T) {
 		}
 		if strings.Contains(line, "Interrupt the program") {
 			page := get(t, url)
-			for _, text := range []string{"shop · ada", "cleo is missing: this node evicted it", "renewal failed"} {
+			for _, text := range []string{"shop · ada", "cleo is missing: this node evicted it", "registration failed"} {
 				if !strings.Contains(page, text) {
 					t.Errorf("the page does not show %q: %s", text, page)
 				}

@@ -46,7 +46,7 @@ func (p *Page) ownProblem() []Finding {
 		return nil
 	}
 	f := Finding{Severity: Error, Evidence: p.Problem.Text, Servers: []string{p.ServerID}}
-	what := registryProblem(*p.Problem, cmp.Or(p.Problem.Remote, "registry"), &f)
+	what := p.registryProblem(*p.Problem, cmp.Or(p.Problem.Remote, "registry"), &f)
 	f.Title = "This node is not registered: " + what
 	if p.State == "degraded" {
 		f.Severity = Warning
@@ -57,7 +57,7 @@ func (p *Page) ownProblem() []Finding {
 
 // registryProblem returns a short description of why a request to the registry or to the token
 // service failed. It sets the cause and the remedy.
-func registryProblem(r Result, remote string, f *Finding) string {
+func (p *Page) registryProblem(r Result, remote string, f *Finding) string {
 	switch text := strings.ToLower(r.Text); {
 	case r.StatusCode == http.StatusConflict && strings.Contains(text, "full"):
 		f.Cause = "The registry has reached the number of servers that it allows for one cluster. It accepts renewals, but no further server."
@@ -71,9 +71,13 @@ func registryProblem(r Result, remote string, f *Finding) string {
 		}
 		what := tokenProblem(r.Text)
 		if what.name == unknownReason {
+			others := "the issuer or the key differs."
+			if !p.clockAgrees() {
+				others = "the issuer, the key or the clock differs."
+			}
 			what = tokenReason{
 				"most likely a wrong audience", "The registry does not say why. Most likely this node requests tokens for another audience than that of the registry. " +
-					"Otherwise the issuer, the key or the clock differs.", "Compare {audience}, and OAUTH_ISSUER with its issuer. The log and the status page of the registry have the reason.",
+					"Otherwise " + others, "Compare {audience}, and OAUTH_ISSUER with its issuer. The log and the status page of the registry have the reason.",
 			}
 		}
 		f.Cause = "The registry rejects the token of this node. " + what.cause
@@ -99,7 +103,10 @@ func registryProblem(r Result, remote string, f *Finding) string {
 	return "it has not registered yet"
 }
 
-const unknownReason = "token rejected"
+const (
+	unknownReason = "token rejected"
+	wrongClock    = "wrong clock"
+)
 
 // A tokenReason is why a token was rejected.
 type tokenReason struct{ name, cause, remedy string }
@@ -115,7 +122,7 @@ func tokenProblem(text string) tokenReason {
 		return tokenReason{"wrong audience", "The token was issued for another audience than the receiver expects.", "Compare {audience}."}
 	case has("expired", "not valid yet", "not active", "before issued"):
 		return tokenReason{
-			"wrong clock", "The token is not valid at this time: the clock of the sender, of the receiver or of the token service is wrong.",
+			wrongClock, "The token is not valid at this time: the clock of the sender, of the receiver or of the token service is wrong.",
 			"Synchronize the clocks, for example by NTP.",
 		}
 	case has("issuer"):
@@ -131,8 +138,11 @@ func tokenProblem(text string) tokenReason {
 	return tokenReason{unknownReason, "The reason is in the response.", "See the log of the receiver."}
 }
 
+// clockAgrees reports whether the clock of this node is that of the registry.
+func (p *Page) clockAgrees() bool { return time.Duration(p.ClockAhead).Abs() <= maxClockSkew }
+
 func (p *Page) clock() []Finding {
-	if time.Duration(p.ClockAhead).Abs() <= maxClockSkew {
+	if p.clockAgrees() {
 		return nil
 	}
 	direction := "ahead of"
@@ -165,7 +175,7 @@ func (p *Page) callers() []Finding {
 	if c.RejectedInARow >= 2 && c.LastAccepted.IsZero() || c.RejectedInARow >= 5 {
 		f.Severity = Error
 		f.Title = fmt.Sprintf("This node rejects the tokens of all its callers (%s)", what.name)
-		f.Cause += " So peers cannot call this node: the fault is likely in its own configuration."
+		f.Cause += " So peers cannot call this node. The fault is likely on this node."
 	}
 	return []Finding{f}
 }
@@ -303,6 +313,9 @@ func (p *Page) diagnosePeer(peer *Peer) (d peerDiagnosis, found bool) {
 		what := tokenProblem(r.Text)
 		d.problem = "rejects the token of this node (" + what.name + ")"
 		d.cause = what.cause
+		if what.name == wrongClock && p.clockAgrees() {
+			d.cause += " The clock of this node agrees with that of the registry: check that of the peer first."
+		}
 		d.remedy = strings.ReplaceAll(what.remedy, "{audience}", p.Settings.PeerAudience+" of this node with "+p.Settings.receivedAudience("that node"))
 	case r.StatusCode == http.StatusNotFound:
 		d.problem = "does not know the path of the last request"

@@ -156,7 +156,7 @@ func TestPageNamesWrongAudience(t *testing.T) {
 		}
 		s.calls(0)
 		s.finds(0, "node-3: rejects the token of this node (wrong audience)", "MDS_AUDIENCE of this node with OAUTH_GENERIC_AUDIENCE")
-		s.finds(2, "This node rejects the tokens of all its callers (wrong audience)", "the fault is likely in its own configuration")
+		s.finds(2, "This node rejects the tokens of all its callers (wrong audience)", "The fault is likely on this node")
 	})
 }
 
@@ -299,7 +299,7 @@ func TestPageNamesWrongClockOfNode(t *testing.T) {
 		s.join()
 		s.calls(0)
 		s.finds(1, "Wrong clock: this node is 1 h 59 min ahead of the registry", "by NTP")
-		s.finds(0, "node-2: rejects the token of this node (wrong clock)", "Synchronize the clocks")
+		s.finds(0, "node-2: rejects the token of this node (wrong clock)", "check that of the peer first")
 	})
 }
 

@@ -110,7 +110,7 @@ const (
 	Moved    Kind = "moved"
 	Evicted  Kind = "evicted"
 	Kept     Kind = "kept" // a suspect that was not evicted
-	Renewal  Kind = "renewal failed"
+	Renewal  Kind = "registration failed"
 	Replicas Kind = "replica"
 	State    Kind = "state"
 	Breaker  Kind = "breaker"
