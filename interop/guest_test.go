@@ -54,7 +54,7 @@ func pageComparesViews(w *world) {
 	compare("3 views were compared", "all 3")
 	w.call(http.MethodDelete, forgetful.base+"/itResources/"+resourceID()+"/servers/"+golang.id, w.token(serverType, true), nil)
 	w.waitForView(forgetful, forgetful, other)
-	compare("2 of 3", "This node is missing in the views of " + forgetful.id)
+	compare("2 of 3", "This node is missing in the views of "+forgetful.id)
 	w.waitForView(forgetful, forgetful, other)
 	w.waitForView(other, nodes...)
 }
