@@ -22,13 +22,13 @@ import (
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
-// A Guest sees a cluster and calls its servers without being one of them. It is made for tools and
-// jobs. It has no lease, is not announced, evicts no server, and writes nothing to the process
-// environment. Its only requests are those for tokens, those of its methods, and no others.
+// A Guest reads the servers of a cluster and calls them, without being one of them. It is for tools
+// and jobs. It has no lease, is not announced, evicts no server, and does not change the
+// environment of the process. It sends only the requests of its methods, and requests for their
+// tokens.
 //
-// The list of servers comes from [Guest.ReadRegistry] or [Guest.ReadServer], and does not change
-// between these calls. If one of them fails, the previous list stays. The methods are safe for
-// concurrent use.
+// [Guest.ReadRegistry] and [Guest.ReadServer] replace the list of servers. If one of them fails,
+// the previous list stays. Nothing else changes the list. The methods are safe for concurrent use.
 type Guest struct {
 	cfg      Config // with its defaults
 	policy   PeerPolicy
@@ -42,13 +42,13 @@ type Guest struct {
 	view membership.View
 }
 
-// Observe returns a guest of the cluster of the nodes of cfg.Type. It does no I/O and starts no
-// goroutine.
+// Observe returns a guest of the cluster of type cfg.Type. It does no I/O and starts no goroutine.
 //
-// The guest needs the Type, the PeerAudience and the credentials of a node, and for ReadRegistry
-// also RegistryURL and RegistryAudience. It uses the limits, PeerNetworks and TokenURL as a node
-// does. All other fields are ignored. So are options about leases, eviction and received tokens.
-// One error names all fields that are missing or invalid, by their environment variables.
+// A guest needs the Type, the PeerAudience, the Issuer and the credentials of a node. ReadRegistry
+// also needs RegistryURL and RegistryAudience. The limits, PeerNetworks, TokenURL and Version have
+// the same effect as for a node. All other fields are ignored, and so are options about leases,
+// eviction and received tokens. One error names all fields that are missing or invalid, by their
+// environment variables.
 func Observe(cfg Config, opts ...Option) (*Guest, error) {
 	o := applyOptions(opts)
 	cfg.ID, cfg.Location = guestID, nil
@@ -70,8 +70,9 @@ func Observe(cfg Config, opts ...Option) (*Guest, error) {
 	return g, nil
 }
 
-// ReadRegistry reads the list of servers from the registry, whose itResource has the id ResourceID.
-// It needs a registry with GET {RegistryURL}/itResources/{id}, such as that of this module.
+// ReadRegistry reads the list of servers from the itResource at the registry that has the id
+// [Guest.ResourceID]. The registry must serve GET {RegistryURL}/itResources/{id}, as that of this
+// module does.
 func (g *Guest) ReadRegistry(ctx context.Context) error {
 	if g.registry == nil {
 		return configError([]error{errors.New("MIT_URL is missing")})
@@ -81,8 +82,9 @@ func (g *Guest) ReadRegistry(ctx context.Context) error {
 	})
 }
 
-// ReadServer reads the view of one server, given by its base URL. The server may be a node of the
-// npm module. The request is an announcement without servers, which changes nothing there.
+// ReadServer reads the list of servers from the view of the server at clusterBaseURL, which may be
+// a node of the npm module. The request is an announcement without servers, which does not change
+// that view.
 func (g *Guest) ReadServer(ctx context.Context, clusterBaseURL string) error {
 	return g.read(ctx, "the view of a server", func(ctx context.Context) (wire.ItResource, error) {
 		base, err := g.policy.checkServer(wire.Server{ClusterBaseURL: clusterBaseURL})
@@ -93,14 +95,14 @@ func (g *Guest) ReadServer(ctx context.Context, clusterBaseURL string) error {
 	})
 }
 
-// ResourceID returns the id of the itResource in the last list. Before the first one, it is the id
-// that the registry of this module assigns to the Type.
+// ResourceID returns the id of the itResource that was last read. Before, it is the id that the
+// registry of this module assigns to the Type.
 func (g *Guest) ResourceID() string {
 	return cmp.Or(g.current().ID(), wire.ResourceID(g.cfg.Type))
 }
 
-// Servers returns the last list of servers, sorted by id. It does not block. The caller owns the
-// slice.
+// Servers returns the servers that were last read, sorted by id. It does not block. The caller owns
+// the slice.
 func (g *Guest) Servers() []Server { return serversOf(g.current()) }
 
 // RPCluster sends req to every server in the list, or to those that req selects. It is like
@@ -113,12 +115,12 @@ func (g *Guest) RPCluster(ctx context.Context, req Request) (*Response, error) {
 	return g.peers.collect(ensureCorrelationID(ctx), call, view), nil
 }
 
-// Stream is to RPCluster as [Cluster.Stream] is to [Cluster.RPCluster].
+// Stream is like RPCluster, but yields each outcome as it arrives, as [Cluster.Stream] does.
 func (g *Guest) Stream(ctx context.Context, req Request) iter.Seq[Outcome] {
 	return g.peers.stream(ctx, func() (*preparedRequest, membership.View, error) { return g.prepare(req) })
 }
 
-// Token returns an access token, which the guest has or fetches. It is a secret.
+// Token returns a cached access token, or a new one from the token service. The token is a secret.
 func (g *Guest) Token(ctx context.Context, key TokenKey) (string, error) {
 	if err := context.Cause(g.peers.ctx); err != nil {
 		return "", err
@@ -128,8 +130,8 @@ func (g *Guest) Token(ctx context.Context, key TokenKey) (string, error) {
 	return g.peers.tokens.Token(ctx, token.Key(key))
 }
 
-// Close ends calls in progress with [ErrClosed], and closes all connections. It always returns nil,
-// and may be called again.
+// Close ends calls in progress with [ErrClosed] and closes all connections. It returns nil, and may
+// be called again.
 func (g *Guest) Close() error {
 	g.cancel(ErrClosed)
 	g.peers.scheduler.Close()
@@ -145,7 +147,7 @@ const guestID = "guest"
 
 var errNoList = errors.New("cluster: the guest has not read a list of servers")
 
-// read makes the resource that fetch returns the view.
+// read fetches a resource and makes it the view. what describes its source in errors.
 func (g *Guest) read(ctx context.Context, what string, fetch func(context.Context) (wire.ItResource, error)) error {
 	ctx, cancel := ctxutil.Merge(ensureCorrelationID(ctx), g.peers.ctx)
 	defer cancel()
@@ -172,7 +174,7 @@ func (g *Guest) current() membership.View {
 	return g.view
 }
 
-// setView makes a resource the view, unless it is that of another type.
+// setView makes a resource the view, unless it has another type.
 func (g *Guest) setView(ctx context.Context, it wire.ItResource) error {
 	if it.Type != "" && it.Type != g.cfg.Type {
 		return fmt.Errorf("the itResource is not of type %q", g.cfg.Type) // its type could echo a secret
@@ -241,8 +243,8 @@ func (g *Guest) sendAnnouncement(ctx context.Context, base *url.URL, body []byte
 	return it, err
 }
 
-// decodeView returns the view in the response of a server. A list without any server is that of a
-// server that has not registered.
+// decodeView returns the view in the response of a server. It must list a server: only a server
+// that has not registered has an empty view.
 func (g *Guest) decodeView(body []byte) (wire.ItResource, error) {
 	var envelope struct {
 		Data *wire.ItResource `json:"data"`

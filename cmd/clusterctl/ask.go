@@ -18,7 +18,7 @@ import (
 	"github.com/mimiktech/cluster"
 )
 
-// A question is the request that ask sends.
+// A question holds the arguments of ask.
 type question struct {
 	method  string
 	data    string
@@ -31,12 +31,12 @@ func (a *app) askCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ask PATH",
 		Short: "Send a request to all servers",
-		Long: `ask sends one request to every server of the list, and shows the result of each. PATH is relative
-to the base URL of a server, and may have a query. The request carries a cluster token, as that of
-a peer does. No server is evicted, whatever it responds.
+		Long: `ask sends a request to every server in the list, and shows each result. PATH is relative to the
+base URL of a server, and may have a query. The request has a cluster token, like the request of a
+peer. A server that fails is not evicted.
 
-With -o json the output has the form of a result of RPCluster: the joint data, the results and the
-failures. The exit code is 1 if a server has failed.`,
+With -o json the output is a response of RPCluster in JSON: the data of all servers, the results and
+the failures. The exit code is 1 if a server has failed.`,
 		Example: `  clusterctl ask /things
   clusterctl ask '/things?limit=1' --only node-1 --only node-2
   clusterctl ask /things --method POST --data '{"name":"a thing"}'

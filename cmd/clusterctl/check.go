@@ -31,17 +31,17 @@ func (a *app) checkCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Check that the cluster works",
-		Long: `check asks the token service, the registry and all servers, and shows what does not work:
+		Long: `check calls the token service, the registry and all servers, and shows what fails:
 
   token service  issues a token for the registry and one for servers
   registry       responds with its list of servers, which is not empty
-  servers        each one responds to this program, with its view
+  servers        each server responds to this program with its view
   views          the registry and all servers list the same servers at the same addresses
-  clocks         those of this machine, the back end and the servers agree
-  certificates   those of https URLs, and that of --cert, do not expire soon
+  clocks         the clocks of this machine, the back end and the servers agree
+  certificates   the certificates of https URLs and of --cert do not expire soon
 
-Nothing is changed. A server that has just joined or left may be missing in some views for a
-moment. A check that needs what another one did not get is skipped.
+check changes nothing. While a server joins or leaves, some views may differ for a moment. A check
+is skipped if an earlier check did not get what it needs.
 
 Exit codes: 0 if no check has failed; 1 if one has; 2 if an argument or a setting is invalid.`,
 		Example: `  clusterctl check
@@ -84,7 +84,7 @@ func (f *finding) fail(format string, args ...any) {
 
 func (f *finding) skip(reason string) { f.Result, f.Detail = checkSkipped, reason }
 
-// A checker makes the checks, each of which may use what the earlier ones have found.
+// A checker runs the checks. Each check may use the results of earlier ones.
 type checker struct {
 	*session
 	limits   checkLimits
@@ -181,8 +181,8 @@ func (c *checker) checkTokens(ctx context.Context, f *finding) {
 	}
 }
 
-// checkRegistry gets the list of servers for the other checks: from the registry, or else from the
-// server of --server.
+// checkRegistry reads the list of servers for the other checks. If the registry gives none, it
+// reads the view of the server of --server.
 func (c *checker) checkRegistry(ctx context.Context, f *finding) {
 	switch {
 	case !c.hasTokens:
@@ -298,7 +298,7 @@ func idsOf(servers []cluster.Server) []string {
 	return ids
 }
 
-// some returns the first names of a list.
+// some returns the first names of a list, and the number of the others.
 func some(names []string) string {
 	const limit = 5
 	if len(names) > limit {
@@ -307,7 +307,7 @@ func some(names []string) string {
 	return strings.Join(names, ", ")
 }
 
-// names returns a name of each host that this program has called.
+// names returns the names of the registry, the token service and the servers by their hosts.
 func (c *checker) names() map[string]string {
 	names := make(map[string]string)
 	add := func(address, name string) {

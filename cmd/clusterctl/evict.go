@@ -25,13 +25,13 @@ func (a *app) evictCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "evict ID",
 		Short: "Remove a server from the cluster",
-		Long: `evict makes the registry delete the entry of a server, unless the server has renewed its lease in
-the meantime, and reports the departure to all other servers. They no longer call it then.
+		Long: `evict makes the registry delete the entry of a server, and reports the departure to all other
+servers, so that they no longer call it. If the server renews its lease in the meantime, its entry
+stays.
 
-This does not stop the server. One that is running registers again with its next renewal, so that
-an eviction only helps against the entry of a server that is gone. Other servers evict such an entry
-themselves, when they call it. So evict first calls the server, says what will happen, and asks
-for a confirmation.
+evict does not stop the server. A running server registers again with its next renewal, so evict
+only removes servers that are gone. Other servers evict such a server themselves when they call it.
+So evict first calls the server, shows what the eviction will do, and asks for a confirmation.
 
 The exit code is 1 if the server was not evicted.`,
 		Example: `  clusterctl evict 7d4b0a3e
@@ -101,7 +101,7 @@ func (a *app) printEviction(r eviction) error {
 	case r.Evicted:
 		a.printf("%s is evicted. %d servers are notified.", r.ServerID, len(r.Notified))
 		if len(r.Missed) > 0 {
-			a.printf("Not notified, so that they call it until they renew their leases: %s", some(r.Missed))
+			a.printf("Not notified; these call it until their next renewal: %s", some(r.Missed))
 		}
 	default:
 		a.printf("%s is not evicted: %s.", r.ServerID, r.Reason)
@@ -112,7 +112,7 @@ func (a *app) printEviction(r eviction) error {
 	return nil
 }
 
-// effect states what the eviction of a server will do. It calls the server to find out.
+// effect calls a server, and returns what its eviction will do.
 func (s *session) effect(ctx context.Context, server cluster.Server) (string, error) {
 	req := viewRequest(s.ResourceID(), s.cfg.Type)
 	req.Filter = func(other cluster.Server) bool { return other.ServerID == server.ServerID }

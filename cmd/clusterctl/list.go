@@ -17,11 +17,12 @@ func (a *app) listCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "list",
 		Short: "List the servers of the cluster",
-		Long: `list shows the servers that the registry lists. With --server it shows the view of that server,
-which may differ for as long as a lease lasts: use "check" to compare them.
+		Long: `list shows the servers in the list of the registry. With --server it shows the view of that server.
+The two may differ for as long as a lease lasts; "check" compares them.
 
-RENEWED is the time of the last renewal of the lease, as the registry set it. REGISTERED is when
-the entry was created: a server that has registered again after it was removed has a new one.`,
+RENEWED is the time since the last renewal of the lease, by the date that the registry has set.
+REGISTERED is the time since the entry was created. If a server was removed and has registered
+again, it has a new entry.`,
 		Example: `  clusterctl list
   clusterctl list --server http://10.0.0.7:8080/mds/v1
   clusterctl list -o json | jq -r '.servers[].clusterBaseUrl'`,
@@ -60,12 +61,12 @@ func (a *app) watchCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "watch",
 		Short: "Show the changes of the cluster",
-		Long: `watch reads the list of servers again and again. It shows the servers as joined, and then each one
-that joins, leaves or moves to another address, until it is interrupted. A server that leaves and
-joins between two readings is not shown.
+		Long: `watch reads the list of servers at an interval, until it is interrupted. It first shows each server
+as joined. Then it shows each server that joins, leaves or moves to another address. A server that
+leaves and returns between two reads is not shown.
 
-A reading that fails is reported, and is no change. With -o json, each change is one line. The exit
-code is 1 if the last reading has failed.`,
+If a read fails, watch shows its error and keeps the previous list. With -o json, each change is one
+line. The exit code is 1 if the last read has failed.`,
 		Example: `  clusterctl watch
   clusterctl watch --interval 1s --for 10m -o json`,
 		Args: cobra.NoArgs,
@@ -81,7 +82,7 @@ code is 1 if the last reading has failed.`,
 			return a.watch(ctx, interval)
 		},
 	}
-	cmd.Flags().DurationVar(&interval, "interval", 5*time.Second, "time between two readings")
+	cmd.Flags().DurationVar(&interval, "interval", 5*time.Second, "time between two reads")
 	cmd.Flags().DurationVar(&duration, "for", 0, "how long to watch (default: until interrupted)")
 	return cmd
 }

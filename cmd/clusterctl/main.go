@@ -1,5 +1,5 @@
-// Command clusterctl shows and checks a cluster from the outside: it is a guest, and never one of
-// its servers. clusterctl --help describes it.
+// Command clusterctl shows and checks a cluster from outside, as a guest. clusterctl --help
+// describes its commands.
 package main
 
 import (
@@ -29,14 +29,14 @@ func main() {
 // The exit codes of all commands.
 const (
 	exitOK      = 0
-	exitProblem = 1 // the cluster has a problem, or does not do what was requested
-	exitUsage   = 2 // invalid arguments or settings: nothing was tried
+	exitProblem = 1 // a problem of the cluster, or a request that failed
+	exitUsage   = 2 // invalid arguments or settings; no request was sent
 )
 
-// errProblem ends a command with exitProblem after its output has said why.
+// errProblem ends a command with exitProblem. The output has already shown the problem.
 var errProblem = errors.New("a problem has been reported")
 
-// A usageError is about arguments or settings.
+// A usageError is the error of an argument or a setting.
 type usageError struct{ err error }
 
 func (e *usageError) Error() string { return e.err.Error() }
@@ -81,31 +81,31 @@ func (a *app) command() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "clusterctl",
 		Short: "Show and check a cluster",
-		Long: `clusterctl shows and checks a cluster of mimik services from the outside. It reads the list of
-servers from the registry (mIT), or the view of one server with --server, and calls the servers.
-It is a guest: it does not register, and only the command "evict" changes anything.
+		Long: `clusterctl shows and checks a cluster of mimik services from outside. It reads the list of servers
+from the registry (mIT), or from the view of one server with --server. It does not register. Only
+"evict" changes the list, and only "ask" can change data of the servers.
 
-Settings come from the environment variables of a node, or from flags, which take precedence. In
-the environment of a node, no flag is needed. A secret is never a flag, because all users of the
+The settings are the environment variables of a node. A flag takes precedence over its variable. In
+the environment of a node, no flag is needed. The secret has no flag, because all users of the
 machine can see a command line:
 
   SERVER_TYPE                 --type               the type of service, such as mds
   MIT_URL                     --registry           the base URL of the registry
   MIT_AUDIENCE                --registry-audience  the audience of its tokens
   {TYPE}_AUDIENCE             --peer-audience      the audience of tokens for servers
-  OAUTH_ISSUER                --issuer             the token service (mST)
-  OAUTH_TOKEN_URL             --token-url          its URL, if that is another one
+  OAUTH_ISSUER                --issuer             the URL of the token service (mST)
+  OAUTH_TOKEN_URL             --token-url          the URL that issues tokens, if it is another one
   OAUTH_CLIENT_ID             --client-id          the credentials of a node
   OAUTH_CLIENT_SECRET                              the secret, or:
   OAUTH_CLIENT_SECRET_FILE    --client-secret-file a file with the secret
-  CLUSTER_PEER_NETWORKS       --peer-networks      where servers may be, such as 10.0.0.0/8
-  REQUEST_TIMEOUT (in ms)     --timeout            the longest time for a request, such as 3s
+  CLUSTER_PEER_NETWORKS       --peer-networks      networks of the servers, such as 10.0.0.0/8
+  REQUEST_TIMEOUT (in ms)     --timeout            the timeout of each request, such as 3s
 
-Without a registry, or with one whose list cannot be read, use --server with the base URL of any
-server, such as http://10.0.0.7:8080/mds/v1. It may be a node of the npm module.
+If there is no registry, or its list cannot be read, pass the base URL of any server with --server,
+such as http://10.0.0.7:8080/mds/v1. The server may be a node of the npm module.
 
-Exit codes: 0 if all is well; 1 if the cluster has a problem or does not do what was requested; 2
-if an argument or a setting is invalid, so that nothing was tried.`,
+Exit codes: 0 for success; 1 if the cluster has a problem or a request has failed; 2 if an argument
+or a setting is invalid. With 2, no request was sent.`,
 		Example: `  clusterctl check
   clusterctl list --output json
   clusterctl ask /things --server http://10.0.0.7:8080/mds/v1`,

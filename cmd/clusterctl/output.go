@@ -11,7 +11,7 @@ import (
 	"github.com/mimiktech/cluster/internal/redact"
 )
 
-// clean prepares text from outside for a terminal: without secrets and control characters.
+// clean removes secrets and control characters from text, so that a terminal can show it.
 func (a *app) clean(text string) string { return redact.Text(text, a.secret) }
 
 // cleanLines is clean for each line.
@@ -40,7 +40,7 @@ func (a *app) table(rows [][]string) {
 	_ = w.Flush() // a terminal that is gone is no failure
 }
 
-// json prints a value. A text that repeats a secret is replaced as a whole.
+// json prints a value. A string that contains a secret is replaced as a whole.
 func (a *app) json(v any) error {
 	encoded, err := json.Marshal(v)
 	if err != nil {
@@ -55,7 +55,7 @@ func (a *app) json(v any) error {
 	return a.encode(a.withoutSecrets(document))
 }
 
-// encode prints a value without secrets.
+// encode prints a value that contains no secrets.
 func (a *app) encode(v any) error {
 	encoded, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
@@ -103,8 +103,8 @@ func escape(document string) string {
 	return b.String()
 }
 
-// progress shows what takes time, if a terminal is there to show it. The function that it returns
-// removes it.
+// progress shows that a slow operation is in progress, if the standard error is a terminal. done
+// removes the line.
 func (a *app) progress(format string, args ...any) (done func()) {
 	if !a.showProgress {
 		return func() {}

@@ -8,17 +8,16 @@ import (
 	"time"
 )
 
-// responses records what the responses of each host show besides their content: the clock of the
-// host and its certificates.
+// responses records the clock and the certificates of each host, as its last response shows them.
 type responses struct {
 	mu     sync.Mutex // guards the field below
 	byHost map[string]observation
 }
 
-// An observation is what the last response of a host has shown.
+// An observation is what the last response of a host shows.
 type observation struct {
 	hasDate bool
-	ahead   time.Duration // of the clock of this machine, at least; negative if it is behind
+	ahead   time.Duration // by which the clock of this machine is ahead, at least; negative if behind
 	chain   []*x509.Certificate
 }
 

@@ -19,7 +19,7 @@ import (
 	"github.com/mimiktech/cluster"
 )
 
-// settings are the flags of all commands.
+// settings are the flags that all commands share.
 type settings struct {
 	values  map[string]*string // of the flags that replace variables, by the name of the variable
 	timeout time.Duration
@@ -34,7 +34,7 @@ const (
 	outputTable = "table"
 	outputJSON  = "json"
 
-	// peerAudience stands for {TYPE}_AUDIENCE.
+	// peerAudience is the key of the flag for a variable whose name depends on the type.
 	peerAudience = "{TYPE}_AUDIENCE"
 )
 
@@ -43,23 +43,23 @@ func (s *settings) addFlags(root *cobra.Command) {
 	s.values = make(map[string]*string)
 	for _, f := range []struct{ variable, flag, usage string }{
 		{"SERVER_TYPE", "type", "type of service"},
-		{"MIT_URL", "registry", "base `URL` of the registry, or several with commas"},
+		{"MIT_URL", "registry", "base `URL` of the registry, or several, separated by commas"},
 		{"MIT_AUDIENCE", "registry-audience", "audience of tokens for the registry"},
 		{peerAudience, "peer-audience", "audience of tokens for servers"},
 		{"OAUTH_ISSUER", "issuer", "`URL` of the token service"},
 		{"OAUTH_TOKEN_URL", "token-url", "`URL` at which tokens are fetched"},
 		{"OAUTH_CLIENT_ID", "client-id", "client `id` at the token service"},
 		{"OAUTH_CLIENT_SECRET_FILE", "client-secret-file", "`file` with the client secret"},
-		{"CLUSTER_PEER_NETWORKS", "peer-networks", "networks in which servers may be, with commas"},
+		{"CLUSTER_PEER_NETWORKS", "peer-networks", "networks of the servers, separated by commas"},
 	} {
 		s.values[f.variable] = flags.String(f.flag, "", f.usage)
 	}
-	flags.DurationVar(&s.timeout, "timeout", 0, "longest time for a request (default 10s)")
-	flags.StringVar(&s.server, "server", "", "base `URL` of a server whose view is read instead of the registry")
+	flags.DurationVar(&s.timeout, "timeout", 0, "timeout of each request (default 10s)")
+	flags.StringVar(&s.server, "server", "", "base `URL` of a server; its view is read instead of the list of the registry")
 	flags.StringVarP(&s.output, "output", "o", outputTable, "format of the output: table or json")
 	flags.StringVar(&s.ca, "ca", "", "`file` with the CA certificates for https URLs, in PEM")
 	flags.StringVar(&s.cert, "cert", "", "`file` with a client certificate, in PEM")
-	flags.StringVar(&s.key, "key", "", "`file` with its key, in PEM")
+	flags.StringVar(&s.key, "key", "", "`file` with the key of --cert, in PEM")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{outputTable, outputJSON}, cobra.ShellCompDirectiveNoFileComp))
 }
 
@@ -75,8 +75,8 @@ func (s *settings) validate() error {
 	return nil
 }
 
-// lookup returns the value of a variable of a node. Those that a guest does not need are not read:
-// they may be missing or invalid.
+// lookup returns the value of a variable of a node, from its flag or from the environment.
+// Variables that a guest does not need are left out: they may be missing or invalid.
 func (a *app) lookup(name string) (string, bool) {
 	flag := name
 	switch name {
@@ -115,7 +115,7 @@ func (noVerifier) Verify(context.Context, string) (cluster.Claims, error) {
 	return cluster.Claims{}, errors.New("no token is accepted")
 }
 
-// config reads the settings. A registry is not mandatory.
+// config returns the configuration of a guest. It may lack a registry.
 func (a *app) config() (cluster.Config, error) {
 	const none = "http://registry.invalid"
 	missing := false
@@ -214,5 +214,5 @@ func (s *session) read(ctx context.Context) error {
 	return s.ReadRegistry(ctx)
 }
 
-// source is where read reads.
+// source returns the base URL that read uses.
 func (s *session) source() string { return cmp.Or(s.app.settings.server, s.cfg.RegistryURL) }

@@ -22,10 +22,10 @@ func (a *app) tokenCommand() *cobra.Command {
 		Use:   "token",
 		Short: "Fetch a token and show its claims",
 		Long: `token fetches an access token from the token service (mST), and shows its claims and its expiry. By
-default it is a cluster token for servers, as peers send it to each other.
+default it is a cluster token, which peers send to each other.
 
-The token itself is a secret, and is shown only with --show, alone on one line. The claims are not
-verified: the token comes from its issuer.`,
+The token is a secret. Only --show prints it, on one line and without its claims. The claims are not
+verified, because the token comes from its issuer.`,
 		Example: `  clusterctl token
   clusterctl token --audience https://mit.example.com --plain
   curl -H "Authorization: Bearer $(clusterctl token --show)" http://10.0.0.7:8080/mds/v1/things`,
@@ -89,7 +89,7 @@ func (a *app) token(ctx context.Context, key cluster.TokenKey, show bool) error 
 	return nil
 }
 
-// claimsOf returns the claims of a token, unverified; nil if it is no JWT.
+// claimsOf returns the claims of a token without verifying them; nil if it is not a JWT.
 func claimsOf(token string) map[string]any {
 	claims := jwt.MapClaims{}
 	if _, _, err := jwt.NewParser().ParseUnverified(token, claims); err != nil && len(claims) == 0 {
