@@ -254,22 +254,13 @@ func (r *registryClient) checkClock(ctx context.Context, base string, resp respo
 		return
 	}
 	now := time.Now()
-	ahead := clockSkew(date, sent, now)
+	ahead := wire.ClockAhead(date, sent, now)
 	r.clockAhead.Store(int64(ahead))
 	if ahead.Abs() <= maxClockSkew || !r.clockWarning.due(now) {
 		return
 	}
 	r.log.Warn("clock differs from that of the registry", zap.Duration("ahead", ahead), zap.String("registry", base),
 		zap.String("hint", "synchronize both clocks, for example by NTP: nodes compare the times in tokens with their own clock"), correlationField(ctx))
-}
-
-// clockSkew returns by how much this node's clock is ahead of that of a remote, at least; it is
-// negative if the clock is behind. The remote wrote the date between sent and received.
-func clockSkew(date, sent, received time.Time) time.Duration {
-	if late := sent.Sub(date.Add(time.Second)); late > 0 { // a date has whole seconds
-		return late
-	}
-	return min(0, received.Sub(date))
 }
 
 // shouldFailOver reports whether another replica may succeed where one failed with err. It may not

@@ -273,18 +273,6 @@ func TestCheckClocks(t *testing.T) {
 	}
 }
 
-func TestClockAhead(t *testing.T) {
-	sent := time.Unix(1000, 500e6)
-	received := sent.Add(200 * time.Millisecond)
-	for date, want := range map[int64]time.Duration{
-		1000: 0, 999: 500 * time.Millisecond, 990: 9500 * time.Millisecond, 1001: -300 * time.Millisecond, 1010: -9300 * time.Millisecond,
-	} {
-		if got := clockAhead(time.Unix(date, 0), sent, received); got != want {
-			t.Errorf("date %d: got %v, want %v", date, got, want)
-		}
-	}
-}
-
 func TestManyNamesAreShortened(t *testing.T) {
 	if got := some([]string{"a", "b", "c", "d", "e", "f", "g"}); got != "a, b, c, d, e and 2 more" {
 		t.Error(got)

@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"github.com/mimiktech/cluster/internal/wire"
 )
 
 // responses records the clock and the certificates of each host, as its last response shows them.
@@ -47,7 +49,7 @@ func (r recorder) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	var o observation
 	if date, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
-		o.hasDate, o.ahead = true, clockAhead(date, sent, time.Now())
+		o.hasDate, o.ahead = true, wire.ClockAhead(date, sent, time.Now())
 	}
 	if resp.TLS != nil {
 		o.chain = resp.TLS.PeerCertificates
@@ -56,13 +58,4 @@ func (r recorder) RoundTrip(req *http.Request) (*http.Response, error) {
 	defer r.responses.mu.Unlock()
 	r.responses.byHost[req.URL.Host] = o
 	return resp, nil
-}
-
-// clockAhead returns by how much the clock of this machine is ahead of that of a host, at least.
-// The host wrote the date, which has whole seconds, between sent and received.
-func clockAhead(date, sent, received time.Time) time.Duration {
-	if late := sent.Sub(date.Add(time.Second)); late > 0 {
-		return late
-	}
-	return min(0, received.Sub(date))
 }

@@ -24,6 +24,16 @@ const TimeLayout = "2006-01-02T15:04:05.000Z07:00"
 // FormatTime formats t for the wire.
 func FormatTime(t time.Time) string { return t.UTC().Format(TimeLayout) }
 
+// ClockAhead returns by how much the clock of this machine is ahead of that of a remote, at least.
+// It is negative if the clock is behind. The remote wrote the Date of its response, which has whole
+// seconds, between sent and received.
+func ClockAhead(date, sent, received time.Time) time.Duration {
+	if late := sent.Sub(date.Add(time.Second)); late > 0 {
+		return late
+	}
+	return min(0, received.Sub(date))
+}
+
 // Server is one server of an itResource.
 type Server struct {
 	ServerID       string

@@ -12,6 +12,18 @@ import (
 	"github.com/mimiktech/cluster/internal/wire"
 )
 
+func TestClockAhead(t *testing.T) {
+	sent := time.Unix(1000, 500e6)
+	received := sent.Add(200 * time.Millisecond)
+	for date, want := range map[int64]time.Duration{
+		1000: 0, 999: 500 * time.Millisecond, 990: 9500 * time.Millisecond, 1001: -300 * time.Millisecond, 1010: -9300 * time.Millisecond,
+	} {
+		if got := wire.ClockAhead(time.Unix(date, 0), sent, received); got != want {
+			t.Errorf("date %d: got %v, want %v", date, got, want)
+		}
+	}
+}
+
 func TestServerRoundTrip(t *testing.T) {
 	for name, entry := range map[string]string{
 		"all fields": `{"serverId":"a","clusterBaseUrl":"http://a:1/mds/v1","location":{"type":"Point","coordinates":[1.50,2e1]},` +
