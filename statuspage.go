@@ -47,7 +47,7 @@ type StatusOptions struct {
 func (c *Cluster) StatusHandler(o StatusOptions) http.Handler {
 	c.startRecording()
 	actions := o.Actions && o.Auth != nil && c.cfg.Management
-	origins := http.NewCrossOriginProtection() // credentials of a browser would be sent from any site
+	origins := http.NewCrossOriginProtection() // browsers send credentials from any site
 	var h http.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
 		case r.Method == http.MethodGet || r.Method == http.MethodHead:
@@ -248,7 +248,7 @@ func (c *Cluster) statusOfPeer(p *membership.Peer, now time.Time) statuspage.Pee
 	return peer
 }
 
-// problemKind is classify, also for the errors of a node that has made no request.
+// problemKind is classify. It also classifies the errors of a node that has sent no request.
 func problemKind(err error) Kind {
 	if errors.Is(err, ErrNotRegistered) || errors.Is(err, ErrClosed) {
 		return KindInvalid

@@ -1,11 +1,11 @@
-// Package clusterotel has spans and metrics of OpenTelemetry for a node of package cluster:
+// Package clusterotel records spans and metrics of a node of package cluster with OpenTelemetry:
 //
 //	telemetry, err := clusterotel.New(clusterotel.Config{})
 //	c, err := cluster.New(cfg, cluster.WithTrace(telemetry.Trace()))
 //	stop, err := telemetry.Observe(c)
 //
-// It needs the API of OpenTelemetry only. The program chooses the SDK, and sets it as the global
-// one or in [Config]. The README lists all names, units and attributes.
+// It uses only the API of OpenTelemetry. The program chooses the SDK, and sets its providers
+// globally or in [Config]. The README lists all names, units and attributes.
 package clusterotel
 
 import (
@@ -35,12 +35,12 @@ type Config struct {
 	// one if it has been set when New is called, and otherwise W3C Trace Context: the header
 	// traceparent.
 	Propagator propagation.TextMapPropagator
-	// MaxPeerSpans is the number of peers of one call whose requests have spans of their own; 64 by
-	// default, none if negative. In a call to more peers, these are the ones that are called first.
-	// The requests to the others carry the context of the call's span.
+	// MaxPeerSpans bounds the peers of one call whose requests have spans; 64 by default, none if
+	// negative. In a call to more peers, the peers that are called first have spans. The requests to
+	// the others have the trace context of the call's span.
 	MaxPeerSpans int
-	// URLs adds the URL of a request, without its query, to its span (url.full). Paths may have ids
-	// of things, so it is off by default.
+	// URLs adds the URL of a request, without its query, to its span (url.full). It is off by default,
+	// because paths may contain ids.
 	URLs bool
 }
 
@@ -91,7 +91,7 @@ func New(cfg Config) (*Telemetry, error) {
 	return t, nil
 }
 
-// TraceID returns the id of the trace that ctx belongs to, or "" if it is not sampled. It fits
+// TraceID returns the id of the trace of ctx, or "" if it is not sampled. It is meant for
 // Options.TraceID of clusterprom.
 func TraceID(ctx context.Context) string {
 	sc := trace.SpanContextFromContext(ctx)
@@ -101,7 +101,7 @@ func TraceID(ctx context.Context) string {
 	return sc.TraceID().String()
 }
 
-// Trace returns the hooks that record, for [cluster.WithTrace] of one node.
+// Trace returns the hooks that record. Pass them to one node with [cluster.WithTrace].
 func (t *Telemetry) Trace() *cluster.Trace {
 	if t.noMetrics && t.noSpans {
 		return &cluster.Trace{Request: t.passOn}
@@ -113,7 +113,8 @@ func (t *Telemetry) Trace() *cluster.Trace {
 	return hooks
 }
 
-// passOn sends the trace context of the program. It is what is left to do without an SDK.
+// passOn adds the trace context of the program to a request. With no-op providers, this is the only
+// hook.
 func (t *Telemetry) passOn(ctx context.Context, _ cluster.RequestInfo) (context.Context, func(cluster.RequestResult)) {
 	return withHeader(ctx, t.inject(ctx)), nil
 }

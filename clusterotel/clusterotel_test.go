@@ -291,7 +291,7 @@ func closedSets() map[string]string {
 		"mimik.cluster.outcome":   "ok partial failed",
 		"mimik.cluster.operation": "fan_out announce depart",
 		"mimik.cluster.kind": "ok refused connection_lost timeout tls local_fault status wrong_server malformed too_large" +
-			" canceled circuit_open not_allowed no_token",
+			" canceled circuit_open not_allowed not_confirmed no_token",
 		"mimik.cluster.reason": "retry hedge",
 		"mimik.cluster.decision": "evicted gone returned alive unproven not_confirmed unstable self_preservation" +
 			" too_few_called enough_results disabled leaving",

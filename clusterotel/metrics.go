@@ -12,7 +12,7 @@ import (
 	"github.com/mimiktech/cluster"
 )
 
-// Attributes that no convention has a name for.
+// Attributes for which no convention has a name.
 const (
 	keyOperation    = "mimik.cluster.operation"
 	keyOutcome      = "mimik.cluster.outcome"
@@ -74,8 +74,8 @@ func newInstruments(meter metric.Meter) (*instruments, error) {
 	}, errors.Join(errs...)
 }
 
-// sets keeps the attributes of one instrument, which are few, so that none are built for each
-// measurement.
+// sets caches the sets of attributes of one instrument, so that a measurement builds none. They are
+// few.
 type sets struct {
 	keys  []attribute.Key // at most two
 	known sync.Map        // of metric.MeasurementOption slices, by [2]string

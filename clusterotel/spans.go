@@ -24,7 +24,7 @@ const (
 
 type callKey struct{}
 
-// A call is what its requests and outcomes need to know of it.
+// A call is the state that the hooks of its requests and outcomes use.
 type call struct {
 	operation cluster.Operation
 	header    http.Header // with the trace context of the call; nil if there is none
@@ -93,7 +93,7 @@ func callName(i cluster.CallInfo) string {
 	return "cluster.fanout " + i.Name
 }
 
-// callOutcome classifies a call. One without peers has succeeded.
+// callOutcome classifies a call. A call without peers has succeeded.
 func callOutcome(r cluster.CallResult) string {
 	switch {
 	case r.Failures == 0:
@@ -131,8 +131,8 @@ func (t *Telemetry) request(ctx context.Context, i cluster.RequestInfo) (context
 	}
 }
 
-// startRequest adds the trace context to a request, and begins its span, as part of an operation
-// that is being recorded. It returns nil if the request has no span of its own.
+// startRequest adds the trace context to a request. It begins a span if the operation of the
+// request is recorded, and returns nil otherwise.
 func (t *Telemetry) startRequest(ctx context.Context, i cluster.RequestInfo) (context.Context, trace.Span) {
 	c, _ := ctx.Value(callKey{}).(*call)
 	switch {
@@ -205,7 +205,8 @@ func methodAttribute(method string) attribute.KeyValue {
 	return semconv.HTTPRequestMethodOther
 }
 
-// statusAttribute returns the attribute for a status code that HTTP defines a class for.
+// statusAttribute returns the attribute for a status code, and whether HTTP defines a class for the
+// code.
 func statusAttribute(code int) (attribute.KeyValue, bool) {
 	return semconv.HTTPResponseStatusCode(code), code >= 100 && code <= 599
 }
@@ -218,7 +219,7 @@ func errorType(r cluster.RequestResult) attribute.KeyValue {
 	return semconv.ErrorTypeKey.String(string(r.Kind))
 }
 
-// A carrier collects the header fields of a propagator. Its map is made when there is one.
+// A carrier collects the header fields of a propagator. The first one creates its map.
 type carrier struct{ header http.Header }
 
 // Get implements [propagation.TextMapCarrier].

@@ -12,13 +12,13 @@ import (
 	"github.com/mimiktech/cluster"
 )
 
-// A figure is what the asynchronous metrics are made from: a node at one moment.
+// A figure is the status of a node at one moment.
 type figure struct {
 	status cluster.Status
 	stats  cluster.Stats
 }
 
-// A level is a metric that is read from a node.
+// A level is a metric that is read from a figure.
 type level struct {
 	name, unit, description string
 	value                   func(figure) int64

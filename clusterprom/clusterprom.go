@@ -1,12 +1,12 @@
-// Package clusterprom has the figures of a node of package cluster as metrics for Prometheus:
+// Package clusterprom exports metrics of a node of package cluster to Prometheus:
 //
 //	metrics := clusterprom.New(clusterprom.Options{})
 //	c, err := cluster.New(cfg, cluster.WithTrace(metrics.Trace()))
 //	metrics.Observe(c)
 //	err = prometheus.Register(metrics)
 //
-// Labels have few values, which the README lists. None is a server id, an address, a path or the
-// text of an error.
+// Each label has few values, which the README lists. No value is a server id, an address, a path or
+// the text of an error.
 package clusterprom
 
 import (
@@ -20,19 +20,19 @@ import (
 
 // Options configures a [Collector]. The zero value is valid.
 type Options struct {
-	// TraceID returns the id of the trace that ctx belongs to, or "". It makes the histograms of
-	// calls, requests, renewals and token fetches record it as an exemplar, under trace_id. The
-	// function TraceID of clusterotel fits. The hooks that begin the spans must be those of an
-	// earlier cluster.WithTrace.
+	// TraceID returns the id of the trace of ctx, or "" for none; TraceID of clusterotel is such a
+	// function. The histograms of calls, requests, renewals and token fetches record the id as an
+	// exemplar, with the label trace_id. The hooks that begin the spans must come first: pass them to
+	// an earlier cluster.WithTrace. If nil, there are no exemplars.
 	TraceID func(context.Context) string
-	// NativeHistograms makes the durations native histograms, too, which have a finer resolution.
-	// Prometheus has to be configured to read them.
+	// NativeHistograms also exports the durations as native histograms, which have a finer resolution.
+	// Prometheus must be configured to read them.
 	NativeHistograms bool
 }
 
-// A Collector counts what happens in one node, and reads its status when it is collected. It is a
-// [prometheus.Collector]. A process with several nodes needs one for each, registered with
-// [prometheus.WrapRegistererWith] and a label that tells them apart.
+// A Collector counts the events of one node, and reads the status of the node at each collection.
+// It is a [prometheus.Collector]. A process with several nodes needs one Collector for each,
+// registered with [prometheus.WrapRegistererWith] and a label that names the node.
 type Collector struct {
 	traceID func(context.Context) string
 	node    atomic.Pointer[cluster.Cluster]
@@ -56,7 +56,7 @@ type Collector struct {
 
 const namespace = "mimik_cluster"
 
-// New returns a Collector, which counts nothing until a node has its [Collector.Trace].
+// New returns a Collector. It counts nothing before a node has its [Collector.Trace].
 func New(o Options) *Collector {
 	m := &Collector{
 		traceID:        o.TraceID,
@@ -105,8 +105,8 @@ func counter(name, help string, labels ...string) *prometheus.CounterVec {
 	return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help}, labels)
 }
 
-// Observe makes the Collector read the status of c whenever it is collected. Before, it has only
-// what its hooks have counted. It may be called at any time.
+// Observe makes the Collector read the status of c at each collection. Before, it has only the
+// metrics of its hooks. Observe may be called at any time.
 func (m *Collector) Observe(c *cluster.Cluster) { m.node.Store(c) }
 
 // Describe implements [prometheus.Collector].

@@ -68,7 +68,7 @@ func closedSets() map[string]string {
 		"target":    "peer registry token_service",
 		"method":    "GET HEAD POST PUT PATCH DELETE CONNECT OPTIONS TRACE other",
 		"kind": "ok refused connection_lost timeout tls local_fault status wrong_server malformed too_large canceled circuit_open" +
-			" not_allowed no_token",
+			" not_allowed not_confirmed no_token",
 		"reason": "retry hedge",
 		"decision": "evicted gone returned alive unproven not_confirmed unstable self_preservation too_few_called enough_results" +
 			" disabled leaving",

@@ -8,13 +8,13 @@ import (
 	"github.com/mimiktech/cluster"
 )
 
-// A figure is what a gauge is made from: a node at one moment.
+// A figure is the status of a node at one moment.
 type figure struct {
 	status cluster.Status
 	stats  cluster.Stats
 }
 
-// A gauge is read from a node. It is absent while its value is not known.
+// A gauge is read from a figure. It is absent while its value is not known.
 type gauge struct {
 	desc  *prometheus.Desc
 	value func(figure) (value float64, known bool)

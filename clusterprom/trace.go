@@ -12,7 +12,7 @@ import (
 
 type operationKey struct{}
 
-// Trace returns the hooks that count, for [cluster.WithTrace] of one node.
+// Trace returns the hooks that count. Pass them to one node with [cluster.WithTrace].
 func (m *Collector) Trace() *cluster.Trace {
 	return &cluster.Trace{
 		Call:       m.call,
@@ -51,7 +51,7 @@ func (m *Collector) call(ctx context.Context, i cluster.CallInfo) (context.Conte
 	}
 }
 
-// callOutcome classifies a call. One without peers has succeeded.
+// callOutcome classifies a call. A call without peers has succeeded.
 func callOutcome(r cluster.CallResult) string {
 	switch {
 	case r.Failures == 0:
@@ -76,7 +76,7 @@ func (m *Collector) request(ctx context.Context, i cluster.RequestInfo) (context
 	}
 }
 
-// knownMethod returns a method of HTTP; others could be any text.
+// knownMethod returns a method that HTTP defines, or "other": a method could be any text.
 func knownMethod(method string) string {
 	switch method {
 	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete,

@@ -21,7 +21,8 @@ func (m *Collector) initialize() {
 	kinds := texts(
 		cluster.KindOK, cluster.KindRefused, cluster.KindConnectionLost, cluster.KindTimeout, cluster.KindTLS,
 		cluster.KindLocal, cluster.KindStatus, cluster.KindWrongServer, cluster.KindMalformed, cluster.KindTooLarge,
-		cluster.KindCanceled, cluster.KindCircuitOpen, cluster.KindNotAllowed, cluster.KindNoToken,
+		cluster.KindCanceled, cluster.KindCircuitOpen, cluster.KindNotAllowed, cluster.KindNotConfirmed,
+		cluster.KindNoToken,
 	)
 	decisions := texts(
 		cluster.DecisionEvicted, cluster.DecisionGone, cluster.DecisionReturned, cluster.DecisionAlive,

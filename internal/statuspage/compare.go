@@ -6,8 +6,9 @@ import (
 	"slices"
 )
 
-// Compare compares views, given as the ids of their servers by the id of the node that has the
-// view. It returns a row for each server: self first, then servers that some views lack.
+// Compare compares views. A key of views is the id of a node, and its value has the ids of the
+// servers in the view of that node. The rows have one server each: first self, then the servers
+// that some views lack.
 func Compare(self string, views map[string][]string) []CheckRow {
 	knownBy := make(map[string]map[string]bool) // the views, by server
 	for viewer, ids := range views {

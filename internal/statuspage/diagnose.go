@@ -19,7 +19,7 @@ type Finding struct {
 	Servers  []string `json:"servers,omitempty"`
 }
 
-// A Severity says how urgent a finding is.
+// A Severity is the urgency of a finding.
 type Severity string
 
 // The severities.
@@ -111,7 +111,7 @@ const (
 // A tokenReason is why a token was rejected.
 type tokenReason struct{ name, cause, remedy string }
 
-// tokenProblem finds the reason in the text of a response. The texts are those of this package and
+// tokenProblem finds the reason in the text of a response. The texts are those of this library and
 // of the npm module.
 func tokenProblem(text string) tokenReason {
 	has := func(words ...string) bool {
@@ -152,7 +152,7 @@ func (p *Page) clock() []Finding {
 	return []Finding{{
 		Severity: Error,
 		Title:    fmt.Sprintf("Wrong clock: this node is %s %s the registry", Duration(time.Duration(p.ClockAhead).Abs()), direction),
-		Cause:    "Tokens have times. With a wrong clock, valid tokens of peers are rejected here, or tokens of this node there.",
+		Cause:    "A token is valid for a time only. With a wrong clock, this node rejects valid tokens of peers, or peers reject its tokens.",
 		Remedy:   "Synchronize the clocks of this node and of the registry, for example by NTP.",
 		Servers:  []string{p.ServerID},
 	}}
@@ -269,8 +269,8 @@ func requestsArrive(ago time.Duration) string {
 	return fmt.Sprintf("Requests from its host arrive here, the last one %s ago.", Duration(ago))
 }
 
-// name puts the servers into the title. If all peers reject this node's token, its own
-// configuration is likely wrong.
+// name adds the servers to the title. If all peers have the same problem, this node is its likely
+// cause.
 func (p *Page) name(f *Finding) {
 	others := 0
 	for _, peer := range p.Peers {
@@ -384,9 +384,12 @@ func (p *Page) diagnoseSilence(peer *Peer, r Result) peerDiagnosis {
 	case "no_token":
 		d.problem = "was not called, because this node has no token"
 		d.cause = "The token service gives this node no token. See the events and the token service."
-	case "local":
+	case "not_confirmed":
+		d.problem = "was not called, because the registry has not confirmed it"
+		d.cause = "The node is known from an announcement only, and has never responded. Such nodes share a part of the slots, and none was free in time."
+	case "local_fault":
 		d.problem = "was not called, because of a fault of this machine"
-		d.cause = "This machine cannot send requests: file descriptors, memory, a local firewall or the resolver of names."
+		d.cause = "This machine cannot send requests. It has no file descriptors, ports or memory left, a local firewall blocks them, or no resolver responds."
 	default:
 		d.problem = "does not give a usable response"
 		d.cause = "The response is too large, or is not one of a node of this cluster."

@@ -177,6 +177,27 @@ func TestLargeClusters(t *testing.T) {
 	}
 }
 
+// Each kind of failure has a diagnosis. Only a malformed or too large response is called unusable.
+func TestKindsOfFailures(t *testing.T) {
+	const unusable = "does not give a usable response"
+	for kind, want := range map[cluster.Kind]bool{
+		cluster.KindRefused: false, cluster.KindConnectionLost: false, cluster.KindTimeout: false, cluster.KindTLS: false,
+		cluster.KindLocal: false, cluster.KindStatus: false, cluster.KindWrongServer: false, cluster.KindMalformed: true,
+		cluster.KindTooLarge: true, cluster.KindCircuitOpen: false, cluster.KindNotAllowed: false,
+		cluster.KindNotConfirmed: false, cluster.KindNoToken: false,
+	} {
+		result := statuspage.Result{Kind: string(kind)}
+		if kind == cluster.KindStatus {
+			result.StatusCode = http.StatusInternalServerError
+		}
+		page := statuspage.Page{Peers: []statuspage.Peer{{ID: "node-2", Last: &result}}}
+		page.Diagnose()
+		if problem := page.Peers[0].Problem; problem == "" || (problem == unusable) != want {
+			t.Errorf("%s: %q", kind, problem)
+		}
+	}
+}
+
 func TestDurations(t *testing.T) {
 	for d, want := range map[time.Duration]string{
 		0: "0 µs", 1500 * time.Microsecond: "1 ms", 999 * time.Millisecond: "999 ms", 59 * time.Second: "59 s", time.Minute: "1 min",

@@ -1,5 +1,5 @@
-// Package statuspage collects what a node observes, finds the causes of problems in it, and shows
-// both as a page or as JSON. It makes no requests.
+// Package statuspage records outcomes and events of a node, finds the likely causes of problems,
+// and shows them as a page or as JSON. It sends no requests.
 package statuspage
 
 import "time"
@@ -88,7 +88,7 @@ type Peer struct {
 	Problem   string `json:"problem,omitempty"` // in plain words
 }
 
-// A Gone is a server that was in the view, is not there any more, and has no later event.
+// A Gone is a server that has left the view and has not returned.
 type Gone struct {
 	ID      string    `json:"id"`
 	Address string    `json:"address"`
@@ -118,7 +118,7 @@ const (
 	Removed  Kind = "removed" // this node's entry was removed by another server
 )
 
-// An Event is something that has happened, possibly several times in a row.
+// An Event is one event of a node, or several equal ones in a row.
 type Event struct {
 	At       time.Time `json:"at"` // the last time
 	Kind     Kind      `json:"kind"`
@@ -166,7 +166,7 @@ type CheckFail struct {
 	Text string `json:"text"`
 }
 
-// Duration is a time.Duration that JSON has in seconds.
+// Duration is a time.Duration that is encoded in JSON as seconds.
 type Duration time.Duration
 
 // MarshalJSON encodes the duration in seconds.

@@ -12,14 +12,14 @@ const (
 	MaxEvents = 200
 	// At this number of entries, those of former peers are removed.
 	minSweep = 64
-	// How many hosts of callers are kept.
+	// The number of hosts of callers that are kept.
 	maxHosts = 4096
 )
 
-// A Recorder keeps what a node observes. Its methods are safe for concurrent use. Its memory is
-// bounded by the number of peers and by MaxEvents. Texts must be redacted.
+// A Recorder keeps the outcomes and events of a node. Its methods are safe for concurrent use. Its
+// memory is bounded by the number of peers and by MaxEvents. Texts must be redacted.
 type Recorder struct {
-	known func(serverID string) bool // reports whether a server is in the view; it must not block
+	known func(serverID string) bool
 
 	mu       sync.Mutex // guards the fields below
 	events   []Event    // the oldest first
@@ -31,13 +31,14 @@ type Recorder struct {
 	check    *Check
 }
 
-// observed is what has been observed of one peer.
+// observed is what is kept of one peer.
 type observed struct {
 	last, membership *Result
 	latency          time.Duration
 }
 
-// NewRecorder returns a Recorder for a node whose view has the servers for which known is true.
+// NewRecorder returns a Recorder. known reports whether a server is in the view of the node; it
+// must not block.
 func NewRecorder(known func(serverID string) bool) *Recorder {
 	return &Recorder{
 		known: known, sweep: minSweep, peers: make(map[string]*observed),
@@ -45,7 +46,8 @@ func NewRecorder(known func(serverID string) bool) *Recorder {
 	}
 }
 
-// Add adds an event. One that repeats the last event of its server counts as one more of that.
+// Add adds an event. If it repeats the last event of its server, it replaces that event, and its
+// count is one higher.
 func (r *Recorder) Add(e Event) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -134,8 +136,8 @@ func (r *Recorder) SetCheck(c Check) {
 	r.check = &c
 }
 
-// Fill sets the fields of a page that the recorder knows. The page has its peers and replicas
-// already; host returns the host of an address.
+// Fill sets the recorded fields of a page that already has its peers and replicas. host returns the
+// host of an address.
 func (r *Recorder) Fill(page *Page, host func(address string) string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -159,7 +161,7 @@ func (r *Recorder) Fill(page *Page, host func(address string) string) {
 	for i := range page.Peers {
 		p := &page.Peers[i]
 		p.Evictions = evictions[p.ID]
-		if onHost[host(p.Address)] == 1 { // otherwise it may have been another one
+		if onHost[host(p.Address)] == 1 { // otherwise another server may have sent it
 			p.CalledUs = r.hosts[host(p.Address)]
 		}
 		if o := r.peers[p.ID]; o != nil {
@@ -179,7 +181,7 @@ func (r *Recorder) Fill(page *Page, host func(address string) string) {
 	}
 }
 
-// gone returns the servers that have left, by the events, the newest first.
+// gone returns the servers that have left, the last one first. The newest event is the first.
 func gone(events []Event, present map[string]bool, now time.Time) []Gone {
 	var servers []Gone
 	seen := make(map[string]bool)

@@ -15,7 +15,7 @@ type Registry struct {
 
 	Store      string `json:"store"`
 	StoreError string `json:"storeError,omitempty"`
-	// InFlightBytes are those of the lists that are being sent.
+	// InFlightBytes is the size of all lists that are being sent.
 	InFlightBytes    int64 `json:"inFlightBytes"`
 	MaxInFlightBytes int64 `json:"maxInFlightBytes"`
 
@@ -24,7 +24,7 @@ type Registry struct {
 	Left     []RegistryChange `json:"left"`     // the newest first
 	Rejected []RegistryChange `json:"rejected"` // the newest first
 
-	// Confirm is the server that is to be deleted, after a confirmation; nil for none.
+	// Confirm is the deletion that the page asks to confirm; nil for none.
 	Confirm *Confirmation `json:"-"`
 	Notice  string        `json:"-"`
 	Actions bool          `json:"-"` // servers can be deleted

@@ -27,7 +27,7 @@ const (
 // RefreshInterval is the interval at which a browser loads the page again.
 const RefreshInterval = 10 * time.Second
 
-// maxRows is the number of rows that an HTML table has at most. JSON has all.
+// maxRows bounds the rows of an HTML table. JSON has all rows.
 const maxRows = 500
 
 // Write answers a GET or HEAD with a page, as HTML or as JSON.
@@ -55,8 +55,8 @@ func Write(w http.ResponseWriter, r *http.Request, name string, page any) {
 	_, _ = w.Write(body.Bytes()) // fails if the client has disconnected
 }
 
-// Refresh returns the interval at which a page is to be loaded again, for a request to it: none if
-// its query switches that off.
+// Refresh returns the interval at which a browser loads the page of a request again; 0 if the query
+// switches that off.
 func Refresh(r *http.Request) Duration {
 	if r.URL.Query().Get("refresh") == "off" {
 		return 0
