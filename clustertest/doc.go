@@ -15,7 +15,7 @@
 //		})
 //	}
 //
-// A program or an example, which has no test, gets its [TB] from [Program]. For tests of whole
+// [Program] provides a [TB] to a program or an example, which has no test. For tests of whole
 // programs, [NewBackend] starts a registry and a token service on real sockets.
 //
 // # Random faults
@@ -41,7 +41,7 @@
 //     its nodes when the test ends. A test must close any other [cluster.Cluster] that it creates,
 //     and close or read to the end the response bodies that it gets.
 //
-// The package itself follows these rules, except for NewBackend. All its waits are for timers,
-// channels and contexts, and each goroutine that it starts ends with its request. Its only
-// randomness is that of [WithProbability], which takes a seed.
+// The package itself follows these rules, except for NewBackend. It waits only for timers,
+// channels, contexts and its own goroutines, which end with the request, the program or the run
+// that they serve. All its randomness comes from seeds.
 package clustertest

@@ -16,7 +16,7 @@ func FaultKinds() []string {
 	return names
 }
 
-// A faultKind is a kind of fault, and what begins one. run draws nothing.
+// A faultKind is a kind of fault. run begins one, and draws nothing.
 type faultKind struct {
 	plan.Kind
 	run func(*Run, plan.Event)
@@ -52,8 +52,8 @@ func modeNames() []string {
 	return names
 }
 
-// nth returns the first running node from index i on, or nil. So an event has a node also if others
-// were left out of the plan.
+// nth returns the first running node from index i on, or nil. So an event has a node even if other
+// events were left out of the plan.
 func (r *Run) nth(i int) *member {
 	for k := range r.members {
 		if m := r.members[(i+k)%len(r.members)]; m.running && !m.frozen {
@@ -63,7 +63,7 @@ func (r *Run) nth(i int) *member {
 	return nil
 }
 
-// host returns the host with an index of a plan, running or not.
+// host returns the host of a node or service of a plan, running or not.
 func (r *Run) host(i int) string {
 	switch i {
 	case plan.Registry:
@@ -74,7 +74,7 @@ func (r *Run) host(i int) string {
 	return r.members[i%len(r.members)].Host
 }
 
-// spare returns a node that may be stopped: others remain.
+// spare returns a node that may be stopped, or nil if only two are running.
 func (r *Run) spare(i int) *member {
 	if len(r.Running()) <= 2 {
 		return nil
@@ -82,7 +82,7 @@ func (r *Run) spare(i int) *member {
 	return r.nth(i)
 }
 
-// set changes the state of nodes. A node that is not running may be changed without it.
+// set changes fields that mu guards.
 func (r *Run) set(change func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -101,7 +101,7 @@ func (r *Run) kill(m *member) {
 	m.Kill()
 }
 
-// bringBack lets a node that was killed start again after the duration of an event.
+// bringBack starts a killed node again after the duration of an event.
 func (r *Run) bringBack(m *member, e plan.Event) {
 	key := "start of " + m.ID
 	if !r.schedule.Begin(key, e) {
@@ -124,7 +124,7 @@ func (r *Run) restart(e plan.Event) {
 	r.bringBack(m, e)
 }
 
-// crash kills a node, which comes back later if the event has a duration.
+// crash kills a node, and starts it again later if the event has a duration.
 func (r *Run) crash(e plan.Event) {
 	m := r.spare(e.Nodes[0])
 	if m == nil {
@@ -159,7 +159,7 @@ func (r *Run) join(plan.Event) {
 	r.register(m)
 }
 
-// move starts a node at another host, with its id, after it has been killed.
+// move kills a node, and starts it at another host with the same id.
 func (r *Run) move(e plan.Event) {
 	m := r.spare(e.Nodes[0])
 	if m == nil {
@@ -173,7 +173,7 @@ func (r *Run) move(e plan.Event) {
 	r.register(m)
 }
 
-// freeze stops a process for a while, like SIGSTOP. Requests to it are executed later.
+// freeze suspends a node, as SIGSTOP suspends a process. Requests to it are executed later.
 func (r *Run) freeze(e plan.Event) {
 	m := r.spare(e.Nodes[0])
 	if m == nil || !r.schedule.Begin(m.Host, e) {
@@ -232,7 +232,7 @@ func (r *Run) hostFault(e plan.Event) {
 		func() { r.fault(Any, host, mode.Fault(e.Seed)) }, func() { r.fault(Any, host, nil) })
 }
 
-// localFault lets a node run out of a resource that each connection needs.
+// localFault makes a node run out of a resource that each connection needs.
 func (r *Run) localFault(e plan.Event) {
 	host := r.host(e.Nodes[0])
 	fault := FailDial(plan.LocalError(e.Variant))
@@ -250,7 +250,8 @@ func (r *Run) resetRegistry(plan.Event) {
 
 func (r *Run) fault(from, to string, f Fault) { r.world.Network.Fault(from, to, f) }
 
-// lasting begins a fault of what key names, and ends it after the duration of the event.
+// lasting begins a fault, and ends it after the duration of the event. key names what the fault
+// affects.
 func (r *Run) lasting(key string, e plan.Event, text string, begin, end func()) {
 	if !r.schedule.Begin(key, e) {
 		return

@@ -67,10 +67,10 @@ func (r *Run) Start(opts ...Option) *World {
 // left are still gone.
 //
 // The plan has faults, and calls of the actions. An action gets a source of randomness that depends
-// on the scenario only. It runs in a goroutine of its own, at the same time as others and while
-// faults begin and end, and must return some time after the faults have ended. If check is not nil,
-// it is called after each step, when all other goroutines are blocked. Play returns early when a
-// problem has been reported.
+// on the scenario only. It runs in a goroutine of its own, concurrently with other actions and with
+// faults. It must return at the latest a lease after the recovery. If check is not nil, it is
+// called after each step of the plan, when all other goroutines are blocked. Play returns early if
+// a problem is reported.
 func (r *Run) Play(actions map[string]func(*rand.Rand), check func()) {
 	r.Helper()
 	if r.world == nil {
@@ -104,7 +104,7 @@ func (r *Run) waitForActions() {
 	select {
 	case <-done:
 	case <-time.After(r.lease + settleTime):
-		r.Errorf("an action has not returned by a lease after the end of all faults")
+		r.Errorf("an action has not returned, although all faults have ended")
 	}
 }
 
@@ -112,15 +112,14 @@ func (r *Run) waitForActions() {
 const settleTime = 2 * time.Minute
 
 // Running returns the nodes that are meant to be in the cluster: those that run, and are neither
-// leaving nor frozen. Each is the process that runs now: if the node restarts, its Cluster is
-// closed.
+// leaving nor frozen. Each is a copy: if the node restarts, the Cluster of the copy is closed.
 func (r *Run) Running() []*Node {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var nodes []*Node
 	for _, m := range r.members {
 		if m.running && !m.frozen {
-			n := *m.Node // without the later changes of it
+			n := *m.Node // later changes of the node do not affect the copy
 			nodes = append(nodes, &n)
 		}
 	}
@@ -160,7 +159,7 @@ func (r *Run) Failed() bool {
 	return len(r.problems) > 0
 }
 
-// report adds a problem. The list of problems has its first line.
+// report adds the first line of a problem to the problems, and all of it to the history.
 func (r *Run) report(problem error) {
 	first, _, _ := strings.Cut(problem.Error(), "\n")
 	r.mu.Lock()
@@ -188,7 +187,8 @@ func (r *Run) describe() string {
 	return fmt.Sprintf("%d nodes, lease %v, token TTL %v; faults until %v", r.nodes, r.lease, r.tokenTTL, r.faultTime)
 }
 
-// drawEvents draws the plan from faults and actions, and leaves out what has been reduced.
+// drawEvents draws the plan from faults and actions, and selects the events of the reduced
+// scenario.
 func (r *Run) drawEvents(actions map[string]func(*rand.Rand)) {
 	var kinds []plan.Kind
 	for _, name := range slices.Sorted(maps.Keys(actions)) {
@@ -207,7 +207,7 @@ func (r *Run) drawEvents(actions map[string]func(*rand.Rand)) {
 	r.events = r.reduced.Select(events)
 }
 
-// actionWeight is how many actions there are, compared to the faults of a kind.
+// actionWeight is the weight of all actions together.
 const actionWeight = 80
 
 // execute begins an event.

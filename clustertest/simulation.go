@@ -25,12 +25,12 @@ const (
 	seedsEnv  = "CLUSTERTEST_SEEDS"
 )
 
-// A Simulation runs a service through random faults, in virtual time. The zero value is one with
-// the defaults of its fields.
+// A Simulation runs a service through random faults, in virtual time. The zero value has the
+// defaults of all fields.
 //
 // Each seed draws a scenario: the number of nodes, the lease, and a plan of faults and of actions
-// of the test. A body runs it: a function that starts the nodes with [Run.Start], passes the
-// actions to [Run.Play], and checks the service.
+// of the test. The body of the test runs the scenario: it starts the nodes with [Run.Start], passes
+// the actions to [Run.Play], and checks the service.
 //
 //	func TestOrders(t *testing.T) {
 //		clustertest.Simulation{}.Test(t, func(r *clustertest.Run) {
@@ -46,8 +46,8 @@ const (
 //	}
 //
 // A scenario that fails is reduced: faults, actions, nodes and time that are not needed for the
-// failure are left out. The rest is printed, with the command that repeats it. The order of
-// goroutines and the jitter of nodes differ between runs, so a rare failure may need several.
+// failure are removed. The rest is printed, with the command that replays it. The order of
+// goroutines and the jitter of nodes differ between runs, so a rare failure may need several runs.
 type Simulation struct {
 	// Seeds is the number of scenarios, 20 by default. FirstSeed is the seed of the first one, 1 by
 	// default; the others follow.
@@ -64,8 +64,8 @@ type Simulation struct {
 
 // Test runs the scenarios one after the other. If one fails, the test fails.
 //
-// The environment variable CLUSTERTEST_SEEDS replaces Seeds. With CLUSTERTEST_REPLAY, as a failure
-// prints it, only that scenario is run.
+// The environment variable CLUSTERTEST_SEEDS replaces Seeds. If CLUSTERTEST_REPLAY is set, as in
+// the command that a failure prints, only that scenario is run.
 func (s Simulation) Test(t *testing.T, body func(*Run)) {
 	t.Helper()
 	s.checkFields(t)
@@ -93,7 +93,8 @@ func (s Simulation) Test(t *testing.T, body func(*Run)) {
 }
 
 // FindFailure runs the scenarios until one fails, and returns the reduced failure; nil if all pass.
-// The test does not fail. It is for tests of a simulation: does it find a bug that was planted?
+// The test does not fail. FindFailure is for tests that plant a bug, and check that the simulation
+// finds it.
 func (s Simulation) FindFailure(t *testing.T, body func(*Run)) *Failure {
 	t.Helper()
 	s.checkFields(t)
@@ -189,7 +190,7 @@ func (s Simulation) run(t *testing.T, one plan.Reduced, body func(*Run)) (r *Run
 			defer r.recoverPanic()
 			r.TB = p
 			r.schedule = plan.Schedule{Start: time.Now(), Record: r.Logf}
-			// Timers of nodes would let virtual time go on for good.
+			// The timers of nodes would otherwise keep virtual time going without an end.
 			defer time.AfterFunc(10*(r.duration+r.lease), func() {
 				panic("clustertest: the body of a simulation does not return: " + one.Args()) //nolint:forbidigo // it would run for good
 			}).Stop()

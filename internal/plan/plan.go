@@ -1,8 +1,8 @@
 // Package plan draws plans of faults from a seed, executes their steps on time, and reduces a plan
 // that fails.
 //
-// A plan is data: a list of events, each at a time. Executing it draws nothing, so a part of a plan
-// is a plan, too.
+// A plan is data: a list of events, each at a time. Its execution draws nothing, so any part of a
+// plan is a plan, too.
 package plan
 
 import (
@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-// Hosts in the place of a node.
+// Indices of hosts that are not nodes.
 const (
 	Registry = -1
 	Tokens   = -2
@@ -35,7 +35,7 @@ type Event struct {
 	Seed    uint64        `json:"seed,omitempty"` // of the requests that are chosen
 }
 
-// String describes the event for a person.
+// String describes the event.
 func (e Event) String() string {
 	parts := []string{e.Kind}
 	if len(e.Nodes) > 0 {
@@ -59,11 +59,11 @@ func (e Event) String() string {
 // A Kind is a kind of event.
 type Kind struct {
 	Name   string
-	Weight int // how many there are, compared to other kinds
-	// Action is the kind of what a test does, as opposed to a fault: it is in each plan, and
-	// actions accompany each fault.
+	Weight int // the rate, relative to other kinds
+	// Action marks an action of a test, as opposed to a fault. Each plan has all actions, and actions
+	// accompany each fault.
 	Action bool
-	// Draw sets what an event of the kind consists of.
+	// Draw sets the other fields of an event.
 	Draw func(*Planner, *Event)
 }
 
@@ -71,7 +71,7 @@ type Kind struct {
 type Planner struct {
 	*rand.Rand
 	Lease    time.Duration
-	Duration time.Duration // that the events are spread over
+	Duration time.Duration // of the plan
 	Nodes    int           // that have been created by the time of the event
 }
 
@@ -80,8 +80,8 @@ func LogUniform(r *rand.Rand, shortest, longest time.Duration) time.Duration {
 	return time.Duration(float64(shortest) * math.Pow(float64(longest)/float64(shortest), r.Float64()))
 }
 
-// Choose draws which of the kinds a plan has, and at which rates. Few kinds of faults in each plan
-// are better than a little of everything.
+// Choose draws which kinds a plan has, and their rates. It leaves out a third of the kinds of
+// faults, on average, so that plans differ.
 func Choose(r *rand.Rand, kinds []Kind) []Kind {
 	var chosen []Kind
 	for _, k := range kinds {
@@ -96,8 +96,8 @@ func Choose(r *rand.Rand, kinds []Kind) []Kind {
 	return chosen
 }
 
-// Draw draws count events of some kinds, sorted by time. With each fault come two actions while it
-// lasts.
+// Draw draws count events, and in addition up to two actions during each fault. The events are
+// sorted by time.
 func (p *Planner) Draw(kinds []Kind, count int) []Event {
 	actions := slices.DeleteFunc(slices.Clone(kinds), func(k Kind) bool { return !k.Action })
 	times := make([]time.Duration, count)
@@ -154,7 +154,7 @@ func pick(kinds []Kind, n int) Kind {
 	return kinds[0]
 }
 
-// The shortest fault is one that most nodes do not notice.
+// shortestFault is too short to be noticed by most nodes.
 const shortestFault = 10 * time.Second
 
 // Between draws a duration like LogUniform.
@@ -165,7 +165,7 @@ func (p *Planner) Between(shortest, longest time.Duration) time.Duration {
 // Below draws a duration below d.
 func (p *Planner) Below(d time.Duration) time.Duration { return time.Duration(p.Int64N(int64(d))) }
 
-// Fault draws how long a fault lasts. The longest faults cost all nodes their leases.
+// Fault draws the duration of a fault. During the longest faults, all leases expire.
 func (p *Planner) Fault() time.Duration { return p.Between(shortestFault, p.Lease*5/4) }
 
 // Node draws a node.
@@ -176,7 +176,7 @@ func (p *Planner) Restart(e *Event) {
 	e.Nodes, e.For = p.Node(), p.Between(time.Millisecond, 3*time.Minute)
 }
 
-// Crash draws a node, and in half of the events when it comes back.
+// Crash draws a node, and in half of the events the time until it starts again.
 func (p *Planner) Crash(e *Event) {
 	e.Nodes = p.Node()
 	if p.IntN(2) == 0 {
@@ -193,8 +193,8 @@ func (p *Planner) Join(*Event) { p.Nodes++ }
 // Freeze draws a node, and how long it is frozen.
 func (p *Planner) Freeze(e *Event) { e.Nodes, e.For = p.Node(), p.Fault() }
 
-// Partition draws two or three groups. The registry and the token service each are in one of them,
-// or in reach of all.
+// Partition draws two or three groups. The registry and the token service are each in one of them,
+// or reachable from all.
 func (p *Planner) Partition(e *Event) {
 	e.For = p.Fault()
 	e.Groups = make([][]int, 2+p.IntN(2))
@@ -230,7 +230,7 @@ func (p *Planner) SlowLink(e *Event) {
 	e.For, e.Delay = p.Fault(), p.Between(10*time.Millisecond, 30*time.Second)
 }
 
-// Variant draws one of several ways in which a host fails.
+// Variant draws in which of several ways a host fails.
 func (p *Planner) Variant(e *Event, host int, variants []string) {
 	e.Nodes, e.For, e.Seed = []int{host}, p.Fault(), p.Uint64()
 	e.Variant = variants[p.IntN(len(variants))]

@@ -9,7 +9,7 @@ import (
 // A Schedule executes steps at their times, in a bubble of testing/synctest. Its methods must be
 // called from the steps, or from the goroutine that runs them.
 type Schedule struct {
-	// Start is when the time of the steps begins.
+	// Start is the time at which the time of the steps is 0.
 	Start time.Time
 	// Record adds a line to the history of the run.
 	Record func(format string, args ...any)
@@ -35,11 +35,11 @@ func (s *Schedule) At(at time.Duration, do func()) {
 	s.steps = slices.Insert(s.steps, i, step{at, do})
 }
 
-// After adds a step at d from now.
+// After adds a step that is executed d from now.
 func (s *Schedule) After(d time.Duration, do func()) { s.At(time.Since(s.Start)+d, do) }
 
-// Run runs the steps until a time since the start, each when its time has come. It calls check
-// after each, when all other goroutines are blocked, and ends when check returns false.
+// Run executes the steps until a time since the start, each at its time. After each step, when all
+// other goroutines are blocked, it calls check, and returns if check returns false.
 func (s *Schedule) Run(until time.Duration, check func() bool) {
 	for len(s.steps) > 0 {
 		next := s.steps[0]
@@ -56,7 +56,8 @@ func (s *Schedule) Run(until time.Duration, check func() bool) {
 	}
 }
 
-// Begin reports whether an event may begin: no other one in effect affects the same.
+// Begin reports whether a fault may begin: no fault in effect has the same key, which names what a
+// fault affects.
 func (s *Schedule) Begin(key string, e Event) bool {
 	if _, busy := s.active[key]; busy {
 		s.Record("skipped, because there is another fault of %s: %s", key, e.Kind)
@@ -69,7 +70,7 @@ func (s *Schedule) Begin(key string, e Event) bool {
 	return true
 }
 
-// EndAfter ends what Begin has allowed: after the duration of the event, or in EndAll.
+// EndAfter ends a fault that Begin has allowed, after the duration of the event or in EndAll.
 func (s *Schedule) EndAfter(key string, e Event, end func()) {
 	ended := false
 	once := func() {

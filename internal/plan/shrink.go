@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// A Reduced is a seed whose scenario lacks some of its parts.
+// A Reduced is a part of the scenario of a seed.
 type Reduced struct {
 	Seed     uint64
 	Nodes    int           // at the start; 0: as drawn
@@ -57,7 +57,7 @@ func (r Reduced) Args() string {
 	return strings.Join(parts, " ")
 }
 
-// Select returns the events of a plan that are left.
+// Select returns the events that are left of those of a plan.
 func (r Reduced) Select(events []Event) []Event {
 	if r.Events == nil {
 		return events
@@ -77,14 +77,14 @@ type Failure struct {
 	Problems []string
 }
 
-// A Size is that of a whole scenario.
+// A Size is the size of a whole scenario.
 type Size struct {
 	Nodes    int
 	Duration time.Duration
 	Events   int
 }
 
-// Shrink leaves out what is not needed for a failure: events, nodes and time. run runs a smaller
+// Shrink removes events, nodes and time that are not needed for a failure. run runs a smaller
 // scenario and returns its problems.
 func Shrink(f Failure, whole Size, run func(Reduced) []string) Failure {
 	s := &shrinker{run: run, whole: whole, best: f}
@@ -126,7 +126,7 @@ type shrinker struct {
 	best  Failure
 }
 
-// shrink repeats all ways to reduce the scenario until none helps.
+// shrink reduces the scenario in all ways, and repeats this until nothing changes.
 func (s *shrinker) shrink() {
 	if s.best.Reduced.Events == nil {
 		s.best.Reduced.Events = []int{}
@@ -147,7 +147,8 @@ func (s *shrinker) shrink() {
 
 func (s *shrinker) nodes() int { return cmp.Or(s.best.Reduced.Nodes, s.whole.Nodes) }
 
-// confirm counts how often the result fails: jitter and the order of goroutines differ.
+// confirm counts how often the reduced scenario fails, because jitter and the order of goroutines
+// differ.
 func (s *shrinker) confirm() {
 	const runs = 10
 	failed := 0
@@ -173,7 +174,7 @@ func (s *shrinker) try(r Reduced) bool {
 	return true
 }
 
-// shrinkEvents leaves out ever smaller parts of the events.
+// shrinkEvents removes parts of the events, from halves down to single events.
 func (s *shrinker) shrinkEvents() {
 	for size := max(1, len(s.best.Reduced.Events)/2); ; size /= 2 {
 		for i := 0; i < len(s.best.Reduced.Events); {

@@ -19,8 +19,8 @@ type cache struct {
 	resources map[string]*resource // by id
 	// unrecognized maps keys that are not of this package, or whose value is invalid, to the cause.
 	unrecognized map[string]error
-	// notBefore is the earliest date of a new entry. It is later than the dates of all entries that
-	// were removed, and not before those of the others.
+	// notBefore is the earliest date of a new entry. It is later than the dates of all removed
+	// entries, and not before the dates of the others.
 	notBefore time.Time
 }
 
@@ -79,7 +79,8 @@ func (c *cache) put(kv *mvccpb.KeyValue) {
 	}
 }
 
-// remove applies the removal of a key. If it was that of a server, it returns the server and true.
+// remove applies the removal of a key. For the key of a known server, it returns the server and
+// true.
 func (c *cache) remove(key string) (typ, serverID string, removed bool) {
 	delete(c.unrecognized, key)
 	id, typ, serverID, err := c.keys.parse(key)
@@ -120,7 +121,7 @@ func (c *cache) removeServer(typ, serverID string) bool {
 	if known {
 		c.notBefore = later(r.entries[i].UpdatedAt.Add(time.Millisecond), c.notBefore)
 		if r.entries = slices.Delete(r.entries, i, i+1); cap(r.entries) > 64 && len(r.entries) < cap(r.entries)/4 {
-			r.entries = slices.Clone(r.entries) // without the memory of the many that were there before
+			r.entries = slices.Clone(r.entries) // frees the capacity of removed entries
 		}
 		c.dropIfEmpty(id)
 	}

@@ -18,7 +18,7 @@
 // cannot be decoded, are ignored and left unchanged; [Store.Health] and the log name them.
 //
 // Writes are transactions of etcd. Reads come from a cache in memory that follows etcd within
-// milliseconds. While etcd is unreachable, reads are served from the stale cache; [Store.Stale]
+// milliseconds. While etcd is unreachable, reads are served from the stale cache; [Store.Ready]
 // reports it.
 package etcd
 
@@ -60,9 +60,9 @@ type Config struct {
 	Username string
 	Password cluster.Secret
 	// Timeout bounds every call, the first connection, and each page of keys while the cache is
-	// loaded; 5 seconds by default. A request to etcd has all of the time that is left of it. The
-	// cache is stale after that time without contact with etcd. Choose at least three times as long
-	// as etcd takes for a response.
+	// loaded; 5 seconds by default. A request to etcd may use all of it that is left. The cache is
+	// stale after Timeout without contact with etcd. Choose at least three times as long as etcd takes
+	// for a response.
 	Timeout time.Duration
 	// Logger logs removed servers, the beginning and end of stale reads, and unrecognized keys;
 	// nil: no log.
@@ -138,7 +138,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	return s, nil
 }
 
-// Close closes the store and waits for its goroutine. It may be called again.
+// Close closes the store and waits for its goroutines. It may be called again.
 func (s *Store) Close() error {
 	s.cancel()
 	s.wg.Wait()
@@ -235,10 +235,10 @@ func (s *Store) List(context.Context) ([]mit.Resource, error) {
 	return list, nil
 }
 
-// Expirations returns the number of servers that this store has seen expire since [Open]. It takes
-// a server for expired if its entry was removed at least the TTL of the last [Store.Put] after its
-// last change. Each replica sees all expirations, except those before its first Put and those while
-// it has no contact with etcd.
+// Expirations returns the number of servers that this store has seen expire since [Open]. A server
+// counts as expired if its entry was removed at least the TTL of the last [Store.Put] after the
+// last change of the entry. Each replica sees all expirations, except those before its first Put
+// and those while it has no contact with etcd.
 func (s *Store) Expirations() uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -267,8 +267,8 @@ func (c Config) timeout() time.Duration { return cmp.Or(c.Timeout, 5*time.Second
 // probeInterval is the interval of progress requests. They may take the rest of silenceTimeout.
 func (c Config) probeInterval() time.Duration { return min(c.timeout()/8, 2*time.Second) }
 
-// silenceTimeout is the time without a response after which a watch ends. It leaves as much to try
-// another member before the cache is stale.
+// silenceTimeout is the time without a response after which a watch ends. The same time is left to
+// try another member before the cache is stale.
 func (c Config) silenceTimeout() time.Duration { return c.timeout() / 2 }
 
 func (c Config) validate() error {
@@ -310,8 +310,8 @@ func (s *Store) dial() (*clientv3.Client, error) {
 		// Keepalives detect a member that vanished without closing its connections.
 		DialKeepAliveTime:    10 * time.Second,
 		DialKeepAliveTimeout: s.cfg.timeout(),
-		// retry repeats calls and knows the cause. The client's second attempt replaces an
-		// expired token.
+		// Retries are up to the function retry. The second attempt of the client replaces an expired
+		// token.
 		MaxUnaryRetries: 2,
 		DialOptions: []grpc.DialOption{
 			grpc.WithChainUnaryInterceptor(s.hedge),
@@ -425,7 +425,7 @@ func (s *Store) confirmGone(ctx context.Context, key string, p *pendingPut) (boo
 	return false, err
 }
 
-// conflict records that the entry is another than expected.
+// conflict records that the entry differs from the expected one.
 func (p *pendingPut) conflict(current *entry) {
 	if p.previous != nil && current == nil { // deleted or expired
 		p.notBefore = p.previous.UpdatedAt.Add(time.Millisecond)
@@ -448,7 +448,7 @@ func (s *Store) encodeEntry(p *pendingPut) (cluster.Server, string, error) {
 }
 
 // date returns the time of this machine's clock, but not before the dates of any entry that the
-// store has seen. After the clock has been set back, entries thus get no older dates than before.
+// store has seen. So entries get no older dates after the clock has been set back.
 func (s *Store) date() time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()

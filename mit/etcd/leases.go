@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	// The entries of a lease expire together, in one transaction of etcd, so they must not be many.
+	// The entries of a lease expire together, in one transaction of etcd, which must not be large.
 	maxPerLease = 1000
 	maxSlack    = time.Minute
 )

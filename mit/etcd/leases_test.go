@@ -82,7 +82,7 @@ func TestLeases(t *testing.T) {
 			t.Errorf("%d leases in three hours", n)
 		}
 
-		// Not more than so many to one.
+		// At most maxPerLease entries share a lease.
 		acquire(time.Hour)
 		time.Sleep(time.Hour)
 		known := len(clock.ids)

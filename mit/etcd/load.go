@@ -13,9 +13,9 @@ import (
 	"github.com/mimiktech/cluster/mit"
 )
 
-// The keys in a page. Each page has [Config].Timeout for itself, so that a list of any length can
-// be loaded over a slow link. Pages grow while that makes loading faster: it does if etcd takes
-// long for each response, but not over a slow link. They shrink if a response does not arrive in
+// The bounds of the number of keys in a page. Each page has a [Config].Timeout of its own, so that
+// a list of any length can be loaded over a slow link. Pages grow while this makes loading faster,
+// as it does if each response of etcd takes long. They shrink if a response does not arrive in
 // time.
 const (
 	minPage = 64

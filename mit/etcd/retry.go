@@ -34,7 +34,7 @@ func (s *Store) callContext(ctx context.Context) (context.Context, context.Cance
 }
 
 // retry repeats op until it succeeds, fails with a permanent error or ctx ends. ctx is that of
-// callContext. An attempt is never canceled before, so a slow etcd is only as slow as it is.
+// callContext. An attempt is never canceled before ctx ends, so a slow response is not discarded.
 func retry[T any](ctx context.Context, s *Store, op func(context.Context) (T, error)) (T, error) {
 	var cause error // the last error other than a timeout
 	v, err := backoff.RetryWithData(func() (T, error) {
@@ -82,8 +82,8 @@ func isTransient(err error) bool {
 }
 
 // hedgeDelays are the fractions of [Config].Timeout after which copies of a request are sent. Each
-// copy goes to the next member. A request may get no response from a member that lost its leader or
-// its network, while others are well.
+// copy goes to the next member. A member that lost its leader or its network may not respond while
+// others do.
 var hedgeDelays = [...]time.Duration{4, 2} //nolint:gochecknoglobals // a constant in all but name
 
 // hedge is an interceptor that sends a request again if it gets no response for some time, without

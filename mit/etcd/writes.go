@@ -17,7 +17,7 @@ const probeLeaseSeconds = 10
 // checkInterval is the time without a successful write after which checkWrites makes its own.
 func (c Config) checkInterval() time.Duration { return 6 * c.timeout() }
 
-// minCheckInterval is the time between two checks at least, and their interval while writes fail.
+// minCheckInterval is the shortest time between two checks, and their interval while writes fail.
 func (c Config) minCheckInterval() time.Duration { return c.timeout() / 2 }
 
 // recordWrite records the result of a write. ctx is that of its caller. A failed write does not
@@ -35,9 +35,9 @@ func (s *Store) recordWrite(ctx context.Context, err error) {
 	}
 }
 
-// checkWrites finds out whether etcd accepts writes until ctx ends: soon after a write has failed,
-// if there has been none for some time, and repeatedly while they fail. Load balancers send no
-// writes to a store that is not ready, so it cannot wait for the next.
+// checkWrites checks whether etcd accepts writes until ctx ends: soon after a write has failed,
+// after some time without a write, and repeatedly while writes fail. It cannot wait for the next
+// write, because load balancers send no writes to a store that is not ready.
 func (s *Store) checkWrites(ctx context.Context) {
 	interval := s.cfg.checkInterval()
 	for ctx.Err() == nil {

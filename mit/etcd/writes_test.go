@@ -244,7 +244,7 @@ func TestRefusalsWriteNothing(t *testing.T) {
 	}
 }
 
-// One server that cannot be written says nothing about the others.
+// A store stays ready if etcd refuses the write of one server only.
 func TestRefusedServer(t *testing.T) {
 	t.Parallel()
 	c := etcdtest.Run(t, 1)

@@ -26,9 +26,9 @@ type Options struct {
 	// Run runs one test; nil calls it directly. A store that uses only package time can pass
 	// [testing/synctest.Test], which makes waiting free. The store is created inside Run.
 	Run func(t *testing.T, test func(t *testing.T))
-	// TTL is the TTL of entries that a test waits for to expire; 4 seconds by default. It must be
-	// a TTL that the store can keep exactly, and much longer than a few calls take: tests expect
-	// an entry to be alive after half of it.
+	// TTL is the TTL of entries whose expiry a test waits for; 4 seconds by default. The store must be
+	// able to keep it exactly. It must be much longer than a few calls take: tests expect an entry to
+	// be alive after half of it.
 	TTL time.Duration
 	// ExpirySlack is how long an entry may remain listed after its TTL; 0 by default.
 	ExpirySlack time.Duration
@@ -163,7 +163,7 @@ func ids(res mit.Resource) []string {
 	return ids
 }
 
-// equal ignores Raw, which a store may leave out.
+// equal compares two entries except for Raw, which a store may leave out.
 func equal(a, b cluster.Server) bool {
 	return a.ServerID == b.ServerID && a.ClusterBaseURL == b.ClusterBaseURL && bytes.Equal(a.Location, b.Location) &&
 		a.CreatedAt.Equal(b.CreatedAt) && a.UpdatedAt.Equal(b.UpdatedAt)
@@ -388,7 +388,7 @@ func (s *suite) delete() {
 
 func (s *suite) newEntryAfterDelete() {
 	first := s.register("mds", "a", s.opts.TTL)
-	for range 10 { // without a pause: within one millisecond, too
+	for range 10 { // without a pause, so also within one millisecond
 		s.remove("mds", "a")
 		second := s.register("mds", "a", longTTL)
 		if first.ID != second.ID {
@@ -399,7 +399,7 @@ func (s *suite) newEntryAfterDelete() {
 		}
 		first = second
 	}
-	s.waitForExpiry() // of the first entry's TTL
+	s.waitForExpiry() // until the TTL of the first entry is over
 	s.checkServers("mds", "a")
 }
 
@@ -546,7 +546,7 @@ func (s *suite) listsAreCopies() {
 		}
 	}
 	appended := [2][]byte{}
-	for i := range appended { // the spare capacity of a shared slice would be written to twice
+	for i := range appended { // two results must not share the spare capacity of a slice
 		got, err := s.Get(s.Context(), first.ID)
 		if err != nil {
 			s.Fatal(err)
@@ -558,7 +558,7 @@ func (s *suite) listsAreCopies() {
 	}
 }
 
-// rawIsEncodedEntry tests that Raw, where a store sets it, is what the entry is without it. A
+// rawIsEncodedEntry tests that Raw, if a store sets it, is the encoding of the other fields. A
 // stale Raw would send an outdated entry to all nodes.
 func (s *suite) rawIsEncodedEntry() {
 	reg := registration("mds", "a")

@@ -60,7 +60,7 @@ func TestSystemd(t *testing.T) {
 	}
 	takesFlags(t, words[1:])
 
-	// What it names is set, and what is set is used.
+	// Each variable in the command is set, and each variable that is set is used.
 	env := environmentFile(t, deploy+"systemd/mit.env")
 	for _, m := range regexp.MustCompile(`\$\{(\w+)\}`).FindAllStringSubmatch(start[0], -1) {
 		if m[1] != "CREDENTIALS_DIRECTORY" && env[m[1]] == "" {
@@ -85,7 +85,7 @@ func TestSystemd(t *testing.T) {
 		t.Errorf("credentials loaded: %q, used: %q", loaded, used)
 	}
 
-	// systemd has the last word, where there is one. It wants to see the program.
+	// If systemd is installed, it verifies the unit. It requires that the program exists.
 	verify, err := exec.LookPath("systemd-analyze")
 	if err != nil {
 		t.Logf("not verified by systemd: %v", err)
@@ -232,7 +232,7 @@ func TestKubernetes(t *testing.T) {
 		return ""
 	}
 
-	// Everything finds the pods.
+	// All selectors match the labels of the pods.
 	labels := fmt.Sprint(deployment.Template.Metadata.Labels)
 	for _, name := range []string{"Deployment mit", "PodDisruptionBudget mit"} {
 		if got := fmt.Sprint(objects[name].Spec.Selector["matchLabels"]); got != labels {
@@ -246,7 +246,7 @@ func TestKubernetes(t *testing.T) {
 		t.Errorf("%d may be unavailable", got)
 	}
 
-	// Everything finds the port.
+	// All ports match that of the container.
 	if len(container.Ports) != 1 || !strings.HasSuffix(arg("listen"), fmt.Sprintf(":%d", container.Ports[0].ContainerPort)) {
 		t.Errorf("it listens on %s, the container has %+v", arg("listen"), container.Ports)
 	}
@@ -264,7 +264,7 @@ func TestKubernetes(t *testing.T) {
 		t.Errorf("the health is checked with %s, the container has TLS", scheme)
 	}
 
-	// The health endpoint is there.
+	// The health endpoint exists.
 	c := etcdtest.Run(t, 1)
 	r := startReplica(t, "--etcd-endpoints", c.Endpoints[0])
 	resp, err := http.Get(r.base + container.ReadinessProbe.HTTPGet.Path) //nolint:noctx // the replica ends with the test
@@ -276,7 +276,7 @@ func TestKubernetes(t *testing.T) {
 		t.Errorf("%s answers %s", container.ReadinessProbe.HTTPGet.Path, resp.Status)
 	}
 
-	// Every secret is there, and every file.
+	// Every secret and every file exists.
 	for _, env := range container.Env {
 		ref := env.ValueFrom.SecretKeyRef
 		if env.Name != "MIT_SIGNING_KEY" || secrets["Secret "+ref.Name].StringData[ref.Key] == "" {
@@ -356,7 +356,7 @@ func TestDockerfile(t *testing.T) {
 		t.Errorf("stages %q, the module is for Go %s", stages, mod.Go)
 	}
 
-	// The command, with its output put elsewhere, in the root of the repository.
+	// The command, with another output, in the root of the repository.
 	binary := filepath.Join(t.TempDir(), "mit")
 	args := strings.Fields(build)
 	var env []string

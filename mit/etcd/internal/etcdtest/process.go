@@ -33,8 +33,8 @@ func RunMember(settings string) error {
 	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{*peer}, []url.URL{*peer}
 	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{*client}, []url.URL{*client}
 	cfg.TickMs, cfg.ElectionMs = 50, 500
-	// What a killed process has written is the machine's to keep: only a machine that dies needs
-	// it on its disk, and these tests are not to wait for that.
+	// The writes of a killed process stay in the memory of the machine. They must be on disk only if
+	// the machine fails, which these tests do not cover.
 	cfg.UnsafeNoFsync = true
 	log := zap.NewProductionConfig()
 	log.Level.SetLevel(zap.WarnLevel)

@@ -140,7 +140,7 @@ func change(ctx context.Context, store mit.Store, in input) output {
 	return find(res, in.server)
 }
 
-// get lists all servers. That is one read of each.
+// get lists all servers, which is one read of each server.
 func (h *History) get(ctx context.Context, client int, in input, store mit.Store) bool {
 	lag, limited := time.Duration(0), true
 	if h.cfg.Lag != nil {
@@ -162,8 +162,8 @@ func (h *History) get(ctx context.Context, client int, in input, store mit.Store
 	return true
 }
 
-// keepRead reports whether to keep a read. Many reads that may each have been at any moment within
-// the lag would have too many orders.
+// keepRead reports whether to keep a read. Each read may take effect at any moment within the lag,
+// so many reads would have too many orders.
 func (h *History) keepRead(in input, lag time.Duration) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -223,8 +223,8 @@ func (h *History) String() string {
 // Count returns how many calls of a kind have a result: "absent", "present" or "unknown".
 func (h *History) Count(kind, result string) int { return h.count[kind+": "+result] }
 
-// Check returns an error if the calls for a server are not linearizable, or if that cannot be found
-// out within a time.
+// Check returns an error if the calls for a server are not linearizable, or if the check takes
+// longer than a timeout.
 func (h *History) Check(timeout time.Duration) error {
 	var errs []error
 	for _, server := range slices.Sorted(maps.Keys(h.calls)) {

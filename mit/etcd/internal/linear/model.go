@@ -38,7 +38,7 @@ type output struct {
 	entry   entry
 }
 
-// An entry is what is checked of it. Its dates are in milliseconds.
+// An entry has the checked fields of a server's entry. Its dates are in milliseconds.
 type entry struct {
 	created, updated int64
 	address          string
@@ -100,8 +100,8 @@ func (s state) step(in input, out output, cfg Config) (bool, state) {
 	return absent, gone
 }
 
-// attempt returns the state after a call whose result is unknown. One that has no effect takes
-// effect after all others.
+// attempt returns the state after a call whose result is unknown. A call without an effect is
+// ordered after all others.
 func (s state) attempt(in input) state {
 	gone := state{entry: s.entry}
 	switch in.kind {
