@@ -143,9 +143,11 @@ func (s *simulation) leave(e Event) {
 		return
 	}
 	s.record("%s leaves", m.id)
+	s.startCall(m, Event{})
 	s.stopped(m)
 	c, host := m.Cluster, m.Host
 	s.work.Go(func() {
+		time.Sleep(time.Millisecond) // it is in the middle of the call
 		c.UnRegister(s.t.Context())
 		s.Network.Remove(host)
 		_ = c.Close() // it returns nil
