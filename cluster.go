@@ -24,7 +24,7 @@
 // after a number of results, and send a second request to a slow peer.
 //
 // Fan-out needs Config.Management. Without it, a node registers but neither calls nor evicts peers.
-// A program that is not a server of the cluster, such as a tool, calls it as a guest; see
+// A program that is not a server of the cluster, such as a tool, calls the servers as a guest; see
 // [Observe].
 //
 // # Membership

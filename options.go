@@ -150,11 +150,12 @@ func RetryNPM() Retry {
 // An Eviction sets when an unreachable peer is evicted. The node then deletes the peer from the
 // registry, removes it from its view, and notifies the other peers.
 //
-// A peer becomes a suspect if it sends no response at all. At the end of a fan-out, the node looks
-// up the entry of each suspect in the registry:
+// A peer becomes a suspect if it sends no response at all. It stays if its failure may be due to a
+// connection that had been used before, or to a delay of this node. At the end of a fan-out, the
+// node looks up the entry of each other suspect in the registry:
 //
-//   - If the registry has the same entry as the node, it is asked to delete it unless it changes.
-//     If it does, or has no entry, the peer is evicted.
+//   - If the registry has the same entry as the node, the node asks it to delete that entry unless
+//     it has changed. The peer is evicted if the registry deletes the entry or has none.
 //   - If the registry has another entry, the peer has registered again. The node adopts that entry
 //     and retries the request at its address. The peer stays without a retry if only its lease was
 //     renewed and the request timed out.
