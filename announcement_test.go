@@ -625,3 +625,85 @@ func TestViewIsBounded(t *testing.T) {
 		}
 	})
 }
+
+// startBound starts nodes whose tokens are bound to them.
+func startBound(t *testing.T, nodes int) *clustertest.World {
+	t.Helper()
+	w := clustertest.Start(t, 0, clustertest.WithConfig(func(c *cluster.Config) { c.ClientID, c.ClientSecret = "bound", "secret of bound" }))
+	client := mit.Client{ID: "bound", Secret: "secret of bound", Type: "mds", ServerIDs: []string{"*"}}
+	if err := w.Tokens.SetClient(client); err != nil {
+		t.Fatal(err)
+	}
+	for range nodes {
+		w.Join()
+	}
+	return w
+}
+
+// announceWithTokenOf announces servers to n with the cluster token of another node.
+func announceWithTokenOf(t *testing.T, w *clustertest.World, sender, n *clustertest.Node, resource string) {
+	t.Helper()
+	stolen := make(chan string, 1)
+	stop := w.Network.Observe(func(x clustertest.Exchange) {
+		select {
+		case stolen <- x.Header.Get("Authorization"):
+		default:
+		}
+	})
+	rpc(t, sender, cluster.Request{Path: "/things"})
+	stop()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+n.Host+itResources, strings.NewReader(resource))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", <-stolen)
+	if r := roundTrip(t, w, req); r.Code != http.StatusOK {
+		t.Fatalf("%d: %s", r.Code, r.Body)
+	}
+}
+
+// A node accepts an announcement with a bound token about the server of the token only, and asks
+// the registry about the others.
+func TestAnnouncementWithBoundToken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := startBound(t, 3)
+		n, sender := w.Nodes[0], w.Nodes[1]
+		requests := recordRequests(w)
+		forged := resourceWithDate("2030-01-01T00:00:00.000Z", "node-2", "node-3", "node-9")
+		announceWithTokenOf(t, w, sender, n, strings.ReplaceAll(forged, "http://node-", "http://forged-node-"))
+		wantView(t, n, "node-1", "node-2", "node-3")
+		for i, host := range []string{"node-1", "forged-node-2", "node-3"} {
+			if got := n.Servers()[i].ClusterBaseURL; !strings.HasPrefix(got, "http://"+host) {
+				t.Errorf("server %d is at %s, not at %s", i+1, got, host)
+			}
+		}
+		time.Sleep(10 * time.Second)
+		if renewals := len(requests.renewals(n)); renewals != 1 {
+			t.Errorf("%d renewals after servers that are not the sender", renewals)
+		}
+	})
+}
+
+// Nodes with bound tokens do all that nodes do: they join, call each other, evict and leave. Nodes
+// of the same type whose tokens are not bound are their peers.
+func TestClusterWithBoundTokens(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := startBound(t, 4)
+		if res := rpc(t, w.Nodes[0], cluster.Request{Path: "/things"}); len(res.Results) != 3 {
+			t.Fatalf("failures %v", failures(res))
+		}
+		announce(t, w, w.Nodes[0], announcement("node-9")) // with a token that is not bound
+		wantView(t, w.Nodes[0], "node-1", "node-2", "node-3", "node-4", "node-9")
+
+		w.Nodes[3].Kill()
+		rpc(t, w.Nodes[1], cluster.Request{Path: "/things"})
+		time.Sleep(time.Second) // the broadcast
+		wantView(t, w.Nodes[2], "node-1", "node-2", "node-3")
+		if d := w.Nodes[2].UnRegister(t.Context()); len(d.Errors) > 0 {
+			t.Errorf("leaving: %v", d.Errors)
+		}
+		if got := idsOf(w.Registered()); !slices.Equal(got, []string{"node-1", "node-2"}) {
+			t.Errorf("the registry lists %v", got)
+		}
+	})
+}

@@ -528,7 +528,7 @@ const maxReusedTries = 3
 // A jsonRequest is a request to the registry or the token service. Empty fields are not sent.
 type jsonRequest struct {
 	method, address, bearer string
-	renewalOf               string
+	renewalOf, serverID     string
 	body                    any
 }
 
@@ -563,6 +563,9 @@ func (h *httpClient) sendJSON(ctx context.Context, info RequestInfo, r jsonReque
 		}
 		if r.renewalOf != "" {
 			req.Header.Set(wire.RenewalOfHeader, r.renewalOf)
+		}
+		if r.serverID != "" {
+			req.Header.Set(wire.ServerIDHeader, r.serverID)
 		}
 		resp, err := h.do(ctx, rt, info, req, requestForm{})
 		switch {

@@ -73,7 +73,8 @@ func (c *Cluster) OpenAPIHandler() http.Handler {
 //
 // The request must carry a cluster token of the node's own type. An itResource with another id
 // changes nothing, and is not an error. One without servers only asks for the view. A server that
-// the [PeerPolicy] does not allow is ignored.
+// the [PeerPolicy] does not allow is ignored. If the token is bound to one server
+// ([Claims].ServerID), so are all others.
 func (c *Cluster) CreateItResource(w http.ResponseWriter, r *http.Request) {
 	if c.ownRequest.is(r) {
 		w.WriteHeader(http.StatusNoContent)
@@ -142,6 +143,7 @@ type Claims struct {
 	SubType  string // subType: the type of service that the token was issued to
 	Type     string // type: "cluster" in a cluster token
 	Customer string // cust
+	ServerID string // serverId: the only server that the token was issued to; "" for any of its type
 	Scope    string // scope: words separated by spaces
 
 	ExpiresAt time.Time       // exp
@@ -460,7 +462,7 @@ func (c *Cluster) mergeAnnounced(ctx context.Context, it wire.ItResource, sender
 		c.log.Warn("announcement contains invalid servers", zap.Error(err), correlationField(ctx))
 	}
 	// This node's own entry comes from the registry only.
-	announced = announced.Allowed().Without(c.cfg.ID)
+	announced = c.ofSender(ctx, announced.Allowed().Without(c.cfg.ID))
 	if n := c.state.view().CountNew(announced); n > 0 && !c.senders.allow(sender, n, time.Now()) {
 		c.confirmAnnounced()
 		return c.state.view(), nil
@@ -477,6 +479,21 @@ func (c *Cluster) mergeAnnounced(ctx context.Context, it wire.ItResource, sender
 		c.logIgnored(ctx, merged.view.ID(), it.ID)
 	}
 	return merged.view, err
+}
+
+// ofSender returns the servers of an announcement that its sender may announce: only its own one if
+// its token is bound to that. The registry confirms others that exist.
+func (c *Cluster) ofSender(ctx context.Context, announced membership.View) membership.View {
+	claims, _ := ClaimsFrom(ctx)
+	if claims.ServerID == "" {
+		return announced
+	}
+	if others := announced.Without(claims.ServerID); c.state.view().CountNew(others) > 0 {
+		c.log.Debug("ignored servers that are not the sender of their announcement",
+			zap.String("sender", excerpt(claims.ServerID)), zap.Int("nbServers", others.Len()), correlationField(ctx))
+		c.confirmAnnounced()
+	}
+	return announced.Select(claims.ServerID)
 }
 
 // checkAnnouncedSelf looks for an entry of this node at another address. It must be newer than the

@@ -230,7 +230,9 @@ func (r *registryClient) doReplica(ctx context.Context, base string, req *regist
 	req.sent++
 	info := RequestInfo{Target: TargetRegistry, Attempt: req.sent}
 	sent := time.Now()
-	resp, err := r.http.sendJSON(ctx, info, jsonRequest{req.method, base + req.path, req.bearer, req.renewalOf, req.body})
+	resp, err := r.http.sendJSON(ctx, info, jsonRequest{
+		method: req.method, address: base + req.path, bearer: req.bearer, renewalOf: req.renewalOf, body: req.body,
+	})
 	r.checkClock(ctx, base, resp, sent)
 	if err != nil {
 		return err
@@ -386,6 +388,7 @@ func (r *replicas) promote(current, url string) (changed bool) {
 // A tokenFetcher fetches tokens, for a token.Cache: with the function of WithTokens if it is set,
 // or from the token service.
 type tokenFetcher struct {
+	serverID string
 	http     *httpClient
 	replicas *replicas // the URLs of the token service
 	tokens   func(context.Context, TokenKey) (*oauth2.Token, error)
@@ -395,7 +398,7 @@ type tokenFetcher struct {
 
 // newTokens returns the tokens of a node or a guest. Their fetches end with ctx.
 func newTokens(ctx context.Context, client *httpClient, cfg Config, o options) *token.Cache {
-	fetcher := &tokenFetcher{http: client, replicas: newReplicas(cfg.TokenURL), tokens: o.tokens, log: o.log, trace: client.trace}
+	fetcher := &tokenFetcher{serverID: cfg.ID, http: client, replicas: newReplicas(cfg.TokenURL), tokens: o.tokens, log: o.log, trace: client.trace}
 	tokens := token.NewCache(ctx, fetcher.fetch(cfg.ClientID, client.secrets.clientSecret))
 	tokens.RetryAfter = tokenPause
 	client.issued = tokens.Values
@@ -452,7 +455,8 @@ func (f *tokenFetcher) post(ctx context.Context, body any) (response []byte, err
 	attempt := 0
 	err = f.replicas.failover(ctx, deadline, http.MethodPost, func(ctx context.Context, url string) error {
 		attempt++
-		resp, err := f.http.sendJSON(ctx, RequestInfo{Target: TargetTokenService, Attempt: attempt}, jsonRequest{method: http.MethodPost, address: url, body: body})
+		request := jsonRequest{method: http.MethodPost, address: url, serverID: f.serverID, body: body}
+		resp, err := f.http.sendJSON(ctx, RequestInfo{Target: TargetTokenService, Attempt: attempt}, request)
 		response = resp.body
 		if err == nil && !json.Valid(response) {
 			err = &InvalidResponseError{"mST", http.MethodPost, url, errors.New("the response is not JSON")}

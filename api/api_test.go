@@ -18,6 +18,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/api"
 	"github.com/mimiktech/cluster/clustertest"
 	"github.com/mimiktech/cluster/mit"
@@ -156,7 +157,7 @@ func recordExamples(t *testing.T) (node, registry []example) {
 func registerTwo(t *testing.T, token, registration string) (response string) {
 	t.Helper()
 	g, err := mit.NewRegistry(mit.NewMemory(), mit.RegistryConfig{
-		MaxServers: 1, Verify: func(string) (string, error) { return "mds", nil },
+		MaxServers: 1, Verify: func(string) (cluster.Claims, error) { return cluster.Claims{SubType: "mds"}, nil },
 	})
 	if err != nil {
 		t.Fatal(err)

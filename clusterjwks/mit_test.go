@@ -169,9 +169,8 @@ func TestRegistryVerifiesByJWKS(t *testing.T) {
 	s := edSigner(t, "ed")
 	e := &endpoint{body: jwks(t, s)}
 	verifier := newVerifier(t, e, func(c *Config) { c.MinInterval = time.Nanosecond })
-	registry, err := mit.NewRegistry(mit.NewMemory(), mit.RegistryConfig{Verify: func(token string) (string, error) {
-		claims, err := verifier.Verify(context.Background(), token)
-		return claims.SubType, err
+	registry, err := mit.NewRegistry(mit.NewMemory(), mit.RegistryConfig{Verify: func(token string) (cluster.Claims, error) {
+		return verifier.Verify(context.Background(), token)
 	}})
 	if err != nil {
 		t.Fatal(err)

@@ -91,7 +91,7 @@ func newCaller(b *testing.B, peers int, opts ...cluster.Option) func() {
 		body := fmt.Sprintf(`{"data":[%q],"server":{"serverId":%[1]q}}`, s.ServerID)
 		s.ClusterBaseURL = serve(b, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, body) })) + "/mds/v1"
 	}
-	registry, err := mit.NewRegistry(fixedworld.NewStore(servers), mit.RegistryConfig{Verify: func(string) (string, error) { return "mds", nil }})
+	registry, err := mit.NewRegistry(fixedworld.NewStore(servers), mit.RegistryConfig{Verify: func(string) (cluster.Claims, error) { return cluster.Claims{SubType: "mds"}, nil }})
 	if err != nil {
 		b.Fatal(err)
 	}

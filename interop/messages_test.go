@@ -177,6 +177,11 @@ func requestsOfNode(outer *world) {
 			"an npm node requests a token for each address",
 		},
 		{
+			"  x-correlation-id: a-test@0/{date}\n  {\n    \"audience\": ",
+			"  x-correlation-id: a-test@0/{date}\n  x-server-id: {node}\n  {\n    \"audience\": ",
+			"a Go node sends the server id to which a token may be bound",
+		},
+		{
 			"      },\n      {\n        \"clusterBaseUrl\": \"{peer}\",\n        \"createdAt\": \"{date}\",\n" +
 				"        \"serverId\": \"peer\",\n        \"updatedAt\": \"{date}\"\n      }\n",
 			"      }\n",

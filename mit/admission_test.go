@@ -14,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/mit"
 )
 
@@ -33,7 +34,7 @@ func (w stuckWriter) Write(b []byte) (int, error) {
 // newOpenRegistry returns a registry in which any text is a valid token of the type that it names.
 func newOpenRegistry(tb testing.TB, cfg mit.RegistryConfig) *mit.Registry {
 	tb.Helper()
-	cfg.Verify = func(token string) (string, error) { return token, nil }
+	cfg.Verify = func(token string) (cluster.Claims, error) { return cluster.Claims{SubType: token}, nil }
 	g, err := mit.NewRegistry(mit.NewMemory(), cfg)
 	if err != nil {
 		tb.Fatal(err)

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/mit"
 )
 
@@ -21,7 +22,7 @@ func BenchmarkRenewal(b *testing.B) {
 			before := liveHeap()
 			g, err := mit.NewRegistry(mit.NewMemory(), mit.RegistryConfig{
 				MaxServers: n,
-				Verify:     func(string) (string, error) { return "mds", nil },
+				Verify:     func(string) (cluster.Claims, error) { return cluster.Claims{SubType: "mds"}, nil },
 			})
 			if err != nil {
 				b.Fatal(err)

@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/mit"
 )
 
@@ -113,7 +114,7 @@ func TestMetrics(t *testing.T) {
 
 // A store that fails counts as failed, but not one whose caller has disconnected.
 func TestMetricsOfStore(t *testing.T) {
-	open := mit.RegistryConfig{Verify: func(token string) (string, error) { return token, nil }}
+	open := mit.RegistryConfig{Verify: func(token string) (cluster.Claims, error) { return cluster.Claims{SubType: token}, nil }}
 	g, err := mit.NewRegistry(refusingStore{}, open)
 	if err != nil {
 		t.Fatal(err)

@@ -81,19 +81,16 @@ type RegistryConfig struct {
 	// PublicKeys are further keys: RSA (RS256), or ECDSA on P-256 (ES256). With them, Keys may be
 	// empty.
 	PublicKeys []crypto.PublicKey
-	// Verify, if set, replaces the check of tokens by keys. It returns the type of service that a
-	// valid token was issued to. It must be safe for concurrent use. Its error is logged, not sent
-	// to the caller, and must not contain the token. The caller gets a 503 if it wraps
-	// [cluster.ErrVerifierUnavailable].
+	// Verify, if set, replaces the check of tokens by keys. It returns the claims of a valid token:
+	// SubType, and if known Subject and ServerID. It must be safe for concurrent use. Its error is
+	// logged, not sent to the caller, and must not contain the token. The caller gets a 503 if it
+	// wraps [cluster.ErrVerifierUnavailable].
 	//
 	// With the module clusterjwks, a registry verifies the tokens of any token service that has a
 	// JWKS:
 	//
-	//	Verify: func(token string) (string, error) {
-	//		claims, err := verifier.Verify(ctx, token)
-	//		return claims.SubType, err
-	//	}
-	Verify func(token string) (typ string, err error)
+	//	Verify: func(token string) (cluster.Claims, error) { return verifier.Verify(ctx, token) }
+	Verify func(token string) (cluster.Claims, error)
 	// InvalidTokenStatus is the status for invalid or expired tokens, 401 or 403; 403 by default,
 	// because npm nodes replace a token before its expiry only after a 403. A request without a
 	// token always gets a 401.
@@ -110,7 +107,9 @@ type RegistryConfig struct {
 //	DELETE {BasePath}/itResources/{id}/servers/{serverId}
 //	DELETE {BasePath}/itResources/{id}/servers/{serverId}@{date}
 //
-// to callers with a bearer token of the resource's type, and
+// to callers with a bearer token of the resource's type. A token with the claim serverId (see
+// [Client].ServerIDs) registers and deletes no other server. A conditional delete is allowed to all
+// nodes of the type: they evict peers with it. Further endpoints are
 //
 //	GET    {BasePath}/health
 //	GET    {BasePath}/openapi.yaml
@@ -135,7 +134,7 @@ type Registry struct {
 	lease      time.Duration
 	keys       []string
 	publicKeys []crypto.PublicKey
-	verify     func(token string) (caller, error)
+	verify     func(token string) (cluster.Claims, error)
 }
 
 // NewRegistry returns a registry over store, or one error that names every problem of cfg.
@@ -157,10 +156,7 @@ func NewRegistry(store Store, cfg RegistryConfig) (*Registry, error) {
 	g.SetLease(cfg.Lease)
 	g.verify = g.verifierLocked()
 	if cfg.Verify != nil {
-		g.verify = func(token string) (caller, error) {
-			typ, err := cfg.Verify(token)
-			return caller{typ: typ}, err
-		}
+		g.verify = cfg.Verify
 	}
 	base := strings.TrimSuffix(cfg.BasePath, "/")
 	g.handle(base+"/itResources", http.MethodPost, g.register)
@@ -229,16 +225,16 @@ func (g *Registry) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // verifierLocked returns the check of tokens by keys.
-func (g *Registry) verifierLocked() func(token string) (caller, error) {
+func (g *Registry) verifierLocked() func(token string) (cluster.Claims, error) {
 	v := token.NewVerifier(g.cfg.Issuer, g.cfg.Audience, g.keys...)
 	public := newPublicVerifier(g.cfg.Issuer, g.cfg.Audience, g.publicKeys)
 	useSecret := len(g.keys) > 0 || len(g.publicKeys) == 0
-	return func(token string) (caller, error) {
+	return func(token string) (cluster.Claims, error) {
 		claims, err := public(token)
 		if err != nil && useSecret {
 			claims, err = v.Verify(token)
 		}
-		return caller{claims.SubType, strings.TrimSuffix(claims.Subject, subClients)}, err
+		return cluster.Claims(claims), err
 	}
 }
 
@@ -302,6 +298,15 @@ func (c RegistryConfig) validate() error {
 type caller struct {
 	typ    string
 	client string // id of the client that the token was issued to; "" if unknown
+	server string // the only server that the token is for; "" for any of the type
+}
+
+// checkServer rejects a token that is for another server.
+func (c caller) checkServer(id string) error {
+	if c.server == "" || c.server == id {
+		return nil
+	}
+	return newAPIError(http.StatusForbidden, "a token of server %q is not for server %q", c.server, id)
 }
 
 func notFound(w http.ResponseWriter) {
@@ -370,10 +375,14 @@ func (g *Registry) writeError(w http.ResponseWriter, r *http.Request, from calle
 
 // auditFields returns the fields that name the sender of a request in a log line.
 func auditFields(r *http.Request, from caller) []zap.Field {
-	return []zap.Field{
+	fields := []zap.Field{
 		zap.String("method", r.Method), zap.String("type", from.typ), zap.String("clientId", from.client),
 		zap.String("remoteAddress", r.RemoteAddr), httpjson.CorrelationField(r.Context()),
 	}
+	if from.server != "" {
+		fields = append(fields, zap.String("callerServerId", from.server))
+	}
+	return fields
 }
 
 // authenticate verifies the request's token and returns its sender.
@@ -385,8 +394,8 @@ func (g *Registry) authenticate(r *http.Request) (caller, error) {
 	g.mu.Lock()
 	verify := g.verify
 	g.mu.Unlock()
-	from, err := verify(raw)
-	if err == nil && from.typ == "" {
+	claims, err := verify(raw)
+	if err == nil && claims.SubType == "" {
 		err = errors.New("the token has no subType")
 	}
 	if errors.Is(err, cluster.ErrVerifierUnavailable) {
@@ -398,7 +407,7 @@ func (g *Registry) authenticate(r *http.Request) (caller, error) {
 		g.history.reject("", "", remoteAddress(r), "its token was rejected: "+err.Error())
 		return caller{}, newAPIError(g.cfg.invalidTokenStatus(), "the token is not valid here")
 	}
-	return from, nil
+	return caller{claims.SubType, strings.TrimSuffix(claims.Subject, subClients), claims.ServerID}, nil
 }
 
 // leaseTerms returns the TTL of an entry, and the lease to send in milliseconds; nil sends none.
@@ -425,6 +434,10 @@ func (g *Registry) register(w http.ResponseWriter, r *http.Request, from caller)
 	if reg.Type != from.typ {
 		g.history.reject(reg.Type, reg.ServerID, remoteAddress(r), fmt.Sprintf("its token is of type %.40q", from.typ))
 		return nil, newAPIError(http.StatusForbidden, "a token of type %q cannot register type %q", from.typ, reg.Type)
+	}
+	if err := from.checkServer(reg.ServerID); err != nil {
+		g.history.reject(reg.Type, reg.ServerID, remoteAddress(r), fmt.Sprintf("its token is of server %.40q", from.server))
+		return nil, err
 	}
 	if text := r.Header.Get(wire.RenewalOfHeader); text != "" {
 		if reg.RenewalOf, err = time.Parse(time.RFC3339, text); err != nil {
@@ -593,7 +606,9 @@ func (g *Registry) delete(_ http.ResponseWriter, r *http.Request, from caller) (
 	fields := append(auditFields(r, from), zap.String("serverId", serverID))
 	cause := "client"
 	if unmodifiedSince == nil {
-		err = g.store.Delete(r.Context(), id, serverID)
+		if err = from.checkServer(serverID); err == nil {
+			err = g.store.Delete(r.Context(), id, serverID)
+		}
 	} else {
 		cause = "conditional"
 		var newer *cluster.Server

@@ -20,6 +20,7 @@ import (
 	"go.uber.org/zap"
 	"go.uber.org/zap/zaptest/observer"
 
+	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/internal/exchanges"
 	"github.com/mimiktech/cluster/mit"
 )
@@ -490,11 +491,11 @@ func TestRegistryKeys(t *testing.T) {
 }
 
 func TestVerifyHook(t *testing.T) {
-	g, err := mit.NewRegistry(mit.NewMemory(), mit.RegistryConfig{Verify: func(token string) (string, error) {
+	g, err := mit.NewRegistry(mit.NewMemory(), mit.RegistryConfig{Verify: func(token string) (cluster.Claims, error) {
 		if token == "no" {
-			return "mds", errors.New("refused")
+			return cluster.Claims{SubType: "mds"}, errors.New("refused")
 		}
-		return token, nil
+		return cluster.Claims{SubType: token}, nil
 	}})
 	if err != nil {
 		t.Fatal(err)
@@ -644,7 +645,7 @@ func (brokenStore) Get(context.Context, string) (mit.Resource, error) {
 func TestStoreFailure(t *testing.T) {
 	core, logs := observer.New(zap.DebugLevel)
 	g, err := mit.NewRegistry(brokenStore{}, mit.RegistryConfig{
-		Verify: func(token string) (string, error) { return token, nil },
+		Verify: func(token string) (cluster.Claims, error) { return cluster.Claims{SubType: token}, nil },
 		Logger: zap.New(core),
 	})
 	if err != nil {
@@ -769,7 +770,7 @@ func FuzzRegistry(f *testing.F) {
 	f.Add("POST", "/itResources", "%", `{"type":"mds","serverId":"\u0000","clusterBaseUrl":"http://[::1","location":null}`)
 	f.Fuzz(func(t *testing.T, method, path, query, body string) {
 		store := mit.NewMemory()
-		g, err := mit.NewRegistry(store, mit.RegistryConfig{Verify: func(token string) (string, error) { return token, nil }})
+		g, err := mit.NewRegistry(store, mit.RegistryConfig{Verify: func(token string) (cluster.Claims, error) { return cluster.Claims{SubType: token}, nil }})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -812,7 +813,7 @@ func BenchmarkRegistryRenew(b *testing.B) {
 	for _, n := range []int{100, 1000, 10_000} {
 		b.Run(fmt.Sprintf("servers=%d", n), func(b *testing.B) {
 			store := mit.NewMemory()
-			g, err := mit.NewRegistry(store, mit.RegistryConfig{Verify: func(token string) (string, error) { return token, nil }})
+			g, err := mit.NewRegistry(store, mit.RegistryConfig{Verify: func(token string) (cluster.Claims, error) { return cluster.Claims{SubType: token}, nil }})
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -826,5 +827,31 @@ func BenchmarkRegistryRenew(b *testing.B) {
 				send(g, "POST", "/itResources", "mds", body("mds", "7"))
 			}
 		})
+	}
+}
+
+// The holder of a token that is bound to a server registers and deletes no other one. It may evict
+// others, with a conditional delete.
+func TestBoundTokens(t *testing.T) {
+	p := newServices(t, nil)
+	p.tokens = newTokens(t, withBoundClient("*"))
+	a := boundToken(t, p.tokens, "a", audience)
+	checkError(t, send(p.registry, http.MethodPost, "/itResources", a, body("mds", "b")), 403, `"a"`, `"b"`)
+	if r := send(p.registry, http.MethodPost, "/itResources", a, body("mds", "a")); r.status != http.StatusOK {
+		t.Errorf("registering itself: %d %s", r.status, r.body)
+	}
+	b := p.join("b").ItResource.Servers[1]
+	p.join("c")
+	checkError(t, send(p.registry, http.MethodDelete, serverPath("b"), a, ""), 403, `"a"`, `"b"`)
+	if got := p.servers(); !slices.Equal(got, []string{"a", "b", "c"}) {
+		t.Errorf("servers %v", got)
+	}
+	for _, path := range []string{"a", "b@" + b.UpdatedAt} {
+		if r := send(p.registry, http.MethodDelete, serverPath(path), a, ""); r.status != http.StatusOK {
+			t.Errorf("deleting %s: %d %s", path, r.status, r.body)
+		}
+	}
+	if got := p.servers(); !slices.Equal(got, []string{"c"}) {
+		t.Errorf("servers %v", got)
 	}
 }

@@ -38,7 +38,7 @@ func newListRegistry(tb testing.TB) (*listStore, *mit.Registry) {
 	store := &listStore{Resource: mit.Resource{ID: mit.ResourceID("mds"), Type: "mds"}}
 	g, err := mit.NewRegistry(store, mit.RegistryConfig{
 		MaxServers: 20_000,
-		Verify:     func(token string) (string, error) { return token, nil },
+		Verify:     func(token string) (cluster.Claims, error) { return cluster.Claims{SubType: token}, nil },
 	})
 	if err != nil {
 		tb.Fatal(err)
@@ -196,7 +196,9 @@ func TestHealth(t *testing.T) {
 			store.err = test.stale
 			g, err := mit.NewRegistry(test.store, mit.RegistryConfig{
 				BasePath: "/mIT/v1",
-				Verify:   func(string) (string, error) { return "", errors.New("health must not need a token") },
+				Verify: func(string) (cluster.Claims, error) {
+					return cluster.Claims{}, errors.New("health must not need a token")
+				},
 			})
 			if err != nil {
 				t.Fatal(err)

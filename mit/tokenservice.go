@@ -42,6 +42,12 @@ type Client struct {
 	// empty: any.
 	Audiences []string `json:"audiences,omitempty"`
 	Customers []string `json:"customers,omitempty"`
+	// ServerIDs, if set, binds each token to the server for which it is requested. These are the ids
+	// that the client may request, "*" for any. The request must have the id in the header
+	// X-Server-Id, which nodes of this module send, and the token has it in the claim serverId. A
+	// [Registry] lets its holder register and delete no other server, and peers accept its
+	// announcements of that server only. npm nodes need a client without ServerIDs.
+	ServerIDs []string `json:"serverIds,omitempty"`
 }
 
 // TokenConfig configures a [TokenService]. Issuer and Key are mandatory. The zero value of any
@@ -228,8 +234,17 @@ const (
 	maxTokenRequestBytes = 64 << 10
 )
 
+// anyServerID in the ServerIDs of a client allows any id.
+const anyServerID = "*"
+
 func (c Client) validate() error {
-	return errors.Join(require("client ID", c.ID), require("client Secret", c.Secret), require("client Type", c.Type))
+	errs := []error{require("client ID", c.ID), require("client Secret", c.Secret), require("client Type", c.Type)}
+	for _, id := range c.ServerIDs {
+		if err := wire.CheckServerID(id); err != nil {
+			errs = append(errs, fmt.Errorf("invalid ServerIDs of client %q: an id %w", c.ID, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (c TokenConfig) accessTokenTTL() time.Duration { return cmp.Or(c.AccessTokenTTL, 24*time.Hour) }
@@ -284,6 +299,7 @@ type grant struct {
 	Audience string `json:"audience"`
 	Type     string `json:"type,omitempty"`
 	Customer string `json:"customer,omitempty"`
+	ServerID string `json:"serverId,omitempty"`
 
 	// Family and Generation identify the refresh token among the descendants of one request.
 	Family     string `json:"family,omitempty"`
@@ -370,7 +386,7 @@ func (s *TokenService) serve(w http.ResponseWriter, r *http.Request, parse parse
 	s.metrics.tokens.Add(1, tokenIssued)
 	s.log.Info("token issued", zap.String("clientId", client.ID), zap.String("type", client.Type),
 		zap.String("audience", grant.Audience), zap.Bool("cluster", grant.Type == typeCluster),
-		zap.String("grant", req.GrantType), zap.String("remoteAddress", r.RemoteAddr), httpjson.CorrelationField(r.Context()))
+		zap.String("grant", req.GrantType), zap.String("serverId", grant.ServerID), zap.String("remoteAddress", r.RemoteAddr), httpjson.CorrelationField(r.Context()))
 	return tokens, nil
 }
 
@@ -428,6 +444,9 @@ func (s *TokenService) authorizeGrant(r *http.Request, req tokenRequest) (knownC
 		if err == nil {
 			g, err = s.newGrant(req)
 		}
+		if len(client.ServerIDs) > 0 {
+			g.ServerID = r.Header.Get(wire.ServerIDHeader)
+		}
 	case grantRefresh:
 		client, g, err = s.refresh(req.RefreshToken)
 	default:
@@ -455,14 +474,28 @@ func (s *TokenService) newGrant(req tokenRequest) (grant, error) {
 	}, nil
 }
 
-// checkGrant returns an error for an audience or customer that the client may not request. It also
-// applies to a refresh of a token that was issued earlier.
+// checkGrant returns an error for an audience, customer or server that the client may not request.
+// It also applies to a refresh of a token that was issued earlier.
 func (c knownClient) checkGrant(g grant) error {
 	if len(c.Audiences) > 0 && !slices.Contains(c.Audiences, g.Audience) {
 		return &apiError{status: http.StatusBadRequest, message: "the client may not request this audience", oauthCode: "invalid_target"}
 	}
 	if g.Customer != "" && len(c.Customers) > 0 && !slices.Contains(c.Customers, g.Customer) {
 		return &apiError{status: http.StatusBadRequest, message: "the client may not request this customer_name", oauthCode: "invalid_request"}
+	}
+	return c.checkServerID(g.ServerID)
+}
+
+// checkServerID returns an error if a client with ServerIDs may not request a token for a server.
+func (c knownClient) checkServerID(id string) error {
+	if len(c.ServerIDs) == 0 {
+		return nil
+	}
+	if err := wire.CheckServerID(id); err != nil {
+		return newAPIError(http.StatusBadRequest, "the tokens of the client are bound to a server, and the header %s %v", wire.ServerIDHeader, err)
+	}
+	if !slices.Contains(c.ServerIDs, id) && !slices.Contains(c.ServerIDs, anyServerID) {
+		return newAPIError(http.StatusBadRequest, "the client may not request a token for this server")
 	}
 	return nil
 }
@@ -554,6 +587,9 @@ func (s *TokenService) issue(client knownClient, g grant) (tokenResponse, error)
 	}
 	if g.Customer != "" {
 		access["cust"] = g.Customer
+	}
+	if len(client.ServerIDs) > 0 {
+		access["serverId"] = g.ServerID
 	}
 	refresh := maps.Clone(common)
 	refresh["aud"] = s.cfg.Issuer

@@ -529,3 +529,61 @@ func FuzzTokenService(f *testing.F) {
 		}
 	})
 }
+
+// requestFor is the response to a token request that names a server.
+func requestFor(tb testing.TB, s *mit.TokenService, serverID string, req map[string]string) response {
+	tb.Helper()
+	b, err := json.Marshal(req)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	r := httptest.NewRequest(http.MethodPost, issuer, strings.NewReader(string(b)))
+	r.Header.Set("Content-Type", "application/json")
+	r.Header.Set("X-Server-Id", serverID)
+	return exchange(s, r)
+}
+
+// boundToken is an access token that is bound to a server.
+func boundToken(tb testing.TB, s *mit.TokenService, serverID, audience string) string {
+	tb.Helper()
+	a := requestFor(tb, s, serverID, credentials("client_id", "bound", "audience", audience))
+	if a.status != http.StatusOK {
+		tb.Fatalf("%d %s", a.status, a.body)
+	}
+	return decode[struct{ Data tokens }](tb, a).Data.AccessToken
+}
+
+func withBoundClient(ids ...string) func(*mit.TokenConfig) {
+	return func(c *mit.TokenConfig) {
+		c.Clients = append(c.Clients, mit.Client{ID: "bound", Secret: secret, Type: "mds", ServerIDs: ids})
+	}
+}
+
+// The tokens of a client with ServerIDs have the id of the server for which they were requested.
+func TestTokensBoundToAServer(t *testing.T) {
+	s := newTokens(t, withBoundClient("a", "b"))
+	bound := credentials("client_id", "bound")
+	first := decode[struct{ Data tokens }](t, requestFor(t, s, "a", bound)).Data
+	refreshed := requestTokens(t, s, refreshRequest(first)) // the refresh token has the id
+	for _, raw := range []string{first.AccessToken, refreshed.AccessToken, boundToken(t, newTokens(t, withBoundClient("*")), "a", "peers")} {
+		if id := claimsOf(t, raw)["serverId"]; id != "a" {
+			t.Errorf("the token is bound to %v", id)
+		}
+	}
+	checkError(t, postJSON(t, s, bound), 400, "X-Server-Id", "is missing")
+	checkError(t, requestFor(t, s, "c", bound), 400, "may not request a token for this server")
+	checkError(t, requestFor(t, s, "a/../b", bound), 400, "X-Server-Id")
+
+	other := decode[struct{ Data tokens }](t, requestFor(t, s, "a/../b", credentials())).Data
+	if id, has := claimsOf(t, other.AccessToken)["serverId"]; has {
+		t.Errorf("a client without ServerIDs gets a token that is bound to %v", id)
+	}
+	// A client that is bound later does not refresh the tokens that it had.
+	if err := s.SetClient(mit.Client{ID: "mds-client", Secret: secret, Type: "mds", ServerIDs: []string{"*"}}); err != nil {
+		t.Fatal(err)
+	}
+	checkError(t, postJSON(t, s, refreshRequest(other)), 400, "is missing")
+	if err := s.SetClient(mit.Client{ID: "x", Secret: secret, Type: "mds", ServerIDs: []string{"a/b"}}); err == nil || !strings.Contains(err.Error(), "ServerIDs") {
+		t.Errorf("a client with an invalid server id: %v", err)
+	}
+}

@@ -25,6 +25,7 @@ import (
 	"github.com/prometheus/prometheus/promql/promqltest"
 	"github.com/prometheus/prometheus/rules"
 
+	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/clusterprom"
 	"github.com/mimiktech/cluster/mit"
 )
@@ -239,7 +240,7 @@ func exposed(t *testing.T) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	registry, err := mit.NewRegistry(mit.NewMemory(), mit.RegistryConfig{Verify: func(token string) (string, error) { return token, nil }})
+	registry, err := mit.NewRegistry(mit.NewMemory(), mit.RegistryConfig{Verify: func(token string) (cluster.Claims, error) { return cluster.Claims{SubType: token}, nil }})
 	if err != nil {
 		t.Fatal(err)
 	}

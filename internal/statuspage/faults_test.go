@@ -319,7 +319,7 @@ func TestPageNamesFullRegistry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newSite(t)
 		registry, err := mit.NewRegistry(mit.NewMemory(), mit.RegistryConfig{
-			Lease: time.Hour, BasePath: "/mIT/v1", MaxServers: 2, Verify: func(string) (string, error) { return "mds", nil },
+			Lease: time.Hour, BasePath: "/mIT/v1", MaxServers: 2, Verify: func(string) (cluster.Claims, error) { return cluster.Claims{SubType: "mds"}, nil },
 		})
 		if err != nil {
 			t.Fatal(err)

@@ -19,6 +19,7 @@ type Claims struct {
 	SubType   string // the caller's type of service
 	Type      string // "cluster" if the token is one for peers
 	Customer  string // cust
+	ServerID  string // serverId: the only server that the token is for, or ""
 	Scope     string
 	ExpiresAt time.Time
 	Raw       json.RawMessage // the payload as received
@@ -214,6 +215,7 @@ func (p *payload) decodeRaw() error {
 		{"subType", &p.claims.SubType},
 		{"type", &p.claims.Type},
 		{"cust", &p.claims.Customer},
+		{"serverId", &p.claims.ServerID},
 		{"scope", &p.claims.Scope},
 	} {
 		if raw, ok := all[claim.name]; ok && json.Unmarshal(raw, claim.to) != nil {

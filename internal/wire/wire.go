@@ -159,6 +159,10 @@ func ResourceID(typ string) string {
 // registry of this module answers 412 if that entry is gone. Other registries ignore the header.
 const RenewalOfHeader = "X-Renewal-Of"
 
+// ServerIDHeader has the id of the node that requests a token. The token service of this module
+// binds the tokens of some clients to it. Other token services ignore the header.
+const ServerIDHeader = "X-Server-Id"
+
 // Registration is the body of POST /itResources at the registry, which registers and renews.
 type Registration struct {
 	Type           string          `json:"type"`

@@ -161,7 +161,7 @@ func (c Command) flags(s *settings) *flag.FlagSet {
 	fs.StringVar(&s.typ, "type", "", "`type` of service to create a client for and print the environment of (default \"example\" without --clients)")
 	fs.StringVar(&s.id, "client-id", "", "`id` of that client (default: its type)")
 	fs.StringVar(&s.secret, "client-secret", "", "`secret` of that client (default: the variable "+secretVariable+", otherwise random)")
-	fs.StringVar(&s.clientsFile, "clients", "", "`file` with clients: a JSON array of {\"id\", \"secret\", \"type\", \"scope\", \"audiences\", \"customers\"}, of which the last three are optional; read again on SIGHUP")
+	fs.StringVar(&s.clientsFile, "clients", "", "`file` with clients: a JSON array of {\"id\", \"secret\", \"type\", \"scope\", \"audiences\", \"customers\", \"serverIds\"}, of which the last four are optional; read again on SIGHUP")
 	fs.StringVar(&s.key, "key", "", "`key` to sign tokens with (default: the variable "+keyVariable+", otherwise random)")
 	fs.StringVar(&s.keyFile, "key-file", "", "`file` with that key; tokens signed with the keys in further lines are accepted, too; read again on SIGHUP")
 	fs.StringVar(&s.signingFile, "signing-key", "", "PEM `file` with a private key to sign access tokens with, RSA (RS256) or ECDSA on P-256 (ES256); its public key is served at "+jwksPath+", with those of further keys in the file; read again on SIGHUP (default: HS256 with --key, for npm nodes)")

@@ -11,6 +11,7 @@ import (
 
 	"go.uber.org/zap"
 
+	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/mit"
 )
 
@@ -21,9 +22,8 @@ type JWKS struct {
 	Audience string // aud: that of the registry
 }
 
-// A VerifyToken returns the type of service that a valid token was issued to. It is
-// [mit.RegistryConfig].Verify.
-type VerifyToken = func(token string) (typ string, err error)
+// A VerifyToken returns the claims of a valid token. It is [mit.RegistryConfig].Verify.
+type VerifyToken = func(token string) (cluster.Claims, error)
 
 func (j *JWKS) addFlags(fs *flag.FlagSet) {
 	fs.StringVar(&j.URL, "jwks-url", "", "`URL` of the JWKS of another token service: the registry then accepts its access tokens, and this program issues none (default: this program is the token service)")

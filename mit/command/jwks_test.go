@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"go.uber.org/zap"
+
+	"github.com/mimiktech/cluster"
 )
 
 // With the keys of another token service, the program is only a registry.
@@ -17,11 +19,11 @@ func TestJWKS(t *testing.T) {
 	var keys JWKS
 	c := Command{VerifyJWKS: func(_ context.Context, k JWKS, _ *zap.Logger) (VerifyToken, error) {
 		keys = k
-		return func(token string) (string, error) {
+		return func(token string) (cluster.Claims, error) {
 			if token != "good" {
-				return "", errors.New("signed with another key")
+				return cluster.Claims{}, errors.New("signed with another key")
 			}
-			return "mds", nil
+			return cluster.Claims{SubType: "mds"}, nil
 		}, nil
 	}}
 	var log logBuffer

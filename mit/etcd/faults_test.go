@@ -299,7 +299,7 @@ func TestAddressConflicts(t *testing.T) {
 		var registries [2]*mit.Registry
 		for i, s := range stores {
 			var err error
-			registries[i], err = mit.NewRegistry(s, mit.RegistryConfig{Verify: func(string) (string, error) { return "mds", nil }})
+			registries[i], err = mit.NewRegistry(s, mit.RegistryConfig{Verify: func(string) (cluster.Claims, error) { return cluster.Claims{SubType: "mds"}, nil }})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -553,7 +553,7 @@ func TestNoQuorum(t *testing.T) {
 	c := etcdtest.Run(t, 3)
 	log, logs := observed()
 	s := open(t, etcd.Config{Endpoints: c.Endpoints, Timeout: 4 * time.Second, Logger: log})
-	registry, err := mit.NewRegistry(s, mit.RegistryConfig{Verify: func(string) (string, error) { return "mds", nil }})
+	registry, err := mit.NewRegistry(s, mit.RegistryConfig{Verify: func(string) (cluster.Claims, error) { return cluster.Claims{SubType: "mds"}, nil }})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -13,6 +13,7 @@ import (
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/mit"
 	"github.com/mimiktech/cluster/mit/etcd"
 	"github.com/mimiktech/cluster/mit/etcd/internal/etcdtest"
@@ -21,7 +22,7 @@ import (
 // health returns the status and body of the health endpoint of a registry over the store.
 func health(t *testing.T, s *etcd.Store) (int, string) {
 	t.Helper()
-	registry, err := mit.NewRegistry(s, mit.RegistryConfig{Verify: func(string) (string, error) { return "mds", nil }})
+	registry, err := mit.NewRegistry(s, mit.RegistryConfig{Verify: func(string) (cluster.Claims, error) { return cluster.Claims{SubType: "mds"}, nil }})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,7 +217,7 @@ func TestRefusalsWriteNothing(t *testing.T) {
 		"409": {MaxServers: 2},
 		"413": {MaxListBytes: 400},
 	} {
-		limit.Verify = func(string) (string, error) { return "mds", nil }
+		limit.Verify = func(string) (cluster.Claims, error) { return cluster.Claims{SubType: "mds"}, nil }
 		registry, err := mit.NewRegistry(s, limit)
 		if err != nil {
 			t.Fatal(err)

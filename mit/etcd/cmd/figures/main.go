@@ -19,6 +19,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/mit"
 	"github.com/mimiktech/cluster/mit/etcd"
 	"github.com/mimiktech/cluster/mit/etcd/internal/etcdtest"
@@ -185,7 +186,7 @@ func (s settings) row(ctx context.Context, name string, stores []mit.Store, n in
 	for _, store := range stores {
 		registry, err := mit.NewRegistry(store, mit.RegistryConfig{
 			MaxServers: 2 * n,
-			Verify:     func(string) (string, error) { return typ, nil },
+			Verify:     func(string) (cluster.Claims, error) { return cluster.Claims{SubType: typ}, nil },
 		})
 		if err != nil {
 			return err

@@ -60,10 +60,7 @@ func verifyJWKS(ctx context.Context, keys command.JWKS, log *zap.Logger) (comman
 	if err != nil {
 		return nil, fmt.Errorf("--jwks-url: %w", err)
 	}
-	return func(token string) (string, error) {
-		claims, err := verifier.Verify(ctx, token)
-		return claims.SubType, err
-	}, nil
+	return func(token string) (cluster.Claims, error) { return verifier.Verify(ctx, token) }, nil
 }
 
 func (f *flags) open(ctx context.Context, log *zap.Logger) (mit.Store, func() error, error) {
