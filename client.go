@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -28,6 +29,7 @@ import (
 
 	"github.com/mimiktech/cluster/internal/h1"
 	"github.com/mimiktech/cluster/internal/httpjson"
+	"github.com/mimiktech/cluster/internal/https"
 	"github.com/mimiktech/cluster/internal/redact"
 	"github.com/mimiktech/cluster/internal/wire"
 )
@@ -712,10 +714,10 @@ func newTransports(o options, maxInFlight int) (transports, error) {
 	}
 	backend := newBackendTransport(o, 4)
 	backendNewConn := newBackendTransport(o, 0)
-	backendNewConn.http.DisableKeepAlives, backendNewConn.other.DisableKeepAlives = true, true
+	backendNewConn.disableKeepAlives()
 	peers := newDirectTransport(o, max(2, maxInFlight/16))
 	newConn := newDirectTransport(o, 0)
-	newConn.http.DisableKeepAlives, newConn.other.DisableKeepAlives = true, true
+	newConn.disableKeepAlives()
 	t := transports{
 		backend: backend, peers: peers, backendNewConn: backendNewConn, newConn: newConn,
 		owned:  []*http.Transport{backend.other, backendNewConn.other, peers.other, newConn.other},
@@ -803,10 +805,11 @@ func dialContext(dialer net.Dialer) dialFunc {
 }
 
 // closeIdle closes the idle connections to a peer that is no longer called at this base URL. Those
-// of net/http, for https, expire.
+// of net/http, for HTTP/2, expire.
 func (t transports) closeIdle(base *url.URL) {
 	for _, d := range t.direct {
 		d.http.CloseIdle(base.Host)
+		d.https.HTTP1.CloseIdle(base.Host)
 	}
 }
 
@@ -816,46 +819,60 @@ func (t transports) close() {
 	}
 	for _, d := range t.direct {
 		d.http.Close()
+		d.https.HTTP1.Close()
 	}
 }
 
 // maxIdleConns bounds the idle connections to all peers. Each takes a descriptor and 1 kB.
 const maxIdleConns = 16 << 10
 
-// A directTransport sends requests. Requests to http URLs cost half of what they cost with
-// net/http, which sends all others. net/http also prints an unsolicited response, with all secrets
-// in it, to the standard logger.
+// A directTransport sends requests. net/http sends those over HTTP/2 and through a proxy. Package
+// h1 sends all others, over HTTP/1.1. They cost half of what they cost with net/http, which also
+// prints an unsolicited response, with all secrets in it, to the standard logger.
 type directTransport struct {
 	http  *h1.Transport
+	https *https.Transport
 	other *http.Transport
 }
 
 // newBackendTransport returns a transport to the registry and the token service, which may be
 // behind a proxy.
 func newBackendTransport(o options, idlePerHost int) *directTransport {
-	other := newTransport(net.Dialer{}, idlePerHost)
-	other.Proxy = http.ProxyFromEnvironment
-	other.TLSClientConfig = o.backendTLS.Clone() // net/http changes it
-	return &directTransport{
-		http:  &h1.Transport{Dial: dialContext(net.Dialer{}), MaxIdlePerHost: max(1, idlePerHost), MaxIdle: maxIdleConns},
-		other: other,
-	}
+	t := makeDirectTransport(net.Dialer{}, o.backendTLS, idlePerHost)
+	t.other.Proxy = http.ProxyFromEnvironment
+	t.http.MaxIdlePerHost = max(1, idlePerHost)
+	return t
 }
 
 func newDirectTransport(o options, idlePerHost int) *directTransport {
-	dialer := net.Dialer{Control: o.policy.dialControl}
+	return makeDirectTransport(net.Dialer{Control: o.policy.dialControl}, o.peerTLS, idlePerHost)
+}
+
+func makeDirectTransport(dialer net.Dialer, cfg *tls.Config, idlePerHost int) *directTransport {
 	other := newTransport(dialer, idlePerHost)
-	other.TLSClientConfig = o.peerTLS.Clone() // net/http changes it
-	return &directTransport{
+	other.TLSClientConfig = cfg.Clone() // net/http changes it
+	t := &directTransport{
 		http:  &h1.Transport{Dial: dialContext(dialer), MaxIdlePerHost: idlePerHost, MaxIdle: maxIdleConns},
+		https: https.New(other, dialContext(dialer), cfg),
 		other: other,
 	}
+	t.https.HTTP1.MaxIdlePerHost, t.https.HTTP1.MaxIdle = idlePerHost, maxIdleConns
+	return t
+}
+
+func (t *directTransport) disableKeepAlives() {
+	t.http.DisableKeepAlives, t.https.HTTP1.DisableKeepAlives, t.other.DisableKeepAlives = true, true, true
 }
 
 // RoundTrip implements http.RoundTripper.
 func (t *directTransport) RoundTrip(req *http.Request) (*http.Response, error) {
-	if t.sendsTo(req.URL) && !t.hasProxy(req) {
+	switch {
+	case t.hasProxy(req) || !isASCII(req.URL.Host): // net/http encodes such a host name
+		return t.other.RoundTrip(req)
+	case t.sendsTo(req.URL):
 		return t.http.RoundTrip(req)
+	case req.URL.Scheme == "https":
+		return t.https.RoundTrip(req)
 	}
 	return t.other.RoundTrip(req)
 }
@@ -869,8 +886,9 @@ func (t *directTransport) hasProxy(req *http.Request) bool {
 	return proxy != nil || err != nil
 }
 
-// sendsTo reports whether requests to u are sent without net/http. net/http encodes a host name
-// that is not ASCII.
-func (t *directTransport) sendsTo(u *url.URL) bool {
-	return u.Scheme == "http" && !strings.ContainsFunc(u.Host, func(r rune) bool { return r > unicode.MaxASCII })
+// sendsTo reports whether requests to u are sent with plain HTTP/1.1, unless there is a proxy.
+func (t *directTransport) sendsTo(u *url.URL) bool { return u.Scheme == "http" && isASCII(u.Host) }
+
+func isASCII(text string) bool {
+	return !strings.ContainsFunc(text, func(r rune) bool { return r > unicode.MaxASCII })
 }

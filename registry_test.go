@@ -715,3 +715,39 @@ func TestTokenServiceReplicas(t *testing.T) {
 		_ = c.Close()
 	})
 }
+
+// A token may be too long for a remote, or malformed. It is replaced once by another one, not for
+// each request.
+func TestDoubtfulTokenIsReplacedOnce(t *testing.T) {
+	for _, status := range []int{http.StatusRequestHeaderFieldsTooLarge, http.StatusBadRequest} {
+		for name, host := range map[string]string{"registry": clustertest.RegistryHost, "peer": "node-2:8080"} {
+			t.Run(fmt.Sprintf("%d from a %s", status, name), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					w := clustertest.Start(t, 2)
+					n := w.Nodes[0]
+					rpc(t, n, cluster.Request{Path: "/things"}) // both tokens are known
+					var mu sync.Mutex
+					sent := map[string]bool{}
+					w.Network.Fault(n.Host, host, func(next http.RoundTripper) http.RoundTripper {
+						return clustertest.RoundTripperFunc(func(r *http.Request) (*http.Response, error) {
+							mu.Lock()
+							defer mu.Unlock()
+							sent[r.Header.Get("Authorization")] = true
+							return respond(status, "")(next).RoundTrip(r)
+						})
+					})
+					requests := recordRequests(w)
+					for range 10 {
+						rpc(t, n, cluster.Request{Path: "/things"})
+						ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+						_, _ = n.Register(ctx) // fails if the registry rejects it
+						cancel()
+					}
+					if len(sent) != 2 || len(requests.tokenRequests(n)) != 1 {
+						t.Errorf("%d tokens were sent, %d were requested", len(sent), len(requests.tokenRequests(n)))
+					}
+				})
+			})
+		}
+	}
+}

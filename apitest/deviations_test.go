@@ -39,6 +39,7 @@ var deviations = sync.OnceValue(func() (all []deviation) { //nolint:gochecknoglo
 		"TestDepartureIsRepeatedDespiteTheRegistry": "a response without an error",
 		"TestDepartureKeepsTheSuccessor":            "a shortened response",
 		"TestDepartureWithoutDates":                 "a registry whose entries have no dates",
+		"TestDoubtfulTokenIsReplacedOnce":           "the statuses for a token that is too long or malformed",
 		"TestEchoedSecretsAreRedacted":              "responses that repeat the secrets of the request",
 		"TestEntryWithoutTimestampIsNotEvicted":     "a registry whose entries have no dates",
 		"TestEnvironmentWithControlCharacters":      "an error with control characters",

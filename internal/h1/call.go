@@ -137,7 +137,7 @@ func (h Header) Fields() http.Header {
 // query. If an error occurs after the head of a response, Do also returns the status and the bytes
 // of the body that arrived.
 func (t *Transport) Do(ctx context.Context, call *Call, host, uri string) (Response, error) {
-	address, err := addressOf(host)
+	address, err := t.addressOf(host)
 	if err != nil {
 		return Response{}, err
 	}

@@ -2,6 +2,7 @@ package h1
 
 import (
 	"bufio"
+	"crypto/tls"
 	"errors"
 	"net"
 	"sync/atomic"
@@ -16,7 +17,7 @@ type conn struct {
 	abort   func()      // sets arrived and closes nc; made once, since each request needs it
 	probe   func() bool // the check of quiet in one system call; nil if there is none
 	arrived atomic.Bool // when abort was called, the socket had bytes to read
-	kernel  bool        // nc is a socket, so a short write does not wait for the peer
+	kernel  bool        // nc is a socket, or TLS on one, so a short write does not wait for the peer
 
 	br        *bufio.Reader // while a response is read
 	headLimit int64         // remaining bytes of the head's limit; negative in a body
@@ -31,13 +32,29 @@ type conn struct {
 
 func newConn(nc net.Conn, address string) *conn {
 	c := &conn{nc: nc, address: address}
-	_, c.kernel = nc.(syscall.Conn)
-	c.probe = newProbe(nc)
+	socket := nc
+	if tc, ok := nc.(*tls.Conn); ok {
+		socket = tc.NetConn()
+		c.probe = newTLSProbe(tc)
+	} else {
+		c.probe = newProbe(nc)
+	}
+	_, c.kernel = socket.(syscall.Conn)
 	c.abort = func() {
-		c.arrived.Store(readable(nc))
-		nc.Close()
+		c.arrived.Store(readable(socket))
+		socket.Close() // that of TLS would wait until it can say so to the peer
 	}
 	return c
+}
+
+// newTLSProbe is newProbe for a connection with TLS. That may have read more from its socket than
+// it has returned, and returns it even if its deadline is over.
+func newTLSProbe(tc *tls.Conn) func() bool {
+	socket := newProbe(tc.NetConn())
+	if socket == nil {
+		return nil
+	}
+	return func() bool { return readsNothing(tc, time.Unix(1, 0)) && socket() }
 }
 
 func (c *conn) close() { c.nc.Close() }
@@ -72,13 +89,18 @@ func (c *conn) quiet() bool {
 	if c.probe != nil {
 		return c.probe()
 	}
+	return readsNothing(c.nc, time.Now().Add(probeTime))
+}
+
+// readsNothing reports whether a connection is open and has nothing to read until deadline.
+func readsNothing(nc net.Conn, deadline time.Time) bool {
 	var b [1]byte
-	if c.nc.SetReadDeadline(time.Now().Add(probeTime)) != nil {
+	if nc.SetReadDeadline(deadline) != nil {
 		return false
 	}
-	_, err := c.nc.Read(b[:])
+	_, err := nc.Read(b[:])
 	ne, ok := err.(net.Error) //nolint:errorlint // a connection returns its own error, not a wrapped one
-	return ok && ne.Timeout() && c.nc.SetReadDeadline(time.Time{}) == nil
+	return ok && ne.Timeout() && nc.SetReadDeadline(time.Time{}) == nil
 }
 
 // probeTime is the duration of the read that checks a connection without a probe.

@@ -1,4 +1,4 @@
-// Package h1 is a client for plain HTTP/1.1. In a fan-out it costs half as much as the client of
+// Package h1 is a client for HTTP/1.1. In a fan-out it costs half as much as the client of
 // net/http. The goroutine that calls [Transport.Do] or [Transport.RoundTrip] writes the request and
 // reads the response. An idle connection has no goroutine, buffer or timer of its own.
 //
@@ -20,7 +20,7 @@
 // idle connection is used, the transport reads from it without blocking. If the peer has closed it,
 // or has sent bytes that belong to no request, the transport uses another connection. On unix this
 // check is one system call. On Windows, and for connections that are not sockets, it is a read with
-// a deadline of a millisecond.
+// a deadline of a millisecond. With TLS, it also covers what has been read from the socket already.
 //
 // A request that finds no idle connection dials one, and waits only for that dial. In net/http,
 // another goroutine dials, and the request uses a connection that becomes idle earlier. That takes
@@ -54,7 +54,8 @@
 //   - If bytes follow a response, the connection is closed before another request can use it.
 //     net/http may use the connection again before it notices them.
 //   - Two concurrent reads of one response body are an error.
-//   - Only the scheme http is supported, and host names must be ASCII.
+//   - Host names must be ASCII. A transport serves one scheme: http, or https if it is
+//     [Transport.Secure].
 //
 // Other differences follow from the design:
 //

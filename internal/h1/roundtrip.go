@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"cmp"
 	"compress/gzip"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -23,7 +24,7 @@ import (
 // closed. It implements [http.RoundTripper].
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	m := &requestMessage{t: t, original: req, body: req.Body}
-	address, err := checkRequest(req)
+	address, err := t.checkRequest(req)
 	if err != nil {
 		m.abandon()
 		return nil, err
@@ -43,6 +44,9 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		x.discard()
 		return nil, x.explain(err)
+	}
+	if tc, ok := x.c.nc.(*tls.Conn); ok {
+		resp.TLS = new(tc.ConnectionState())
 	}
 	x.setBody(resp, gzipped)
 	return resp, nil
@@ -288,13 +292,13 @@ func inMemory(body io.Reader) bool {
 }
 
 // checkRequest returns the address to dial, or an error if the request cannot be sent.
-func checkRequest(req *http.Request) (address string, err error) {
+func (t *Transport) checkRequest(req *http.Request) (address string, err error) {
 	switch {
 	case req.URL == nil:
 		return "", errors.New("a request without a URL")
 	case req.Header == nil:
 		return "", errors.New("a request without a header")
-	case req.URL.Scheme != "http":
+	case req.URL.Scheme != t.scheme():
 		return "", fmt.Errorf("unsupported protocol scheme %q", req.URL.Scheme)
 	case req.Method != "" && !isToken(req.Method):
 		return "", fmt.Errorf("invalid method %q", req.Method)
@@ -305,11 +309,19 @@ func checkRequest(req *http.Request) (address string, err error) {
 	if err := checkFields(req.Trailer); err != nil {
 		return "", err
 	}
-	return addressOf(req.URL.Host)
+	return t.addressOf(req.URL.Host)
 }
 
-// addressOf returns the address to dial for the host of a URL. The port is 80 if host has none.
-func addressOf(host string) (string, error) {
+func (t *Transport) scheme() string {
+	if t.Secure {
+		return "https"
+	}
+	return "http"
+}
+
+// addressOf returns the address to dial for the host of a URL. If host has no port, it is that of
+// the scheme.
+func (t *Transport) addressOf(host string) (string, error) {
 	if host == "" {
 		return "", errors.New("a URL without a host")
 	}
@@ -320,10 +332,12 @@ func addressOf(host string) (string, error) {
 	}
 	u := url.URL{Host: host}
 	switch {
-	case u.Port() == "":
-		return net.JoinHostPort(u.Hostname(), "80"), nil
-	default:
+	case u.Port() != "":
 		return host, nil
+	case t.Secure:
+		return net.JoinHostPort(u.Hostname(), "443"), nil
+	default:
+		return net.JoinHostPort(u.Hostname(), "80"), nil
 	}
 }
 

@@ -12,13 +12,16 @@ import (
 	"time"
 )
 
-// A Transport sends requests over plain HTTP/1.1 and keeps idle connections for later requests. The
+// A Transport sends requests over HTTP/1.1 and keeps idle connections for later requests. The
 // zero value is ready to use. Its fields must not be changed after the first request. All methods
 // are safe for concurrent use.
 type Transport struct {
 	// Dial opens a connection; by default it is the DialContext of a zero net.Dialer. ctx is the
 	// context of the request.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Secure means that Dial opens connections with TLS, as a [*tls.Conn]. The URLs of requests must
+	// then have the scheme https, and otherwise http.
+	Secure bool
 	// MaxIdlePerHost bounds the idle connections to one address; 2 by default.
 	MaxIdlePerHost int
 	// MaxIdle bounds the idle connections to all addresses; unlimited by default. A further
@@ -49,7 +52,7 @@ type Transport struct {
 
 // CloseIdle closes the idle connections to the host of a URL.
 func (t *Transport) CloseIdle(host string) {
-	address, err := addressOf(host)
+	address, err := t.addressOf(host)
 	if err != nil {
 		return // no connection has such an address
 	}
