@@ -23,6 +23,9 @@ import (
 func (f *fanOut) callPeer(ctx context.Context, p *membership.Peer, o *Outcome, start time.Time) {
 	*o = Outcome{Server: Server(p.Server)}
 	err := f.withRetry(ctx, p, o)
+	if p.Announced && errors.Is(err, errCallTooLarge) {
+		f.client.confirm()
+	}
 	o.Duration = time.Since(start)
 	f.setError(ctx, o, err)
 }
@@ -172,7 +175,7 @@ func (f *fanOut) attempt(ctx context.Context, p *membership.Peer, rt http.RoundT
 	if o.Unverified = len(r.body) == 0 && mayBeEmpty(f.method, r.status); o.Unverified {
 		return nil
 	}
-	budget := f.group(p).budget
+	budget := f.bodies(p).bytes
 	o.Body, o.Data, err = readEnvelope(r.body, p, f.method, f.ref)
 	if err == nil && !f.discard && !budget.take(elementBytes*int64(countElements(o.Data))) {
 		err = &InvalidResponseError{remote{"peer", p.ServerID}.String(), f.method, withoutQuery(appendRef(p.Base, f.ref)), errCallTooLarge}
@@ -308,7 +311,7 @@ func (f *fanOut) admitHedge(p *membership.Peer, timeout time.Duration) bool {
 func (f *fanOut) sendOnce(ctx context.Context, p *membership.Peer, rt http.RoundTripper, info RequestInfo, began time.Time, timeout time.Duration) (r reply) {
 	defer func() { f.record(ctx, p, r.err, began, timeout) }()
 	f.mu.Lock()
-	bearer, template, form := f.bearer, f.template, f.group(p).form
+	bearer, template, form := f.bearer, f.template, f.bodies(p).form
 	var reqCtx context.Context
 	if f.hedgeAfter == 0 {
 		reqCtx = f.deadlines.context(ctx, began, timeout)

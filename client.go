@@ -98,6 +98,7 @@ type httpClient struct {
 	stalled     stallLog
 	trace       *hooks
 	connTraces  sync.Pool // of *connTrace
+	bodies      h1.BodyReader
 }
 
 func newHTTPClient(cfg Config, o options, secrets *credentials) (*httpClient, error) {
@@ -269,7 +270,7 @@ func (h *httpClient) exchange(ctx context.Context, rt http.RoundTripper, to remo
 	if req.Method == http.MethodHead { // its Content-Length is that of another response
 		return r, nil
 	}
-	if r.body, err = readBounded(resp, h.maxResponse, form.budget); err != nil {
+	if r.body, err = h.readBounded(resp, form.budget); err != nil {
 		return r, h.invalidResponse(to, req, err)
 	}
 	return r, nil
@@ -398,15 +399,15 @@ func (e *redactedError) Error() string        { return e.text }
 func (e *redactedError) Is(target error) bool { return errors.Is(e.err, target) }
 func (e *redactedError) As(target any) bool   { return errors.As(e.err, target) }
 
-func readBounded(resp *http.Response, limit int64, budget *byteBudget) (_ []byte, err error) {
+func (h *httpClient) readBounded(resp *http.Response, budget *byteBudget) (body []byte, err error) {
 	defer catchPanic("Body of a Response", &err)
+	limit := h.maxResponse
 	if resp.ContentLength > limit {
 		return nil, fmt.Errorf("%w: %d bytes, %d allowed", ErrResponseTooLarge, resp.ContentLength, limit)
 	}
-	var body []byte
 	if resp.ContentLength <= 0 || resp.ContentLength > maxPreallocated { // 0 may mean: not set
 		in := &budgetReader{src: resp.Body, budget: budget}
-		if body, err = io.ReadAll(io.LimitReader(in, limit+1)); err != nil || int64(len(body)) > limit {
+		if body, err = h.bodies.Read(in, limit); err != nil {
 			budget.take(-in.taken)
 		}
 	} else {
@@ -418,16 +419,15 @@ func readBounded(resp *http.Response, limit int64, budget *byteBudget) (_ []byte
 			budget.take(-resp.ContentLength)
 		}
 	}
-	if errors.Is(err, ErrResponseTooLarge) {
+	switch {
+	case err == nil:
+		return body, nil
+	case errors.Is(err, ErrResponseTooLarge):
 		return nil, err
-	}
-	if err != nil {
-		return nil, fmt.Errorf("response truncated: %w", err)
-	}
-	if int64(len(body)) > limit {
+	case errors.Is(err, h1.ErrBodyTooLarge):
 		return nil, fmt.Errorf("%w: more than %d bytes", ErrResponseTooLarge, limit)
 	}
-	return body, nil
+	return nil, fmt.Errorf("response truncated: %w", err)
 }
 
 var errCallTooLarge = fmt.Errorf("%w: all responses to the call together exceed Config.MaxCallBytes", ErrResponseTooLarge)

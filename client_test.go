@@ -16,6 +16,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -748,20 +749,88 @@ func TestMaxCallBytes(t *testing.T) {
 	}
 }
 
+// Peers that the registry has not confirmed share a quarter of the bound, also when they have
+// answered. If they exceed it, the node renews.
+func TestMaxCallBytesOfUnconfirmedPeers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 9, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxCallBytes = 16 << 10 }),
+			clustertest.WithHandler(func(n *clustertest.Node) http.Handler {
+				return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { n.Reply(w, r, strings.Repeat("x", 1<<10)) })
+			}))
+		n := w.Nodes[0] // it knows all peers from announcements
+		requests := recordRequests(w)
+		for range 2 {
+			if res := rpc(t, n, cluster.Request{Path: "/things"}); len(res.Results) != 3 {
+				t.Errorf("%d results of unconfirmed peers within 4 KiB", len(res.Results))
+			}
+		}
+		time.Sleep(10 * time.Second)
+		if renewals := len(requests.renewals(n)); renewals != 1 {
+			t.Errorf("%d renewals", renewals)
+		}
+		if res := rpc(t, n, cluster.Request{Path: "/things"}); len(res.Results) != 8 {
+			t.Errorf("%d results of confirmed peers: %v", len(res.Results), failures(res))
+		}
+	})
+}
+
+// The garbage of calls with long responses is collected soon, by two collections for many of them.
+func TestLongCallsAreFollowedByACollection(t *testing.T) {
+	for size, want := range map[int]uint32{1 << 10: 0, 12 << 20: 2} {
+		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := clustertest.Start(t, 4, clustertest.WithHandler(func(n *clustertest.Node) http.Handler {
+					return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { n.Reply(w, r, strings.Repeat("x", size)) })
+				}))
+				collections := func() uint32 {
+					var m runtime.MemStats
+					runtime.ReadMemStats(&m)
+					return m.NumForcedGC
+				}
+				before := collections()
+				for range 3 {
+					if res := rpc(t, w.Nodes[3], cluster.Request{Path: "/things"}); len(res.Results) != 3 {
+						t.Fatal(failures(res))
+					}
+				}
+				time.Sleep(30 * time.Second)
+				if got := collections() - before; got != want {
+					t.Errorf("%d collections, want %d", got, want)
+				}
+			})
+		})
+	}
+}
+
 // net/http prints a response that no request asked for to the standard logger, with the token that
 // it repeats. Those of the registry come after a valid response on the same connection.
 func TestUnsolicitedResponseIsNotPrinted(t *testing.T) {
-	registry := rawServer(t, func(c net.Conn, r *http.Request, _ int) bool {
-		body := registrationResponse(time.Hour, "node-1")
-		_, _ = fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%sHTTP/1.1 200 %s\r\n\r\n", len(body), body, r.Header.Get("Authorization"))
-		return true
-	})
+	ca := newCA(t)
+	for name, scheme := range map[string]func(net.Listener) net.Listener{
+		"http": func(ln net.Listener) net.Listener { return ln },
+		"https": func(ln net.Listener) net.Listener {
+			return tls.NewListener(ln, &tls.Config{Certificates: []tls.Certificate{issue(t, ca, "127.0.0.1", time.Hour)}})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			address := rawServerOn(t, scheme, func(c net.Conn, r *http.Request, _ int) bool {
+				body := registrationResponse(time.Hour, "node-1")
+				_, _ = fmt.Fprintf(c, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%sHTTP/1.1 200 %s\r\n\r\n", len(body), body, r.Header.Get("Authorization"))
+				return true
+			})
+			testNothingPrinted(t, name+"://"+address, clientTLS(ca))
+		})
+	}
+}
+
+func testNothingPrinted(t *testing.T, registry string, trust *tls.Config) {
+	t.Helper()
 	var printed bytes.Buffer
 	log.SetOutput(&printed)
 	defer log.SetOutput(os.Stderr)
 	cfg := testConfig()
 	cfg.RegistryURL = registry
-	c := newNode(t, cfg, nil, cluster.WithHTTPClient(nil))
+	c := newNode(t, cfg, nil, cluster.WithHTTPClient(nil), cluster.WithBackendTLS(trust))
 	for range 2 {
 		if _, err := c.Register(t.Context()); err != nil {
 			t.Fatal(err)

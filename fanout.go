@@ -8,9 +8,11 @@ import (
 	"iter"
 	"maps"
 	"net/http"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -41,6 +43,7 @@ type peerClient struct {
 	log       *zap.Logger
 
 	localWarning minuteLimit
+	collector    collector
 }
 
 func newPeerClient(ctx context.Context, client *httpClient, tokens tokenSource, cfg Config, o options) *peerClient {
@@ -132,20 +135,28 @@ type fanOut struct {
 	proven, unproven peerGroup
 	isUnproven       map[*membership.Peer]bool // at the start of the call
 
+	confirmed, unconfirmed bodyBudget
+
 	mu        sync.Mutex // guards the fields below
 	bearer    string
 	template  *http.Request // what all requests have in common; replaced as a whole, never edited
 	deadlines sharedDeadline
 }
 
-// A peerGroup is a part of the peers of a call, which share slots and a budget. Peers that are
-// known from announcements only and have never answered form a group of their own. Such entries may
-// be forged, and must not delay requests to the other peers.
+// A peerGroup is a part of the peers of a call, which share slots. Peers that are known from
+// announcements only and have never answered form a group of their own. Such entries may be forged,
+// and must not delay requests to the other peers.
 type peerGroup struct {
-	slots  *fanout.Call
-	peers  []int // indices in the peers of the call; nil for all
-	budget *byteBudget
-	form   requestForm // guarded by fanOut.mu
+	slots *fanout.Call
+	peers []int // indices in the peers of the call; nil for all
+}
+
+// A bodyBudget bounds the bodies of the responses of some peers of a call. Those that are known
+// from announcements only share one of their own, even if they have answered: they may be forged,
+// and answer with as much as they can.
+type bodyBudget struct {
+	bytes *byteBudget
+	form  requestForm // guarded by fanOut.mu
 }
 
 // index returns the index in the peers of the call of the i-th peer in the group.
@@ -163,8 +174,15 @@ func (f *fanOut) group(p *membership.Peer) *peerGroup {
 	return &f.proven
 }
 
-// unprovenShare is the part of the slots and of the budget of a call that unproven peers get
-// together.
+func (f *fanOut) bodies(p *membership.Peer) *bodyBudget {
+	if p.Announced {
+		return &f.unconfirmed
+	}
+	return &f.confirmed
+}
+
+// unprovenShare is the part of the slots that unproven peers get together, and of the budget of a
+// call that unconfirmed ones get.
 const unprovenShare = 4
 
 func (c *peerClient) newFanOut(call *preparedRequest, view membership.View) *fanOut {
@@ -188,7 +206,7 @@ func (c *peerClient) newFanOut(call *preparedRequest, view membership.View) *fan
 
 func (f *fanOut) formGroups() {
 	c := f.client
-	f.proven.budget, f.unproven.budget = newByteBudget(c.maxBytes), newByteBudget(c.maxBytes/unprovenShare)
+	f.confirmed.bytes, f.unconfirmed.bytes = newByteBudget(c.maxBytes), newByteBudget(c.maxBytes/unprovenShare)
 	for i, p := range f.peers {
 		switch proven := p.Proven(); {
 		case proven && f.isUnproven != nil:
@@ -227,6 +245,7 @@ func (f *fanOut) run(ctx context.Context) iter.Seq[int] {
 			callCtx, enough = context.WithCancelCause(ctx)
 		}
 		defer f.reportAll(ctx)
+		defer func() { f.client.collector.received(f.receivedBytes()) }()
 		defer f.wg.Wait()
 		defer cancel()
 		defer enough(nil)
@@ -370,6 +389,35 @@ func (f *fanOut) reportAll(ctx context.Context) {
 	}
 }
 
+// receivedBytes returns how much of the budgets of the call is in use.
+func (f *fanOut) receivedBytes() int64 {
+	limit := f.client.maxBytes
+	return limit - f.confirmed.bytes.left.Load() + limit/unprovenShare - f.unconfirmed.bytes.left.Load()
+}
+
+// A collector collects garbage some time after calls with long responses. The runtime would do that
+// only when as much has been allocated again, or after two minutes. Until then, the process would
+// keep the memory of a call that forged peers have made as long as they can.
+type collector struct{ scheduled atomic.Bool }
+
+const (
+	longCall     = 32 << 20 // bytes of the responses to a call
+	collectDelay = 20 * time.Second
+)
+
+// received schedules a collection after a long call, unless there is one already.
+func (c *collector) received(n int64) {
+	if n >= longCall && c.scheduled.CompareAndSwap(false, true) {
+		time.AfterFunc(collectDelay, func() {
+			c.scheduled.Store(false)
+			// The second one frees what a sync.Pool had, and makes the runtime return the memory to the
+			// system, which depends on the heap before a collection.
+			runtime.GC()
+			runtime.GC()
+		})
+	}
+}
+
 // result describes the call when all its outcomes are final.
 func (f *fanOut) result(start time.Time) CallResult {
 	r := CallResult{Duration: time.Since(start)}
@@ -407,8 +455,8 @@ func (f *fanOut) buildTemplate(ctx context.Context, rejected string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.bearer, f.template = bearer, template
-	for _, g := range []*peerGroup{&f.proven, &f.unproven} {
-		g.form = newForm(direct, g.budget)
+	for _, b := range []*bodyBudget{&f.confirmed, &f.unconfirmed} {
+		b.form = newForm(direct, b.bytes)
 	}
 	return nil
 }

@@ -526,10 +526,17 @@ func newRegisteredNode(t *testing.T, r *remotes, opts ...cluster.Option) *cluste
 // counting those on one connection from 1, until respond returns false.
 func rawServer(t *testing.T, respond func(c net.Conn, r *http.Request, n int) bool) (address string) {
 	t.Helper()
+	return "http://" + rawServerOn(t, func(l net.Listener) net.Listener { return l }, respond)
+}
+
+// rawServerOn is rawServer with a wrapper of its listener. It returns the address without a scheme.
+func rawServerOn(t *testing.T, wrap func(net.Listener) net.Listener, respond func(c net.Conn, r *http.Request, n int) bool) (address string) {
+	t.Helper()
 	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
+	l = wrap(l)
 	var wg sync.WaitGroup
 	t.Cleanup(func() { l.Close(); wg.Wait() })
 	wg.Go(func() {
@@ -555,7 +562,7 @@ func rawServer(t *testing.T, respond func(c net.Conn, r *http.Request, n int) bo
 			})
 		}
 	})
-	return "http://" + l.Addr().String()
+	return l.Addr().String()
 }
 
 // writeRaw writes a 200 response to a connection, and reports that the next request may follow.

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"bufio"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -178,6 +179,31 @@ type Response struct {
 	Failures []Outcome         `json:"failures"`
 }
 
+// WriteTo writes the JSON of a response to w, such as an [http.ResponseWriter]. It needs no memory
+// for that. json.Marshal needs several times the length of the JSON, which is up to twice
+// Config.MaxCallBytes. Bodies are written as they were received, which may be with spaces.
+func (r *Response) WriteTo(w io.Writer) (int64, error) {
+	counted := &countingWriter{w: w}
+	out := bufio.NewWriter(counted) // its Flush returns the first error
+	_, _ = out.WriteString(`{"data":[`)
+	for i, data := range r.Data {
+		writeComma(out, i)
+		_, _ = out.Write(data)
+	}
+	for i, outcomes := range [][]Outcome{r.Results, r.Failures} {
+		_, _ = out.WriteString([]string{`],"results":[`, `],"failures":[`}[i])
+		for i, o := range outcomes {
+			writeComma(out, i)
+			if err := o.writeTo(out); err != nil {
+				return counted.n, err
+			}
+		}
+	}
+	_, _ = out.WriteString("]}")
+	err := out.Flush()
+	return counted.n, err
+}
+
 // Decode decodes the Data of a response into values of one type. The error for a value that does
 // not fit names its index.
 func Decode[T any](r *Response) ([]T, error) {
@@ -191,6 +217,46 @@ func Decode[T any](r *Response) ([]T, error) {
 		}
 	}
 	return values, nil
+}
+
+// writeTo writes the JSON of an outcome. out keeps the error of writing.
+func (o Outcome) writeTo(out *bufio.Writer) error {
+	if o.Err != nil {
+		encoded, err := json.Marshal(o)
+		_, _ = out.Write(encoded)
+		return err
+	}
+	server, err := o.Server.MarshalJSON()
+	body, unverified := []byte(o.Body), ""
+	if body == nil {
+		body = []byte("null")
+	}
+	if o.Unverified {
+		unverified = `,"unverified":true`
+	}
+	_, _ = out.WriteString(`{"result":`)
+	_, _ = out.Write(body)
+	_, _ = out.WriteString(unverified + `,"server":`)
+	_, _ = out.Write(server)
+	_ = out.WriteByte('}')
+	return err
+}
+
+func writeComma(out *bufio.Writer, i int) {
+	if i > 0 {
+		_ = out.WriteByte(',')
+	}
+}
+
+type countingWriter struct {
+	w io.Writer
+	n int64
+}
+
+func (c *countingWriter) Write(p []byte) (int, error) {
+	n, err := c.w.Write(p)
+	c.n += int64(n)
+	return n, err
 }
 
 // newResponse splits outcomes into results and failures, and keeps their order.

@@ -1,10 +1,12 @@
 package cluster_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net/http"
 	"slices"
@@ -83,8 +85,29 @@ func TestResponseAsJSON(t *testing.T) {
 		if diff := cmp.Diff(want, marshal(t, res)); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
 		}
+		checkWriteTo(t, res)
+		unverified := rpc(t, w.Nodes[0], cluster.Request{Path: "/things", Method: http.MethodHead})
+		checkWriteTo(t, unverified)
+		checkWriteTo(t, &cluster.Response{Data: []json.RawMessage{}, Results: []cluster.Outcome{}, Failures: []cluster.Outcome{}})
 	})
 }
+
+// checkWriteTo checks that WriteTo writes what json.Marshal returns, and reports a failure.
+func checkWriteTo(t *testing.T, res *cluster.Response) {
+	t.Helper()
+	var got bytes.Buffer
+	n, err := res.WriteTo(&got)
+	if diff := cmp.Diff(marshal(t, res), got.String()); diff != "" || err != nil || n != int64(got.Len()) {
+		t.Errorf("WriteTo returns %d, %v (-want +got):\n%s", n, err, diff)
+	}
+	if n, err := res.WriteTo(failingWriter{}); n != 0 || !errors.Is(err, io.ErrClosedPipe) {
+		t.Errorf("WriteTo to a closed connection returns %d, %v", n, err)
+	}
+}
+
+type failingWriter struct{}
+
+func (failingWriter) Write([]byte) (int, error) { return 0, io.ErrClosedPipe }
 
 func TestDecode(t *testing.T) {
 	type thing struct {
@@ -584,7 +607,7 @@ func TestMaxInFlight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var inFlight, peak atomic.Int64
 		w := clustertest.Start(t, 7,
-			clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = 2 }),
+			clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight, cfg.RequestTimeout = 2, time.Minute }),
 			clustertest.WithHandler(func(n *clustertest.Node) http.Handler {
 				return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 					defer inFlight.Add(-1)

@@ -32,8 +32,7 @@ func attacks() []attack {
 		{"tokens", 150 * mebibyte, sendLongTokens, nil},
 		{"slow", 100 * mebibyte, openSlowConnections, nil},
 		{"long entries", 150 * mebibyte, announceLongEntries, nil},
-		// Three times the budget of a call: the responses, their JSON, and what the collector leaves.
-		{"gzip", 3 * 256 * mebibyte, callBombs, nil},
+		{"gzip", 500 * mebibyte, callBombs, nil},
 		{"heads", 30 * mebibyte, callEndlessHeads, nil},
 		{"forged", 100 * mebibyte, announceForged, nil},
 		{"metadata", 50 * mebibyte, announceMetadata, nil},

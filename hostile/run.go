@@ -4,9 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"runtime"
-	"slices"
 	"sync"
 	"time"
 
@@ -68,26 +65,14 @@ func (r *result) finish(w *world, memory int64, broken error) {
 
 // The memory that a node may need under all attacks at once, beyond that at rest. The documents
 // state it.
-const memoryUnderAttack = 1 << 30
+const memoryUnderAttack = 768 * mebibyte
 
-// maxHealthTime is how long the node may take to answer a health check, at the median, on a machine
-// with a processor left. 60 to 104 ms were measured on one. On a machine with more to do,
-// each process waits for its turn, and the bound is higher in proportion; see overload.
-const maxHealthTime = 100 * time.Millisecond
-
-// overload returns how many processes want to run for each processor; at least 1.
-func overload() float64 {
-	text, err := os.ReadFile("/proc/loadavg")
-	load := 0.0
-	if err == nil {
-		_, _ = fmt.Sscan(string(text), &load) // 0 if it has another format
-	}
-	return max(1, load/float64(runtime.NumCPU()))
-}
+// restTime bounds the time until the memory of a node is back after the attacks.
+const restTime = 2 * time.Minute
 
 // runTogether runs all attacks at once for d, except for the one that kills a peer. It then waits
-// until the memory of the node is back, for rest at most.
-func runTogether(ctx context.Context, service string, d, rest time.Duration) (result, error) {
+// until the memory of the node is back.
+func runTogether(ctx context.Context, service string, d time.Duration) (result, error) {
 	w, err := newWorld(ctx, service)
 	if err != nil {
 		return result{}, err
@@ -97,61 +82,53 @@ func runTogether(ctx context.Context, service string, d, rest time.Duration) (re
 	if r.before, err = w.victim.usage(); err != nil {
 		return result{}, err
 	}
-	attackCtx, cancel := context.WithTimeout(ctx, d)
-	defer cancel()
+	health, err := startChecker(ctx, w.victim, w.peer)
+	if err != nil {
+		return result{}, err
+	}
+	if err := giveWay(); err != nil {
+		return result{}, err
+	}
 	renewals := w.renewals.Load()
+	w.attackTogether(ctx, d)
+	renewals = w.renewals.Load() - renewals
+	times, broken := health.stop()
+	if len(times) != 2 {
+		return result{}, fmt.Errorf("health checks: %w", broken)
+	}
+	victim, peer := times[0], times[1]
+	if victim.Median > maxHealthTime || victim.Failed > 0 {
+		broken = fmt.Errorf("health checks: %d of %d failed, the median took %v", victim.Failed, victim.Checks, victim.Median)
+	}
+	if renewals < int64(d/lease) {
+		broken = errors.Join(broken, fmt.Errorf("only %d renewals in %v", renewals, d))
+	}
+	broken = errors.Join(broken, w.checkListed(ctx), checkTexts(ctx, w))
+	r.finish(w, memoryUnderAttack, broken)
+	rest, err := w.waitForRest(ctx, r.before.rss)
+	r.broken = errors.Join(r.broken, err)
+	r.figure = fmt.Sprintf("%d renewals, health checks: median %v, maximum %v, median of a peer %v; %s",
+		renewals, victim.Median, victim.Longest, peer.Median, rest)
+	return r, nil
+}
+
+// attackTogether runs all attacks again and again for d.
+func (w *world) attackTogether(ctx context.Context, d time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
 	var wg sync.WaitGroup
 	for _, a := range attacks() {
 		if a.name == "forged" {
 			continue
 		}
 		wg.Go(func() {
-			for attackCtx.Err() == nil {
-				_, _ = a.run(attackCtx, w)        // judged when it runs alone
-				_ = sleep(attackCtx, time.Second) // it ends soon
+			for ctx.Err() == nil {
+				_, _ = a.run(ctx, w)        // judged when it runs alone
+				_ = sleep(ctx, time.Second) // it ends soon
 			}
 		})
 	}
-	times, broken := w.checkHealth(attackCtx)
 	wg.Wait()
-	renewals = w.renewals.Load() - renewals
-	if renewals < int64(d/lease) {
-		broken = errors.Join(broken, fmt.Errorf("only %d renewals in %v", renewals, d))
-	}
-	broken = errors.Join(broken, w.checkListed(ctx), checkTexts(ctx, w))
-	r.finish(w, memoryUnderAttack, broken)
-	r.figure = fmt.Sprintf("%d renewals, health checks: median %v, maximum %v, median of a peer %v; %s",
-		renewals, times.median, times.longest, times.peer, w.waitForRest(ctx, r.before.rss, rest))
-	return r, nil
-}
-
-type healthTimes struct{ median, longest, peer time.Duration }
-
-// checkHealth sends health checks until ctx ends.
-func (w *world) checkHealth(ctx context.Context) (healthTimes, error) {
-	var took, ofPeer []time.Duration
-	failed := 0
-	check := func(n *node) time.Duration {
-		start := time.Now()
-		if _, err := n.get(context.WithoutCancel(ctx), "/healthz", 5*time.Second); err != nil {
-			failed++
-		}
-		return time.Since(start).Round(time.Millisecond)
-	}
-	for sleep(ctx, 50*time.Millisecond) == nil {
-		took, ofPeer = append(took, check(w.victim)), append(ofPeer, check(w.peer))
-	}
-	if len(took) == 0 {
-		return healthTimes{}, errors.New("no health check")
-	}
-	slices.Sort(took)
-	slices.Sort(ofPeer)
-	t := healthTimes{took[len(took)/2], took[len(took)-1], ofPeer[len(ofPeer)/2]}
-	var err error
-	if limit := time.Duration(overload() * float64(maxHealthTime)); t.median > limit || failed > 0 {
-		err = fmt.Errorf("health checks: %d of %d failed, the median took %v", failed, len(took), t.median)
-	}
-	return t, err
 }
 
 // checkListed checks that no node has been evicted: all run.
@@ -168,17 +145,20 @@ func (w *world) checkListed(ctx context.Context) error {
 	return errors.New("a healthy node is not registered any more")
 }
 
-// waitForRest says after how long the memory of the victim is back.
-func (w *world) waitForRest(ctx context.Context, rest int64, timeout time.Duration) string {
-	start := time.Now()
-	for time.Since(start) < timeout {
-		u, err := w.victim.usage()
-		if err != nil || sleep(ctx, time.Second) != nil {
-			break
+// waitForRest waits until the memory of the victim is back, and says how long that took.
+func (w *world) waitForRest(ctx context.Context, rest int64) (string, error) {
+	var u usage
+	for start := time.Now(); time.Since(start) < restTime; {
+		var err error
+		if u, err = w.victim.usage(); err != nil {
+			return "", err
 		}
 		if u.rss < 2*rest+32*mebibyte {
-			return fmt.Sprintf("%d MiB after %v", u.rss/mebibyte, time.Since(start).Round(time.Second))
+			return fmt.Sprintf("%d MiB after %v", u.rss/mebibyte, time.Since(start).Round(time.Second)), nil
+		}
+		if err := sleep(ctx, time.Second); err != nil {
+			return "", err
 		}
 	}
-	return fmt.Sprintf("not at rest after %v", timeout)
+	return "", fmt.Errorf("%d MiB after %v of rest", u.rss/mebibyte, restTime)
 }

@@ -105,7 +105,7 @@ func (w *world) close() {
 
 func (w *world) environment() []string {
 	return append(os.Environ(),
-		"GOMEMLIMIT=600MiB", "SERVER_TYPE=mds", "SERVER_LOCAL_IPV4=127.0.0.1", "CLUSTER_MANAGEMENT=on", "REGISTRATION_RETRY=500",
+		"SERVER_TYPE=mds", "SERVER_LOCAL_IPV4=127.0.0.1", "CLUSTER_MANAGEMENT=on", "REGISTRATION_RETRY=500",
 		fmt.Sprintf("REQUEST_TIMEOUT=%d", requestTimeout.Milliseconds()), "MIT_URL="+w.url+"/mIT", "MIT_AUDIENCE=mIT", "MDS_AUDIENCE=mds",
 		"OAUTH_ISSUER="+w.url+"/token", "OAUTH_CLIENT_ID=mds", "OAUTH_CLIENT_SECRET="+clientSecret,
 		"OAUTH_CLIENT_ACCESS_KEY="+key, "OAUTH_CLIENT_AUDIENCE=mds", "HTTP_PROXY=", "http_proxy=")

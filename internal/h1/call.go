@@ -278,7 +278,7 @@ func (x *exchange) readResponse(call *Call) (Response, error) {
 		limit = min(limit, maxErrorBody)
 	}
 	in := &reservingReader{src: httpResp.Body, reserve: call.reserve}
-	if resp.Body, err = x.t.readAll(in, limit); err != nil {
+	if resp.Body, err = x.t.bodies.Read(in, limit); err != nil {
 		in.giveBack()
 	}
 	return resp, err
@@ -296,18 +296,6 @@ func (x *exchange) readSimple(h head) (Response, error) {
 	}
 	x.finish(true)
 	return resp, nil
-}
-
-// readAll reads src to its end. More than limit bytes are an error.
-func (t *Transport) readAll(src io.Reader, limit int64) ([]byte, error) {
-	buf := t.buffer()
-	defer t.recycle(buf)
-	_, err := buf.ReadFrom(io.LimitReader(src, max(limit+1, limit))) // limit+1 may overflow
-	if int64(buf.Len()) > limit {
-		buf.Truncate(int(limit))
-		err = fmt.Errorf("%w: more than %d bytes", ErrBodyTooLarge, limit)
-	}
-	return bytes.Clone(buf.Bytes()), err
 }
 
 // A reservingReader reserves the bytes that it has read, if reserve is set.

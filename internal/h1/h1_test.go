@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/iotest"
 	"time"
 )
 
@@ -323,5 +325,33 @@ func TestResponseThatIsNotRead(t *testing.T) {
 			t.Errorf("%s: %+v, first byte reported: %t, %v", path, resp, begun, err)
 		}
 		cancel()
+	}
+}
+
+// A body is read whole whatever the pieces in which it arrives, and however often the memory for it
+// is used again.
+func TestBodyReader(t *testing.T) {
+	var r BodyReader
+	for _, size := range []int{0, 1, chunkSize - 1, chunkSize, chunkSize + 1, 3*chunkSize + 5, 0, chunkSize} {
+		body := make([]byte, size)
+		for i := range body {
+			body[i] = byte(i*7 + i>>8 + size)
+		}
+		for name, src := range map[string]io.Reader{
+			"at once": bytes.NewReader(body), "in pieces": iotest.HalfReader(bytes.NewReader(body)), "with its end": iotest.DataErrReader(bytes.NewReader(body)),
+		} {
+			if got, err := r.Read(src, int64(size)); err != nil || !bytes.Equal(got, body) {
+				t.Errorf("%d bytes, %s: %d bytes, %v", size, name, len(got), err)
+			}
+		}
+		if size == 0 {
+			continue
+		}
+		if got, err := r.Read(bytes.NewReader(body), int64(size-1)); !errors.Is(err, ErrBodyTooLarge) || !bytes.Equal(got, body[:size-1]) {
+			t.Errorf("%d bytes, one less allowed: %d bytes, %v", size, len(got), err)
+		}
+		if got, err := r.Read(io.MultiReader(bytes.NewReader(body), iotest.ErrReader(io.ErrUnexpectedEOF)), math.MaxInt64); !errors.Is(err, io.ErrUnexpectedEOF) || !bytes.Equal(got, body) {
+			t.Errorf("%d bytes, then an error: %d bytes, %v", size, len(got), err)
+		}
 	}
 }

@@ -40,7 +40,8 @@ type Transport struct {
 	DisableKeepAlives bool
 
 	readers sync.Pool // *bufio.Reader, while a response is read
-	buffers sync.Pool // *bytes.Buffer, for a request or a body of unknown length
+	buffers sync.Pool // *bytes.Buffer, for a request
+	bodies  BodyReader
 	gunzips sync.Pool // *gzip.Reader
 
 	mu       sync.Mutex
@@ -239,7 +240,7 @@ func (t *Transport) buffer() *bytes.Buffer {
 	return new(bytes.Buffer)
 }
 
-// recycle puts a buffer into the pool, unless it is too large for most responses.
+// recycle puts a buffer into the pool, unless it is too large for most requests.
 func (t *Transport) recycle(buf *bytes.Buffer) {
 	if buf.Cap() <= maxClaimed {
 		buf.Reset()

@@ -1,0 +1,62 @@
+package h1
+
+import (
+	"fmt"
+	"io"
+	"sync"
+)
+
+// A BodyReader reads bodies of unknown length. A body takes its length, and as much while it is
+// being read. The zero value is ready to use, and safe for concurrent use.
+type BodyReader struct {
+	chunks sync.Pool // *chunk
+}
+
+// Read reads src to its end, in whatever pieces it returns. It returns what was read with an error,
+// and at most limit bytes. If there are more, the error wraps ErrBodyTooLarge.
+func (r *BodyReader) Read(src io.Reader, limit int64) ([]byte, error) {
+	var full []*chunk
+	last, used := r.chunk(), 0
+	defer func() {
+		for _, c := range append(full, last)[:min(len(full)+1, maxKept)] {
+			r.chunks.Put(c)
+		}
+	}()
+	for {
+		n, err := src.Read(last[used:])
+		used += n
+		switch total := int64(len(full))*chunkSize + int64(used); {
+		case total > limit:
+			return joinChunks(full, last[:used])[:limit], fmt.Errorf("%w: more than %d bytes", ErrBodyTooLarge, limit)
+		case err == io.EOF:
+			return joinChunks(full, last[:used]), nil
+		case err != nil:
+			return joinChunks(full, last[:used]), err
+		}
+		if used == chunkSize {
+			full, last, used = append(full, last), r.chunk(), 0
+		}
+	}
+}
+
+const (
+	chunkSize = 32 << 10
+	maxKept   = 8 // of the chunks of a body: long ones are rare, and a pool outlives a collection
+)
+
+type chunk [chunkSize]byte
+
+func (r *BodyReader) chunk() *chunk {
+	if c, _ := r.chunks.Get().(*chunk); c != nil {
+		return c
+	}
+	return new(chunk)
+}
+
+func joinChunks(full []*chunk, rest []byte) []byte {
+	all := make([]byte, 0, len(full)*chunkSize+len(rest))
+	for _, c := range full {
+		all = append(all, c[:]...)
+	}
+	return append(all, rest...)
+}
