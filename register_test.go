@@ -542,16 +542,22 @@ func TestUnRegisterWhileAnnouncing(t *testing.T) {
 	})
 }
 
-// The registry must not receive a renewal after the delete. It would list the node until the lease
-// expires.
+// The registry must not receive a renewal after the delete, even if the transport goes on with a
+// request that was canceled. It would list the node until the lease expires.
 func TestNoRenewalAfterDeregistration(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		n := w.Nodes[0]
 		requests := recordRequests(w)
 		arrived := make(chan struct{}, 1)
-		registryFault(w, onPost(signal(arrived, clustertest.Delay(9*time.Second))))
+		registryFault(w, onPost(signal(arrived, func(next http.RoundTripper) http.RoundTripper {
+			return clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
+				time.Sleep(9 * time.Second)
+				return next.RoundTrip(req.WithContext(context.WithoutCancel(req.Context())))
+			})
+		})))
 		<-arrived // the renewal
+		time.Sleep(2 * time.Second)
 		done := registerAsync(t.Context(), n)
 		time.Sleep(3 * time.Second)
 		if d := n.UnRegister(t.Context()); d.Errors != nil || d.NbServers != 2 {
