@@ -20,13 +20,13 @@ import (
 // be called from the goroutine of the body, except for Context, Running, Pick and those that
 // report.
 type Run struct {
-	TB // of the program that the body runs in
-
+	program  TB // that the body runs in
 	rand     *rand.Rand
 	reduced  plan.Reduced
 	kinds    []faultKind
 	schedule plan.Schedule
 	world    *World
+	played   bool
 	work     sync.WaitGroup // actions and registrations in progress
 
 	drawnNodes, nodes   int // at the start: as drawn, and as reduced
@@ -73,9 +73,13 @@ func (r *Run) Start(opts ...Option) *World {
 // a problem is reported.
 func (r *Run) Play(actions map[string]func(*rand.Rand), check func()) {
 	r.Helper()
-	if r.world == nil {
+	switch {
+	case r.world == nil:
 		r.Fatal("clustertest: Play was called before Start")
+	case r.played:
+		r.Fatal("clustertest: Play was called twice")
 	}
+	r.played = true
 	if check == nil {
 		check = func() {}
 	}
@@ -131,6 +135,15 @@ func (r *Run) Pick(rnd *rand.Rand) *Node {
 	nodes := r.Running()
 	return nodes[rnd.IntN(len(nodes))]
 }
+
+// Helper does nothing. It is there for [TB].
+func (*Run) Helper() {}
+
+// Context returns the context of the run, which ends with it.
+func (r *Run) Context() context.Context { return r.program.Context() }
+
+// Cleanup calls f when the body has returned, and the context has ended.
+func (r *Run) Cleanup(f func()) { r.program.Cleanup(f) }
 
 // Errorf reports a problem: the scenario fails. Like [fmt.Errorf], it supports %w.
 func (r *Run) Errorf(format string, args ...any) { r.report(fmt.Errorf(format, args...)) }
@@ -231,6 +244,3 @@ func (r *Run) goWork(f func()) {
 		f()
 	})
 }
-
-// Context returns the context of the run, which ends with it.
-func (r *Run) Context() context.Context { return r.TB.Context() }

@@ -188,7 +188,7 @@ func (s Simulation) run(t *testing.T, one plan.Reduced, body func(*Run)) (r *Run
 		t.Helper()
 		err := Program(t.Context(), func(p TB) {
 			defer r.recoverPanic()
-			r.TB = p
+			r.program = p
 			r.schedule = plan.Schedule{Start: time.Now(), Record: r.Logf}
 			// The timers of nodes would otherwise keep virtual time going without an end.
 			defer time.AfterFunc(10*(r.duration+r.lease), func() {

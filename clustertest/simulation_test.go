@@ -204,6 +204,7 @@ func TestSimulationProblems(t *testing.T) {
 		"panic":              {func(*clustertest.Run) { panic("in the body") }, "panic: in the body"},
 		"fatal":              {func(r *clustertest.Run) { r.Fatalf("cause %d", 1) }, "cause 1"},
 		"play before start":  {func(r *clustertest.Run) { r.Play(nil, nil) }, "Play was called before Start"},
+		"play twice":         {func(r *clustertest.Run) { r.Start(); r.Play(nil, nil); r.Play(nil, nil) }, "Play was called twice"},
 		"panic of an action": {playing(func(*clustertest.Run) { panic("in an action") }), "panic: in an action"},
 		"fatal in an action": {playing(func(r *clustertest.Run) { r.Fatal("in an action") }), "in an action"},
 		"deadlock":           {playing(func(*clustertest.Run) { select {} }), "an action has not returned"},
