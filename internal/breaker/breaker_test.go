@@ -126,6 +126,28 @@ func TestBreaker(t *testing.T) {
 			t.set.Record(p, TimedOut, began, timeout)
 			requireAllowed(t, p, request(timeout))
 		},
+		"the response to a probe closes the breaker": func(t scenario) {
+			began := time.Now()
+			requireAllowed(t, p, request(timeout))
+			time.Sleep(timeout)
+			if change := t.set.Record(p, TimedOut, began, timeout); change != Opened {
+				t.Errorf("after a timeout: %v", change)
+			}
+			time.Sleep(maxProbeInterval)
+			requireAllowed(t, p, request(timeout)) // the probe
+			if wait, err := t.set.Allow(p, request(timeout)); wait != nil || err == nil {
+				t.Errorf("another request during the probe: wait %v, error %v", wait, err)
+			}
+			if change := t.set.Record(p, Answered, time.Now(), timeout); change != Closed {
+				t.Errorf("after a response: %v", change)
+			}
+			for range 2 {
+				requireAllowed(t, p, request(timeout))
+			}
+			if open, inFlight := t.set.State(p.ServerID); open || inFlight != 2 {
+				t.Errorf("open: %v, in flight: %d", open, inFlight)
+			}
+		},
 		"the silence begins with a request, not with the last response": func(t scenario) {
 			const short = 100 * time.Millisecond
 			requireAllowed(t, p, request(short))
