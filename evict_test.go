@@ -633,7 +633,7 @@ func TestSuspendedNodeEvictsNoPeer(t *testing.T) {
 				w := clustertest.Start(t, 2, append(variant.options, clustertest.WithLease(100*time.Hour))...)
 				n, peer := w.Nodes[0], w.Nodes[1]
 				w.Network.Fault(n.Host, peer.Host, failAfter(variant.suspended))
-				time.AfterFunc(variant.suspended, func() {
+				time.AfterFunc(timeout/2, func() { // for the requests after the first one
 					w.Network.Fault(n.Host, peer.Host, nil)
 					if variant.silent {
 						w.Network.Fault(n.Host, peer.Host, clustertest.Hang)
