@@ -102,7 +102,7 @@ func peersFail(w *world, k kind) {
 	for _, id := range []string{"healthy-1", "healthy-2"} {
 		w.fakePeer(id, nil)
 	}
-	n := w.startRegistered(k, "REQUEST_TIMEOUT=400")
+	n := w.startRegistered(k, "REQUEST_TIMEOUT=1500") // long enough for an announcement on a busy machine
 	w.deadPeer("gone")
 	w.call(http.MethodPost, n.base+"/itResources", w.token(serverType, true), announcement(resourceID(), map[string]any{
 		"serverId": "gone", "clusterBaseUrl": "http://127.0.0.1:1" + basePath,
