@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -619,11 +620,12 @@ func TestGuestRejectsInvalidLists(t *testing.T) {
 		"invalid servers":      {respondOK(fmt.Sprintf(envelope, `{"id":"it","servers":[{"serverId":7}]}`)), "server whose serverId is not a string", 0, 1},
 		"another type":         {respondOK(fmt.Sprintf(envelope, `{"id":"it","type":"mfs","servers":[{"serverId":"a"}]}`)), `not of type "mds"`, 0, 1},
 		"truncated":            {clustertest.Truncate(20), "truncated", 0, 1},
+		"too long":             {respondOK(`{"data":"` + strings.Repeat("x", 1<<20) + `"}`), "response too large", 0, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := clustertest.Start(t, 2)
-				g, sent := observe(t, w, nil)
+				g, sent := observe(t, w, func(cfg *cluster.Config) { cfg.MaxResponseBytes = 1 << 20 })
 				if err := g.ReadServer(t.Context(), "http://node-2:8080/mds/v1"); err != nil {
 					t.Fatal(err)
 				}
@@ -656,7 +658,7 @@ func TestGuestChecksAddresses(t *testing.T) {
 		g, sent := observe(t, w, nil)
 		for _, address := range []string{"", "node-1:8080", "ftp://node-1:8080/mds/v1", "http://me:hidden@node-1:8080/mds/v1", "http://169.254.169.254/mds/v1"} {
 			err := g.ReadServer(t.Context(), address)
-			if !errors.Is(err, cluster.ErrNotAllowed) || strings.Contains(err.Error(), "hidden") {
+			if !errors.Is(err, cluster.ErrNotAllowed) || strings.Contains(err.Error(), "hidden") || !strings.Contains(err.Error(), "clusterBaseUrl of the server: ") {
 				t.Errorf("%q: %v", address, err)
 			}
 		}
@@ -779,10 +781,94 @@ func TestGuestErrors(t *testing.T) {
 		}
 		_, callErr := g.RPCluster(t.Context(), cluster.Request{Path: "/things"})
 		_, tokenErr := g.Token(t.Context(), cluster.TokenKey{})
-		for _, err := range []error{callErr, tokenErr, g.ReadRegistry(t.Context()), g.ReadServer(t.Context(), "http://node-1:8080/mds/v1"), g.Close()} {
-			if err != nil && !errors.Is(err, cluster.ErrClosed) {
+		for _, err := range []error{callErr, tokenErr, g.ReadRegistry(t.Context()), g.ReadServer(t.Context(), "http://node-1:8080/mds/v1")} {
+			if !errors.Is(err, cluster.ErrClosed) {
 				t.Errorf("after Close: %v", err)
 			}
+		}
+		for o := range g.Stream(t.Context(), cluster.Request{Path: "/things"}) {
+			if !errors.Is(o.Err, cluster.ErrClosed) {
+				t.Errorf("streamed after Close: %v", o.Err)
+			}
+		}
+		if err := g.Close(); err != nil {
+			t.Errorf("closed twice: %v", err)
+		}
+	})
+}
+
+// A context that ends is the cause of the error, and the list stays.
+func TestGuestContexts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 2)
+		g, _ := observe(t, w, nil)
+		if err := g.ReadRegistry(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		w.Network.Fault("guest", "node-1:8080", clustertest.Hang)
+		w.Network.Fault("guest", clustertest.RegistryHost, clustertest.Hang)
+		tired := errors.New("tired of waiting")
+		for name, read := range map[string]func(context.Context) error{
+			"registry": g.ReadRegistry,
+			"server":   func(ctx context.Context) error { return g.ReadServer(ctx, "http://node-1:8080/mds/v1") },
+		} {
+			ctx, cancel := context.WithTimeoutCause(t.Context(), time.Second, tired)
+			start := time.Now()
+			if err := read(ctx); !errors.Is(err, tired) || time.Since(start) != time.Second {
+				t.Errorf("%s: after %v: %v", name, time.Since(start), err)
+			}
+			cancel()
+		}
+		wantGuest(t, g, "node-1", "node-2")
+	})
+}
+
+// All methods of a guest may be used at the same time, and Close ends them.
+func TestGuestIsSafeForConcurrentUse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 3)
+		g, _ := observe(t, w, nil)
+		if err := g.ReadRegistry(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		w.Network.Fault("guest", "node-3:8080", clustertest.Hang)
+		key := cluster.TokenKey{Audience: w.Nodes[0].Config().PeerAudience, Cluster: true}
+		var wg sync.WaitGroup
+		for _, use := range []func() error{
+			func() error { return g.ReadRegistry(t.Context()) },
+			func() error { return g.ReadServer(t.Context(), "http://node-1:8080/mds/v1") },
+			func() error { _, err := g.RPCluster(t.Context(), cluster.Request{Path: "/things"}); return err },
+			func() error {
+				for o := range g.Stream(t.Context(), cluster.Request{Path: "/things", Filter: onlyIDs("node-2")}) {
+					if o.Err != nil {
+						return o.Err
+					}
+				}
+				return nil
+			},
+			func() error { _, err := g.Token(t.Context(), key); return err },
+			func() error { _ = g.ResourceID() + fmt.Sprint(g); return context.Cause(t.Context()) },
+		} {
+			for range 4 {
+				wg.Go(func() {
+					for range 20 {
+						if err := use(); err != nil && !errors.Is(err, cluster.ErrClosed) {
+							t.Error(err)
+						}
+						if n := len(g.Servers()); n != 3 {
+							t.Errorf("%d servers", n)
+						}
+						time.Sleep(time.Second)
+					}
+				})
+			}
+		}
+		time.Sleep(10*time.Second + time.Millisecond)
+		_ = g.Close()
+		start := time.Now()
+		wg.Wait()
+		if took := time.Since(start); took > 20*time.Second {
+			t.Errorf("calls ended %v after Close", took)
 		}
 	})
 }

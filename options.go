@@ -322,12 +322,20 @@ func (p PeerPolicy) checkServer(s wire.Server) (*url.URL, error) {
 		err = peeraddr.Networks(p.Networks).CheckHost(base.Hostname())
 	}
 	if err != nil {
-		return nil, fmt.Errorf("clusterBaseUrl of server %.80q: %w: %w", s.ServerID, ErrNotAllowed, err)
+		return nil, fmt.Errorf("clusterBaseUrl of %s: %w: %w", nameOf(s), ErrNotAllowed, err)
 	}
 	if err := p.allow(Server(s)); err != nil {
-		return nil, fmt.Errorf("server %.80q: %w: %w", s.ServerID, ErrNotAllowed, err)
+		return nil, fmt.Errorf("%s: %w: %w", nameOf(s), ErrNotAllowed, err)
 	}
 	return base, nil
+}
+
+// nameOf returns the name of a server in errors. A guest may only know its address.
+func nameOf(s wire.Server) string {
+	if s.ServerID == "" {
+		return "the server"
+	}
+	return fmt.Sprintf("server %.80q", s.ServerID)
 }
 
 // allow calls Allow. A server is not allowed if it panics.

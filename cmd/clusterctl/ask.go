@@ -45,8 +45,8 @@ the failures. The exit code is 1 if a server has failed.`,
 		RunE: func(cmd *cobra.Command, args []string) error { return a.ask(cmd.Context(), args[0], q) },
 	}
 	cmd.Flags().StringVarP(&q.method, "method", "X", http.MethodGet, "method of the request")
-	cmd.Flags().StringVarP(&q.data, "data", "d", "", "body in JSON; @`file` reads a file, and @- the standard input")
-	cmd.Flags().StringArrayVarP(&q.headers, "header", "H", nil, "header field, such as 'X-Name: value'; may be repeated")
+	cmd.Flags().StringVarP(&q.data, "data", "d", "", "body in `JSON`; @file reads a file, and @- the standard input")
+	cmd.Flags().StringArrayVarP(&q.headers, "header", "H", nil, "header `field`, such as 'X-Name: value'; may be repeated")
 	cmd.Flags().StringArrayVar(&q.only, "only", nil, "`id` of a server to call; may be repeated (default: all)")
 	_ = cmd.RegisterFlagCompletionFunc("only", a.completeIDs)
 	return cmd

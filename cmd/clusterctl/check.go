@@ -93,6 +93,7 @@ type checker struct {
 	hasTokens bool
 	listed    []cluster.Server // nil if there is no list
 	source    string           // of the list
+	serverErr error            // of reading the view of the server of --server
 	outcomes  []cluster.Outcome
 	views     map[string][]cluster.Server // by the id of the server
 }
@@ -202,8 +203,10 @@ func (c *checker) checkRegistry(ctx context.Context, f *finding) {
 			}
 		}
 	}
-	if server := c.app.settings.server; c.listed == nil && server != "" && c.ReadServer(ctx, server) == nil {
-		c.listed, c.source = c.Servers(), server
+	if server := c.app.settings.server; c.listed == nil && server != "" {
+		if c.serverErr = c.ReadServer(ctx, server); c.serverErr == nil {
+			c.listed, c.source = c.Servers(), server
+		}
 	}
 }
 
@@ -211,8 +214,8 @@ func (c *checker) checkRegistry(ctx context.Context, f *finding) {
 func (c *checker) checkServers(ctx context.Context, f *finding) {
 	if c.listed == nil {
 		f.skip("there is no list of servers")
-		if server := c.app.settings.server; c.hasTokens && server != "" {
-			f.fail("%s: its view cannot be read", server)
+		if c.serverErr != nil {
+			f.fail("%v", c.serverErr)
 		}
 		return
 	}

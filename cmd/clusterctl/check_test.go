@@ -212,7 +212,7 @@ func TestCheckWithServer(t *testing.T) {
 		t.Errorf("the results are %q", got)
 	}
 	r = w.run("check", "--server", "http://127.0.0.1:1/mds/v1")
-	w.want(r, exitProblem, "its view cannot be read")
+	w.want(r, exitProblem, "reading the view of a server: peer cannot be reached", "connection refused")
 	w.env["MIT_URL"] = registry
 	w.want(w.run("check", "--server", "http://127.0.0.1:1/mds/v1"), exitOK, "2 of 2 respond")
 }
@@ -255,7 +255,7 @@ func TestCheckClocks(t *testing.T) {
 		"all of them are different": {map[string]time.Duration{"a": time.Minute, "b": -time.Minute}, []string{"the clock of b is 60 s ahead of that of this machine", "the clock of a is 60 s behind that of this machine"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c := &checker{session: &session{seen: newResponses()}, limits: checkLimits{clock: 10 * time.Second}}
+			c := &checker{session: &session{seen: newResponses(&secrets{})}, limits: checkLimits{clock: 10 * time.Second}}
 			for host, ahead := range tt.ahead {
 				c.seen.byHost[host] = observation{hasDate: true, ahead: ahead}
 			}
@@ -267,7 +267,7 @@ func TestCheckClocks(t *testing.T) {
 		})
 	}
 	f := &finding{Result: checkOK}
-	(&checker{session: &session{seen: newResponses()}}).checkClocks(context.Background(), f)
+	(&checker{session: &session{seen: newResponses(&secrets{})}}).checkClocks(context.Background(), f)
 	if f.Result != checkSkipped {
 		t.Errorf("without a date: %+v", f)
 	}

@@ -194,7 +194,7 @@ func (s *session) deleteEntry(ctx context.Context, id, date string) (newer *wire
 	}
 	transport := &http.Transport{Proxy: http.ProxyFromEnvironment, TLSClientConfig: s.tls.Clone(), DisableKeepAlives: true}
 	client := &http.Client{
-		Transport:     transport,
+		Transport:     s.seen.record(transport),
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		Timeout:       cmp.Or(s.cfg.RequestTimeout, 10*time.Second),
 	}

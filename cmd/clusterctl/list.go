@@ -71,8 +71,11 @@ line. The exit code is 1 if the last read has failed.`,
   clusterctl watch --interval 1s --for 10m -o json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if interval <= 0 || duration < 0 {
-				return &usageError{fmt.Errorf("--interval %v and --for %v must be positive", interval, duration)}
+			switch {
+			case interval <= 0:
+				return &usageError{fmt.Errorf("--interval %v is not positive", interval)}
+			case duration < 0:
+				return &usageError{fmt.Errorf("--for %v is negative", duration)}
 			}
 			ctx, cancel := cmd.Context(), context.CancelFunc(func() {})
 			if duration > 0 {

@@ -51,18 +51,24 @@ type app struct {
 	showProgress bool // errOut is a terminal
 
 	settings settings
-	started  bool   // the arguments are valid
-	secret   string // the client secret, which a remote may repeat
+	started  bool // the arguments are valid
+	secrets  secrets
 }
 
 // run executes a command line, and returns the exit code.
 func (a *app) run(ctx context.Context, args []string) int {
+	out := &output{Writer: a.out}
+	a.out = out
 	root := a.command()
 	root.SetArgs(args)
 	root.SetIn(a.in)
 	root.SetOut(a.out)
 	root.SetErr(a.errOut)
 	err := root.ExecuteContext(ctx)
+	if err == nil && out.err != nil {
+		fmt.Fprintf(a.errOut, "clusterctl: writing the output: %v\n", out.err)
+		return exitProblem
+	}
 	_, usage := errors.AsType[*usageError](err)
 	switch {
 	case err == nil:

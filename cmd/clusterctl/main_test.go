@@ -4,12 +4,16 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"maps"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -244,6 +248,9 @@ func TestUsageErrors(t *testing.T) {
 		"invalid setting":      {[]string{"check"}, map[string]string{"REQUEST_TIMEOUT": "soon"}, "REQUEST_TIMEOUT"},
 		"no confirmation":      {[]string{"evict", "node-1"}, nil, "--yes"},
 		"no interval":          {[]string{"watch", "--interval", "0s"}, nil, "--interval"},
+		"negative time":        {[]string{"watch", "--for", "-1s"}, nil, "--for -1s is negative\n"},
+		"server is no URL":     {[]string{"list", "--server", "10.0.0.7:8080/mds/v1"}, nil, "--server is not"},
+		"server with password": {[]string{"list", "--server", "http://me:hidden@10.0.0.7/mds/v1"}, nil, "--server is a URL with credentials"},
 		"negative days":        {[]string{"check", "--certificate-days", "-1"}, nil, "--certificate-days"},
 		"secret and its file":  {[]string{"list"}, map[string]string{"OAUTH_CLIENT_SECRET_FILE": "/nonexistent"}, "OAUTH_CLIENT_SECRET_FILE is set"},
 		"registry is no URL":   {[]string{"list", "--registry", "mit"}, nil, "MIT_URL"},
@@ -341,6 +348,63 @@ func TestProgress(t *testing.T) {
 			t.Errorf("progress in the output: %s", stdout.String())
 		}
 	}
+}
+
+// An output that cannot be written is a failure: a script must not take a part of it for all.
+func TestOutputFails(t *testing.T) {
+	w := newWorld(t, "node-1")
+	for _, args := range [][]string{{"list"}, {"list", "-o", "json"}, {"check"}, {"token", "--show"}, {"--help"}} {
+		var stderr bytes.Buffer
+		a := &app{
+			lookupEnv: func(name string) (string, bool) { value, ok := w.env[name]; return value, ok },
+			out:       writerFunc(func([]byte) (int, error) { return 0, syscall.ENOSPC }), errOut: &stderr,
+		}
+		if code := a.run(t.Context(), args); code != exitProblem || !strings.Contains(stderr.String(), "writing the output: no space left on device") {
+			t.Errorf("%v: exit code %d: %s", args, code, stderr.String())
+		}
+	}
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
+
+// A token that is not a JSON Web Token is not shown either if a server or the registry repeats it.
+func TestEchoedTokens(t *testing.T) {
+	const token = "an-opaque-token-of-a-service"
+	var issued atomic.Int32
+	var echo *httptest.Server
+	echo = httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		body := fmt.Sprintf(`{"data":{"id":"it","type":"mds","publicBaseUrl":"","servers":[{"serverId":"a","clusterBaseUrl":%q,"updatedAt":"2026-01-02T03:04:05.000Z"}]},"server":{"serverId":"a"}}`, echo.URL)
+		status := http.StatusOK
+		switch {
+		case r.URL.Path == "/token":
+			body = fmt.Sprintf(`{"access_token":"%s-%d","token_type":"Bearer","expires_in":3600}`, token, issued.Add(1))
+		case r.URL.Path == "/things":
+			body = fmt.Sprintf(`{"data":[%q],"server":{"serverId":"a"}}`, r.Header.Get("Authorization"))
+		case r.Method == http.MethodDelete:
+			status, body = http.StatusForbidden, fmt.Sprintf(`{"message":%q}`, r.Header.Get("Authorization"))
+		}
+		answer(status, body)(nil).ServeHTTP(rw, r)
+	}))
+	t.Cleanup(echo.Close)
+	w := newWorld(t)
+	w.env["OAUTH_ISSUER"], w.env["MIT_URL"] = echo.URL+"/token", echo.URL
+	for _, tt := range []struct {
+		code int
+		args []string
+	}{
+		{exitOK, []string{"ask", "/things", "--server", echo.URL}},
+		{exitOK, []string{"ask", "/things", "--server", echo.URL, "-o", "json"}},
+		{exitProblem, []string{"evict", "a", "--yes", "--server", echo.URL}},
+	} {
+		r := w.run(tt.args...)
+		w.want(r, tt.code, "[redacted]")
+		if strings.Contains(r.stdout+r.stderr, token) {
+			t.Errorf("%v prints the token:\n%s%s", tt.args, r.stdout, r.stderr)
+		}
+	}
+	w.want(w.run("token", "--show"), exitOK, token)
 }
 
 func TestEscape(t *testing.T) {

@@ -3,7 +3,10 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"io"
+	"slices"
 	"strings"
+	"sync"
 	"text/tabwriter"
 	"time"
 	"unicode"
@@ -11,8 +14,44 @@ import (
 	"github.com/mimiktech/cluster/internal/redact"
 )
 
+// secrets are what a remote may repeat, and what must not be shown: the client secret, and the
+// tokens that requests carry.
+type secrets struct {
+	mu  sync.Mutex // guards the field below
+	all []string
+}
+
+func (s *secrets) add(secret string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !slices.Contains(s.all, secret) {
+		s.all = append(s.all, secret)
+	}
+}
+
+func (s *secrets) redactor() redact.Secrets {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return redact.NewSecrets(s.all...)
+}
+
+// An output keeps the first error of writing to it.
+type output struct {
+	io.Writer
+	err error
+}
+
+// Write implements io.Writer.
+func (o *output) Write(b []byte) (int, error) {
+	n, err := o.Writer.Write(b)
+	if o.err == nil {
+		o.err = err
+	}
+	return n, err
+}
+
 // clean removes secrets and control characters from text, so that a terminal can show it.
-func (a *app) clean(text string) string { return redact.Text(text, a.secret) }
+func (a *app) clean(text string) string { return a.secrets.redactor().Text(text) }
 
 // cleanLines is clean for each line.
 func (a *app) cleanLines(text string) string {
@@ -37,7 +76,7 @@ func (a *app) table(rows [][]string) {
 		}
 		fmt.Fprintln(w, strings.TrimRight(strings.Join(row, "\t"), "\t"))
 	}
-	_ = w.Flush() // a terminal that is gone is no failure
+	_ = w.Flush() // a.out keeps the error
 }
 
 // json prints a value. A string that contains a secret is replaced as a whole.
@@ -68,7 +107,7 @@ func (a *app) encode(v any) error {
 func (a *app) withoutSecrets(v any) any {
 	switch v := v.(type) {
 	case string:
-		if redact.NewSecrets(a.secret).In(v) {
+		if a.secrets.redactor().In(v) {
 			return redact.Mark
 		}
 	case []any:
@@ -77,7 +116,7 @@ func (a *app) withoutSecrets(v any) any {
 		}
 	case map[string]any:
 		for name, value := range v {
-			if redact.NewSecrets(a.secret).In(name) {
+			if a.secrets.redactor().In(name) {
 				delete(v, name)
 				name = redact.Mark
 			}

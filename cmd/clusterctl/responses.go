@@ -4,6 +4,7 @@ import (
 	"crypto/x509"
 	"maps"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -12,6 +13,8 @@ import (
 
 // responses records the clock and the certificates of each host, as its last response shows them.
 type responses struct {
+	secrets *secrets // gets the tokens of all requests
+
 	mu     sync.Mutex // guards the field below
 	byHost map[string]observation
 }
@@ -23,7 +26,9 @@ type observation struct {
 	chain   []*x509.Certificate
 }
 
-func newResponses() *responses { return &responses{byHost: make(map[string]observation)} }
+func newResponses(tokens *secrets) *responses {
+	return &responses{secrets: tokens, byHost: make(map[string]observation)}
+}
 
 // snapshot returns the observations by host, with a port if the URLs have one.
 func (r *responses) snapshot() map[string]observation {
@@ -42,6 +47,9 @@ type recorder struct {
 
 // RoundTrip implements http.RoundTripper.
 func (r recorder) RoundTrip(req *http.Request) (*http.Response, error) {
+	if bearer, ok := strings.CutPrefix(req.Header.Get("Authorization"), "Bearer "); ok {
+		r.responses.secrets.add(bearer)
+	}
 	sent := time.Now()
 	resp, err := r.next.RoundTrip(req)
 	if err != nil {

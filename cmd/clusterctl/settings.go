@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/mimiktech/cluster"
+	"github.com/mimiktech/cluster/internal/wire"
 )
 
 // settings are the flags that all commands share.
@@ -71,6 +72,9 @@ func (s *settings) validate() error {
 		return &usageError{fmt.Errorf("the timeout %v is negative", s.timeout)}
 	case (s.cert == "") != (s.key == ""):
 		return &usageError{errors.New("--cert and --key must be given together")}
+	}
+	if err := wire.CheckBaseURL(s.server); s.server != "" && err != nil {
+		return &usageError{fmt.Errorf("--server %w", err)}
 	}
 	return nil
 }
@@ -177,12 +181,12 @@ func (a *app) open(opts ...cluster.Option) (*session, error) {
 	if err != nil {
 		return nil, &usageError{err}
 	}
-	a.secret = string(cfg.ClientSecret)
+	a.secrets.add(string(cfg.ClientSecret))
 	tlsConfig, err := a.settings.tlsConfig()
 	if err != nil {
 		return nil, &usageError{err}
 	}
-	s := &session{app: a, cfg: cfg, tls: tlsConfig, seen: newResponses()}
+	s := &session{app: a, cfg: cfg, tls: tlsConfig, seen: newResponses(&a.secrets)}
 	opts = append(slices.Clip(opts), cluster.WithTransport(func(rt http.RoundTripper) http.RoundTripper { return s.seen.record(rt) }))
 	if tlsConfig != nil {
 		opts = append(opts, cluster.WithPeerTLS(tlsConfig), cluster.WithBackendTLS(tlsConfig))
