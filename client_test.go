@@ -172,7 +172,8 @@ func outcomeOf(t *testing.T, h http.HandlerFunc, req cluster.Request, client *ht
 	mu.Lock()
 	defer mu.Unlock()
 	fmt.Fprintln(&text, o.Kind, o.Err, o.StatusCode, header, string(o.Body), string(o.Data), o.Unverified, o.Attempts, o.Evicted, o.EvictionSkipped)
-	return strings.ReplaceAll(text.String(), peer.Listener.Addr().String(), "peer")
+	const late = " (this process noticed its timeout late)" // it depends on the load of the machine
+	return strings.NewReplacer(peer.Listener.Addr().String(), "peer", late, "").Replace(text.String())
 }
 
 // writer writes a response in one of several ways.
