@@ -102,7 +102,8 @@ func peersFail(w *world, k kind) {
 	for _, id := range []string{"healthy-1", "healthy-2"} {
 		w.fakePeer(id, nil)
 	}
-	n := w.startRegistered(k, "REQUEST_TIMEOUT=1500") // long enough for an announcement on a busy machine
+	// The timeout is long enough for an announcement on a busy machine.
+	n := w.startRegistered(k, "REQUEST_TIMEOUT=1500")
 	w.deadPeer("gone")
 	w.call(http.MethodPost, n.base+"/itResources", w.token(serverType, true), announcement(resourceID(), map[string]any{
 		"serverId": "gone", "clusterBaseUrl": "http://127.0.0.1:1" + basePath,
