@@ -104,6 +104,10 @@ func peersFail(w *world, k kind) {
 	}
 	// The timeout is long enough for an announcement on a busy machine.
 	n := w.startRegistered(k, "REQUEST_TIMEOUT=1500")
+	// After a call, the node has an idle connection to each peer. The peers fail on these.
+	if f := n.fanOut(fanoutArgs{Path: "/one"}); len(f.resultIDs()) != 8 {
+		w.Errorf("results: %v", f.resultIDs())
+	}
 	w.deadPeer("gone")
 	w.call(http.MethodPost, n.base+"/itResources", w.token(serverType, true), announcement(resourceID(), map[string]any{
 		"serverId": "gone", "clusterBaseUrl": "http://127.0.0.1:1" + basePath,
