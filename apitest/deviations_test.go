@@ -74,7 +74,7 @@ var deviations = sync.OnceValue(func() (all []deviation) { //nolint:gochecknoglo
 		add(`^response of a test \S*\b`+regexp.QuoteMeta(test)+`\b`, reason)
 	}
 	all = append(all, deviation{
-		regexp.MustCompile(`^response of a test \S*\b(TestOneOutcomePerPeer|TestOneOutcomePerSelectedPeer|simulation)\b`),
+		regexp.MustCompile(`^response of a test \S*\b(TestOneOutcomePerPeer|TestOneOutcomePerSelectedPeer|FailureModes|simulation)\b`),
 		"random faults", true,
 	})
 	all = append(all, deviation{
