@@ -1,7 +1,9 @@
 package deploy
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -9,40 +11,41 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/santhosh-tekuri/jsonschema/v6"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	policyv1 "k8s.io/api/policy/v1"
+	"k8s.io/apimachinery/pkg/api/validation"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation/field"
 	"sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
 
 	"github.com/mimiktech/cluster"
 )
 
-// newObject returns an empty object of the type that a manifest names.
-func newObject(t *testing.T, apiVersion, kind string) any {
-	t.Helper()
-	switch apiVersion + " " + kind {
-	case "v1 Namespace":
-		return new(corev1.Namespace)
-	case "v1 Secret":
-		return new(corev1.Secret)
-	case "v1 Service":
-		return new(corev1.Service)
-	case "apps/v1 Deployment":
-		return new(appsv1.Deployment)
-	case "policy/v1 PodDisruptionBudget":
-		return new(policyv1.PodDisruptionBudget)
-	case "networking.k8s.io/v1 NetworkPolicy":
-		return new(networkingv1.NetworkPolicy)
+// An apiObject is an object of the Kubernetes API.
+type apiObject interface {
+	metav1.Object
+	OpenAPIModelName() string
+}
+
+// kinds returns functions that create an empty object, by its version and kind.
+func kinds() map[string]func() apiObject {
+	return map[string]func() apiObject{
+		"v1 Namespace":                       func() apiObject { return new(corev1.Namespace) },
+		"v1 Secret":                          func() apiObject { return new(corev1.Secret) },
+		"v1 Service":                         func() apiObject { return new(corev1.Service) },
+		"apps/v1 Deployment":                 func() apiObject { return new(appsv1.Deployment) },
+		"policy/v1 PodDisruptionBudget":      func() apiObject { return new(policyv1.PodDisruptionBudget) },
+		"networking.k8s.io/v1 NetworkPolicy": func() apiObject { return new(networkingv1.NetworkPolicy) },
 	}
-	t.Fatalf("unknown object %s %s", apiVersion, kind)
-	return nil
 }
 
 // decode decodes the objects of a file as strictly as the API server: no unknown field, no field
 // twice, no value of a wrong type.
-func decode(t *testing.T, text string) (objects []any, err error) {
+func decode(t *testing.T, text string) (objects []apiObject, err error) {
 	t.Helper()
 	for document := range strings.SplitSeq(text, "\n---\n") {
 		var header struct{ APIVersion, Kind string }
@@ -53,7 +56,11 @@ func decode(t *testing.T, text string) (objects []any, err error) {
 		if err != nil {
 			return nil, err
 		}
-		object := newObject(t, header.APIVersion, header.Kind)
+		newObject := kinds()[header.APIVersion+" "+header.Kind]
+		if newObject == nil {
+			return nil, fmt.Errorf("unknown object %s %s", header.APIVersion, header.Kind)
+		}
+		object := newObject()
 		strict, err := json.UnmarshalStrict(data, object)
 		if err := errors.Join(append(strict, err)...); err != nil {
 			return nil, err
@@ -61,6 +68,36 @@ func decode(t *testing.T, text string) (objects []any, err error) {
 		objects = append(objects, object)
 	}
 	return objects, nil
+}
+
+// validate checks what decode accepts: against the schemas, which have required fields, types and
+// enums, but no patterns; and the names, labels and annotations of each object, as the API server
+// does. The other rules of the API server are not checked, such as those for several fields, for
+// names in the fields and for ranges of numbers. They are in k8s.io/kubernetes, which is not made
+// to be imported: its go.mod needs a replacement for each of its modules.
+func validate(t *testing.T, text string, objects []apiObject) error {
+	t.Helper()
+	schemas := newSchemas(t)
+	var failures []error
+	documents := strings.Split(text, "\n---\n")
+	for i, object := range objects {
+		data, err := yaml.YAMLToJSONStrict([]byte(documents[i]))
+		if err != nil {
+			return err
+		}
+		value, err := jsonschema.UnmarshalJSON(bytes.NewReader(data))
+		if err != nil {
+			return err
+		}
+		schema, err := schemas.Compile(schemasFile + "#/definitions/" + object.OpenAPIModelName())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, global := object.(*corev1.Namespace) // belongs to no namespace
+		failures = append(failures, schema.Validate(value), validation.ValidateObjectMetaAccessor(
+			object, !global, validation.NameIsDNSSubdomain, field.NewPath("metadata")).ToAggregate())
+	}
+	return errors.Join(failures...)
 }
 
 func readFile(t *testing.T, name string) string {
@@ -78,7 +115,11 @@ func TestManifestsAreValid(t *testing.T) {
 		t.Fatalf("%q, %v", files, err)
 	}
 	for _, name := range files {
-		if _, err := decode(t, readFile(t, name)); err != nil {
+		text := readFile(t, name)
+		objects, err := decode(t, text)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+		} else if err := validate(t, text, objects); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -94,12 +135,41 @@ func TestManifestsAreValid(t *testing.T) {
 	}
 }
 
+// Each change is one that only validate rejects, with an error that names the field.
+func TestInvalidManifests(t *testing.T) {
+	good := readFile(t, "kubernetes/node.yaml")
+	for what, change := range map[string]struct{ old, new, want string }{
+		"container without a name":      {"- name: shop\n          image:", "- image:", "containers/0': missing property 'name'"},
+		"deployment without a selector": {"  selector:\n    matchLabels: {app.kubernetes.io/name: shop}\n  strategy:", "  strategy:", "missing property 'selector'"},
+		"probe without a port":          {"{path: /ready, port: http}", "{path: /ready}", "missing property 'port'"},
+		"nothing instead of a list":     {"ports:\n    - {name: http, port: 80, targetPort: http}", "ports: null", "spec/ports': got null, want array"},
+		"unknown protocol":              {"{protocol: UDP, port: 53}", "{protocol: UPD, port: 53}", "protocol': value must be one of"},
+		"unknown type of policy":        {"[Ingress, Egress]", "[Ingress, Egres]", "policyTypes/1': value must be one of"},
+		"unknown type of profile":       {"RuntimeDefault", "Default", "seccompProfile/type': value must be one of"},
+		"unknown constraint":            {"ScheduleAnyway", "Schedule", "whenUnsatisfiable': value must be one of"},
+		"name with a capital letter":    {"  name: shop\n", "  name: Shop\n", "metadata.name: Invalid value"},
+		"label with a space":            {"labels: {app.kubernetes.io/name: shop}", "labels: {app.kubernetes.io/name: a shop}", "metadata.labels: Invalid value"},
+		"object without a namespace":    {"  namespace: shop\nstringData", "stringData", "metadata.namespace: Required value"},
+	} {
+		t.Run(what, func(t *testing.T) {
+			bad := strings.Replace(good, change.old, change.new, 1)
+			objects, err := decode(t, bad)
+			if bad == good || err != nil {
+				t.Fatalf("not a change that decode accepts: %v", err)
+			}
+			if err := validate(t, bad, objects); err == nil || !strings.Contains(err.Error(), change.want) {
+				t.Errorf("got %v, want %q", err, change.want)
+			}
+		})
+	}
+}
+
 // object returns the only object of a type.
-func object[T any](t *testing.T, objects []any) (found T) {
+func object[T any](t *testing.T, objects []apiObject) (found T) {
 	t.Helper()
 	n := 0
 	for _, o := range objects {
-		if o, ok := o.(T); ok {
+		if o, ok := any(o).(T); ok {
 			found, n = o, n+1
 		}
 	}
@@ -168,7 +238,7 @@ func TestNode(t *testing.T) {
 }
 
 // checkLabels checks that all objects select the pods, and the registry's policy its pods.
-func checkLabels(t *testing.T, objects []any) {
+func checkLabels(t *testing.T, objects []apiObject) {
 	t.Helper()
 	labels := object[*appsv1.Deployment](t, objects).Spec.Template.Labels
 	policy := object[*networkingv1.NetworkPolicy](t, objects).Spec
