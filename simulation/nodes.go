@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/mimiktech/cluster"
@@ -191,9 +192,9 @@ func (s *simulation) twins(e Event) {
 	s.members = append(s.members, twin)
 	s.register(twin)
 	began := time.Now()
-	undisturbed := s.undisturbedSince(began)
+	undisturbed, observed := s.undisturbedSince(began), s.watchMoves(m.id)
 	s.EndAfter("twin of "+m.id, e, func() {
-		if time.Since(began) > 2*s.scenario.Lease && undisturbed() && m.running && s.hasManagedPeer(m.id) {
+		if observed() && undisturbed() && m.running {
 			s.checkConflict(m, twin)
 		}
 		s.record("the second process with the id %s ends: %s", m.id, e.Variant)
@@ -210,9 +211,46 @@ func (s *simulation) twins(e Event) {
 	})
 }
 
-// hasManagedPeer reports whether there is another node that calls its peers.
-func (s *simulation) hasManagedPeer(id string) bool {
-	return slices.ContainsFunc(s.running(), func(m *member) bool { return m.managed() && m.id != id })
+// noticeTime is how long after a move a node has found out whether the former address answers, too.
+const noticeTime = 5 * time.Minute
+
+// watchMoves watches the views of the nodes that call their peers. observed ends that, and reports
+// whether a server has moved in one of them, and was still there after the noticeTime. Two
+// processes may renew in such a rhythm that a node never sees the entry of one of them.
+func (s *simulation) watchMoves(id string) (observed func() bool) {
+	ctx, stop := context.WithCancel(s.t.Context())
+	var watches sync.WaitGroup
+	seenBy := map[*member]*bool{}
+	for _, m := range s.running() {
+		if m.id == id || !m.managed() {
+			continue
+		}
+		seen := new(bool)
+		seenBy[m] = seen
+		watches.Go(func() {
+			var last time.Time
+			moved := func(now time.Time) {
+				*seen = *seen || !last.IsZero() && now.Sub(last) > noticeTime
+				last = now
+			}
+			for change := range m.Watch(ctx) {
+				if change.Kind == cluster.ServerMoved && change.Server.ServerID == id {
+					moved(change.Time)
+				}
+			}
+			moved(time.Now())
+		})
+	}
+	return func() bool {
+		stop()
+		watches.Wait()
+		for m, seen := range seenBy {
+			if m.running && *seen {
+				return true
+			}
+		}
+		return false
+	}
 }
 
 const (
