@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"go.uber.org/zap"
@@ -395,27 +394,37 @@ func (f *fanOut) receivedBytes() int64 {
 	return limit - f.confirmed.bytes.left.Load() + limit/unprovenShare - f.unconfirmed.bytes.left.Load()
 }
 
-// A collector collects garbage some time after calls with long responses. The runtime would do that
-// only when as much has been allocated again, or after two minutes. Until then, the process would
-// keep the memory of a call that forged peers have made as long as they can.
-type collector struct{ scheduled atomic.Bool }
+// A collector collects garbage some time after the last call with long responses. Otherwise an idle
+// node would keep that memory for up to four minutes: the runtime collects after two minutes at the
+// latest, and returns what was in dense use before a collection only after the next one. Forged
+// peers make calls as long as they can. Pools do not matter here: hardly anything is left on the
+// heap after the first collection.
+type collector struct {
+	mu    sync.Mutex // guards the field below
+	timer *time.Timer
+}
 
 const (
 	longCall     = 32 << 20 // bytes of the responses to a call
 	collectDelay = 20 * time.Second
 )
 
-// received schedules a collection after a long call, unless there is one already.
+// received schedules collections after a long call. Each such call postpones them: what it has
+// received may still be in use, and while such calls go on, the runtime collects often.
 func (c *collector) received(n int64) {
-	if n >= longCall && c.scheduled.CompareAndSwap(false, true) {
-		time.AfterFunc(collectDelay, func() {
-			c.scheduled.Store(false)
-			// The second one frees what a sync.Pool had, and makes the runtime return the memory to the
-			// system, which depends on the heap before a collection.
-			runtime.GC()
-			runtime.GC()
-		})
+	if n < longCall {
+		return
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.timer != nil {
+		c.timer.Reset(collectDelay)
+		return
+	}
+	c.timer = time.AfterFunc(collectDelay, func() {
+		runtime.GC()
+		runtime.GC() // the memory that the first one has freed is returned to the system
+	})
 }
 
 // result describes the call when all its outcomes are final.
@@ -511,7 +520,7 @@ type sharedDeadline struct {
 func (d *sharedDeadline) context(ctx context.Context, now time.Time, timeout time.Duration) context.Context {
 	if d.parent != ctx || now.After(d.validUntil) {
 		d.parent = ctx
-		d.current, d.cancel = context.WithDeadline(ctx, now.Add(timeout))
+		d.current, d.cancel = context.WithDeadline(ctx, now.Add(timeout)) //nolint:gosec // see cancel
 		d.validUntil = now.Add(min(timeout/50, 5*time.Millisecond))
 	}
 	return d.current

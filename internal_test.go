@@ -15,6 +15,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"net/url"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -817,4 +818,40 @@ func TestUnsetHooksDoNotAllocate(t *testing.T) {
 			}
 		}
 	}
+}
+
+// The last of several long calls is followed by two collections, once its responses can be garbage.
+// Short calls are not.
+func TestCollectionsAfterLongCalls(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		forced := func() uint32 {
+			synctest.Wait()
+			var m runtime.MemStats
+			runtime.ReadMemStats(&m)
+			return m.NumForcedGC
+		}
+		before := forced()
+		var c collector
+		check := func(when string, want uint32) {
+			t.Helper()
+			if n := forced() - before; n != want {
+				t.Errorf("%s: %d collections, want %d", when, n, want)
+			}
+		}
+		c.received(longCall - 1)
+		time.Sleep(2 * collectDelay)
+		check("after a short call", 0)
+		c.received(longCall)
+		time.Sleep(collectDelay - time.Second)
+		c.received(2 * longCall)
+		time.Sleep(collectDelay - time.Second)
+		check("a moment after the second long call", 0)
+		time.Sleep(time.Second)
+		check("after both long calls", 2)
+		time.Sleep(2 * collectDelay)
+		check("later", 2)
+		c.received(longCall)
+		time.Sleep(collectDelay)
+		check("after a third long call", 4)
+	})
 }

@@ -188,7 +188,7 @@ func TestTLSErrorsOfPeers(t *testing.T) {
 	for name, address := range map[string]string{
 		"unknown authority":    secure(func(*tls.Config) {}),
 		"no TLS":               "https" + strings.TrimPrefix(startCountingServer(t, ok).URL, "http"),
-		"no version in common": secure(func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS10, tls.VersionTLS10 }), //nolint:gosec // an outdated version is the point of the case
+		"no version in common": secure(func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS10, tls.VersionTLS10 }),
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := testConfig()

@@ -120,8 +120,8 @@ func TestServeSetsLimits(t *testing.T) {
 		"none":     {&http.Server{}, &http.Server{ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10}}, //nolint:gosec // the case
 		"negative": {&http.Server{ReadHeaderTimeout: -1, IdleTimeout: -1}, &http.Server{ReadHeaderTimeout: -1, IdleTimeout: -1, MaxHeaderBytes: 64 << 10}},
 		"set": {
-			&http.Server{ReadTimeout: time.Second, IdleTimeout: time.Hour, MaxHeaderBytes: 1}, //nolint:gosec // the case
-			&http.Server{ReadTimeout: time.Second, IdleTimeout: time.Hour, MaxHeaderBytes: 1}, //nolint:gosec // the case
+			&http.Server{ReadTimeout: time.Second, IdleTimeout: time.Hour, MaxHeaderBytes: 1},
+			&http.Server{ReadTimeout: time.Second, IdleTimeout: time.Hour, MaxHeaderBytes: 1},
 		},
 	} {
 		cfg := testConfig()

@@ -4,15 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"os/exec"
 	"slices"
-	"strconv"
 	"strings"
-	"syscall"
 	"time"
 )
 
@@ -108,26 +105,4 @@ func checkHealth(url string) error {
 	defer resp.Body.Close()
 	_, err = io.Copy(io.Discard, resp.Body)
 	return err
-}
-
-// giveWay lowers the priority of this process. The attacks would else take the processors from the
-// nodes, as no attacker on another machine can. Processes that run already keep their priority.
-func giveWay() error {
-	const nice = 10
-	for range 2 { // a thread may start meanwhile; it inherits the priority
-		threads, err := os.ReadDir("/proc/self/task")
-		if err != nil {
-			return err
-		}
-		for _, t := range threads {
-			id, err := strconv.Atoi(t.Name())
-			if err != nil {
-				return err
-			}
-			if err := syscall.Setpriority(syscall.PRIO_PROCESS, id, nice); err != nil && !errors.Is(err, syscall.ESRCH) {
-				return fmt.Errorf("lowering the priority: %w", err)
-			}
-		}
-	}
-	return nil
 }

@@ -25,7 +25,7 @@ func TestMain(m *testing.M) {
 // answers health checks, evicts no healthy node, shows no secret, and needs bounded memory.
 func TestAttacks(t *testing.T) {
 	if runtime.GOOS != "linux" {
-		t.Skip("reads /proc")
+		t.Skip(errNotLinux)
 	}
 	service := filepath.Join(t.TempDir(), "service")
 	if err := build(t.Context(), service); err != nil {

@@ -8,6 +8,9 @@
 // valid cluster token, or any client. All servers listen at loopback addresses, and every attack is
 // bounded.
 //
+// The program needs Linux, as it reads the usage of the nodes from /proc. Elsewhere, for example on
+// Windows, it compiles and says so.
+//
 // The table has the memory (RSS), the CPU time and the descriptors of the node before and after
 // each attack, and what the attack must not achieve. After the single attacks, all run at once,
 // while the node must renew its lease and answer health checks. Its memory must then be back within
@@ -16,11 +19,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -47,7 +52,13 @@ func main() {
 	}
 }
 
+// errNotLinux is the error on systems without /proc.
+var errNotLinux = errors.New("needs Linux: the usage of the nodes is read from /proc")
+
 func run(ctx context.Context, service, only string, all time.Duration) error {
+	if runtime.GOOS != "linux" {
+		return errNotLinux
+	}
 	dir, err := os.MkdirTemp("", "hostile")
 	if err != nil {
 		return err

@@ -40,7 +40,7 @@ func main() {
 
 // An options is what the command is to do.
 type options struct {
-	seeds   int
+	seeds   uint64
 	forTime time.Duration
 	first   uint64
 	workers int
@@ -54,7 +54,7 @@ type options struct {
 func parse(args []string) (options, error) {
 	o := options{}
 	flags := flag.NewFlagSet("simulation", flag.ContinueOnError)
-	flags.IntVar(&o.seeds, "seeds", 0, "run this `number` of seeds")
+	flags.Uint64Var(&o.seeds, "seeds", 0, "run this `number` of seeds")
 	flags.DurationVar(&o.forTime, "for", 0, "run as many seeds as fit into this `time`")
 	flags.Uint64Var(&o.first, "first", 1, "the first `seed`; 0 draws it")
 	flags.IntVar(&o.workers, "workers", runtime.GOMAXPROCS(0), "run this `number` of seeds at a time, each in a process of its own")

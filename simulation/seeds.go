@@ -57,7 +57,7 @@ func runSeeds(ctx context.Context, out io.Writer, o options) error {
 	defer progress.Stop()
 	seed := first
 loop:
-	for o.seeds == 0 || seed < first+uint64(o.seeds) {
+	for o.seeds == 0 || seed < first+o.seeds {
 		select {
 		case seeds <- seed:
 			seed++

@@ -152,7 +152,7 @@ func (q *queue) close() {
 func (q *queue) abandon() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.lost += uint64(q.lenLocked() + len(q.batch))
+	q.lost += uint64(q.lenLocked() + len(q.batch)) //nolint:gosec // lengths are not negative
 	q.normal, q.urgent, q.batch, q.bytes = fifo{}, fifo{}, nil, 0
 	q.notifyLocked()
 }

@@ -79,13 +79,13 @@ func unescapeBackslash(text string) (string, int) {
 	case 'u':
 		return unescapeUnicode(text)
 	case 'U':
-		if r, ok := parseHex(text, 2, 8); ok {
-			return string(rune(r)), 10
+		if r, ok := parseRune(text, 2, 8); ok {
+			return string(r), 10
 		}
 		return "", 0
 	case 'x':
-		if b, ok := parseHex(text, 2, 2); ok {
-			return string([]byte{byte(b)}), 4
+		if b, ok := parseByte(text, 2); ok {
+			return string([]byte{b}), 4
 		}
 		return "", 0
 	}
@@ -96,16 +96,16 @@ func unescapeBackslash(text string) (string, int) {
 }
 
 func unescapeUnicode(text string) (string, int) {
-	r, ok := parseHex(text, 2, 4)
+	r, ok := parseRune(text, 2, 4)
 	if !ok {
 		return "", 0
 	}
-	if !utf16.IsSurrogate(rune(r)) {
-		return string(rune(r)), 6
+	if !utf16.IsSurrogate(r) {
+		return string(r), 6
 	}
 	if strings.HasPrefix(text[6:], `\u`) {
-		if low, ok := parseHex(text, 8, 4); ok {
-			if pair := utf16.DecodeRune(rune(r), rune(low)); pair != utf8.RuneError {
+		if low, ok := parseRune(text, 8, 4); ok {
+			if pair := utf16.DecodeRune(r, low); pair != utf8.RuneError {
 				return string(pair), 12
 			}
 		}
@@ -118,8 +118,8 @@ func unescapePercent(text string) (string, int) {
 	if text[0] != '%' {
 		return "", 0
 	}
-	if b, ok := parseHex(text, 1, 2); ok {
-		return string([]byte{byte(b)}), 3
+	if b, ok := parseByte(text, 1); ok {
+		return string([]byte{b}), 3
 	}
 	return "", 0
 }
@@ -132,11 +132,21 @@ func unescapeForm(text string) (string, int) {
 	return unescapePercent(text)
 }
 
-// parseHex parses n hexadecimal digits that begin at text[at].
-func parseHex(text string, at, n int) (uint64, bool) {
+// parseByte parses two hexadecimal digits that begin at text[at].
+func parseByte(text string, at int) (byte, bool) {
+	if len(text) < at+2 {
+		return 0, false
+	}
+	v, err := strconv.ParseUint(text[at:at+2], 16, 8)
+	return byte(v), err == nil
+}
+
+// parseRune parses n hexadecimal digits that begin at text[at]. They may be no character, but fit
+// into a rune.
+func parseRune(text string, at, n int) (rune, bool) {
 	if len(text) < at+n {
 		return 0, false
 	}
-	v, err := strconv.ParseUint(text[at:at+n], 16, 32)
-	return v, err == nil
+	v, err := strconv.ParseUint(text[at:at+n], 16, 31)
+	return rune(v), err == nil
 }

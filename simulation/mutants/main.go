@@ -120,10 +120,10 @@ func copyTree(ctx context.Context, dir string) error {
 			return err
 		}
 		to := filepath.Join(dir, name)
-		if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+		if err := os.MkdirAll(filepath.Dir(to), 0o750); err != nil {
 			return err
 		}
-		if err := os.WriteFile(to, content, 0o644); err != nil {
+		if err := os.WriteFile(to, content, 0o600); err != nil { //nolint:gosec // a name from git
 			return err
 		}
 	}

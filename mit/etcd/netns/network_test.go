@@ -64,7 +64,7 @@ func (n *network) removeAtEnd(namespace string) {
 func (n *network) run(format string, args ...any) {
 	n.Helper()
 	command := strings.Fields(fmt.Sprintf(format, args...))
-	if out, err := exec.CommandContext(n.Context(), command[0], command[1:]...).CombinedOutput(); err != nil { //nolint:gosec // a command of the test
+	if out, err := exec.CommandContext(n.Context(), command[0], command[1:]...).CombinedOutput(); err != nil {
 		n.Fatalf("%q: %v: %s", command, err, out)
 	}
 }
@@ -108,7 +108,7 @@ func (n *network) setRules(rules ...string) {
 // load loads rules of nftables in the router.
 func (n *network) load(text string) {
 	n.Helper()
-	cmd := exec.CommandContext(n.Context(), "ip", "netns", "exec", n.router, "nft", "-f", "-") //nolint:gosec // a command of the test
+	cmd := exec.CommandContext(n.Context(), "ip", "netns", "exec", n.router, "nft", "-f", "-")
 	cmd.Stdin = strings.NewReader(text)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		n.Fatalf("nft: %v: %s\n%s", err, out, text)
@@ -118,7 +118,7 @@ func (n *network) load(text string) {
 // dropped returns how many packets the rules of the router have counted.
 func (n *network) dropped() (packets int) {
 	n.Helper()
-	out, err := exec.CommandContext(n.Context(), "ip", "netns", "exec", n.router, "nft", "list", "table", "ip", "faults").Output() //nolint:gosec // a command of the test
+	out, err := exec.CommandContext(n.Context(), "ip", "netns", "exec", n.router, "nft", "list", "table", "ip", "faults").Output()
 	if err != nil {
 		n.Fatalf("nft: %v", err)
 	}

@@ -21,7 +21,7 @@ func start(t *testing.T, h host, stdin *os.File, files []*os.File, env []string,
 	t.Helper()
 	log := new(proctest.Tail)
 	args := append([]string{"netns", "exec", h.namespace}, program...)
-	cmd := exec.CommandContext(context.Background(), "ip", args...) //nolint:gosec // a command of the test
+	cmd := exec.CommandContext(context.Background(), "ip", args...)
 	cmd.Env = append(os.Environ(), env...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = stdin, log, log, files
 	proctest.Isolate(cmd)

@@ -187,7 +187,7 @@ func memberConfig(name string, o Options) (*embed.Config, error) {
 	cfg := embed.NewConfig()
 	cfg.Name = name
 	cfg.Dir = filepath.Join(o.Dir, name)
-	cfg.TickMs = uint(cmp.Or(o.HeartbeatInterval, 50*time.Millisecond) / time.Millisecond)
+	cfg.TickMs = uint(cmp.Or(o.HeartbeatInterval, 50*time.Millisecond) / time.Millisecond) //nolint:gosec // not negative
 	cfg.ElectionMs = 10 * cfg.TickMs
 	cfg.BcryptCost = 4 // the minimum
 	cfg.UnsafeNoFsync = !o.Durable

@@ -64,7 +64,7 @@ func Record(ctx context.Context, cfg Config) *History {
 	var wg sync.WaitGroup
 	for client := range cfg.Clients {
 		wg.Go(func() {
-			rnd := rand.New(rand.NewPCG(uint64(client), 0))
+			rnd := rand.New(rand.NewPCG(uint64(client), 0)) //nolint:gosec // not negative
 			for ctx.Err() == nil {
 				pause := time.Duration(rnd.Int64N(int64(2 * cfg.Pause)))
 				if !h.call(ctx, rnd, client) {
