@@ -53,7 +53,7 @@ func start(ctx context.Context, name string, env []string, argv ...string) (*pro
 	defer childEnd.Close()
 	p := &process{name: name, pipe: pipe, responses: bufio.NewReader(pipe), output: new(proctest.Tail)}
 	p.cmd = exec.CommandContext(ctx, argv[0], argv[1:]...) //nolint:gosec // a program of the benchmark
-	p.cmd.Env = append(os.Environ(), env...) //nolint:forbidigo // a child inherits the environment
+	p.cmd.Env = append(os.Environ(), env...)               //nolint:forbidigo // a child inherits the environment
 	p.cmd.Stdout, p.cmd.Stderr = p.output, p.output
 	p.cmd.ExtraFiles = []*os.File{childEnd}
 	proctest.Isolate(p.cmd)
