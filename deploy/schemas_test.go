@@ -69,7 +69,7 @@ func TestSchemas(t *testing.T) {
 func run(t *testing.T, command ...string) []byte {
 	t.Helper()
 	var stderr bytes.Buffer
-	cmd := exec.CommandContext(t.Context(), command[0], command[1:]...) //nolint:gosec // a command of the test
+	cmd := exec.CommandContext(t.Context(), command[0], command[1:]...)
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {

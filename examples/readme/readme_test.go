@@ -108,7 +108,7 @@ func start(t *testing.T, program string, cfg cluster.Config) (stderr *bufio.Scan
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), program) //nolint:gosec // built by this test
+	cmd := exec.CommandContext(t.Context(), program)
 	cmd.Env = []string{
 		"SERVER_TYPE=" + cfg.Type, "SERVER_PORT=" + strconv.Itoa(port), "SERVER_LOCAL_IPV4=127.0.0.1",
 		"MIT_URL=" + cfg.RegistryURL, "MIT_AUDIENCE=" + cfg.RegistryAudience,
