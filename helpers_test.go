@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"net/url"
+	"os"
 	"path"
 	"runtime"
 	"slices"
@@ -27,8 +28,15 @@ import (
 
 	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/clustertest"
+	"github.com/mimiktech/cluster/internal/testrun"
 	"github.com/mimiktech/cluster/mit"
 )
+
+func TestMain(m *testing.M) {
+	testrun.Parallel(8)
+	testrun.CollectRarely()
+	os.Exit(m.Run())
+}
 
 // Nodes and their environment.
 

@@ -7,12 +7,19 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/mimiktech/cluster/clustertest"
+	"github.com/mimiktech/cluster/internal/testrun"
 )
+
+func TestMain(m *testing.M) {
+	testrun.CollectRarely()
+	os.Exit(m.Run())
+}
 
 const timeout = 10 * time.Second // of each request
 

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"os"
 	"testing"
+
+	"github.com/mimiktech/cluster/internal/testrun"
 )
 
 const updateFlag = "update"
@@ -22,17 +24,6 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	flag.Bool(updateFlag, false, "write "+tablePath+" and the golden files")
-	flag.Parse()
-	setParallel(8)
+	testrun.Parallel(8)
 	os.Exit(m.Run())
-}
-
-// setParallel sets the default of -test.parallel. It may exceed the number of processors, because
-// scenarios mostly wait for other processes and timers.
-func setParallel(n int) {
-	isSet := false
-	flag.Visit(func(f *flag.Flag) { isSet = isSet || f.Name == "test.parallel" })
-	if !isSet {
-		_ = flag.Set("test.parallel", fmt.Sprint(n)) // the flag exists and takes a number
-	}
 }

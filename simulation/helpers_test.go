@@ -6,7 +6,13 @@ import (
 	"time"
 
 	"github.com/mimiktech/cluster/clustertest"
+	"github.com/mimiktech/cluster/internal/testrun"
 )
+
+func TestMain(m *testing.M) {
+	testrun.CollectRarely()
+	os.Exit(m.Run())
+}
 
 // full reports whether the environment variable SIMULATION asks for the full length of the tests.
 // If not, it logs what runs instead.

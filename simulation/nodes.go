@@ -192,7 +192,7 @@ func (s *simulation) twins(e Event) {
 	s.members = append(s.members, twin)
 	s.register(twin)
 	began := time.Now()
-	undisturbed, observed := s.undisturbedSince(began), s.watchMoves(m.id)
+	undisturbed, observed := s.undisturbedSince(began), s.watchMoves(m, twin)
 	s.EndAfter("twin of "+m.id, e, func() {
 		if observed() && undisturbed() && m.running {
 			s.checkConflict(m, twin)
@@ -215,30 +215,41 @@ func (s *simulation) twins(e Event) {
 const noticeTime = 5 * time.Minute
 
 // watchMoves watches the views of the nodes that call their peers. observed ends that, and reports
-// whether a server has moved in one of them, and was still there after the noticeTime. Two
-// processes may renew in such a rhythm that a node never sees the entry of one of them.
-func (s *simulation) watchMoves(id string) (observed func() bool) {
+// whether the address of two processes with one id has changed from one to the other in one of the
+// views, and stayed for the noticeTime. They may renew in such a rhythm that a node never sees the
+// entry of one of them.
+func (s *simulation) watchMoves(a, b *member) (observed func() bool) {
 	ctx, stop := context.WithCancel(s.t.Context())
 	var watches sync.WaitGroup
 	seenBy := map[*member]*bool{}
 	for _, m := range s.running() {
-		if m.id == id || !m.managed() {
+		if m.id == a.id || !m.managed() {
 			continue
 		}
 		seen := new(bool)
 		seenBy[m] = seen
 		watches.Go(func() {
-			var last time.Time
-			moved := func(now time.Time) {
-				*seen = *seen || !last.IsZero() && now.Sub(last) > noticeTime
-				last = now
+			var host string
+			var moved time.Time // from one to the other
+			at := func(next string) {
+				now := time.Now()
+				*seen = *seen || !moved.IsZero() && now.Sub(moved) > noticeTime
+				moved = time.Time{}
+				if host == a.Host && next == b.Host || host == b.Host && next == a.Host {
+					moved = now
+				}
+				host = next
 			}
 			for change := range m.Watch(ctx) {
-				if change.Kind == cluster.ServerMoved && change.Server.ServerID == id {
-					moved(change.Time)
+				switch {
+				case change.Server.ServerID != a.id:
+				case change.Kind == cluster.ServerLeft:
+					at("")
+				default:
+					at(hostOf(change.Server.ClusterBaseURL))
 				}
 			}
-			moved(time.Now())
+			at("")
 		})
 	}
 	return func() bool {

@@ -19,6 +19,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/mimiktech/cluster/internal/testrun"
 )
 
 func TestMain(m *testing.M) {
@@ -29,6 +31,8 @@ func TestMain(m *testing.M) {
 		return
 	}
 	log.SetOutput(io.Discard) // net/http logs what a peer sends unasked
+	testrun.Parallel(8)
+	testrun.CollectRarely()
 	os.Exit(m.Run())
 }
 

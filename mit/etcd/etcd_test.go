@@ -1,12 +1,12 @@
 package etcd_test
 
 import (
-	"flag"
 	"fmt"
 	"os"
 	"testing"
 	"time"
 
+	"github.com/mimiktech/cluster/internal/testrun"
 	"github.com/mimiktech/cluster/mit"
 	"github.com/mimiktech/cluster/mit/etcd"
 	"github.com/mimiktech/cluster/mit/etcd/internal/etcdtest"
@@ -16,11 +16,7 @@ import (
 // TestMain runs more tests in parallel than there are processors, because they mostly wait for
 // etcd's clock.
 func TestMain(m *testing.M) {
-	flag.Parse()
-	if err := flag.Set("test.parallel", "16"); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
+	testrun.Parallel(16)
 	os.Exit(m.Run())
 }
 

@@ -4,16 +4,15 @@ package survival
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"io"
 	"os"
-	"strconv"
 	"testing"
 	"time"
 
 	"go.etcd.io/etcd/etcdutl/v3/etcdutl"
 
+	"github.com/mimiktech/cluster/internal/testrun"
 	"github.com/mimiktech/cluster/mit/command"
 	"github.com/mimiktech/cluster/mit/etcd/internal/etcdtest"
 	"github.com/mimiktech/cluster/mit/etcd/internal/mitcmd"
@@ -31,8 +30,7 @@ const (
 func TestMain(m *testing.M) {
 	role := os.Getenv(roleVariable)
 	if role == "" {
-		flag.Parse()
-		atOnce(8)
+		testrun.Parallel(8)
 		os.Exit(m.Run())
 	}
 	go func() { // it ends with its standard input, and so with the test that started it
@@ -51,15 +49,6 @@ func TestMain(m *testing.M) {
 		if err := etcdutl.Execute(); err != nil {
 			os.Exit(1)
 		}
-	}
-}
-
-// atOnce sets the number of parallel tests unless the command line does. The tests mostly wait.
-func atOnce(n int) {
-	chosen := false
-	flag.Visit(func(f *flag.Flag) { chosen = chosen || f.Name == "test.parallel" })
-	if !chosen {
-		_ = flag.Set("test.parallel", strconv.Itoa(n)) // the flag is there, and takes a number
 	}
 }
 

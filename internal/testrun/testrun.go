@@ -1,0 +1,24 @@
+// Package testrun sets how the tests of a package run. A TestMain calls its functions.
+package testrun
+
+import (
+	"flag"
+	"runtime/debug"
+	"strconv"
+)
+
+// Parallel parses the flags, and sets how many parallel tests run at a time, unless the flag
+// -test.parallel does. n may exceed the number of processors if the tests mostly wait.
+func Parallel(n int) {
+	flag.Parse()
+	isSet := false
+	flag.Visit(func(f *flag.Flag) { isSet = isSet || f.Name == "test.parallel" })
+	if !isSet {
+		_ = flag.Set("test.parallel", strconv.Itoa(n)) // the flag exists and takes a number
+	}
+}
+
+// CollectRarely lets the heap grow to five times its live data before it is collected. Tests create
+// many small clusters and drop them: at the default, a tenth of their time is spent on collections.
+// The variable GOGC has no effect then.
+func CollectRarely() { debug.SetGCPercent(400) }
