@@ -447,6 +447,7 @@ func rawHTTP2Server(t *testing.T, answer []byte) (address string, trust *tls.Con
 // The registry and the token service may answer with a 101, too, and so may a peer to an
 // announcement, and one that is called by net/http.
 func TestUpgradeByRemotes(t *testing.T) {
+	t.Parallel()
 	remote := rawServer(t, func(c net.Conn, _ *http.Request, _ int) bool {
 		_, _ = io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
 		_, _ = io.Copy(io.Discard, c)

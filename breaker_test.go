@@ -308,7 +308,7 @@ func TestShortTimeoutsDoNotOpenBreakerForLongOnes(t *testing.T) {
 				})
 			}
 			for range 3 {
-				time.Sleep(30 * time.Second)
+				time.Sleep(10 * time.Second)
 				if got := callAndTime(t, n, cluster.Request{}); got != "ok in 200ms" {
 					t.Error(got)
 				}

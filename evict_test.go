@@ -359,6 +359,7 @@ func TestLostConnectionsDoNotEvict(t *testing.T) {
 
 // Calls at the pace at which the peers close idle connections evict no peer.
 func TestIdleTimeoutOfPeersDoesNotEvict(t *testing.T) {
+	t.Parallel()
 	const idle = 40 * time.Millisecond
 	for name, tt := range map[string]struct {
 		start func(*httptest.Server)
@@ -410,6 +411,7 @@ func ownClient(s *httptest.Server) []cluster.Option {
 // A request that times out on a reused connection does not evict the peer. The next request uses a
 // new connection, and decides.
 func TestTimeoutOnReusedConnection(t *testing.T) {
+	t.Parallel()
 	const timeout = 300 * time.Millisecond
 	envelope := `{"data":[],"server":{"serverId":"node-2"}}`
 	for name, alive := range map[string]bool{"a firewall dropped the connection": true, "the peer is silent": false} {
@@ -448,6 +450,7 @@ func TestTimeoutOnReusedConnection(t *testing.T) {
 // A connection over TLS that a firewall drops without a word does not stay in use. One request
 // times out on it, and a second one if a client of the program has no connection of its own for it.
 func TestSilentConnectionsOverTLS(t *testing.T) {
+	t.Parallel()
 	for name, tt := range map[string]struct {
 		start    func(*httptest.Server)
 		opts     func(*httptest.Server) []cluster.Option

@@ -137,6 +137,7 @@ func TestServeSetsLimits(t *testing.T) {
 // Whatever hangs, a node has left within the time of its Leave. Until then it serves, at least for
 // the Delay, and keeps no connection alive.
 func TestLeaveIsBounded(t *testing.T) {
+	t.Parallel()
 	for name, tt := range map[string]struct {
 		leave    cluster.Leave
 		hang     bool // the registry, the peers, and a request in progress

@@ -748,7 +748,7 @@ func TestWatchConverges(t *testing.T) {
 					time.Sleep(time.Duration(pauses.IntN(int(20 * time.Second))))
 				}
 			}()
-			for range rapid.IntRange(1, 40).Draw(rt, "events") {
+			for range rapid.IntRange(1, 15).Draw(rt, "events") {
 				disturb(rt, w, n)
 			}
 			time.Sleep(15 * time.Minute) // the consumer catches up, and leases expire
