@@ -192,9 +192,10 @@ func (s *simulation) twins(e Event) {
 	s.members = append(s.members, twin)
 	s.register(twin)
 	began := time.Now()
-	undisturbed, observed := s.undisturbedSince(began), s.watchMoves(m, twin)
+	host := m.Host
+	undisturbed, observed := s.undisturbedSince(began), s.watchMoves(m.id, host, twin.Host)
 	s.EndAfter("twin of "+m.id, e, func() {
-		if observed() && undisturbed() && m.running {
+		if observed() && undisturbed() && m.running && m.Host == host {
 			s.checkConflict(m, twin)
 		}
 		s.record("the second process with the id %s ends: %s", m.id, e.Variant)
@@ -215,15 +216,15 @@ func (s *simulation) twins(e Event) {
 const noticeTime = 5 * time.Minute
 
 // watchMoves watches the views of the nodes that call their peers. observed ends that, and reports
-// whether the address of two processes with one id has changed from one to the other in one of the
-// views, and stayed for the noticeTime. They may renew in such a rhythm that a node never sees the
-// entry of one of them.
-func (s *simulation) watchMoves(a, b *member) (observed func() bool) {
+// whether the server with an id has moved between two hosts in one of the views, and stayed for the
+// noticeTime. Two processes may renew in such a rhythm that a node never sees the entry of one of
+// them.
+func (s *simulation) watchMoves(id, a, b string) (observed func() bool) {
 	ctx, stop := context.WithCancel(s.t.Context())
 	var watches sync.WaitGroup
 	seenBy := map[*member]*bool{}
 	for _, m := range s.running() {
-		if m.id == a.id || !m.managed() {
+		if m.id == id || !m.managed() {
 			continue
 		}
 		seen := new(bool)
@@ -235,14 +236,14 @@ func (s *simulation) watchMoves(a, b *member) (observed func() bool) {
 				now := time.Now()
 				*seen = *seen || !moved.IsZero() && now.Sub(moved) > noticeTime
 				moved = time.Time{}
-				if host == a.Host && next == b.Host || host == b.Host && next == a.Host {
+				if host == a && next == b || host == b && next == a {
 					moved = now
 				}
 				host = next
 			}
 			for change := range m.Watch(ctx) {
 				switch {
-				case change.Server.ServerID != a.id:
+				case change.Server.ServerID != id:
 				case change.Kind == cluster.ServerLeft:
 					at("")
 				default:
