@@ -412,7 +412,7 @@ func ownClient(s *httptest.Server) []cluster.Option {
 // new connection, and decides.
 func TestTimeoutOnReusedConnection(t *testing.T) {
 	t.Parallel()
-	const timeout = 300 * time.Millisecond
+	const timeout = time.Second
 	envelope := `{"data":[],"server":{"serverId":"node-2"}}`
 	for name, alive := range map[string]bool{"a firewall dropped the connection": true, "the peer is silent": false} {
 		t.Run(name, func(t *testing.T) {

@@ -531,7 +531,9 @@ func (c *Cluster) removeDeparted(ctx context.Context, id, serverID string, unmod
 		c.logIgnored(ctx, c.state.view().ID(), id)
 		return nil
 	case departureOfSelf:
-		c.log.Warn("reported as departed by a peer; registering again", correlationField(ctx))
+		if c.departedWarning.due(time.Now()) {
+			c.log.Warn("reported as departed by a peer; registering again", correlationField(ctx))
+		}
 		c.addEvent(statuspage.Event{Kind: statuspage.Removed, Text: "a peer reports this node as departed; it registers again"})
 		c.triggerRenewal()
 	}
@@ -539,6 +541,9 @@ func (c *Cluster) removeDeparted(ctx context.Context, id, serverID string, unmod
 }
 
 func (c *Cluster) logIgnored(ctx context.Context, own, received string) {
+	if !c.ignoredWarning.due(time.Now()) {
+		return
+	}
 	c.log.Warn("ignored message for another itResource", zap.String("itResource", own), zap.String("received", received), correlationField(ctx))
 }
 

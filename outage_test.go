@@ -311,11 +311,15 @@ func TestReportedAsDepartedRegistersAgain(t *testing.T) {
 }
 
 // Repeated reports do not make the node register more often than every RegistrationRetry.
+// Each renewal is followed by an announcement, which the peer refuses here.
 func TestReportedAsDepartedRepeatedly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := clustertest.Start(t, 2)
+		core, logs := observer.New(zap.WarnLevel)
+		w := clustertest.Start(t, 1, clustertest.WithOptions(cluster.WithLogger(zap.New(core))))
 		n := w.Nodes[0]
+		w.Join()
 		requests := recordRequests(w)
+		w.Network.Fault(n.Host, "node-2:8080", onPost(clustertest.Status(http.StatusNotFound)))
 		for range 300 {
 			reportDeparture(t, w, n, n.ID)
 			time.Sleep(200 * time.Millisecond)
@@ -323,6 +327,11 @@ func TestReportedAsDepartedRepeatedly(t *testing.T) {
 		synctest.Wait()
 		if got := len(requests.renewals(n)); got < 15 || got > 21 {
 			t.Errorf("%d POSTs in a minute, want one every RegistrationRetry", got)
+		}
+		for _, message := range []string{"reported as departed by a peer; registering again", "announcement rejected"} {
+			if got := logs.FilterMessage(message).Len(); got < 1 || got > 2 {
+				t.Errorf("%q is logged %d times in a minute", message, got)
+			}
 		}
 		wantState(t, n, cluster.Registered)
 		wantView(t, n, "node-1", "node-2")

@@ -510,7 +510,7 @@ func (c *Cluster) warnRejected(ctx context.Context, res *Response) {
 			common = reason
 		}
 	}
-	if rejected == 0 {
+	if rejected == 0 || !c.rejectedWarning.due(time.Now()) {
 		return
 	}
 	hint := "the log of the peers says more"

@@ -3,6 +3,7 @@ package clustertest_test
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -17,6 +18,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	flag.Parse()
 	testrun.CollectRarely()
 	os.Exit(m.Run())
 }

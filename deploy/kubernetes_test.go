@@ -18,6 +18,7 @@ import (
 	policyv1 "k8s.io/api/policy/v1"
 	"k8s.io/apimachinery/pkg/api/validation"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 	"sigs.k8s.io/json"
 	"sigs.k8s.io/yaml"
@@ -235,6 +236,26 @@ func TestNode(t *testing.T) {
 		t.Errorf("%d s to leave, the node needs 25", grace)
 	}
 	checkLabels(t, objects)
+	checkPorts(t, objects)
+}
+
+// checkPorts checks that probes, service and policy name the port of the container. A wrong name is
+// a valid port, which nothing listens at.
+func checkPorts(t *testing.T, objects []apiObject) {
+	t.Helper()
+	container := object[*appsv1.Deployment](t, objects).Spec.Template.Spec.Containers[0]
+	policy := object[*networkingv1.NetworkPolicy](t, objects).Spec
+	for what, got := range map[string]intstr.IntOrString{
+		"readiness probe": container.ReadinessProbe.HTTPGet.Port,
+		"liveness probe":  container.LivenessProbe.TCPSocket.Port,
+		"service":         object[*corev1.Service](t, objects).Spec.Ports[0].TargetPort,
+		"ingress":         *policy.Ingress[0].Ports[0].Port,
+		"egress":          *policy.Egress[0].Ports[0].Port,
+	} {
+		if got.StrVal != container.Ports[0].Name {
+			t.Errorf("the %s has the port %q, the container %q", what, got.String(), container.Ports[0].Name)
+		}
+	}
 }
 
 // checkLabels checks that all objects select the pods, and the registry's policy its pods.

@@ -52,7 +52,7 @@ func demo(ctx context.Context, out io.Writer, files files) error {
 	if err := files.renew("registry", "ada", "ben"); err != nil {
 		return err
 	}
-	registryURL, stopRegistry, err := startRegistry(ctx, files)
+	registryURL, seenByRegistry, stopRegistry, err := startRegistry(ctx, files)
 	if err != nil {
 		return err
 	}
@@ -77,13 +77,17 @@ func demo(ctx context.Context, out io.Writer, files files) error {
 		return err
 	}
 	fmt.Fprintf(out, "%d calls succeeded in %v, with certificates valid for %v.\n", calls, duration, certificateTTL)
+	if n := seenByRegistry.count(); n <= len(nodes) {
+		return fmt.Errorf("the registry has seen %d certificates of %d nodes", n, len(nodes))
+	}
+	fmt.Fprintln(out, "The registry has seen several certificates of its nodes.")
 	return finish(out, nodes)
 }
 
 // finish checks that the nodes have used renewed certificates, and stops them.
 func finish(out io.Writer, nodes []*node) error {
 	for _, n := range nodes {
-		seen := n.clientCertificates()
+		seen := n.seen.count()
 		if seen < 3 {
 			return fmt.Errorf("%s has seen %d certificates of its peer", n.name, seen)
 		}

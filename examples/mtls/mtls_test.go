@@ -13,7 +13,7 @@ func TestRun(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, part := range []string{"know each other", "calls succeeded", "ada has seen several", "ben has seen several", "Done."} {
+	for _, part := range []string{"know each other", "calls succeeded", "registry has seen several", "ada has seen several", "ben has seen several", "Done."} {
 		if !strings.Contains(out.String(), part) {
 			t.Errorf("%q is missing", part)
 		}

@@ -30,9 +30,28 @@ type node struct {
 	name   string
 	cancel context.CancelFunc
 	done   chan error // the result of Serve
+	seen   certificates
+}
 
+// certificates are those that clients have presented.
+type certificates struct {
 	mu      sync.Mutex // guards the field below
 	serials map[string]bool
+}
+
+func (c *certificates) add(r *http.Request) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.serials == nil {
+		c.serials = map[string]bool{}
+	}
+	c.serials[r.TLS.PeerCertificates[0].SerialNumber.String()] = true
+}
+
+func (c *certificates) count() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.serials)
 }
 
 // startNode starts a node, which registers.
@@ -49,7 +68,7 @@ func startNode(ctx context.Context, name, registryURL string, files files) (*nod
 	server := &tls.Config{
 		GetCertificate: pair.GetCertificate, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: files.ca.Pool(),
 	}
-	n := &node{name: name, done: make(chan error, 1), serials: make(map[string]bool)}
+	n := &node{name: name, done: make(chan error, 1)}
 	n.Cluster, err = cluster.New(cluster.Config{
 		Type: serverType, ID: name, Port: ln.Addr().(*net.TCPAddr).Port, LocalIPv4: "127.0.0.1", Management: true,
 		ClusterBaseURL: "https://" + ln.Addr().String() + "/shop/v1",
@@ -84,27 +103,19 @@ func (n *node) waitForPeers(ctx context.Context, count int) error {
 
 // hello records the certificate of the caller.
 func (n *node) hello(w http.ResponseWriter, r *http.Request) {
-	n.mu.Lock()
-	n.serials[r.TLS.PeerCertificates[0].SerialNumber.String()] = true
-	n.mu.Unlock()
+	n.seen.add(r)
 	n.Reply(w, r, "hello from "+n.name)
 }
 
-func (n *node) clientCertificates() int {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return len(n.serials)
-}
-
 // startRegistry starts the registry and the token service at one address, over mutual TLS.
-func startRegistry(ctx context.Context, files files) (url string, stop func(), err error) {
+func startRegistry(ctx context.Context, files files) (url string, seen *certificates, stop func(), err error) {
 	ln, err := listen(ctx)
 	if err != nil {
-		return "", nil, err
+		return "", nil, nil, err
 	}
 	pair, err := files.load("registry")
 	if err != nil {
-		return "", nil, err
+		return "", nil, nil, err
 	}
 	url = "https://" + ln.Addr().String()
 	tokens, err := mit.NewTokenService(mit.TokenConfig{
@@ -112,23 +123,28 @@ func startRegistry(ctx context.Context, files files) (url string, stop func(), e
 		Clients: []mit.Client{{ID: serverType, Secret: clientSecret, Type: serverType}},
 	})
 	if err != nil {
-		return "", nil, err
+		return "", nil, nil, err
 	}
 	registry, err := mit.NewRegistry(mit.NewMemory(), mit.RegistryConfig{
 		Lease: 2 * time.Second, BasePath: registryPath, Issuer: url + issuerPath, Audience: "registry", Keys: []string{signingKey},
 	})
 	if err != nil {
-		return "", nil, err
+		return "", nil, nil, err
 	}
 	mux := http.NewServeMux()
 	mux.Handle(issuerPath, tokens)
 	mux.Handle(registryPath+"/", registry)
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	seen = new(certificates)
+	srv := &http.Server{ReadHeaderTimeout: 5 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		seen.add(r)
+		mux.ServeHTTP(w, r)
+	})}
+	srv.SetKeepAlivesEnabled(false) // as those of the nodes
 	server := &tls.Config{
 		GetCertificate: pair.GetCertificate, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: files.ca.Pool(),
 	}
 	go func() { _ = srv.Serve(tls.NewListener(ln, server)) }() // until stop
-	return url, func() { srv.Close() }, nil
+	return url, seen, func() { srv.Close() }, nil
 }
 
 func listen(ctx context.Context) (net.Listener, error) {

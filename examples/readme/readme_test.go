@@ -28,10 +28,11 @@ import (
 func TestFirstProgram(t *testing.T) {
 	program := build(t)
 	for name, c := range map[string]struct {
-		change func(*clustertest.Backend)
+		change func(*testing.T, *clustertest.Backend)
 		want   []string // in each line, with the address of the backend
 	}{
-		"no registry": {func(b *clustertest.Backend) {
+		"no registry": {func(t *testing.T, b *clustertest.Backend) {
+			t.Helper()
 			port, err := freeport.Next(t.Context())
 			if err != nil {
 				t.Fatal(err)
@@ -39,14 +40,14 @@ func TestFirstProgram(t *testing.T) {
 			base := fmt.Sprintf("http://127.0.0.1:%d", port)
 			b.Config.RegistryURL, b.Config.Issuer = base+"/mIT/v1", base+"/mST/v1/oauth/token"
 		}, []string{"connection refused"}},
-		"no client": {func(b *clustertest.Backend) { b.Config.ClientSecret = "another" }, []string{"mST answered 401"}},
-		"refused token": {func(b *clustertest.Backend) {
+		"no client": {func(_ *testing.T, b *clustertest.Backend) { b.Config.ClientSecret = "another" }, []string{"mST answered 401"}},
+		"refused token": {func(_ *testing.T, b *clustertest.Backend) {
 			b.Registry.SetKeys("another key, of thirty-two bytes or more")
 		}, []string{"mIT answered 403", "the token is not valid here"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := clustertest.NewBackend(t)
-			c.change(b)
+			c.change(t, b)
 			registry, err := url.Parse(b.Config.RegistryURL)
 			if err != nil {
 				t.Fatal(err)
@@ -121,7 +122,8 @@ func start(t *testing.T, program string, cfg cluster.Config) (stderr *bufio.Scan
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	timeout := time.AfterFunc(10*time.Second, func() { _ = cmd.Process.Kill() }) // ends the lines
+	t.Cleanup(func() { r.Close() }) // Wait does not wait for its reader then
+	timeout := time.AfterFunc(30*time.Second, func() { _ = cmd.Process.Kill() }) // ends the lines
 	ended := make(chan error, 1)
 	go func() {
 		ended <- cmd.Wait()
@@ -142,11 +144,13 @@ func start(t *testing.T, program string, cfg cluster.Config) (stderr *bufio.Scan
 // nextFailure returns the next line about a failed registration.
 func nextFailure(t *testing.T, lines *bufio.Scanner) string {
 	t.Helper()
+	last := ""
 	for lines.Scan() {
-		if strings.Contains(lines.Text(), `"msg":"registration failed"`) {
-			return lines.Text()
+		last = lines.Text()
+		if strings.Contains(last, `"msg":"registration failed"`) {
+			return last
 		}
 	}
-	t.Fatalf("the program ended: %v", lines.Err())
+	t.Fatalf("the program ended, last with %q: %v", last, lines.Err())
 	return ""
 }

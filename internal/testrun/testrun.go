@@ -3,6 +3,7 @@ package testrun
 
 import (
 	"flag"
+	"os"
 	"runtime/debug"
 	"strconv"
 )
@@ -18,7 +19,12 @@ func Parallel(n int) {
 	}
 }
 
-// CollectRarely lets the heap grow to five times its live data before it is collected. Tests create
-// many small clusters and drop them: at the default, a tenth of their time is spent on collections.
-// The variable GOGC has no effect then.
-func CollectRarely() { debug.SetGCPercent(400) }
+// CollectRarely lets the heap grow to five times its live data before it is collected, unless GOGC
+// is set or benchmarks run. Tests create many small clusters and drop them: at the default, a tenth
+// of their time is spent on collections. The flags must have been parsed.
+func CollectRarely() {
+	benchmarks := flag.Lookup("test.bench")
+	if os.Getenv("GOGC") == "" && (benchmarks == nil || benchmarks.Value.String() == "") {
+		debug.SetGCPercent(400)
+	}
+}
