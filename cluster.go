@@ -95,9 +95,9 @@ type Cluster struct {
 	ownRequest       ownRequest
 	refusals         refusals
 	verifierWarning  minuteLimit
-	rejectedWarning  minuteLimit // of announcements
-	departedWarning  minuteLimit // a peer reports this node as departed
-	ignoredWarning   minuteLimit // a message for another itResource
+	rejectedWarning  minuteLimit  // of announcements
+	departedWarning  minuteLimit  // a peer reports this node as departed
+	ignoredWarning   minuteLimit  // a message for another itResource
 	announcements    atomic.Int64 // number of the last one
 	senders          senderLimit  // of announcements
 	lists            *semaphore.Weighted

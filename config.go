@@ -96,7 +96,8 @@ type Config struct {
 	// MaxCallBytes bounds the bodies of all responses to one call together; 256 MiB by default. A
 	// peer whose response exceeds it fails with [KindTooLarge]. Peers that the registry has not
 	// confirmed yet share a further quarter of it. If they exceed it, the node renews, so that the
-	// registry confirms them.
+	// registry confirms them. After calls with more than 32 MiB, an idle process collects garbage
+	// twice, unless GOGC is off.
 	MaxCallBytes int64
 	// MaxRequestBytes bounds the request bodies that the peer endpoints read; 1 MiB by default.
 	MaxRequestBytes int64

@@ -7,8 +7,10 @@ import (
 	"io"
 	"iter"
 	"maps"
+	"math"
 	"net/http"
 	"runtime"
+	"runtime/metrics"
 	"slices"
 	"strings"
 	"sync"
@@ -400,8 +402,9 @@ func (f *fanOut) receivedBytes() int64 {
 // peers make calls as long as they can. Pools do not matter here: hardly anything is left on the
 // heap after the first collection.
 type collector struct {
-	mu    sync.Mutex // guards the field below
-	timer *time.Timer
+	mu     sync.Mutex // guards the fields below
+	timer  *time.Timer
+	cycles uint64 // of the runtime's collector, at the last long call
 }
 
 const (
@@ -415,16 +418,34 @@ func (c *collector) received(n int64) {
 	if n < longCall {
 		return
 	}
+	cycles, _ := collectorState()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.timer != nil {
+	c.cycles = cycles
+	if c.timer == nil {
+		c.timer = time.AfterFunc(collectDelay, c.collect)
+	} else {
 		c.timer.Reset(collectDelay)
-		return
 	}
-	c.timer = time.AfterFunc(collectDelay, func() {
+}
+
+// collect collects twice, less the collections since the last long call: the second one returns the
+// memory that the first one has freed. It does nothing if the program has disabled the collector.
+func (c *collector) collect() {
+	c.mu.Lock()
+	last := c.cycles
+	c.mu.Unlock()
+	cycles, enabled := collectorState()
+	for ; enabled && cycles < last+2; cycles++ {
 		runtime.GC()
-		runtime.GC() // the memory that the first one has freed is returned to the system
-	})
+	}
+}
+
+// collectorState returns the number of collections of this process, and whether GOGC is not off.
+func collectorState() (cycles uint64, enabled bool) {
+	samples := []metrics.Sample{{Name: "/gc/cycles/total:gc-cycles"}, {Name: "/gc/gogc:percent"}}
+	metrics.Read(samples)
+	return samples[0].Value.Uint64(), samples[1].Value.Uint64() != math.MaxUint64
 }
 
 // result describes the call when all its outcomes are final.

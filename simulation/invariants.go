@@ -178,6 +178,7 @@ func (s *simulation) checkListed(m *member, listed bool, now time.Time) {
 // checkConflict checks that two processes with one id have been noticed. Their peers notice them
 // first, and then the one whose address was replaced.
 func (s *simulation) checkConflict(a, b *member) {
+	s.marks.hit("two processes with one id are expected to be reported")
 	for _, m := range s.members {
 		if m.running && slices.ContainsFunc(m.Status().Conflicts, func(c cluster.Conflict) bool {
 			addresses := []string{hostOf(c.Addresses[0]), hostOf(c.Addresses[1])}

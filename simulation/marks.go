@@ -48,6 +48,7 @@ func allMarks() []string {
 		"a renewal replaces the view: registry",
 		"a node that cannot reach most peers evicts none",
 		"two processes with one id are reported",
+		"two processes with one id are expected to be reported",
 		"a conditional delete keeps a newer entry",
 		"an unmanaged node is listed",
 

@@ -192,10 +192,10 @@ func (s *simulation) twins(e Event) {
 	s.members = append(s.members, twin)
 	s.register(twin)
 	began := time.Now()
-	host := m.Host
+	host, process := m.Host, m.Cluster
 	undisturbed, observed := s.undisturbedSince(began), s.watchMoves(m.id, host, twin.Host)
 	s.EndAfter("twin of "+m.id, e, func() {
-		if observed() && undisturbed() && m.running && m.Host == host {
+		if observed() && undisturbed() && m.running && m.Host == host && m.Cluster == process {
 			s.checkConflict(m, twin)
 		}
 		s.record("the second process with the id %s ends: %s", m.id, e.Variant)
@@ -223,12 +223,13 @@ func (s *simulation) watchMoves(id, a, b string) (observed func() bool) {
 	ctx, stop := context.WithCancel(s.t.Context())
 	var watches sync.WaitGroup
 	seenBy := map[*member]*bool{}
+	watched := map[*member]*cluster.Cluster{}
 	for _, m := range s.running() {
 		if m.id == id || !m.managed() {
 			continue
 		}
-		seen := new(bool)
-		seenBy[m] = seen
+		seen, process := new(bool), m.Cluster
+		seenBy[m], watched[m] = seen, process
 		watches.Go(func() {
 			var host string
 			var moved time.Time // from one to the other
@@ -241,7 +242,7 @@ func (s *simulation) watchMoves(id, a, b string) (observed func() bool) {
 				}
 				host = next
 			}
-			for change := range m.Watch(ctx) {
+			for change := range process.Watch(ctx) {
 				switch {
 				case change.Server.ServerID != id:
 				case change.Kind == cluster.ServerLeft:
@@ -257,7 +258,7 @@ func (s *simulation) watchMoves(id, a, b string) (observed func() bool) {
 		stop()
 		watches.Wait()
 		for m, seen := range seenBy {
-			if m.running && *seen {
+			if m.running && m.Cluster == watched[m] && *seen {
 				return true
 			}
 		}

@@ -122,7 +122,8 @@ func start(t *testing.T, program string, cfg cluster.Config) (stderr *bufio.Scan
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { r.Close() }) // Wait does not wait for its reader then
+	t.Cleanup(func() { r.Close() }) // then Wait does not wait for a reader
+
 	timeout := time.AfterFunc(30*time.Second, func() { _ = cmd.Process.Kill() }) // ends the lines
 	ended := make(chan error, 1)
 	go func() {
