@@ -47,6 +47,23 @@ node-2  http://node-2/mds/v1  N s ago  N s ago
 	}
 }
 
+// Entries that cannot be read are left out of the list, and reported.
+func TestListWithInvalidEntries(t *testing.T) {
+	w := newWorld(t, "node-1")
+	w.nodes["node-1"].behind(func(h http.Handler) http.Handler {
+		return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+			rec := httptest.NewRecorder()
+			h.ServeHTTP(rec, r)
+			_, _ = io.WriteString(rw, strings.Replace(rec.Body.String(), `"servers":[`, `"servers":[{"serverId":7},`, 1))
+		})
+	})
+	r := w.run("list", "--server", w.nodes["node-1"].Config().ClusterBaseURL)
+	w.want(r, exitOK, "node-1")
+	if !strings.Contains(r.stderr, "warn the list of servers contains invalid entries") {
+		t.Errorf("the standard error is %q", r.stderr)
+	}
+}
+
 // A view from a server needs no registry.
 func TestListWithoutRegistry(t *testing.T) {
 	w := newWorld(t, "node-1")

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 
 	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/internal/wire"
@@ -187,7 +189,7 @@ func (a *app) open(opts ...cluster.Option) (*session, error) {
 		return nil, &usageError{err}
 	}
 	s := &session{app: a, cfg: cfg, tls: tlsConfig, seen: newResponses(&a.secrets)}
-	opts = append(slices.Clip(opts), cluster.WithTransport(func(rt http.RoundTripper) http.RoundTripper { return s.seen.record(rt) }))
+	opts = append(slices.Clip(opts), cluster.WithLogger(a.logger()), cluster.WithTransport(func(rt http.RoundTripper) http.RoundTripper { return s.seen.record(rt) }))
 	if tlsConfig != nil {
 		opts = append(opts, cluster.WithPeerTLS(tlsConfig), cluster.WithBackendTLS(tlsConfig))
 	}
@@ -195,6 +197,13 @@ func (a *app) open(opts ...cluster.Option) (*session, error) {
 		return nil, &usageError{err}
 	}
 	return s, nil
+}
+
+// logger returns a logger that writes the warnings of the library, such as that entries of a list are
+// invalid, to the standard error.
+func (a *app) logger() *zap.Logger {
+	encoder := zapcore.NewConsoleEncoder(zapcore.EncoderConfig{MessageKey: "msg", LevelKey: "level", EncodeLevel: zapcore.LowercaseLevelEncoder, ConsoleSeparator: " "})
+	return zap.New(zapcore.NewCore(encoder, zapcore.AddSync(a.errOut), zapcore.WarnLevel))
 }
 
 // checkSource checks that the settings name a source of the list.
