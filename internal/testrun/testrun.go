@@ -3,7 +3,6 @@ package testrun
 
 import (
 	"flag"
-	"os"
 	"runtime/debug"
 	"strconv"
 )
@@ -23,8 +22,10 @@ func Parallel(n int) {
 // is set or benchmarks run. Tests create many small clusters and drop them: at the default, a tenth
 // of their time is spent on collections. The flags must have been parsed.
 func CollectRarely() {
-	benchmarks := flag.Lookup("test.bench")
-	if os.Getenv("GOGC") == "" && (benchmarks == nil || benchmarks.Value.String() == "") {
-		debug.SetGCPercent(400)
+	if benchmarks := flag.Lookup("test.bench"); benchmarks != nil && benchmarks.Value.String() != "" {
+		return
+	}
+	if set := debug.SetGCPercent(400); set != 100 {
+		debug.SetGCPercent(set)
 	}
 }
