@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/http"
-	"net/http/httptest"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -37,7 +35,10 @@ func attack(ctx context.Context, p *process, s settings, w io.Writer) error {
 
 	ctx, cancel := context.WithTimeout(ctx, s.duration)
 	defer cancel()
-	registry, control := watchHealth(ctx, p)
+	health, err := watchHealth(ctx, p)
+	if err != nil {
+		return err
+	}
 	var wg sync.WaitGroup
 	var renewals, rejected, failed atomic.Int64
 	for i := range storming {
@@ -61,8 +62,9 @@ func attack(ctx context.Context, p *process, s settings, w io.Writer) error {
 	wg.Go(func() { hostile(ctx, p) })
 	wg.Wait()
 	fmt.Fprintf(w, "storm: %d renewals, %d rejected with a Retry-After, %d failed\n", renewals.Load(), rejected.Load(), failed.Load())
-	registry.print(w, "health")
-	control.print(w, "a server that does nothing else")
+	if err := health.print(w); err != nil {
+		return err
+	}
 	if !p.alive() {
 		fmt.Fprintln(w, "THE REGISTRY WAS KILLED")
 	}
@@ -164,60 +166,4 @@ func postAndDrain(ctx context.Context, p *process, dialer net.Dialer, body strin
 	_, _ = fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: mit\r\nConnection: close\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\n\r\n%s",
 		resourcesPath, p.tokens[typeHostile], len(body), body)
 	_, _ = io.Copy(io.Discard, c)
-}
-
-// A health is what a load balancer sees.
-type health struct {
-	mu             sync.Mutex // guards the fields below
-	checks, failed int
-	slow           int // above 100 ms
-	slowest        time.Duration
-}
-
-// watchHealth checks the health ten times a second, each time on a new connection. It also checks a
-// server of its own, which shows what the machine adds.
-func watchHealth(ctx context.Context, p *process) (registry, control *health) {
-	idle := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "{}") }))
-	context.AfterFunc(ctx, idle.Close)
-	return watchURL(ctx, "http://"+p.address+registryPath+"/health"), watchURL(ctx, idle.URL)
-}
-
-func watchURL(ctx context.Context, url string) *health {
-	h := &health{}
-	client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-	go func() {
-		for ctx.Err() == nil {
-			began := time.Now()
-			r, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-			if err != nil {
-				return
-			}
-			res, err := client.Do(r)
-			took := time.Since(began)
-			if ctx.Err() != nil {
-				return
-			}
-			h.mu.Lock()
-			h.checks++
-			if err != nil || res.StatusCode != http.StatusOK {
-				h.failed++
-			}
-			if took > 100*time.Millisecond {
-				h.slow++
-			}
-			h.slowest = max(h.slowest, took)
-			h.mu.Unlock()
-			if err == nil {
-				_ = res.Body.Close()
-			}
-			pause(ctx, 100*time.Millisecond)
-		}
-	}()
-	return h
-}
-
-func (h *health) print(w io.Writer, name string) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	fmt.Fprintf(w, "%s: %d checks, %d failed, %d took more than 100 ms, the slowest %v\n", name, h.checks, h.failed, h.slow, h.slowest.Round(time.Millisecond))
 }

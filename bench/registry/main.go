@@ -25,6 +25,7 @@ import (
 
 type settings struct {
 	mit, cgroup, scenario string
+	probe                 string // a URL
 	nodes                 int
 	rate                  float64 // MB/s
 	spread, duration      time.Duration
@@ -43,9 +44,14 @@ func main() {
 	flag.DurationVar(&s.duration, "for", 2*time.Minute, "maximum time of the scenario")
 	flag.DurationVar(&s.lease, "lease", 2*time.Hour, "lease")
 	flag.BoolVar(&s.fixedPauses, "fixed-pauses", false, "let nodes pause 3 s after each failure, whatever the response asks for")
+	flag.StringVar(&s.probe, "probe", "", "check this `URL` for another process, until the standard input ends")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
+	if s.probe != "" {
+		probe(ctx, s.probe, os.Stdin, os.Stdout)
+		return
+	}
 	if err := run(ctx, s, os.Stdout); err != nil {
 		log.Fatal(err)
 	}

@@ -17,7 +17,10 @@ func soak(ctx context.Context, p *process, s settings, w io.Writer) error {
 	ctx, cancel := context.WithTimeout(ctx, s.duration)
 	defer cancel()
 	f := newFleet(p, p.address, s)
-	registry, control := watchHealth(ctx, p)
+	health, err := watchHealth(ctx, p)
+	if err != nil {
+		return err
+	}
 	var renewals, rejected, failed, restarts atomic.Int64
 	var wg sync.WaitGroup
 	for i := range s.nodes {
@@ -57,7 +60,5 @@ func soak(ctx context.Context, p *process, s settings, w io.Writer) error {
 			renewals.Load(), rejected.Load(), failed.Load(), restarts.Load())
 	}
 	wg.Wait()
-	registry.print(w, "health")
-	control.print(w, "a server that does nothing else")
-	return nil
+	return health.print(w)
 }

@@ -199,8 +199,8 @@ func (a *app) open(opts ...cluster.Option) (*session, error) {
 	return s, nil
 }
 
-// logger returns a logger that writes the warnings of the library, such as that entries of a list are
-// invalid, to the standard error.
+// logger returns a logger that writes the warnings of the library to the standard error, such as
+// that entries of a list are invalid.
 func (a *app) logger() *zap.Logger {
 	encoder := zapcore.NewConsoleEncoder(zapcore.EncoderConfig{MessageKey: "msg", LevelKey: "level", EncodeLevel: zapcore.LowercaseLevelEncoder, ConsoleSeparator: " "})
 	return zap.New(zapcore.NewCore(encoder, zapcore.AddSync(a.errOut), zapcore.WarnLevel))

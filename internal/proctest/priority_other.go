@@ -1,0 +1,8 @@
+//go:build !linux
+
+package proctest
+
+import "errors"
+
+// GiveWay fails: it needs Linux.
+func GiveWay() error { return errors.ErrUnsupported }
