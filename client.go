@@ -36,8 +36,8 @@ import (
 
 // WithCorrelationID returns a context with a correlation id. Requests that are made with the
 // context carry the id, and so do their log lines. The handlers of this package put the id of the
-// incoming request, with its step increased by one, into the request's context. An id that is
-// longer than 256 bytes or not printable ASCII is replaced by a new one.
+// incoming request, {id}@{step}/{date}, with its step increased by one, into the request's context.
+// An id that is longer than 256 bytes or not printable ASCII is replaced by a new one.
 func WithCorrelationID(ctx context.Context, id string) context.Context {
 	if !wire.ValidCorrelationID(id) {
 		id = wire.NewCorrelationID()

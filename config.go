@@ -95,9 +95,9 @@ type Config struct {
 	MaxResponseBytes int64
 	// MaxCallBytes bounds the bodies of all responses to one call together; 256 MiB by default. A
 	// peer whose response exceeds it fails with [KindTooLarge]. Peers that the registry has not
-	// confirmed yet share a further quarter of it. If they exceed it, the node renews, so that the
-	// registry confirms them. After calls with more than 32 MiB, an idle process collects garbage
-	// twice, unless GOGC is off.
+	// confirmed yet do not count: these share a bound of their own, a quarter of MaxCallBytes. If
+	// they exceed it, the node renews, so that the registry confirms them. After calls with more
+	// than 32 MiB, an idle process collects garbage twice, unless GOGC is off.
 	MaxCallBytes int64
 	// MaxRequestBytes bounds the request bodies that the peer endpoints read; 1 MiB by default.
 	MaxRequestBytes int64
@@ -108,7 +108,7 @@ type Config struct {
 
 	// RegistryURL is the base URL of the registry [MIT_URL]. Mandatory. It may be a comma-separated
 	// list of the URLs of replicas. The node uses one of them, and fails over to another if there
-	// is no response or an invalid response.
+	// is no usable response.
 	RegistryURL string
 	// RegistryAudience is the audience of tokens for the registry [MIT_AUDIENCE]. Mandatory.
 	RegistryAudience string

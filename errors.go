@@ -188,7 +188,7 @@ const (
 	KindCanceled       Kind = "canceled"        // the call ended first; see ErrEnoughResults
 	KindCircuitOpen    Kind = "circuit_open"    // nothing was sent: see CircuitOpenError
 	KindNotAllowed     Kind = "not_allowed"     // nothing was sent: see ErrNotAllowed
-	KindNotConfirmed   Kind = "not_confirmed"   // an announced peer without a slot in time
+	KindNotConfirmed   Kind = "not_confirmed"   // announced, never answered, no slot in time
 	KindNoToken        Kind = "no_token"        // nothing was sent: see TokenError
 	KindInvalid        Kind = "invalid"         // no peer was called: the call itself failed
 )

@@ -74,7 +74,7 @@ func (c *Cluster) OpenAPIHandler() http.Handler {
 // The request must carry a cluster token of the node's own type. An itResource with another id
 // changes nothing, and is not an error. One without servers only asks for the view. A server that
 // the [PeerPolicy] does not allow is ignored. If the token is bound to one server
-// ([Claims].ServerID), so are all others.
+// ([Claims].ServerID), all other servers are ignored, too.
 func (c *Cluster) CreateItResource(w http.ResponseWriter, r *http.Request) {
 	if c.ownRequest.is(r) {
 		w.WriteHeader(http.StatusNoContent)
@@ -115,9 +115,9 @@ func (c *Cluster) CreateItResource(w http.ResponseWriter, r *http.Request) {
 // the id of the server, even if the server is unknown.
 //
 // The request must carry a cluster token of the node's own type. If the itResource has another id,
-// nothing changes and the response is null. A node that is reported as departed itself registers
-// again. The request may have the header X-Unmodified-Since, with the updatedAt of the departed
-// entry. A newer entry of the server then stays.
+// nothing changes and the response is null. If the server is this node itself, the node does not
+// remove itself, but registers again. The request may have the header X-Unmodified-Since, with the
+// updatedAt of the departed entry. A newer entry of the server then stays.
 func (c *Cluster) DeleteServer(w http.ResponseWriter, r *http.Request) {
 	c.servePeer(w, r, func(ctx context.Context) (any, error) {
 		id, serverID, err := departedServer(r)

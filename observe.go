@@ -70,9 +70,9 @@ func Observe(cfg Config, opts ...Option) (*Guest, error) {
 	return g, nil
 }
 
-// ReadRegistry reads the list of servers from the itResource at the registry that has the id
-// [Guest.ResourceID]. The registry must serve GET {RegistryURL}/itResources/{id}, as that of this
-// module does.
+// ReadRegistry reads the list of servers from the registry: that of the itResource with the id
+// [Guest.ResourceID]. The registry must serve GET {RegistryURL}/itResources/{id}, as the registry
+// of this module does.
 func (g *Guest) ReadRegistry(ctx context.Context) error {
 	if g.registry == nil {
 		return configError([]error{errors.New("MIT_URL is missing")})
@@ -95,8 +95,8 @@ func (g *Guest) ReadServer(ctx context.Context, clusterBaseURL string) error {
 	})
 }
 
-// ResourceID returns the id of the itResource that was last read. Before, it is the id that the
-// registry of this module assigns to the Type.
+// ResourceID returns the id of the itResource that was last read. Before the first one is read, it
+// is the id that the registry of this module assigns to the Type.
 func (g *Guest) ResourceID() string {
 	return cmp.Or(g.current().ID(), wire.ResourceID(g.cfg.Type))
 }

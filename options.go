@@ -65,8 +65,8 @@ type TokenKey struct {
 // until shortly before it expires, and replaces it if a remote rejects it. So fetch must return a
 // new token each time: the Token method of a clientcredentials.Config fits, a caching source of
 // x/oauth2 does not. A fetch must return when ctx ends. At most one fetch is in progress for each
-// key. If a fetch fails with an *oauth2.RetrieveError of a 429 or 503 with Retry-After, there is no
-// other one until then.
+// key. If a fetch fails with an *oauth2.RetrieveError of a 429 or 503 with Retry-After, the next
+// fetch does not begin before the time that Retry-After gives.
 func WithTokens(fetch func(ctx context.Context, key TokenKey) (*oauth2.Token, error)) Option {
 	return optionFunc(func(o *options) { o.tokens = fetch })
 }
@@ -188,8 +188,9 @@ type Eviction struct {
 type PeerPolicy struct {
 	// Networks are the networks in which peers may be. The check is made on the address that is
 	// dialed, after a name is resolved. By default all addresses are allowed except link-local,
-	// multicast and unspecified ones: cloud providers serve credentials at link-local addresses.
-	// Networks cannot be combined with [WithHTTPClient].
+	// multicast, unspecified and reserved ones, and those of the metadata services of clouds, which
+	// serve credentials. A metadata service is allowed only by a network that consists of its
+	// address alone. Networks cannot be combined with [WithHTTPClient].
 	Networks []netip.Prefix
 	// Allow, if set, returns an error for a server that must not be called. It is called whenever a
 	// server or its address is new, possibly for many servers in a row, and must not block. If it

@@ -47,9 +47,9 @@ type KeyPair struct {
 // returns an error that names the files if they cannot be read or do not match, or if the
 // certificate has expired.
 //
-// If the files change later and cannot be used, the last certificate stays in use until it expires.
-// Then onError is called with the reason, once per distinct reason, unless it is nil. The call is
-// made during a TLS handshake and must not block.
+// If the files change later and cannot be used, the last certificate stays in use until it expires,
+// and onError is called with the reason. It is called again when the reason changes. It is called
+// during a TLS handshake and must not block. It may be nil.
 func LoadKeyPair(certFile, keyFile string, onError func(error)) (*KeyPair, error) {
 	k := &KeyPair{certFile: certFile, onError: onError}
 	k.value = reread.New(func(contents [][]byte) (*tls.Certificate, error) {

@@ -42,7 +42,8 @@ import (
 //
 // The order in a call is: Call; TokenFetch if a token is needed; for each peer, each Request and
 // its end, then PeerDone; the function that Call returned. If a peer is a suspect, EvictionDecided
-// comes before its PeerDone. If the suspect is evicted, MembershipChanged comes before that.
+// comes before its PeerDone. If the suspect is evicted, MembershipChanged comes before
+// EvictionDecided.
 //
 // The order in a renewal is: Renewal, TokenFetch, Request, MembershipChanged for each server,
 // StateChanged, and the function that Renewal returned.
@@ -103,10 +104,10 @@ func WithTrace(t *Trace) Option {
 }
 
 // WithRequestHeader returns a context with header fields, such as the trace context of a span. If
-// the hook [Trace].Request returns this context, the request is sent with these fields. They
-// replace fields with the same names. Invalid fields are ignored, and so are those that
-// [Request].Header must not have. In any other place the context has no effect. header must not be
-// changed afterwards.
+// the hook [Trace].Request returns this context, or one derived from it, the request is sent with
+// these fields. They replace fields with the same names. Invalid fields are ignored, and so are
+// those that [Request].Header must not have. Without a hook, the context has no effect. header must
+// not be changed afterwards.
 func WithRequestHeader(ctx context.Context, header http.Header) context.Context {
 	added := make(http.Header, len(header))
 	maps.Copy(added, requestHeader(ctx))
@@ -207,9 +208,9 @@ type Decision string
 const (
 	DecisionEvicted          Decision = "evicted"           // the registry deleted it
 	DecisionGone             Decision = "gone"              // it was no longer in the view
-	DecisionReturned         Decision = "returned"          // it registered again: called there
+	DecisionReturned         Decision = "returned"          // it has a new entry and was called again
 	DecisionAlive            Decision = "alive"             // it renewed its lease, or responds
-	DecisionUnproven         Decision = "unproven"          // it did not fail on a new connection
+	DecisionUnproven         Decision = "unproven"          // its failure may have another cause
 	DecisionNotConfirmed     Decision = "not_confirmed"     // the registry did not confirm it
 	DecisionUnstable         Decision = "unstable"          // it had several newer entries
 	DecisionSelfPreservation Decision = "self_preservation" // too many were unreachable
@@ -238,7 +239,7 @@ const (
 	CallerInvalidToken  CallerCheck = "invalid_token" // the [Verifier] rejected it
 	CallerNotVerified   CallerCheck = "not_verified"  // see [ErrVerifierUnavailable]
 	CallerWrongType     CallerCheck = "wrong_type"    // issued to another type of service
-	CallerNoPeer        CallerCheck = "no_peer"       // not a cluster token, at an endpoint for peers
+	CallerNoPeer        CallerCheck = "no_peer"       // not a cluster token, at an endpoint of Mount
 )
 
 // A CallerInfo describes the caller of an endpoint.

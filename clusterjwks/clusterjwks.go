@@ -51,9 +51,9 @@ func New(cfg Config) (*Verifier, error) {
 	return &Verifier{tokens: token.NewMethodVerifier(cfg.Issuer, cfg.Audience, methods()...), keys: keys}, nil
 }
 
-// Verify returns the claims of a valid token. It blocks until ctx ends if it needs a fetch: for the
-// first token, and for a token with an unknown key id. A token without a key id is checked with
-// every key, and causes no fetch if none fits.
+// Verify returns the claims of a valid token. It needs a fetch for the first token, and for a token
+// with an unknown key id. It then blocks until the fetch or ctx ends. A token without a key id is
+// checked with every key, and causes no fetch if none fits.
 //
 // The error wraps [cluster.ErrVerifierUnavailable] if no JWKS has been fetched yet, or if the key
 // id is unknown and the last fetch failed. It never quotes the token.

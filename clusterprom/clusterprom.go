@@ -105,8 +105,8 @@ func counter(name, help string, labels ...string) *prometheus.CounterVec {
 	return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help}, labels)
 }
 
-// Observe makes the Collector read the status of c at each collection. Before, it has only the
-// metrics of its hooks. Observe may be called at any time.
+// Observe makes the Collector read the status of c at each collection. Before the call, it has only
+// the metrics of its hooks. Observe may be called at any time.
 func (m *Collector) Observe(c *cluster.Cluster) { m.node.Store(c) }
 
 // Describe implements [prometheus.Collector].

@@ -98,9 +98,9 @@ func FailDial(errno syscall.Errno) Fault {
 }
 
 // Late keeps requests until release is closed. A request whose context has ended by then fails for
-// its client, but reaches the host nevertheless, late, and its response is lost. So a proxy or a
-// queue may deliver a request long after its client has given up. The host has a minute to respond
-// to it; in a bubble, a test whose host does not respond must last until then.
+// its client, but reaches the host nevertheless, late, and its response is lost. Late is like a
+// proxy or a queue that delivers a request long after its client has given up. The host has a
+// minute to respond to it; in a bubble, a test whose host does not respond must last until then.
 func Late(release <-chan struct{}) Fault {
 	return func(next http.RoundTripper) http.RoundTripper {
 		return RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
@@ -126,11 +126,11 @@ func Late(release <-chan struct{}) Fault {
 	}
 }
 
-// Suspend blocks requests until release is closed, also beyond the end of their contexts. From the
-// host to [Any], it is like a process that is stopped: none of its requests goes on, and those that
-// have timed out by the end fail only then. The responses to these have reached the socket of the
-// process: their first bytes are reported to the [httptrace.ClientTrace] of the request. Use [Late]
-// for the requests to the host.
+// Suspend blocks requests until release is closed, also beyond the end of their contexts. Set it
+// from a host to [Any] to simulate that the process of the host is stopped. A request that times
+// out meanwhile fails only when release is closed. Its response has then reached the socket, so
+// GotFirstResponseByte of its [httptrace.ClientTrace] is called. Use [Late] for the requests to the
+// host.
 func Suspend(release <-chan struct{}) Fault {
 	return func(next http.RoundTripper) http.RoundTripper {
 		return RoundTripperFunc(func(req *http.Request) (*http.Response, error) {

@@ -22,8 +22,8 @@ import (
 //
 // The response has no secret, no id and no address. The values of labels are closed sets, except
 // for the types of service: the first 50 types have series of their own, and all further types
-// share the series of the type "other". It is for callers without a token: put it behind a check of
-// your own if types and counts must not be public.
+// share the series of the type "other". MetricsHandler asks callers for no token: put it behind a
+// check of your own if types and counts must not be public.
 func MetricsHandler(g *Registry, s *TokenService) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r = httpjson.Correlate(w, r)
@@ -122,7 +122,7 @@ func (m *registryMetrics) registered(typ string, added bool) {
 // deleted counts a request that has deleted a server, or has found none.
 func (m *registryMetrics) deleted(typ, cause string) { m.deletes.Add(1, m.typeLabel(typ), cause) }
 
-// serverCounts returns the numbers of servers by type; none if the store does not list them.
+// serverCounts returns the numbers of servers by type; none if the store cannot list them.
 func (m *registryMetrics) serverCounts(ctx context.Context, store Store) *exposition.Family {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -253,7 +253,7 @@ type measuredStore struct {
 	durations *exposition.Family
 }
 
-// Ready returns why the store is not ready, if it tells.
+// Ready returns why the store is not ready; nil if it is, or has no such method.
 func (s measuredStore) Ready() error {
 	if r, ok := s.Store.(interface{ Ready() error }); ok {
 		return r.Ready()

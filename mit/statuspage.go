@@ -21,7 +21,7 @@ import (
 // servers, servers that left recently and how, and registrations that were rejected and why. It
 // works without scripts. With "Accept: application/json" or ?format=json it responds with JSON.
 //
-// With Actions and Auth the page can delete a server. It states the effect before, and deletes only
+// With Actions and Auth the page can delete a server. It states the effect first, and deletes only
 // the entry that it has shown: a server that has renewed since stays. Each delete is logged.
 //
 // The history begins with the first call of StatusHandler. It has at most 100 servers that left and

@@ -25,8 +25,9 @@ var ErrNotFound = errors.New("mit: not found")
 // be repeated.
 //
 // All methods are safe for concurrent use. The caller owns the lists they return. The bytes of
-// Location and Raw may be shared. Neither the caller nor the store may modify them. An error means
-// that the store could not be reached. Package storetest tests these guarantees.
+// Location and Raw may be shared. Neither the caller nor the store may modify them. Any error
+// except [ErrNotFound] means that the store could not be reached. Package storetest tests these
+// guarantees.
 //
 // A store that can lose its connection may also have a method Ready() error, which must not block.
 // It returns an error while reads may be stale or writes fail. The health endpoint of a [Registry]
