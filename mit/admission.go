@@ -19,7 +19,8 @@ const (
 	maxRetryAfter = 15 * time.Second
 
 	// minThroughput, in bytes per second, is assumed until responses have been sent faster. It is
-	// high, because rejecting a request twice costs less than an idle network.
+	// high: a request that comes back too early is rejected once more, which costs less than an
+	// idle network.
 	minThroughput = 16 << 20
 
 	throughputWindow = time.Second
@@ -46,7 +47,7 @@ type typeLoad struct {
 	servers  int       // in the last list; unknownServers before the first
 	size     int64     // of the last list, encoded
 	sent     int64     // of the last list, as sent
-	turn     time.Time // of the last rejected request
+	turn     time.Time // when the last rejected request is to be repeated
 }
 
 // An admitted request holds a part of the bound until release.
@@ -77,7 +78,8 @@ func (a *admission) acquire(typ, address string, now time.Time) (in *admitted, r
 	fits := func(inFlight, limit int64) bool { return inFlight == 0 || inFlight+size <= limit }
 	switch {
 	case a.perAddress >= 0 && !fits(a.addresses[address], a.perAddress):
-		// The address does not read its responses. Its requests do not delay others.
+		// The clients at the address do not read their responses. So their requests get a random
+		// delay, and no turn.
 		return nil, maxRetryAfter/2 + rand.N(maxRetryAfter/2)
 	case !fits(load.inFlight, a.limit/2), !fits(a.inFlight, a.limit):
 		return nil, a.nextTurnLocked(load, now)

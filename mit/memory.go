@@ -33,7 +33,7 @@ type Memory struct {
 	resources map[string]*memoryResource
 	version   uint64    // of the last change
 	expired   uint64    // number of servers
-	notBefore time.Time // the earliest date of a new entry: later than those of all that were removed
+	notBefore time.Time // the earliest date of a new entry: later than the dates of all removed ones
 	swept     time.Time // when expired servers of all types were last removed
 }
 

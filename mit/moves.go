@@ -20,8 +20,8 @@ const (
 // back and forth. A server that was moved gets an address that it did not have before. The zero
 // value is ready for use.
 //
-// Other replicas of the registry may have written some of the entries that were replaced. So the
-// address that an entry is changed to may be the same each time.
+// Both addresses of a change are remembered. If two processes renew at different replicas of the
+// registry, each replica may see changes to one and the same address only.
 type moves struct {
 	mu     sync.Mutex // guards the fields below
 	byID   map[string]*move

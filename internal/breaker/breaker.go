@@ -191,7 +191,8 @@ const (
 	minSweep = 64
 )
 
-// A breaker is small, because a node keeps one for each peer. So timeouts are apart.
+// A breaker is small, because a node keeps one for each peer. So the fields that only a silent peer
+// needs are in a struct of their own.
 type breaker struct {
 	inFlight    int
 	silentSince time.Time       // when the first request began that is still unanswered
@@ -223,7 +224,8 @@ func (s *Set) breakerLocked(p *membership.Peer, r Request) *breaker {
 	return b
 }
 
-// limit is the number of requests that may be in flight to a peer that has been silent for so long.
+// limit is the number of requests that may be in flight to a peer that has been silent for the
+// given time.
 func (s *Set) limit(peers int, silent time.Duration) int {
 	limit := max(1, s.slots/min(peers, maxShare))
 	if silent >= silentAfter {

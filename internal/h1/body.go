@@ -6,14 +6,14 @@ import (
 	"sync"
 )
 
-// A BodyReader reads bodies of unknown length. A body takes its length, and as much while it is
-// being read. The zero value is ready to use, and safe for concurrent use.
+// A BodyReader reads bodies of unknown length. A body takes memory of its length, and twice that
+// while it is being read. The zero value is ready to use, and safe for concurrent use.
 type BodyReader struct {
 	chunks sync.Pool // *chunk
 }
 
-// Read reads src to its end, in whatever pieces it returns. It returns what was read with an error,
-// and at most limit bytes. If there are more, the error wraps ErrBodyTooLarge.
+// Read reads src to its end. It returns what it has read, also if there is an error, but at most
+// limit bytes. If there are more, the error wraps ErrBodyTooLarge.
 func (r *BodyReader) Read(src io.Reader, limit int64) ([]byte, error) {
 	var full []*chunk
 	last, used := r.chunk(), 0
@@ -41,7 +41,7 @@ func (r *BodyReader) Read(src io.Reader, limit int64) ([]byte, error) {
 
 const (
 	chunkSize = 32 << 10
-	maxKept   = 8 // of the chunks of a body: long ones are rare, and a pool outlives a collection
+	maxKept   = 8 // chunks of a body that are reused; a long body is rare, and does not fill the pool
 )
 
 type chunk [chunkSize]byte

@@ -42,13 +42,13 @@ func newConn(nc net.Conn, address string) *conn {
 	_, c.kernel = socket.(syscall.Conn)
 	c.abort = func() {
 		c.arrived.Store(readable(socket))
-		socket.Close() // that of TLS would wait until it can say so to the peer
+		socket.Close() // tls.Conn.Close would wait until it has sent an alert
 	}
 	return c
 }
 
-// newTLSProbe is newProbe for a connection with TLS. That may have read more from its socket than
-// it has returned, and returns it even if its deadline is over.
+// newTLSProbe is newProbe for a connection with TLS. Such a connection may have read more from its
+// socket than it has returned. A Read returns these bytes even if the deadline is over.
 func newTLSProbe(tc *tls.Conn) func() bool {
 	socket := newProbe(tc.NetConn())
 	if socket == nil {

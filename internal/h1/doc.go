@@ -23,15 +23,16 @@
 // a deadline of a millisecond. With TLS, it also covers what has been read from the socket already.
 //
 // A request that finds no idle connection dials one, and waits only for that dial. In net/http,
-// another goroutine dials, and the request uses a connection that becomes idle earlier. That takes
-// two goroutines, and saves only a part of one dial after a burst.
+// another goroutine dials, and the request uses a connection that becomes idle before the dial
+// ends. This needs two more goroutines for each connection, and saves little: after a burst of
+// requests, a part of one dial.
 //
 // # Writing
 //
 // A request of at most 16 KiB fits the send buffer of a socket. It is written before anything is
 // read, because such a write does not wait for the peer. A goroutine writes all other requests:
 // longer ones, those whose body is not in memory, and those on a connection that is not a socket.
-// So a response is read even if the peer sends it before it has read the request.
+// So a peer may respond before it has read the whole request, and the response is read.
 //
 // # Retries
 //
@@ -72,6 +73,6 @@
 //   - A Keep-Alive header of a response shortens or extends the idle timeout of its connection.
 //   - Hooks of net/http/httptrace are called as in net/http, with two exceptions: Do does not call
 //     WroteHeaderField and Wait100Continue.
-//   - The transport does not wait for a 100 Continue, as net/http with a zero
-//     ExpectContinueTimeout.
+//   - The transport does not wait for a 100 Continue. net/http behaves like that if
+//     ExpectContinueTimeout is zero.
 package h1

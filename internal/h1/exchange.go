@@ -105,8 +105,8 @@ func (x *exchange) attempt(c *conn) (nothingSent bool, err error) {
 	return false, nil
 }
 
-// begin records that a part of a response has arrived. If ctx ends while this process is suspended,
-// that part is not read any more.
+// begin records that a part of a response has arrived. If ctx ended while this process was
+// suspended, the part is at the socket, but is never read.
 func (x *exchange) begin() {
 	x.begun = true
 	if x.trace != nil && x.trace.GotFirstResponseByte != nil {

@@ -205,7 +205,7 @@ func (t *Transport) dialTLS(ctx context.Context, network, address string) (*tls.
 	}
 	cfg := t.tls.Clone()
 	if cfg.ServerName == "" {
-		cfg.ServerName, _, _ = net.SplitHostPort(address) // it has been dialed
+		cfg.ServerName, _, _ = net.SplitHostPort(address) // no error: address has been dialed
 	}
 	conn := tls.Client(nc, cfg)
 	trace := httptrace.ContextClientTrace(ctx)

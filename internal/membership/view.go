@@ -23,8 +23,8 @@ type Peer struct {
 
 	Announced bool         // by a peer, and not confirmed by the registry (mIT) yet
 	answered  *atomic.Bool // at this address
-	// RetainUntil is set for a peer whose entry the registry has lost: the peer is dropped then
-	// unless the registry lists it again. It is zero for other peers.
+	// RetainUntil is set for a peer whose entry the registry has lost: the peer is dropped at this
+	// time unless the registry lists it again. It is zero for other peers.
 	RetainUntil time.Time
 }
 
@@ -64,7 +64,7 @@ func (v View) ID() string { return v.id }
 // Len returns the number of servers, this node included.
 func (v View) Len() int { return len(v.peers) }
 
-// A Size has the limited figures of a View.
+// A Size has the figures of a View that a node limits.
 type Size struct {
 	Servers   int
 	Announced int   // number of servers that the registry has not confirmed
@@ -213,8 +213,8 @@ func (v View) Disputes(o View) bool {
 // newer entry.
 //
 // If v has an older date for a server than an earlier response of the registry, the clock of the
-// registry went back. Dates from before and after that cannot be compared. The entry of v is then
-// used.
+// registry went back. Dates from before and after this change cannot be compared, so the entry of v
+// is used.
 func (v View) Reconcile(before, now View) View {
 	if now.id != v.id || before.id != now.id && before.id != "" {
 		return v

@@ -123,9 +123,9 @@ func (n Networks) Intersect(o Networks) Networks {
 	return both
 }
 
-// CheckIP returns an error if ip must not be dialed. A metadata service may be dialed only if it is
-// a network by itself. The zone of a link-local address does not
-// matter: a network has none.
+// CheckIP returns an error if ip must not be dialed. A metadata service may be dialed only if a
+// network consists of its address alone. The zone of a link-local address does not matter: a
+// network has none.
 func (n Networks) CheckIP(ip netip.Addr) error {
 	ip = ip.Unmap().WithZone("")
 	if len(n) == 0 {

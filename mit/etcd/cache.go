@@ -128,7 +128,8 @@ func (c *cache) removeServer(typ, serverID string) bool {
 	return known
 }
 
-// keepDates keeps the dates of an earlier cache. Its entries may have been removed meanwhile.
+// keepDates makes new entries later than all entries of an earlier cache, because these may have
+// been removed meanwhile.
 func (c *cache) keepDates(earlier *cache) {
 	if !earlier.notBefore.IsZero() {
 		c.notBefore = later(earlier.notBefore.Add(time.Millisecond), c.notBefore)

@@ -18,7 +18,8 @@ const (
 
 // leases provides the etcd leases that entries are attached to. Entries written within a short time
 // share a lease, so that most renewals need no request to grant one. A lease is granted for longer
-// than the requested TTL, by a twentieth or a minute, whichever is less, and shared for that long.
+// than the requested TTL, by a twentieth or a minute, whichever is less. It is shared during this
+// additional time.
 //
 // A lease without entries is renewed instead of replaced. Failed grants and refused writes thus
 // leave at most one lease in etcd for each TTL.

@@ -30,8 +30,8 @@ func (s *Store) load(ctx context.Context) (*cache, error) {
 	return c, err
 }
 
-// scan calls put for the keys from the first up to end, and returns their common revision: the
-// latest, or the given one if it is not 0.
+// scan calls put for the keys in the range [from, end). It reads them at one revision, the given
+// one or, if that is 0, the latest, and returns this revision.
 func (s *Store) scan(ctx context.Context, from, end string, revision int64, put func(*mvccpb.KeyValue)) (int64, error) {
 	limit, largest := int64(minPage), int64(maxPage)
 	best := 0.0 // keys per second

@@ -81,9 +81,9 @@ func isTransient(err error) bool {
 	return ok && slices.Contains([]codes.Code{codes.Unavailable, codes.DeadlineExceeded, codes.Unknown}, st.Code())
 }
 
-// hedgeDelays are the fractions of [Config].Timeout after which copies of a request are sent. Each
-// copy goes to the next member. A member that lost its leader or its network may not respond while
-// others do.
+// hedgeDelays are divisors of [Config].Timeout: copies of a request are sent after a quarter and
+// half of it. Each copy goes to the next member. A member that lost its leader or its network may
+// not respond while others do.
 var hedgeDelays = [...]time.Duration{4, 2} //nolint:gochecknoglobals // a constant in all but name
 
 // hedge is an interceptor that sends a request again if it gets no response for some time, without
