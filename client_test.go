@@ -525,11 +525,26 @@ func TestKeyPairIsReread(t *testing.T) {
 
 // A certificate that expires in use is not presented: the error names the file.
 func TestKeyPairExpires(t *testing.T) {
+	t.Parallel()
 	base := filepath.Join(t.TempDir(), "tls")
-	pair := loadKeyPair(t, newCA(t), base, 1500*time.Millisecond)
+	cert, key := base+".crt", base+".key"
+	if err := newCA(t).IssueFiles("node-1", 1500*time.Millisecond, cert, key); err != nil {
+		t.Fatal(err)
+	}
+	var reported []string
+	pair, err := cluster.LoadKeyPair(cert, key, func(err error) { reported = append(reported, err.Error()) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, key, "")
 	time.Sleep(1600 * time.Millisecond) // certificates have real times
-	if _, err := pair.GetCertificate(nil); err == nil || !strings.Contains(err.Error(), base+".crt has expired at") {
-		t.Errorf("%v", err)
+	for range 3 {
+		if _, err := pair.GetCertificate(nil); err == nil || !strings.Contains(err.Error(), cert+" has expired at") {
+			t.Errorf("%v", err)
+		}
+	}
+	if len(reported) != 1 || !strings.Contains(reported[0], "has expired at") || !strings.Contains(reported[0], "PEM data in key") {
+		t.Errorf("reported %q, want both reasons once", reported)
 	}
 }
 

@@ -3,6 +3,7 @@ package cluster
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -77,9 +78,9 @@ func (k *KeyPair) GetClientCertificate(*tls.CertificateRequestInfo) (*tls.Certif
 
 func (k *KeyPair) certificate() (*tls.Certificate, error) {
 	cert, _, err := k.value.Get()
-	k.report(err)
-	if expired := k.checkValidity(cert); expired != nil {
-		k.report(expired)
+	expired := k.checkValidity(cert)
+	k.report(errors.Join(err, expired))
+	if expired != nil {
 		return nil, fmt.Errorf("cluster: %w", expired)
 	}
 	return cert, nil
