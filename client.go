@@ -635,14 +635,23 @@ func (h *httpClient) lookUp(sent string) *knownSecrets {
 	return last
 }
 
-// dropSecrets removes the servers from a resource whose id or address repeats a secret: they would
-// be shown. The id of the resource, and the entry of the server with the id own, must not do that.
+// dropSecrets removes the servers whose entry repeats a secret from a resource. It also removes the
+// unknown fields of the resource that do: the JSON of both is passed on as it was received. The
+// known fields of the resource, and the entry of the server with the id own, must not repeat one.
 func (h *httpClient) dropSecrets(it *wire.ItResource, own string) error {
 	secrets := h.lookUp("").long
-	repeats := func(s wire.Server) bool { return secrets.In(s.ServerID + " " + s.ClusterBaseURL) }
-	if secrets.In(it.ID) || slices.ContainsFunc(it.Servers, func(s wire.Server) bool { return s.ServerID == own && repeats(s) }) {
+	repeats := func(s wire.Server) bool {
+		text := string(s.Raw)
+		if text == "" || strings.Contains(text, `\`) { // otherwise both are in it as they are
+			text += " " + s.ServerID + " " + s.ClusterBaseURL
+		}
+		return secrets.In(text)
+	}
+	if secrets.In(it.ID+" "+it.Type+" "+it.PublicBaseURL) ||
+		slices.ContainsFunc(it.Servers, func(s wire.Server) bool { return s.ServerID == own && repeats(s) }) {
 		return errRepeatsSecret
 	}
+	maps.DeleteFunc(it.Extra, func(name string, value json.RawMessage) bool { return secrets.In(name + " " + string(value)) })
 	all := len(it.Servers)
 	it.Servers = slices.DeleteFunc(it.Servers, repeats)
 	if dropped := all - len(it.Servers); dropped > 0 {

@@ -5,6 +5,7 @@ import (
 	"compress/gzip"
 	"context"
 	"crypto/tls"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -653,12 +654,20 @@ func textsOf(err error) []string {
 // checkTexts checks what a node makes of text from outside.
 func checkTexts(t *testing.T, texts []string, secrets ...string) {
 	t.Helper()
+	checkHidden(t, texts, secrets...)
+	for _, text := range texts {
+		if len(text) > 4<<10 || !redact.Printable(text) {
+			t.Errorf("%d bytes, or not printable: %.300q", len(text), text)
+		}
+	}
+}
+
+// checkHidden checks texts with entries of servers, which may be longer and have any characters.
+func checkHidden(t *testing.T, texts []string, secrets ...string) {
+	t.Helper()
 	for _, text := range texts {
 		if redact.NewSecrets(secrets...).In(text) {
 			t.Errorf("a secret in %.300q", text)
-		}
-		if len(text) > 4<<10 || !redact.Printable(text) {
-			t.Errorf("%d bytes, or not printable: %.300q", len(text), text)
 		}
 	}
 }
@@ -732,6 +741,81 @@ func TestRemoteTextIsRedacted(t *testing.T) {
 				cancel()
 			}
 			checkTexts(t, logTexts(lines), secrets...)
+		})
+	}
+}
+
+// An entry of a server is passed on as it was received, but not if it repeats a secret anywhere.
+// The same holds for the unknown fields of a resource, and for what other nodes' views have.
+func TestEntriesWithSecretsAreLeftOut(t *testing.T) {
+	const secret = "hidden-token-for-peers"
+	for name, field := range map[string]string{
+		"value":       `"x":"` + secret + `"`,
+		"name":        `"` + secret + `":1`,
+		"nested":      `"x":{"y":[{"z":"Bearer ` + secret + `."}]}`,
+		"location":    `"location":{"type":"` + secret + `"}`,
+		"date":        `"updatedAt":"` + secret + `"`,
+		"JSON escape": `"x":"` + strings.ReplaceAll(secret, "h", `\u0068`) + `"`,
+		"URL escape":  `"x":"` + strings.ReplaceAll(secret, "-", `%2d`) + `"`,
+		"base64":      `"x":"` + base64.StdEncoding.EncodeToString([]byte("Bearer "+secret)) + `"`,
+		"id":          `"serverId":"` + secret + `"`,
+		"escaped id":  `"serverId":"` + strings.ReplaceAll(secret, "h", `\u0068`) + `"`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			var mu sync.Mutex
+			var texts []string
+			collect := func(text string) {
+				mu.Lock()
+				defer mu.Unlock()
+				texts = append(texts, text)
+			}
+			hostile := strings.Replace(testResource("node-1", "node-2", "node-3"), `{"serverId":"node-3",`, `{"serverId":"node-3",`+field+`,`, 1)
+			hostile = strings.Replace(hostile, `"servers":`, field+`,"servers":`, 1)
+			r := &remotes{t: t, view: []string{"node-1", "node-2"}}
+			r.peer = func(req *http.Request) (*http.Response, error) {
+				body, err := io.ReadAll(req.Body)
+				if err != nil {
+					t.Error(err)
+				}
+				collect(string(body))
+				return newHTTPResponse(req, http.StatusOK, `{"data":`+hostile+`,"server":{"serverId":"node-2"}}`), nil
+			}
+			c := newRegisteredNode(t, r)
+			page := c.StatusHandler(cluster.StatusOptions{Auth: func(h http.Handler) http.Handler { return h }, Actions: true})
+			send := func(h http.Handler, method, body string) string {
+				req := httptest.NewRequest(method, "/", strings.NewReader(body))
+				req.Header.Set("Authorization", "Bearer peer")
+				req.Header.Set("Accept", "application/json")
+				return serve(h, req).Body
+			}
+			use := func(source string) {
+				res, err := c.RPCluster(t.Context(), cluster.Request{Path: "/things", Body: "x", Method: http.MethodPost})
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, o := range append(res.Results, res.Failures...) {
+					collect(marshal(t, o.Server)) // the body is the peer's own
+				}
+				send(page, http.MethodPost, "")
+				collect(send(page, http.MethodGet, ""))
+				collect(marshal(t, c.Servers()))
+				collect(send(http.HandlerFunc(c.CreateItResource), http.MethodPost, `{"id":"it"}`))
+				if ids := idsOf(c.Servers()); !slices.Equal(ids, []string{"node-1", "node-2"}) {
+					t.Errorf("%s: servers %q", source, ids)
+				}
+			}
+			use("a view of a peer")
+			send(http.HandlerFunc(c.CreateItResource), http.MethodPost, hostile)
+			use("an announcement")
+			r.registry = func(*http.Request) (int, string) { return http.StatusOK, `{"itResource":` + hostile + `}` }
+			if _, err := c.Register(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			use("the registry")
+			c.UnRegister(t.Context())
+			mu.Lock()
+			defer mu.Unlock()
+			checkHidden(t, texts, secret)
 		})
 	}
 }
@@ -859,17 +943,19 @@ func testNothingPrinted(t *testing.T, registry string, trust *tls.Config) {
 	}
 }
 
-// Whatever the registry, the token service and a peer respond, no error, log line, variable or JSON
-// has a secret that went in, and none is longer than 4 KiB. In the body, "%s" stands for the
-// secret.
+// Whatever the registry, the token service and a peer respond, and whatever a peer announces, no
+// error, log line, variable or JSON has a secret that went in, and none is longer than 4 KiB. JSON
+// with entries of servers may be longer. In the body, "%s" stands for the secret.
 func FuzzSecretsStayHidden(f *testing.F) {
 	for _, seed := range []string{
 		`{"message":"%s"}`, `{"message":"a","info":{"%s":1}}`, `{"error":"%s","error_description":"%s"}`, `{"data":{"access_token":"%s"}}`,
 		`{"data":1,"server":{"serverId":"%s"}}`, `{"itResource":{"id":"%s","servers":[{"serverId":"node-1"}]}}`, `%s`, `"%s`,
 		`{"itResource":{"id":"it","servers":[{"serverId":"%s"},{"serverId":"node-1","clusterBaseUrl":"http://%s"}]},"leaseTime":"%s"}`,
 		`{"server":{"serverId":"%s"}}`, `{"message":"` + strings.Repeat("\x7f", 5000) + `%s"}`,
+		`{"itResource":{"id":"it","x":"%s","servers":[{"serverId":"node-1"},{"serverId":"node-2","clusterBaseUrl":"http://node-2.test","x":["%s"]}]}}`,
+		`{"id":"it","servers":[{"serverId":"evil","clusterBaseUrl":"http://evil.test","updatedAt":"2030-01-01T00:00:00.000Z","x":"%s","y":"` + strings.Repeat("z", 10<<10) + `"}]}`,
 	} {
-		for which := range uint8(3) {
+		for which := range uint8(4) {
 			f.Add(which, uint16(which)*100+200, []byte(seed))
 		}
 	}
@@ -880,12 +966,12 @@ func FuzzSecretsStayHidden(f *testing.F) {
 		defer cancel()
 		r := &remotes{t: t, view: []string{"node-1", "node-2"}}
 		r.tokens = func(*http.Request) (int, string) {
-			if which%3 == 0 {
+			if which%4 == 0 {
 				return validStatus(status), fill(clientSecret)
 			}
 			return http.StatusOK, `{"data":{"access_token":"` + token + `"}}`
 		}
-		if which%3 == 1 {
+		if which%4 == 1 {
 			r.registry = func(*http.Request) (int, string) { return validStatus(status), fill(token) }
 		}
 		r.peer = func(req *http.Request) (*http.Response, error) {
@@ -895,11 +981,27 @@ func FuzzSecretsStayHidden(f *testing.F) {
 		c := newNode(t, testConfig(), r, cluster.WithTokens(nil), cluster.WithLogger(zap.New(observed)), onRenewalFailure(func(error) { cancel() }))
 		_, err := c.Register(ctx)
 		texts := append(textsOf(err), statusTexts(t, c.Status())...)
+		var withEntries []string
+		announce := func(body string) {
+			req := httptest.NewRequest(http.MethodPost, "/", strings.NewReader(body))
+			req.Header.Set("Authorization", "Bearer peer")
+			withEntries = append(withEntries, serve(http.HandlerFunc(c.CreateItResource), req).Body)
+		}
+		if which%4 == 3 {
+			announce(fill(token))
+		}
 		if res, err := c.RPCluster(t.Context(), cluster.Request{Path: "/things"}); err == nil {
 			for _, o := range res.Failures {
-				texts = append(append(append(texts, textsOf(o.Err)...), textsOf(o.EvictionSkipped)...), string(o.Kind))
+				withEntries = append(withEntries, marshal(t, o))
+				o.Server = cluster.Server{}
+				texts = append(append(append(texts, textsOf(o.Err)...), textsOf(o.EvictionSkipped)...), string(o.Kind), marshal(t, o))
+			}
+			for _, o := range res.Results { // the body is the peer's own
+				withEntries = append(withEntries, marshal(t, o.Server))
 			}
 		}
+		announce(`{"id":"it"}`)
+		checkHidden(t, append(withEntries, marshal(t, c.Servers())), clientSecret, accessKey, token)
 		checkTexts(t, append(texts, logTexts(lines)...), clientSecret, accessKey, token)
 	})
 }

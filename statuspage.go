@@ -302,6 +302,9 @@ func (c *Cluster) compareViews(ctx context.Context, view membership.View) (rows 
 		if err == nil {
 			err = json.Unmarshal(o.Data, &it)
 		}
+		if err == nil {
+			err = c.http.dropSecrets(&it, "")
+		}
 		if err != nil {
 			silent = append(silent, statuspage.CheckFail{ID: o.Server.ServerID, Text: c.http.text(err.Error(), "")})
 			continue
