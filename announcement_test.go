@@ -14,6 +14,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
+
 	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/clustertest"
 	"github.com/mimiktech/cluster/mit"
@@ -704,6 +707,46 @@ func TestClusterWithBoundTokens(t *testing.T) {
 		}
 		if got := idsOf(w.Registered()); !slices.Equal(got, []string{"node-1", "node-2"}) {
 			t.Errorf("the registry lists %v", got)
+		}
+	})
+}
+
+// A peer that answers at any address can cause a conflict of each id that it announces. The node
+// keeps few of them, its own one always, and warns of the others once a minute.
+func TestConflictsAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		observed, lines := observer.New(zap.WarnLevel)
+		w := clustertest.Start(t, 2, clustertest.WithOptions(cluster.WithLogger(zap.New(observed))))
+		n := w.Nodes[0]
+		w.Network.Fault(n.Host, "forged:8080", clustertest.Answer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			_, _ = fmt.Fprintf(w, `{"data":null,"server":{"serverId":%q}}`, strings.Split(r.URL.Path, "/")[2])
+		})))
+		announceAt := func(side, year string, ids ...string) {
+			var list []string
+			for _, id := range ids {
+				list = append(list, fmt.Sprintf(`{"serverId":%q,"clusterBaseUrl":"http://forged:8080/%s/%s","updatedAt":"%s-01-01T00:00:00.000Z"}`, id, side, id, year))
+			}
+			announce(t, w, n, fmt.Sprintf(`{"id":%q,"publicBaseUrl":"","servers":[%s]}`, n.Status().ResourceID, strings.Join(list, ",")))
+		}
+		announceAt("a", "2030", n.ID)
+		for round := range 2 {
+			var ids []string
+			for i := range 40 {
+				ids = append(ids, fmt.Sprintf("id-%d-%d", round, i))
+			}
+			announceAt("a", "2030", ids...)
+			announceAt("b", "2031", ids...)
+			time.Sleep(5 * time.Minute)
+		}
+		conflicts := n.Status().Conflicts
+		own := slices.ContainsFunc(conflicts, func(c cluster.Conflict) bool { return c.ServerID == n.ID })
+		old := slices.ContainsFunc(conflicts, func(c cluster.Conflict) bool { return strings.HasPrefix(c.ServerID, "id-0") })
+		if len(conflicts) != 16 || !own || old {
+			t.Errorf("%d conflicts, own %t, old %t: %v", len(conflicts), own, old, conflicts)
+		}
+		warned := lines.FilterMessage("two running processes use one server id").FilterField(zap.String("id", n.ID)).Len()
+		if all := lines.FilterMessage("two running processes use one server id").Len(); warned != 1 || all < 2 || all > 6 {
+			t.Errorf("%d warnings, %d of the own id", all, warned)
 		}
 	})
 }

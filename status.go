@@ -51,8 +51,9 @@ type Status struct {
 	LeaseTime time.Duration
 	// RenewedAt is when the last successful renewal was sent. The lease begins then.
 	RenewedAt time.Time
-	// Conflicts are the server ids that two running processes use, as far as this node has noticed.
-	// One of them may be its own. The caller must not change the slice.
+	// Conflicts are the server ids that two running processes use, as far as this node has noticed:
+	// the 16 that were noticed last. One of them may be its own. The caller must not change the
+	// slice.
 	Conflicts []Conflict
 }
 
@@ -179,6 +180,8 @@ type state struct {
 	log        *zap.Logger
 	trace      *hooks
 	transports transports // whose idle connections to former peers are closed
+
+	conflictWarning minuteLimit
 
 	mu        sync.Mutex // guards the fields below
 	data      stateData
@@ -340,14 +343,25 @@ func (d *stateData) movedSince(previous membership.View) (moved []movedServer) {
 // so many leases is over.
 const conflictLeases = 12
 
-// addConflict records a conflict, and reports whether it is a new one.
-func (s *state) addConflict(ctx context.Context, c Conflict) (added bool) {
+// maxConflicts bounds the conflicts in a status. Peers can cause any number of them.
+const maxConflicts = 16
+
+// addConflict records a conflict. The oldest one of another server is dropped if there are too
+// many. It reports whether to warn: of a new conflict of this node, and of new ones of others once
+// a minute.
+func (s *state) addConflict(ctx context.Context, c Conflict) (warn bool) {
 	s.update(ctx, func(d *stateData) {
+		own := d.status.ServerID
 		others := slices.DeleteFunc(slices.Clone(d.status.Conflicts), func(o Conflict) bool { return o.ServerID == c.ServerID })
-		added = len(others) == len(d.status.Conflicts)
+		added := len(others) == len(d.status.Conflicts)
+		if len(others) == maxConflicts {
+			oldest := slices.IndexFunc(others, func(o Conflict) bool { return o.ServerID != own })
+			others = slices.Delete(others, oldest, oldest+1)
+		}
 		d.status.Conflicts = append(others, c)
+		warn = added && (c.ServerID == own || s.conflictWarning.due(time.Now()))
 	})
-	return added
+	return warn
 }
 
 // applyFailure records the error of a failed renewal.
