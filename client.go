@@ -345,7 +345,7 @@ func (h *httpClient) invalidResponse(to remote, req *http.Request, err error) er
 func (h *httpClient) remoteError(req *http.Request, err error) error {
 	text := err.Error()
 	if quoted := h.quote(text, sentSecret(req)); quoted != text {
-		return &redactedError{quoted, err}
+		return redact.NewError(quoted, err)
 	}
 	return err
 }
@@ -387,17 +387,6 @@ func (h *httpClient) recycle(t *connTrace) {
 	t.answered.Store(false)
 	h.connTraces.Put(t)
 }
-
-// A redactedError replaces the text of an error. The error itself cannot be unwrapped, because
-// its text may be logged then.
-type redactedError struct {
-	text string
-	err  error
-}
-
-func (e *redactedError) Error() string        { return e.text }
-func (e *redactedError) Is(target error) bool { return errors.Is(e.err, target) }
-func (e *redactedError) As(target any) bool   { return errors.As(e.err, target) }
 
 func (h *httpClient) readBounded(resp *http.Response, budget *byteBudget) (body []byte, err error) {
 	defer catchPanic("Body of a Response", &err)

@@ -9,6 +9,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	gotypes "go/types"
 	"io"
 	"log"
 	"net"
@@ -28,6 +32,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 	"go.uber.org/zap/zaptest/observer"
 
 	"github.com/mimiktech/cluster"
@@ -743,6 +748,59 @@ func TestRemoteTextIsRedacted(t *testing.T) {
 			checkTexts(t, logTexts(lines), secrets...)
 		})
 	}
+}
+
+// No error type of this package shows text of a remote in another way, neither in its text nor in
+// JSON nor in a log line of the program. A type that is not among the errors fails.
+func TestErrorTypesHideSecrets(t *testing.T) {
+	const secret = "hidden <client> secret"
+	local := "\x7f\u202e eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl " + strings.Repeat("x", 64<<10)
+	text := secret + " " + strings.ReplaceAll(secret, "h", `\u0068`) + " " + base64.StdEncoding.EncodeToString([]byte(secret)) + local
+	errs := cluster.HostileErrors(t, secret, text, local)
+	for name := range errorTypes(t) {
+		err, ok := errs[name]
+		if !ok || !strings.Contains(err.Error(), " ") {
+			t.Errorf("no error of the type %s: %v", name, err)
+			continue
+		}
+		var line bytes.Buffer
+		encoder := zapcore.NewJSONEncoder(zapcore.EncoderConfig{})
+		zap.New(zapcore.NewCore(encoder, zapcore.AddSync(&line), zap.DebugLevel)).Info("", zap.Error(err), zap.Reflect("x", err))
+		encoded, jsonErr := json.Marshal(err)
+		if jsonErr != nil {
+			t.Errorf("%s: %v", name, jsonErr)
+		}
+		checkTexts(t, append(textsOf(err), fmt.Sprintf("%+v", err), string(encoded), strings.TrimSpace(line.String())), secret)
+		delete(errs, name)
+	}
+	if len(errs) > 0 {
+		t.Errorf("errors of unknown types: %v", errs)
+	}
+}
+
+// errorTypes returns the names of the types of package cluster with a method Error.
+func errorTypes(t *testing.T) map[string]bool {
+	t.Helper()
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	types := make(map[string]bool)
+	for _, name := range files {
+		if strings.HasSuffix(name, "_test.go") {
+			continue
+		}
+		file, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.SkipObjectResolution)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range file.Decls {
+			if f, ok := d.(*ast.FuncDecl); ok && f.Recv != nil && f.Name.Name == "Error" {
+				types[strings.TrimPrefix(gotypes.ExprString(f.Recv.List[0].Type), "*")] = true
+			}
+		}
+	}
+	return types
 }
 
 // An entry of a server is passed on as it was received, but not if it repeats a secret anywhere.

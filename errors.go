@@ -160,8 +160,8 @@ func (e *TokenError) Unwrap() error { return e.Err }
 // RoundTripper or a token source. The package recovers it, and treats it as an error of that code.
 type PanicError struct {
 	In    string // the name of the code that panicked
-	Value any    // the argument of the panic
-	Stack []byte // of the goroutine that panicked
+	Value any    `json:"-"` // the argument of the panic; it may have any text
+	Stack []byte `json:"-"` // of the goroutine that panicked
 }
 
 func (e *PanicError) Error() string {

@@ -59,6 +59,54 @@ func WithLocals(list func() []string) Option {
 	})
 }
 
+// HostileErrors returns an error of each type of this package as it leaves the package, by the name
+// of its type. A remote that was sent secret has caused it with text. The text of a panic is local.
+func HostileErrors(t *testing.T, secret, text, local string) map[string]error {
+	t.Helper()
+	quoted, err := json.Marshal(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := testHTTPClient(func(r *http.Request) (*http.Response, error) {
+		return respond(r, http.StatusOK, fmt.Sprintf(`{"data":1,"server":{"serverId":%s}}`, quoted))
+	})
+	h.secrets, h.maxResponse = newCredentials(Config{ClientSecret: Secret(secret)}, zap.NewNop()), 1<<20
+	to, req := remote{"peer", "node-2"}, httptest.NewRequest(http.MethodGet, "http://node-2/things", nil)
+	unreachable := func(err error) error { return h.requestError(to, req, connState{}, err) }
+	info := fmt.Appendf(nil, `{"message":%s,"info":{"x":%s}}`, quoted, quoted)
+	peers := testView(time.Unix(100, 0), "node-1", "node-2")
+	node2, _ := peers.Get("node-2")
+	client := testPeerClient(t, h)
+	call := &preparedRequest{method: http.MethodGet, ref: &url.URL{Path: "/things"}, noEviction: true}
+	tokens := &tokenFetcher{http: h, replicas: newReplicas("http://mst.test")}
+	panicking := func() (err error) {
+		defer catchPanic("RoundTripper", &err)
+		panic(local)
+	}
+	return map[string]error{
+		"StatusError":          h.statusError(to, req, response{status: 500}, info),
+		"UnreachableError":     unreachable(errors.New(text)),
+		"InvalidResponseError": h.invalidResponse(to, req, errors.New(text)),
+		"WrongServerError":     client.collect(t.Context(), call, peers).Failures[0].Err,
+		"CircuitOpenError":     circuitOpen(node2, &breaker.OpenError{Silent: time.Second}),
+		"TokenError":           tokens.wrap(token.Key{Audience: "peers"}, h.invalidResponse(to, req, errors.New(text))),
+		"PanicError":           panicking(),
+		"handshakeError":       unreachable(&handshakeError{errors.New(text)}),
+		"http2StreamError":     unreachable(http2StreamError{Cause: errors.New(text)}),
+	}
+}
+
+// testPeerClient returns a client that sends its requests with h.
+func testPeerClient(t *testing.T, h *httpClient) *peerClient {
+	t.Helper()
+	c := &peerClient{
+		ctx: t.Context(), selfID: "node-1", timeout: time.Second, maxBytes: 1 << 20, unproven: fanout.NewClass(2),
+		tokens: &testTokens{}, scheduler: fanout.New(8), breakers: breaker.New(time.Second, 8), trace: new(hooks), http: h,
+	}
+	t.Cleanup(c.scheduler.Close)
+	return c
+}
+
 // SlotsInFlight returns the number of slots of the scheduler that are taken.
 func SlotsInFlight(c *Cluster) int { return c.peers.scheduler.InFlight() }
 
@@ -659,22 +707,17 @@ func TestEvictedMeanwhile(t *testing.T) {
 }
 
 func TestPeerClient(t *testing.T) {
-	c := &peerClient{
-		ctx: t.Context(), selfID: "node-1", timeout: time.Second, maxBytes: 1 << 20, unproven: fanout.NewClass(2),
-		tokens: &testTokens{}, scheduler: fanout.New(8), breakers: breaker.New(time.Second, 8), trace: new(hooks),
-		http: testHTTPClient(func(r *http.Request) (*http.Response, error) {
-			if bearerToken(r.Header) == "token-1" {
-				return respond(r, 401, "")
-			}
-			id := r.URL.Host
-			if id == "node-4" {
-				id = "hidden" // which is a secret
-			}
-			body, _ := io.ReadAll(r.Body)
-			return respond(r, 200, fmt.Sprintf(`{"data":%s,"server":{"serverId":%q}}`, bytes.TrimSpace(body), id))
-		}),
-	}
-	defer c.scheduler.Close()
+	c := testPeerClient(t, testHTTPClient(func(r *http.Request) (*http.Response, error) {
+		if bearerToken(r.Header) == "token-1" {
+			return respond(r, 401, "")
+		}
+		id := r.URL.Host
+		if id == "node-4" {
+			id = "hidden" // which is a secret
+		}
+		body, _ := io.ReadAll(r.Body)
+		return respond(r, 200, fmt.Sprintf(`{"data":%s,"server":{"serverId":%q}}`, bytes.TrimSpace(body), id))
+	}))
 	call := &preparedRequest{method: http.MethodPut, ref: &url.URL{Path: "/things"}, body: []byte(`[1,2]`), noEviction: true}
 	response := c.collect(t.Context(), call, testView(time.Unix(100, 0), "node-1", "node-2", "node-3", "node-4"))
 	if len(response.Results) != 2 || len(response.Data) != 4 || len(response.Failures) != 1 {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/oauth2"
 
 	"github.com/mimiktech/cluster/internal/peeraddr"
+	"github.com/mimiktech/cluster/internal/redact"
 	"github.com/mimiktech/cluster/internal/token"
 	"github.com/mimiktech/cluster/internal/wire"
 )
@@ -346,7 +347,7 @@ func (p PeerPolicy) allow(s Server) (err error) {
 	}
 	defer catchPanic("PeerPolicy.Allow", &err)
 	if err = p.Allow(s); err != nil {
-		err = &redactedError{excerpt(err.Error()), err}
+		err = redact.NewError(excerpt(err.Error()), err)
 	}
 	return err
 }

@@ -817,14 +817,21 @@ func (h contextHandler) Handle(ctx context.Context, r slog.Record) error {
 	defer h.mu.Unlock()
 	line := fmt.Sprintf("%s %s value=%v", r.Level, r.Message, ctx.Value(slogKey{}))
 	r.Attrs(func(a slog.Attr) bool {
-		line += fmt.Sprintf(" %s=%T", a.Key, a.Value.Any())
+		value := a.Value.Any()
+		if err, ok := value.(error); ok {
+			if se, ok := errors.AsType[*cluster.StatusError](err); ok {
+				value = se
+			}
+		}
+		line += fmt.Sprintf(" %s=%T", a.Key, value)
 		return true
 	})
 	*h.lines = append(*h.lines, line)
 	return nil
 }
 
-// The handler of WithSlog gets the fields with their types, and the caller's context.
+// The handler of WithSlog gets the fields with their types, errors for errors.As, and the caller's
+// context.
 func TestWithSlog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer

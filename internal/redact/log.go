@@ -52,11 +52,11 @@ func (c *core) clean(fields []zapcore.Field) []zapcore.Field {
 		switch f.Type {
 		case zapcore.StringType:
 			f.String = c.text(f.String)
-		case zapcore.ErrorType, zapcore.StringerType, zapcore.ReflectType, zapcore.ArrayMarshalerType, zapcore.ObjectMarshalerType, zapcore.InlineMarshalerType:
-			before := fmt.Sprint(f.Interface)
-			if after := c.text(before); after != before { // otherwise a handler may want the type
-				f = zap.String(f.Key, after)
-			}
+		case zapcore.ErrorType:
+			// An encoder may print more of an error than its text.
+			f.Interface = NewError(c.text(fmt.Sprint(f.Interface)), f.Interface.(error))
+		case zapcore.StringerType, zapcore.ReflectType, zapcore.ArrayMarshalerType, zapcore.ObjectMarshalerType, zapcore.InlineMarshalerType:
+			f = zap.String(f.Key, c.text(fmt.Sprint(f.Interface)))
 		}
 		cleaned[i] = f
 	}

@@ -1,6 +1,7 @@
 package redact
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -34,6 +35,48 @@ func TestLog(t *testing.T) {
 		if fmt.Sprint(got[name]) != fmt.Sprint(value) {
 			t.Errorf("%s is %v, want %v", name, got[name], value)
 		}
+	}
+}
+
+// verbose is an error, and a value of other fields, that shows more in its other forms.
+type verbose struct{ Field string }
+
+func (verbose) Error() string { return "short" }
+
+func (v verbose) Format(s fmt.State, _ rune) {
+	if s.Flag('+') {
+		_, _ = fmt.Fprint(s, v.Field)
+		return
+	}
+	_, _ = fmt.Fprint(s, "short")
+}
+
+func (v verbose) MarshalLogObject(e zapcore.ObjectEncoder) error {
+	e.AddString("field", v.Field)
+	return nil
+}
+
+func (v verbose) MarshalLogArray(e zapcore.ArrayEncoder) error {
+	e.AppendString(v.Field)
+	return nil
+}
+
+// Encoders print errors and objects in several forms. An error is still found by errors.As.
+func TestLogOfOtherForms(t *testing.T) {
+	var out bytes.Buffer
+	encoder := zapcore.NewJSONEncoder(zap.NewProductionEncoderConfig())
+	observed, lines := observer.New(zap.InfoLevel)
+	core := zapcore.NewTee(zapcore.NewCore(encoder, zapcore.AddSync(&out), zap.InfoLevel), observed)
+	v := verbose{secret}
+	Log(zap.New(core), func(text string) string { return Text(text, secret) }).
+		Info("line", zap.Error(v), zap.Reflect("reflect", v), zap.Object("object", v), zap.Array("array", v), zap.Inline(v),
+			zap.Error(fmt.Errorf("wrapped: %w", v)))
+	if text := out.String(); NewSecrets(secret).In(text) || strings.Count(text, "short") < 5 {
+		t.Error(text)
+	}
+	logged, _ := lines.All()[0].Context[0].Interface.(error)
+	if got, ok := errors.AsType[verbose](logged); !ok || got != v {
+		t.Errorf("the error is %T", logged)
 	}
 }
 

@@ -5,6 +5,7 @@ package redact
 
 import (
 	"encoding/base64"
+	"errors"
 	"regexp"
 	"slices"
 	"strings"
@@ -50,6 +51,24 @@ func Text(text string, secrets ...string) string { return NewSecrets(secrets...)
 
 // Quote is the method Quote of Secrets.
 func Quote(text string, secrets ...string) string { return NewSecrets(secrets...).Quote(text) }
+
+// An Error is an error with another text. The error itself cannot be unwrapped, because its text
+// may be shown then. But errors.Is and errors.As find it.
+type Error struct {
+	text string
+	err  error
+}
+
+// NewError returns err with another text.
+func NewError(text string, err error) *Error { return &Error{text, err} }
+
+func (e *Error) Error() string { return e.text }
+
+// Is reports whether the replaced error is target.
+func (e *Error) Is(target error) bool { return errors.Is(e.err, target) }
+
+// As sets target to the replaced error, or to an error that it wraps.
+func (e *Error) As(target any) bool { return errors.As(e.err, target) }
 
 // Printable reports whether text has only characters that Text keeps.
 func Printable(text string) bool {

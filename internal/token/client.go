@@ -10,6 +10,8 @@ import (
 
 	"github.com/golang-jwt/jwt/v5"
 	"golang.org/x/oauth2"
+
+	"github.com/mimiktech/cluster/internal/redact"
 )
 
 // Client speaks the OAuth2 dialect of the token service (mST): JSON requests, and responses wrapped
@@ -26,8 +28,7 @@ type Client struct {
 }
 
 // Fetch implements [Fetch]. It uses the refresh token if there is one and the issuer accepts it,
-// and client credentials otherwise. The text of an error is redacted. The error of Post that it
-// wraps may contain a secret.
+// and client credentials otherwise. The text of an error is redacted.
 func (c Client) Fetch(ctx context.Context, key Key, refresh string) (*oauth2.Token, error) {
 	if refresh != "" {
 		tok, err := c.post(ctx, refreshRequest{refresh, "refresh_token"})
@@ -38,7 +39,7 @@ func (c Client) Fetch(ctx context.Context, key Key, refresh string) (*oauth2.Tok
 			return tok, nil
 		}
 		if c.Refused == nil || !c.Refused(err) {
-			return nil, redact(err, c.Secret, refresh)
+			return nil, hide(err, c.Secret, refresh)
 		}
 	}
 	body := credentialsRequest{
@@ -53,7 +54,7 @@ func (c Client) Fetch(ctx context.Context, key Key, refresh string) (*oauth2.Tok
 	}
 	tok, err := c.post(ctx, body)
 	if err != nil {
-		return nil, redact(err, c.Secret, refresh)
+		return nil, hide(err, c.Secret, refresh)
 	}
 	return tok, nil
 }
@@ -198,24 +199,10 @@ func unixTime(seconds float64) time.Time {
 	return time.Unix(int64(whole), int64(rest*1e9))
 }
 
-// A redactedError replaces the text of an error that contains a secret. Some servers echo requests.
-type redactedError struct {
-	text string
-	err  error
-}
-
-func (e *redactedError) Error() string { return e.text }
-func (e *redactedError) Unwrap() error { return e.err }
-
-func redact(err error, secrets ...string) error {
-	text := err.Error()
-	for _, s := range secrets {
-		if s != "" {
-			text = strings.ReplaceAll(text, s, "…")
-		}
+// hide returns err without secrets in its text. Some servers echo requests.
+func hide(err error, secrets ...string) error {
+	if text := redact.Text(err.Error(), secrets...); text != err.Error() {
+		return redact.NewError(text, err)
 	}
-	if text == err.Error() {
-		return err
-	}
-	return &redactedError{text, err}
+	return err
 }

@@ -101,11 +101,11 @@ func TestRequestBodies(t *testing.T) {
 		"an error that echoes": {
 			key: Key{Audience: "mds"}, responses: []any{fmt.Errorf("%w: bad body %s", errRefused, plain)},
 			bodies: []string{plain},
-			err:    `400: bad body {"client_id":"id","client_secret":"…","audience":"mds","grant_type":"client_credentials"}`,
+			err:    `400: bad body {"client_id":"id","client_secret":"[redacted]","audience":"mds","grant_type":"client_credentials"}`,
 		},
 		"an error that echoes the refresh token": {
 			refresh: "r1", responses: []any{fmt.Errorf("%w: %s", errDown, refreshed)}, bodies: []string{refreshed},
-			err: `down: {"refresh_token":"…","grant_type":"refresh_token"}`,
+			err: `down: {"refresh_token":"[redacted]","grant_type":"refresh_token"}`,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
