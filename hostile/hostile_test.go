@@ -1,28 +1,27 @@
 package main
 
 import (
-	"fmt"
+	"bufio"
+	"bytes"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
-	"time"
 )
 
 func TestMain(m *testing.M) {
-	if urls := os.Getenv(checkerVariable); urls != "" {
-		if err := runChecker(strings.Fields(urls)); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
+	if os.Getenv(modeVariable) != "" {
+		main()
 		return
 	}
 	os.Exit(m.Run())
 }
 
-// A node that runs as a process withstands each attack, and all at once: it renews its lease,
-// answers health checks, evicts no healthy node, shows no secret, and needs bounded memory.
+// A node that runs as a process withstands each attack, and all at once: it keeps its lease,
+// answers health checks, evicts no healthy node, shows no secret, and needs bounded memory and
+// descriptors.
 func TestAttacks(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip(errNotLinux)
@@ -31,26 +30,57 @@ func TestAttacks(t *testing.T) {
 	if err := build(t.Context(), service); err != nil {
 		t.Fatal(err)
 	}
+	wait := attackTogether(t, service) // then its node is idle for some time
 	t.Run("alone", func(t *testing.T) {
 		for _, a := range attacks() {
 			t.Run(a.name, func(t *testing.T) {
 				t.Parallel() // most of the time is spent waiting
-				check(t, func() (result, error) { return runAlone(t.Context(), service, a) })
+				r, err := runAlone(t.Context(), service, a)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if t.Log(r); r.broken != nil {
+					t.Error(r.broken)
+				}
 			})
 		}
 	})
-	t.Run("all at once", func(t *testing.T) { // last: it lowers the priority of this process
-		check(t, func() (result, error) { return runTogether(t.Context(), service, 12*time.Second) })
-	})
+	t.Run("all at once", wait)
 }
 
-func check(t *testing.T, run func() (result, error)) {
+// attackTogether makes all attacks at once, from a process of its own, because that lowers its
+// priority. It returns when they have ended. wait waits for the process, which waits until the
+// memory of the node is back.
+func attackTogether(t *testing.T, service string) (wait func(t *testing.T)) {
 	t.Helper()
-	r, err := run()
+	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if t.Log(r); r.broken != nil {
-		t.Error(r.broken)
+	cmd := exec.CommandContext(t.Context(), self, "-service", service, "-only", "all", "-all", "10s")
+	cmd.Env = append(os.Environ(), modeVariable+"="+attackMode)
+	var table bytes.Buffer
+	cmd.Stdout = &table
+	stderr, err := cmd.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var lines []string
+	scanner := bufio.NewScanner(stderr)
+	for scanner.Scan() && scanner.Text() != endedLine {
+		lines = append(lines, scanner.Text())
+	}
+	return func(t *testing.T) {
+		t.Helper()
+		for scanner.Scan() {
+			lines = append(lines, scanner.Text())
+		}
+		err := cmd.Wait()
+		if t.Log(table.String()); err != nil {
+			t.Error(err, strings.Join(lines, "\n"))
+		}
 	}
 }

@@ -29,8 +29,8 @@ func build(ctx context.Context, path string) error {
 	return nil
 }
 
-// maxLog is how much of the log of a process is kept.
-const maxLog = 64 << 20
+// keptLog is how much of the log of a process is kept.
+const keptLog = 64 << 20
 
 // A log keeps what a process prints.
 type log struct {
@@ -42,7 +42,7 @@ type log struct {
 func (l *log) Write(b []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.text.Len() < maxLog {
+	if l.text.Len() < keptLog {
 		l.text.Write(b)
 	}
 	return len(b), nil
@@ -69,7 +69,7 @@ func (w *world) startNode(ctx context.Context, service, id string) (*node, error
 	}
 	n := &node{id: id, url: "http://127.0.0.1:" + strconv.Itoa(port), log: new(log)}
 	n.cmd = exec.CommandContext(ctx, service)
-	n.cmd.Env = append(w.environment(), "SERVER_ID="+id, "SERVER_PORT="+strconv.Itoa(port))
+	n.cmd.Env = append(w.environment(), "SERVER_ID="+id, "SERVER_PORT="+strconv.Itoa(port), modeVariable+"="+bareMode)
 	n.cmd.Stdout, n.cmd.Stderr = n.log, n.log
 	if err := n.cmd.Start(); err != nil {
 		return nil, err
@@ -102,19 +102,15 @@ func (n *node) get(ctx context.Context, path string, timeout time.Duration) (str
 	if err != nil {
 		return "", err
 	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return "", err
-	}
-	defer resp.Body.Close()
-	body, err := readAll(resp.Body, maxBody)
-	return string(body), err
+	_, body, err := do(http.DefaultClient, req)
+	return body, err
 }
 
 // A usage is what a process needs at one moment.
 type usage struct {
 	rss, peak   int64 // bytes
 	cpu         time.Duration
+	waited      time.Duration // for a processor, while other programs had it
 	descriptors int
 }
 
@@ -142,8 +138,22 @@ func (n *node) usage() (usage, error) {
 	system, _ := strconv.Atoi(fields[12])
 	return usage{
 		rss: kilobytes(status, "VmRSS:"), peak: kilobytes(status, "VmHWM:"),
-		cpu: time.Duration(user+system) * tick, descriptors: len(descriptors),
+		cpu: time.Duration(user+system) * tick, waited: waited(dir), descriptors: len(descriptors),
 	}, nil
+}
+
+// waited returns how long the threads of a process have waited for a processor. A system that does
+// not count that has no such files.
+func waited(dir string) (sum time.Duration) {
+	threads, _ := filepath.Glob(dir + "/task/*/schedstat")
+	for _, name := range threads {
+		text, err := os.ReadFile(name)
+		if fields := strings.Fields(string(text)); err == nil && len(fields) == 3 {
+			n, _ := strconv.ParseInt(fields[1], 10, 64)
+			sum += time.Duration(n)
+		}
+	}
+	return sum
 }
 
 func kilobytes(status []byte, name string) int64 {

@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/mimiktech/cluster/internal/proctest"
 	"github.com/mimiktech/cluster/mit"
 )
 
@@ -17,17 +20,18 @@ var resourceID = mit.ResourceID("mds")
 type result struct {
 	name          string
 	before, after usage
+	descriptors   int // at most, during the attack
 	figure        string
-	broken        error // the bound that is broken; nil if all hold
+	broken        error // the bounds that are broken; nil if all hold
 }
 
 func (r result) String() string {
 	verdict := "holds"
 	if r.broken != nil {
-		verdict = "BROKEN: " + r.broken.Error()
+		verdict = "BROKEN: " + strings.ReplaceAll(r.broken.Error(), "\n", "; ")
 	}
-	return fmt.Sprintf("%s\t%d MiB\t%d\t%d\t%v\t%d → %d\t%s; %s", r.name, r.before.rss/mebibyte, r.after.rss/mebibyte, r.after.peak/mebibyte,
-		r.after.cpu-r.before.cpu, r.before.descriptors, r.after.descriptors, r.figure, verdict)
+	return fmt.Sprintf("%s\t%d MiB\t%d\t%d\t%v\t%d → %d → %d\t%s; %s", r.name, r.before.rss/mebibyte, r.after.rss/mebibyte, r.after.peak/mebibyte,
+		r.after.cpu-r.before.cpu, r.before.descriptors, r.descriptors, r.after.descriptors, r.figure, verdict)
 }
 
 // runAlone runs one attack against new nodes.
@@ -37,112 +41,189 @@ func runAlone(ctx context.Context, service string, a attack) (result, error) {
 		return result{}, err
 	}
 	defer w.close()
+	if a.bare {
+		if err := w.replaceVictim(ctx); err != nil {
+			return result{}, err
+		}
+	}
 	r := result{name: a.name}
 	if r.before, err = w.victim.usage(); err != nil {
 		return result{}, err
 	}
-	figure, broken := a.run(ctx, w)
-	r.figure = figure
+	stop := r.watchDescriptors(ctx, w.victim)
+	done, broken := a.run(ctx, w)
+	stop()
+	r.figure = done.figure
+	if done.arrived < a.inputs {
+		broken = errors.Join(broken, fmt.Errorf("only %d of %d inputs have arrived", done.arrived, a.inputs))
+	}
 	if a.check != nil {
 		broken = errors.Join(broken, a.check(ctx, w))
 	}
-	r.finish(w, a.memory, broken)
+	broken = errors.Join(broken, w.checkRegistered(ctx, w.victim, w.peer))
+	r.finish(w, a.memory, a.files, broken)
 	return r, nil
 }
 
-// finish reads the usage after an attack.
-func (r *result) finish(w *world, memory int64, broken error) {
+// replaceVictim replaces the victim by a node with a bare http.Server.
+func (w *world) replaceVictim(ctx context.Context) error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	bare, err := w.startNode(ctx, self, "bare")
+	if err != nil {
+		return err
+	}
+	w.victim.stop()
+	w.victim = bare
+	w.since, err = w.registrations(ctx)
+	return err
+}
+
+// watchDescriptors records how many descriptors a node has at most, until stop is called.
+func (r *result) watchDescriptors(ctx context.Context, n *node) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		for sleep(ctx, 20*time.Millisecond) == nil {
+			if u, err := n.usage(); err == nil {
+				r.descriptors = max(r.descriptors, u.descriptors)
+			}
+		}
+	})
+	return func() {
+		cancel()
+		watch.Wait()
+	}
+}
+
+// finish reads the usage after an attack, which the memory and the descriptors bound.
+func (r *result) finish(w *world, memory int64, files int, broken error) {
 	var err error
 	if r.after, err = w.victim.usage(); err != nil || !w.victim.alive() {
 		r.broken = errors.Join(broken, errors.New("the node has ended"), err)
 		return
 	}
+	r.descriptors = max(r.descriptors, r.before.descriptors, r.after.descriptors)
 	if grown := r.after.peak - r.before.rss; grown > memory {
 		broken = errors.Join(broken, fmt.Errorf("%d MiB more than at rest, %d are allowed", grown/mebibyte, memory/mebibyte))
+	}
+	if grown := r.descriptors - r.before.descriptors; grown > files {
+		broken = errors.Join(broken, fmt.Errorf("%d descriptors more than at rest, %d are allowed", grown, files))
 	}
 	r.broken = broken
 }
 
-// The memory that a node may need under all attacks at once, beyond that at rest. The documents
-// state it.
-const memoryUnderAttack = 768 * mebibyte
+// The memory and the descriptors that a node may need under all attacks at once, beyond those at
+// rest. The documents state them.
+const (
+	memoryUnderAttack = 768 * mebibyte
+	filesUnderAttack  = 1024
+)
 
 // restTime bounds the time until the memory of a node is back after the attacks.
 const restTime = 2 * time.Minute
 
-// runTogether runs all attacks at once for d, except for the one that kills a peer. It then waits
-// until the memory of the node is back.
-func runTogether(ctx context.Context, service string, d time.Duration) (result, error) {
+// runTogether runs all attacks at once for d. It calls ended, and waits until the memory of the
+// node is back.
+func runTogether(ctx context.Context, service string, d time.Duration, ended func()) (result, error) {
 	w, err := newWorld(ctx, service)
 	if err != nil {
 		return result{}, err
 	}
 	defer w.close()
+	w.together, w.forged = true, 50 // the others need places, too
 	r := result{name: "all at once"}
 	if r.before, err = w.victim.usage(); err != nil {
 		return result{}, err
 	}
-	health, err := startChecker(ctx, w.victim, w.peer)
+	stop := r.watchDescriptors(ctx, w.victim)
+	renewals := w.renewals.Load()
+	var broken error
+	health, err := w.checkHealth(ctx, func() { r.figure, broken = w.attackTogether(ctx, d) })
+	stop()
 	if err != nil {
 		return result{}, err
 	}
-	if err := giveWay(); err != nil {
-		return result{}, err
-	}
-	renewals := w.renewals.Load()
-	w.attackTogether(ctx, d)
-	renewals = w.renewals.Load() - renewals
-	times, broken := health.stop()
-	if len(times) != 2 {
-		return result{}, fmt.Errorf("health checks: %w", broken)
-	}
-	victim, peer := times[0], times[1]
-	if victim.Median > maxHealthTime || victim.Failed > 0 {
-		broken = fmt.Errorf("health checks: %d of %d failed, the median took %v", victim.Failed, victim.Checks, victim.Median)
-	}
-	if renewals < int64(d/lease) {
+	if renewals = w.renewals.Load() - renewals; renewals < int64(d/lease) {
 		broken = errors.Join(broken, fmt.Errorf("only %d renewals in %v", renewals, d))
 	}
-	broken = errors.Join(broken, w.checkListed(ctx), checkTexts(ctx, w))
-	r.finish(w, memoryUnderAttack, broken)
+	for _, times := range health {
+		broken = errors.Join(broken, times.bound())
+	}
+	broken = errors.Join(broken, w.callLong(ctx))
+	ended()
+	broken = errors.Join(broken, w.checkRegistered(ctx, w.victim, w.peer, w.other), checkTexts(ctx, w))
+	r.finish(w, memoryUnderAttack, filesUnderAttack, broken)
 	rest, err := w.waitForRest(ctx, r.before.rss)
 	r.broken = errors.Join(r.broken, err)
-	r.figure = fmt.Sprintf("%d renewals, health checks: median %v, maximum %v, median of a peer %v; %s",
-		renewals, victim.Median, victim.Longest, peer.Median, rest)
+	r.figure = fmt.Sprintf("%s; %d renewals; %v; of a peer: %v; %s", r.figure, renewals, health[0], health[1], rest)
 	return r, nil
 }
 
-// attackTogether runs all attacks again and again for d.
-func (w *world) attackTogether(ctx context.Context, d time.Duration) {
-	ctx, cancel := context.WithTimeout(ctx, d)
-	defer cancel()
-	var wg sync.WaitGroup
-	for _, a := range attacks() {
-		if a.name == "forged" {
-			continue
-		}
-		wg.Go(func() {
-			for ctx.Err() == nil {
-				_, _ = a.run(ctx, w)        // judged when it runs alone
-				_ = sleep(ctx, time.Second) // it ends soon
-			}
-		})
+// checkHealth checks the health of the victim and of a peer during f. It lowers the priority of
+// this process.
+func (w *world) checkHealth(ctx context.Context, f func()) ([2]healthTimes, error) {
+	var times [2]healthTimes
+	before, err := w.victim.usage()
+	if err != nil {
+		return times, err
 	}
-	wg.Wait()
+	health, err := startChecker(ctx, w.victim, w.peer)
+	if err != nil {
+		return times, err
+	}
+	if err := proctest.GiveWay(); err != nil {
+		return times, err
+	}
+	f()
+	samples, err := health.stop()
+	if err != nil {
+		return times, fmt.Errorf("health checks: %w", err)
+	}
+	after, err := w.victim.usage()
+	for i := range times {
+		times[i] = samples.times(i+1, slowdown(before, after))
+	}
+	return times, err
 }
 
-// checkListed checks that no node has been evicted: all run.
-func (w *world) checkListed(ctx context.Context) error {
-	for range 20 {
-		r, err := w.memory.Get(ctx, resourceID)
-		if err == nil && len(r.Servers) == 3 {
-			return nil
-		}
-		if err := sleep(ctx, 500*time.Millisecond); err != nil {
+// callLong makes the last call of the victim one that leaves much memory: with responses of more
+// than 32 MiB, which are in its JSON twice.
+func (w *world) callLong(ctx context.Context) error {
+	for range 8 { // few bombs may fit at a time
+		c, err := w.callForged(ctx, "gzip", 60)
+		if err != nil || len(c.body) > 65*mebibyte {
 			return err
 		}
 	}
-	return errors.New("a healthy node is not registered any more")
+	return errors.New("the last call was not a long one")
+}
+
+// attackTogether runs all attacks again and again for d. At least a quarter of the inputs of each
+// must arrive. What they achieve is judged when they run alone. It returns how many inputs arrived.
+func (w *world) attackTogether(ctx context.Context, d time.Duration) (arrivals string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, d)
+	defer cancel()
+	all := attacks()
+	arrived := make([]int, len(all))
+	last := make([]error, len(all))
+	each(len(all), func(i int) {
+		for ctx.Err() == nil {
+			r, err := all[i].run(ctx, w)
+			if arrived[i] += r.arrived; err != nil && ctx.Err() == nil {
+				last[i] = err
+			}
+			_ = sleep(ctx, 200*time.Millisecond) // it ends soon
+		}
+	})
+	for i, a := range all {
+		if arrivals += fmt.Sprintf("%s %d, ", a.name, arrived[i]); 4*arrived[i] < a.inputs {
+			err = errors.Join(err, fmt.Errorf("%s: only %d inputs have arrived", a.name, arrived[i]), last[i])
+		}
+	}
+	return strings.TrimSuffix(arrivals, ", "), err
 }
 
 // waitForRest waits until the memory of the victim is back, and says how long that took.

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
@@ -39,6 +38,26 @@ type world struct {
 	victim, peer, other *node
 	renewals            atomic.Int64 // of the victim that the registry has accepted
 	answer              atomic.Pointer[answerFunc]
+	since               map[string]time.Time // when each node registered
+
+	together bool         // all attacks run: no node may be stopped
+	forged   int          // how many servers that hang are announced
+	senders  atomic.Int64 // of announcements
+}
+
+// A store counts the renewals that the registry accepts.
+type store struct {
+	*mit.Memory
+	world *world
+}
+
+// Put implements [mit.Store].
+func (s store) Put(ctx context.Context, reg mit.Registration, ttl time.Duration) (mit.Resource, error) {
+	r, err := s.Memory.Put(ctx, reg, ttl)
+	if err == nil && reg.ServerID == "victim" {
+		s.world.renewals.Add(1)
+	}
+	return r, err
 }
 
 func newWorld(ctx context.Context, service string) (*world, error) {
@@ -46,13 +65,13 @@ func newWorld(ctx context.Context, service string) (*world, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &world{url: "http://" + ln.Addr().String(), memory: mit.NewMemory()}
+	w := &world{url: "http://" + ln.Addr().String(), memory: mit.NewMemory(), forged: 1000}
 	issuer := w.url + "/token"
 	tokens, err := mit.NewTokenService(mit.TokenConfig{Issuer: issuer, Key: key, Clients: []mit.Client{{ID: "mds", Secret: clientSecret, Type: "mds"}}})
 	if err != nil {
 		return nil, err
 	}
-	registry, err := mit.NewRegistry(w.memory, mit.RegistryConfig{Lease: lease, Issuer: issuer, Audience: "mIT", Keys: []string{key}, BasePath: "/mIT"})
+	registry, err := mit.NewRegistry(store{w.memory, w}, mit.RegistryConfig{Lease: lease, Issuer: issuer, Audience: "mIT", Keys: []string{key}, BasePath: "/mIT"})
 	if err != nil {
 		return nil, err
 	}
@@ -71,7 +90,34 @@ func newWorld(ctx context.Context, service string) (*world, error) {
 			return nil, err
 		}
 	}
-	return w, w.warmUp(ctx)
+	if err := w.warmUp(ctx); err != nil {
+		w.close()
+		return nil, err
+	}
+	w.since, err = w.registrations(ctx)
+	return w, err
+}
+
+// registrations returns when each node registered. The registry gives another date to a node that
+// registers again, after it was evicted or its lease has expired.
+func (w *world) registrations(ctx context.Context) (map[string]time.Time, error) {
+	r, err := w.memory.Get(ctx, resourceID)
+	since := make(map[string]time.Time)
+	for _, s := range r.Servers {
+		since[s.ServerID] = s.CreatedAt
+	}
+	return since, err
+}
+
+// checkRegistered returns an error if a node was not registered all the time.
+func (w *world) checkRegistered(ctx context.Context, nodes ...*node) error {
+	now, err := w.registrations(ctx)
+	for _, n := range nodes {
+		if at, ok := now[n.id]; !ok || !at.Equal(w.since[n.id]) {
+			err = errors.Join(err, fmt.Errorf("node %s was evicted, or has lost its lease", n.id))
+		}
+	}
+	return err
 }
 
 // warmUp makes the victim know its peers, so that later figures show the attack alone.
@@ -122,9 +168,6 @@ func (w *world) intercept(registry http.Handler) http.Handler {
 			}
 		}
 		registry.ServeHTTP(rw, r)
-		if ofVictim {
-			w.renewals.Add(1)
-		}
 	})
 }
 
@@ -161,28 +204,11 @@ func (w *world) token(ctx context.Context) (string, error) {
 	return in.Data.AccessToken, err
 }
 
-// announce announces servers to the victim. The response is read and thrown away.
-func (w *world) announce(ctx context.Context, token string, entries ...string) error {
-	body := fmt.Sprintf(`{"id":%q,"publicBaseUrl":"","servers":[%s]}`, mit.ResourceID("mds"), strings.Join(entries, ","))
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, w.victim.url+"/mds/v1/itResources", strings.NewReader(body))
-	if err != nil {
-		return err
-	}
-	req.Header.Set("Authorization", "Bearer "+token)
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return nil //nolint:nilerr // a node may refuse a connection
-	}
-	defer resp.Body.Close()
-	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, maxBody))
-	return nil
-}
-
-func entry(id, url, more string) string {
-	return fmt.Sprintf(`{"serverId":%q,"clusterBaseUrl":%q,"updatedAt":"2030-01-01T00:00:00.000Z"%s}`, id, url, more)
-}
-
-func readAll(r io.Reader, limit int64) ([]byte, error) {
-	b, err := io.ReadAll(io.LimitReader(r, limit))
-	return b, err
+// newSender returns a client with a loopback address of its own, because nodes limit what one
+// sender may announce.
+func (w *world) newSender() *http.Client {
+	n := w.senders.Add(1)
+	address := net.IPv4(127, 1, byte(n>>8), byte(n)) //nolint:gosec // two bytes are enough for the suite
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: address}}
+	return &http.Client{Transport: &http.Transport{DialContext: dialer.DialContext}}
 }
