@@ -160,7 +160,10 @@ type response struct {
 }
 
 // A byteBudget bounds the bodies of the responses to one call, all together.
-type byteBudget struct{ left atomic.Int64 }
+type byteBudget struct {
+	left  atomic.Int64
+	taken atomic.Int64 // at any time, with those given back or refused
+}
 
 func newByteBudget(n int64) *byteBudget {
 	b := new(byteBudget)
@@ -171,7 +174,13 @@ func newByteBudget(n int64) *byteBudget {
 // take takes n bytes, and reports whether they are left. A negative n gives bytes back that are not
 // kept. A nil byteBudget has no bound.
 func (b *byteBudget) take(n int64) bool {
-	if b == nil || b.left.Add(-n) >= 0 || n <= 0 {
+	if b == nil {
+		return true
+	}
+	if n > 0 {
+		b.taken.Add(n)
+	}
+	if b.left.Add(-n) >= 0 || n <= 0 {
 		return true
 	}
 	b.left.Add(n)

@@ -97,7 +97,7 @@ type Config struct {
 	// peer whose response exceeds it fails with [KindTooLarge]. Peers that the registry has not
 	// confirmed yet do not count: these share a bound of their own, a quarter of MaxCallBytes. If
 	// they exceed it, the node renews, so that the registry confirms them. After calls with more
-	// than 32 MiB, an idle process collects garbage twice, unless GOGC is off.
+	// than 16 MiB, an idle process collects garbage twice, unless GOGC is off.
 	MaxCallBytes int64
 	// MaxRequestBytes bounds the request bodies that the peer endpoints read; 1 MiB by default.
 	MaxRequestBytes int64

@@ -390,10 +390,10 @@ func (f *fanOut) reportAll(ctx context.Context) {
 	}
 }
 
-// receivedBytes returns how much of the budgets of the call is in use.
+// receivedBytes returns how much memory the responses to the call have taken, also those that
+// exceeded a limit and were dropped.
 func (f *fanOut) receivedBytes() int64 {
-	limit := f.client.maxBytes
-	return limit - f.confirmed.bytes.left.Load() + limit/unprovenShare - f.unconfirmed.bytes.left.Load()
+	return f.confirmed.bytes.taken.Load() + f.unconfirmed.bytes.taken.Load()
 }
 
 // A collector collects garbage some time after the last call with long responses. Otherwise an idle
@@ -402,13 +402,12 @@ func (f *fanOut) receivedBytes() int64 {
 // peers make calls as long as they can. Pools do not matter here: hardly anything is left on the
 // heap after the first collection.
 type collector struct {
-	mu     sync.Mutex // guards the fields below
-	timer  *time.Timer
-	cycles uint64 // of the runtime's collector, at the last long call
+	mu    sync.Mutex // guards the field below
+	timer *time.Timer
 }
 
 const (
-	longCall     = 32 << 20 // bytes of the responses to a call
+	longCall     = 16 << 20 // bytes of the responses to a call
 	collectDelay = 20 * time.Second
 )
 
@@ -418,34 +417,24 @@ func (c *collector) received(n int64) {
 	if n < longCall {
 		return
 	}
-	cycles, _ := collectorState()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.cycles = cycles
 	if c.timer == nil {
-		c.timer = time.AfterFunc(collectDelay, c.collect)
+		c.timer = time.AfterFunc(collectDelay, collect)
 	} else {
 		c.timer.Reset(collectDelay)
 	}
 }
 
-// collect collects twice, less the collections since the last long call: the second one returns the
-// memory that the first one has freed. It does nothing if the program has disabled the collector.
-func (c *collector) collect() {
-	c.mu.Lock()
-	last := c.cycles
-	c.mu.Unlock()
-	cycles, enabled := collectorState()
-	for ; enabled && cycles < last+2; cycles++ {
-		runtime.GC()
+// collect collects twice: the second collection returns the memory that the first one has freed. It
+// does nothing if the program has disabled the collector.
+func collect() {
+	gogc := []metrics.Sample{{Name: "/gc/gogc:percent"}}
+	if metrics.Read(gogc); gogc[0].Value.Uint64() == math.MaxUint64 {
+		return
 	}
-}
-
-// collectorState returns the number of collections of this process, and whether GOGC is not off.
-func collectorState() (cycles uint64, enabled bool) {
-	samples := []metrics.Sample{{Name: "/gc/cycles/total:gc-cycles"}, {Name: "/gc/gogc:percent"}}
-	metrics.Read(samples)
-	return samples[0].Value.Uint64(), samples[1].Value.Uint64() != math.MaxUint64
+	runtime.GC()
+	runtime.GC()
 }
 
 // result describes the call when all its outcomes are final.
