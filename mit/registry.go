@@ -42,6 +42,7 @@ import (
 	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/api"
 	"github.com/mimiktech/cluster/internal/httpjson"
+	"github.com/mimiktech/cluster/internal/redact"
 	"github.com/mimiktech/cluster/internal/token"
 	"github.com/mimiktech/cluster/internal/wire"
 )
@@ -294,19 +295,20 @@ func (c RegistryConfig) validate() error {
 	return errors.Join(errs...)
 }
 
-// A caller describes the sender of a request, as given by its verified token.
+// A caller describes the sender of a request, as given by its verified token, and the target.
 type caller struct {
 	typ    string
 	client string // id of the client that the token was issued to; "" if unknown
 	server string // the only server that the token is for; "" for any of the type
+	target string // id of the server that the request registers or deletes; "" if unknown
 }
 
-// checkServer rejects a token that is for another server.
-func (c caller) checkServer(id string) error {
-	if c.server == "" || c.server == id {
+// checkServer rejects a token that is for another server than the target.
+func (c *caller) checkServer() error {
+	if c.server == "" || c.server == c.target {
 		return nil
 	}
-	return newAPIError(http.StatusForbidden, "a token of server %q is not for server %q", c.server, id)
+	return newAPIError(http.StatusForbidden, "a token of server %q is not for server %q", c.server, c.target)
 }
 
 func notFound(w http.ResponseWriter) {
@@ -315,12 +317,14 @@ func notFound(w http.ResponseWriter) {
 
 // handle serves a pattern to callers with a valid token. A result of serve that is not a
 // listResponse is encoded as JSON.
-func (g *Registry) handle(pattern, method string, serve func(http.ResponseWriter, *http.Request, caller) (any, error)) {
+func (g *Registry) handle(pattern, method string, serve func(http.ResponseWriter, *http.Request, *caller) (any, error)) {
 	g.mux.HandleFunc(method+" "+pattern, func(w http.ResponseWriter, r *http.Request) {
-		from, err := g.authenticate(r)
+		var from caller
+		from.target, _, _ = parseServerRef(r.PathValue("server"))
+		err := g.authenticate(r, &from)
 		var body any
 		if err == nil {
-			body, err = serve(w, r, from)
+			body, err = serve(w, r, &from)
 		}
 		if err != nil {
 			g.writeError(w, r, from, err)
@@ -373,7 +377,7 @@ func (g *Registry) writeError(w http.ResponseWriter, r *http.Request, from calle
 	httpjson.WriteError(w, status, message)
 }
 
-// auditFields returns the fields that name the sender of a request in a log line.
+// auditFields returns the fields that name the sender and the target of a request in a log line.
 func auditFields(r *http.Request, from caller) []zap.Field {
 	fields := []zap.Field{
 		zap.String("method", r.Method), zap.String("type", from.typ), zap.String("clientId", from.client),
@@ -382,14 +386,17 @@ func auditFields(r *http.Request, from caller) []zap.Field {
 	if from.server != "" {
 		fields = append(fields, zap.String("callerServerId", from.server))
 	}
+	if from.target != "" {
+		fields = append(fields, zap.String("serverId", redact.Text(from.target)))
+	}
 	return fields
 }
 
-// authenticate verifies the request's token and returns its sender.
-func (g *Registry) authenticate(r *http.Request) (caller, error) {
+// authenticate verifies the request's token and sets its sender.
+func (g *Registry) authenticate(r *http.Request, from *caller) error {
 	raw, err := httpjson.BearerToken(r.Header)
 	if err != nil {
-		return caller{}, newAPIError(http.StatusUnauthorized, "%s", err)
+		return newAPIError(http.StatusUnauthorized, "%s", err)
 	}
 	g.mu.Lock()
 	verify := g.verify
@@ -399,15 +406,16 @@ func (g *Registry) authenticate(r *http.Request) (caller, error) {
 		err = errors.New("the token has no subType")
 	}
 	if errors.Is(err, cluster.ErrVerifierUnavailable) {
-		g.log.Error("token verification unavailable", append(auditFields(r, caller{}), zap.Error(err))...)
-		return caller{}, newAPIError(http.StatusServiceUnavailable, "tokens cannot be verified at the moment")
+		g.log.Error("token verification unavailable", append(auditFields(r, *from), zap.Error(err))...)
+		return newAPIError(http.StatusServiceUnavailable, "tokens cannot be verified at the moment")
 	}
 	if err != nil {
-		g.log.Warn("token rejected", append(auditFields(r, caller{}), zap.Error(err))...)
+		g.log.Warn("token rejected", append(auditFields(r, *from), zap.Error(err))...)
 		g.history.reject("", "", remoteAddress(r), "its token was rejected: "+err.Error())
-		return caller{}, newAPIError(g.cfg.invalidTokenStatus(), "the token is not valid here")
+		return newAPIError(g.cfg.invalidTokenStatus(), "the token is not valid here")
 	}
-	return caller{claims.SubType, strings.TrimSuffix(claims.Subject, subClients), claims.ServerID}, nil
+	from.typ, from.client, from.server = claims.SubType, strings.TrimSuffix(claims.Subject, subClients), claims.ServerID
+	return nil
 }
 
 // leaseTerms returns the TTL of an entry, and the lease to send in milliseconds; nil sends none.
@@ -422,12 +430,13 @@ func (g *Registry) leaseTerms() (leaseTime *float64, ttl time.Duration) {
 	return new(float64(lease) / float64(time.Millisecond)), lease + g.cfg.grace(lease)
 }
 
-func (g *Registry) register(w http.ResponseWriter, r *http.Request, from caller) (any, error) {
+func (g *Registry) register(w http.ResponseWriter, r *http.Request, from *caller) (any, error) {
 	body, err := readBody(w, r, maxRegistrationBytes)
 	if err != nil {
 		return nil, err
 	}
 	reg, err := parseRegistration(body)
+	from.target = reg.ServerID
 	if err != nil {
 		return nil, err
 	}
@@ -435,7 +444,7 @@ func (g *Registry) register(w http.ResponseWriter, r *http.Request, from caller)
 		g.history.reject(reg.Type, reg.ServerID, remoteAddress(r), fmt.Sprintf("its token is of type %.40q", from.typ))
 		return nil, newAPIError(http.StatusForbidden, "a token of type %q cannot register type %q", from.typ, reg.Type)
 	}
-	if err := from.checkServer(reg.ServerID); err != nil {
+	if err := from.checkServer(); err != nil {
 		g.history.reject(reg.Type, reg.ServerID, remoteAddress(r), fmt.Sprintf("its token is of server %.40q", from.server))
 		return nil, err
 	}
@@ -447,7 +456,7 @@ func (g *Registry) register(w http.ResponseWriter, r *http.Request, from caller)
 	reg.Unmanaged = r.URL.Query().Get("managedCluster") == "off"
 	response, err := g.respondWithList(r, reg.Type, func() (Resource, *float64, error) {
 		leaseTime, ttl := g.leaseTerms()
-		res, err := g.put(r, from, reg, ttl)
+		res, err := g.put(r, *from, reg, ttl)
 		if err == nil {
 			g.history.renewed(reg.Type, reg.ServerID, reg.ClusterBaseURL, ttl)
 		}
@@ -501,7 +510,7 @@ func (g *Registry) put(r *http.Request, from caller, reg Registration, ttl time.
 
 	if before := res.Replaced; before != nil && before.ClusterBaseURL != reg.ClusterBaseURL &&
 		g.moves.record(reg.Type, reg.ServerID, before.ClusterBaseURL, reg.ClusterBaseURL, time.Now()) {
-		g.log.Warn("two processes have the same server id", append(auditFields(r, from), zap.String("serverId", reg.ServerID),
+		g.log.Warn("two processes have the same server id", append(auditFields(r, from),
 			zap.String("clusterBaseUrl", reg.ClusterBaseURL), zap.String("otherClusterBaseUrl", before.ClusterBaseURL))...)
 	}
 	g.metrics.registered(reg.Type, added)
@@ -509,7 +518,7 @@ func (g *Registry) put(r *http.Request, from caller, reg Registration, ttl time.
 	if added {
 		log, message = g.log.Info, "server registered"
 	}
-	log(message, append(auditFields(r, from), zap.String("serverId", reg.ServerID),
+	log(message, append(auditFields(r, from),
 		zap.String("clusterBaseUrl", reg.ClusterBaseURL), zap.Bool("managed", !reg.Unmanaged),
 		zap.Int("nbServers", len(res.Servers)))...)
 	return res, nil
@@ -518,8 +527,7 @@ func (g *Registry) put(r *http.Request, from caller, reg Registration, ttl time.
 // refuseServer returns the error for one server too many.
 func (g *Registry) refuseServer(r *http.Request, from caller, reg Registration) error {
 	limit := g.cfg.maxServers()
-	g.log.Warn("cluster full", append(auditFields(r, from), zap.String("serverId", reg.ServerID),
-		zap.Int("maxServers", limit))...)
+	g.log.Warn("cluster full", append(auditFields(r, from), zap.Int("maxServers", limit))...)
 	return newAPIError(http.StatusConflict, "the cluster is full: it has %d servers", limit)
 }
 
@@ -579,7 +587,7 @@ func findServer(servers []cluster.Server, id string) (int, bool) {
 	})
 }
 
-func (g *Registry) get(_ http.ResponseWriter, r *http.Request, from caller) (any, error) {
+func (g *Registry) get(_ http.ResponseWriter, r *http.Request, from *caller) (any, error) {
 	id := r.PathValue("id")
 	if err := checkOwner(id, from.typ); err != nil {
 		return nil, err
@@ -594,7 +602,7 @@ func (g *Registry) get(_ http.ResponseWriter, r *http.Request, from caller) (any
 	})
 }
 
-func (g *Registry) delete(_ http.ResponseWriter, r *http.Request, from caller) (any, error) {
+func (g *Registry) delete(_ http.ResponseWriter, r *http.Request, from *caller) (any, error) {
 	id := r.PathValue("id")
 	if err := checkOwner(id, from.typ); err != nil {
 		return nil, err
@@ -603,10 +611,10 @@ func (g *Registry) delete(_ http.ResponseWriter, r *http.Request, from caller) (
 	if err != nil {
 		return nil, err
 	}
-	fields := append(auditFields(r, from), zap.String("serverId", serverID))
+	fields := auditFields(r, *from)
 	cause := "client"
 	if unmodifiedSince == nil {
-		if err = from.checkServer(serverID); err == nil {
+		if err = from.checkServer(); err == nil {
 			err = g.store.Delete(r.Context(), id, serverID)
 		}
 	} else {

@@ -681,12 +681,11 @@ func TestRegistryLog(t *testing.T) {
 	var messages []string
 	for _, e := range logs.All() {
 		fields := e.ContextMap()
-		if fields["correlationId"] == nil || fields["remoteAddress"] == "" {
-			t.Errorf("%q without correlation id or address: %v", e.Message, fields)
+		client := "mds-client"
+		if strings.HasSuffix(e.Message, "rejected") {
+			client = "" // the token is not valid
 		}
-		if rejected := strings.HasSuffix(e.Message, "rejected"); !rejected && (fields["clientId"] != "mds-client" || fields["serverId"] != "a") {
-			t.Errorf("%q does not name client and server: %v", e.Message, fields)
-		}
+		checkAudit(t, e, client, "a")
 		messages = append(messages, e.Level.String()+" "+e.Message)
 		if line := fmt.Sprint(e.Message, fields); strings.Contains(line, mds) || strings.Contains(line, key) || strings.Contains(line, secret) {
 			t.Errorf("a secret in the log: %s", line)
@@ -703,6 +702,68 @@ func TestRegistryLog(t *testing.T) {
 	}
 	if !slices.Equal(messages, want) {
 		t.Errorf("logged %q, want %q", messages, want)
+	}
+}
+
+// checkAudit checks the fields of a log line that name its request.
+func checkAudit(t *testing.T, e observer.LoggedEntry, client, server string) {
+	t.Helper()
+	fields := e.ContextMap()
+	if id, _ := fields["correlationId"].(string); id == "" {
+		t.Errorf("%q without correlation id: %v", e.Message, fields)
+	}
+	for name, want := range map[string]any{"remoteAddress": "192.0.2.1:1234", "clientId": client, "serverId": server} {
+		if fields[name] != want {
+			t.Errorf("%q with %s %v, want %v: %v", e.Message, name, fields[name], want, fields)
+		}
+	}
+}
+
+// The line about a refused request names the server that was to be registered or deleted.
+func TestRefusalsAreAudited(t *testing.T) {
+	core, logs := observer.New(zap.InfoLevel)
+	p := newServices(t, func(c *mit.RegistryConfig) {
+		c.Logger, c.MaxListBytes = zap.New(core), 4700
+	})
+	if err := p.tokens.SetClient(mit.Client{ID: "bound", Secret: secret, Type: "mds", ServerIDs: []string{"own"}}); err != nil {
+		t.Fatal(err)
+	}
+	bound := boundToken(t, p.tokens, "own", audience)
+	mds := p.token("mds-client", audience)
+	renewal := httptest.NewRequest(http.MethodPost, "/itResources", strings.NewReader(body("mds", "target")))
+	renewal.Header.Set("Authorization", "Bearer "+mds)
+	renewal.Header.Set("X-Renewal-Of", "2026-01-02T03:04:05.678Z")
+	send(p.registry, http.MethodPost, "/itResources", mds, largeBody("mds", "a", 4000))
+	post := func(token, body string) func() response {
+		return func() response { return send(p.registry, http.MethodPost, "/itResources", token, body) }
+	}
+	remove := func(token, path string) func() response {
+		return func() response { return send(p.registry, http.MethodDelete, path, token, "") }
+	}
+	for _, test := range []struct {
+		status int
+		client string
+		send   func() response
+	}{
+		{400, "mds-client", post(mds, strings.Replace(body("mds", "target"), "http://", "ftp://", 1))},
+		{403, "mds-client", post(mds, body("mfs", "target"))},
+		{403, "bound", post(bound, body("mds", "target"))},
+		{412, "mds-client", func() response { return exchange(p.registry, renewal) }},
+		{413, "mds-client", post(mds, largeBody("mds", "target", 600))},
+		{403, "bound", remove(bound, serverPath("target"))},
+		{403, "mds-client", remove(mds, "/itResources/"+mit.ResourceID("mfs")+"/servers/target@2026-01-02T03:04:05Z")},
+		{400, "mds-client", remove(mds, serverPath("target@yesterday"))},
+		{403, "", remove(mds+"x", serverPath("target"))},
+	} {
+		logs.TakeAll()
+		if a := test.send(); a.status != test.status {
+			t.Fatalf("%d %s, want %d", a.status, a.body, test.status)
+		}
+		lines := logs.FilterMessage("request rejected").All()
+		if len(lines) != 1 || lines[0].ContextMap()["statusCode"] != int64(test.status) {
+			t.Fatalf("%d: logged %v", test.status, lines)
+		}
+		checkAudit(t, lines[0], test.client, "target")
 	}
 }
 

@@ -12,7 +12,8 @@ import (
 // maxRegistrationBytes bounds the body of a registration. JSON may escape one byte as six.
 const maxRegistrationBytes = 64 << 10
 
-// parseRegistration decodes a registration. Its error names every problem.
+// parseRegistration decodes a registration. Its error names every problem. With an error, it
+// returns the server id alone, if this is valid.
 func parseRegistration(body []byte) (Registration, error) {
 	var in wire.Registration
 	if err := json.Unmarshal(body, &in); err != nil {
@@ -33,7 +34,11 @@ func parseRegistration(body []byte) (Registration, error) {
 	add("publicBaseUrl", wire.CheckPublicURL(in.PublicBaseURL))
 	add("location", wire.CheckLocation(in.Location))
 	if problems != nil {
-		return Registration{}, newAPIError(http.StatusBadRequest, "%s", strings.Join(problems, "; "))
+		var reg Registration
+		if wire.CheckServerID(in.ServerID) == nil {
+			reg.ServerID = in.ServerID
+		}
+		return reg, newAPIError(http.StatusBadRequest, "%s", strings.Join(problems, "; "))
 	}
 	return Registration{
 		Type:           in.Type,
@@ -54,7 +59,7 @@ func parseServerRef(segment string) (serverID string, unmodifiedSince *time.Time
 	serverID, text := segment[:at], segment[at+1:]
 	date, err := time.Parse(time.RFC3339, text)
 	if err != nil {
-		return "", nil, newAPIError(http.StatusBadRequest, "the date %q is not in the format of RFC 3339", text)
+		return serverID, nil, newAPIError(http.StatusBadRequest, "the date %q is not in the format of RFC 3339", text)
 	}
 	if serverID == "" {
 		return "", nil, newAPIError(http.StatusBadRequest, "the date has no serverId before it")

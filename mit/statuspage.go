@@ -151,7 +151,7 @@ func (g *Registry) deleteByForm(w http.ResponseWriter, r *http.Request) {
 		g.writeError(w, r, caller{}, newAPIError(http.StatusBadRequest, "the form has no type, id or updatedAt"))
 		return
 	}
-	fields := append(auditFields(r, caller{typ: typ}), zap.String("serverId", serverID), zap.Time("date", since), zap.Bool("statusPage", true))
+	fields := append(auditFields(r, caller{typ: typ, target: serverID}), zap.Time("date", since), zap.Bool("statusPage", true))
 	newer, err := g.store.DeleteIfUnmodifiedSince(r.Context(), ResourceID(typ), serverID, since)
 	result := "deleted"
 	switch {
