@@ -5,6 +5,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/mimiktech/cluster/internal/statuspage"
 )
 
 const (
@@ -14,6 +16,7 @@ const (
 	movesRemovedAt = maxMoves / 2
 
 	maxAddresses = 4 // of one server
+	maxConflicts = 20
 )
 
 // moves detects processes that share one server id. Their renewals change the address of the entry
@@ -26,6 +29,8 @@ type moves struct {
 	mu     sync.Mutex // guards the fields below
 	byID   map[string]*move
 	backed uint64 // number of changes to an address that the server had before
+	// conflicts are the servers of the last such changes, the oldest first.
+	conflicts []statuspage.RegistryConflict
 }
 
 // A move is the last change of a server's address.
@@ -62,6 +67,13 @@ func (m *moves) record(typ, serverID, from, to string, now time.Time) (warn bool
 		return false
 	}
 	m.backed++
+	m.conflicts = slices.DeleteFunc(m.conflicts, func(c statuspage.RegistryConflict) bool { return c.Type == typ && c.ID == serverID })
+	if len(m.conflicts) >= maxConflicts {
+		m.conflicts = slices.Delete(m.conflicts, 0, 1)
+	}
+	m.conflicts = append(m.conflicts, statuspage.RegistryConflict{
+		At: now, Type: strings.Clone(typ), ID: strings.Clone(serverID), Addresses: slices.Clone(last.addresses),
+	})
 	if now.Sub(last.warned) < warnEvery {
 		return false
 	}
@@ -92,6 +104,15 @@ func (m *moves) makeRoomLocked(now time.Time) {
 		}
 		delete(m.byID, id)
 	}
+}
+
+// lastConflicts returns the servers that had conflicts last, the newest first.
+func (m *moves) lastConflicts() []statuspage.RegistryConflict {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	list := slices.Clone(m.conflicts)
+	slices.Reverse(list)
+	return list
 }
 
 func (m *moves) count() uint64 {

@@ -602,6 +602,14 @@ func TestAddressConflicts(t *testing.T) {
 			renew("twice", 2)
 			time.Sleep(10 * time.Second)
 		}
+		checkMetrics(t, scrape(t, g, nil), map[string]string{"address_conflicts_total": "38"})
+		page := g.StatusHandler(cluster.StatusOptions{})
+		conflict := "Two running processes use the server id twice of mds"
+		text := pageText(t, page, "/")
+		checkText(t, text, conflict, "http://10.0.0.1:80/v1", "http://10.0.0.2:80/v1", "10 s ago")
+		if strings.Contains(text, "server id moved") {
+			t.Error("the page reports a server that moved")
+		}
 		if n := g.AddressConflicts(); n != 38 { // all but the first two renewals
 			t.Errorf("%d conflicts, want 38", n)
 		}
@@ -625,6 +633,19 @@ func TestAddressConflicts(t *testing.T) {
 		renew("once", 1) // much later, it has moved back
 		if n := g.AddressConflicts(); n != 38+6 {
 			t.Errorf("%d conflicts after a server moved back later", n)
+		}
+		if strings.Contains(pageText(t, page, "/"), conflict) {
+			t.Error("the page reports a conflict of hours ago")
+		}
+		for i := range 50 {
+			for host := range 4 {
+				renew(fmt.Sprint("s", i), host%2)
+			}
+		}
+		text = pageText(t, page, "/?format=json")
+		checkText(t, text, `"id":"s49"`)
+		if n := strings.Count(text, "Two running processes"); n != 20 {
+			t.Errorf("%d conflicts on the page, want 20", n)
 		}
 	})
 }

@@ -80,6 +80,7 @@ func (g *Registry) statusPage(r *http.Request, actions bool) *statuspage.Registr
 		g.history.compare(list, now, ttl)
 	}
 	page.Left, page.Rejected = g.history.changes(now)
+	page.Conflicts = g.moves.lastConflicts()
 	query := r.URL.Query()
 	page.Notice = notice(query.Get("result"))
 	if actions {

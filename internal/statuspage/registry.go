@@ -23,6 +23,8 @@ type Registry struct {
 	Types    []RegistryType   `json:"types"`
 	Left     []RegistryChange `json:"left"`     // the newest first
 	Rejected []RegistryChange `json:"rejected"` // the newest first
+	// Conflicts are the servers whose addresses changed back and forth, the newest first.
+	Conflicts []RegistryConflict `json:"conflicts"`
 
 	// Confirm is the deletion that the page asks to confirm; nil for none.
 	Confirm *Confirmation `json:"-"`
@@ -60,6 +62,14 @@ type RegistryChange struct {
 	Address string    `json:"address,omitempty"`
 	Reason  string    `json:"reason"`
 	Count   int       `json:"count"`
+}
+
+// A RegistryConflict is a server id with which several processes renew.
+type RegistryConflict struct {
+	At        time.Time `json:"at"` // of the last change of the address
+	Type      string    `json:"type"`
+	ID        string    `json:"id"`
+	Addresses []string  `json:"addresses"`
 }
 
 // A Confirmation states the effect of deleting a server.
@@ -102,6 +112,16 @@ func (p *Registry) Diagnose() {
 			}
 		}
 	}
+	for _, c := range p.Conflicts {
+		if ago := p.Now.Sub(c.At); ago <= conflictShown {
+			p.Findings = append(p.Findings, Finding{
+				Severity: Error, Title: fmt.Sprintf("Two running processes use the server id %s of %s", c.ID, c.Type),
+				Evidence: fmt.Sprintf("its address changed back and forth between %s, most recently %s ago", strings.Join(c.Addresses, ", "), Duration(ago)),
+				Cause:    "Peers call only one of the two at a time.",
+				Remedy:   "Give each process its own SERVER_ID.",
+			})
+		}
+	}
 	for _, c := range p.Rejected {
 		if time.Duration(c.Ago) <= recent && len(p.Findings) < maxFindings {
 			p.Findings = append(p.Findings, rejection(c))
@@ -110,8 +130,12 @@ func (p *Registry) Diagnose() {
 	slices.SortStableFunc(p.Findings, func(a, b Finding) int { return cmp.Compare(a.Severity, b.Severity) })
 }
 
-// maxFindings bounds the findings about rejected requests and servers.
-const maxFindings = 20
+const (
+	// maxFindings bounds the findings, to which those about rejected requests are added last.
+	maxFindings = 20
+	// conflictShown is longer than the default lease: each process renews within it.
+	conflictShown = 3 * time.Hour
+)
 
 func rejection(c RegistryChange) Finding {
 	what := cmp.Or(c.ID, "A request")
