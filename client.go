@@ -633,9 +633,10 @@ func (h *httpClient) lookUp(sent string) *knownSecrets {
 	return last
 }
 
-// dropSecrets removes the servers whose entry repeats a secret from a resource. It also removes the
-// unknown fields of the resource that do: the JSON of both is passed on as it was received. The
-// known fields of the resource, and the entry of the server with the id own, must not repeat one.
+// dropSecrets removes the servers whose entry repeats a secret from a resource, because its JSON is
+// passed on as it was received. It also removes the other fields of the resource that do. Its id,
+// and the entry of the server with the id own, must not repeat a secret. Tokens of others may be in
+// entries.
 func (h *httpClient) dropSecrets(it *wire.ItResource, own string) error {
 	secrets := h.lookUp("").long
 	repeats := func(s wire.Server) bool {
@@ -643,13 +644,17 @@ func (h *httpClient) dropSecrets(it *wire.ItResource, own string) error {
 		if text == "" || strings.Contains(text, `\`) { // otherwise both are in it as they are
 			text += " " + s.ServerID + " " + s.ClusterBaseURL
 		}
-		return secrets.In(text)
+		return secrets.Has(text)
 	}
-	if secrets.In(it.ID+" "+it.Type+" "+it.PublicBaseURL) ||
-		slices.ContainsFunc(it.Servers, func(s wire.Server) bool { return s.ServerID == own && repeats(s) }) {
+	if secrets.Has(it.ID) || slices.ContainsFunc(it.Servers, func(s wire.Server) bool { return s.ServerID == own && repeats(s) }) {
 		return errRepeatsSecret
 	}
-	maps.DeleteFunc(it.Extra, func(name string, value json.RawMessage) bool { return secrets.In(name + " " + string(value)) })
+	for _, field := range []*string{&it.Type, &it.PublicBaseURL} {
+		if secrets.Has(*field) {
+			*field = ""
+		}
+	}
+	maps.DeleteFunc(it.Extra, func(name string, value json.RawMessage) bool { return secrets.Has(name + " " + string(value)) })
 	all := len(it.Servers)
 	it.Servers = slices.DeleteFunc(it.Servers, repeats)
 	if dropped := all - len(it.Servers); dropped > 0 {

@@ -534,7 +534,7 @@ func TestKeyPairExpires(t *testing.T) {
 	t.Parallel()
 	base := filepath.Join(t.TempDir(), "tls")
 	cert, key := base+".crt", base+".key"
-	if err := newCA(t).IssueFiles("node-1", 1500*time.Millisecond, cert, key); err != nil {
+	if err := newCA(t).IssueFiles("node-1", 3*time.Second, cert, key); err != nil {
 		t.Fatal(err)
 	}
 	var reported []string
@@ -543,7 +543,7 @@ func TestKeyPairExpires(t *testing.T) {
 		t.Fatal(err)
 	}
 	writeFile(t, key, "")
-	time.Sleep(1600 * time.Millisecond) // certificates have real times
+	time.Sleep(3100 * time.Millisecond) // certificates have real times
 	for range 3 {
 		if _, err := pair.GetCertificate(nil); err == nil || !strings.Contains(err.Error(), cert+" has expired at") {
 			t.Errorf("%v", err)
@@ -801,6 +801,31 @@ func errorTypes(t *testing.T) map[string]bool {
 		}
 	}
 	return types
+}
+
+// Tokens of others are no secrets of this node. A repeated secret in a field that is not needed does
+// not make a response of the registry unusable.
+func TestEntriesWithForeignTokensAreKept(t *testing.T) {
+	const token = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl"
+	r := &remotes{t: t, view: []string{"node-1", "node-2"}}
+	c := newRegisteredNode(t, r)
+	view := testResource("node-1", "node-2")
+	for _, id := range []string{"node-1", "node-2"} {
+		view = strings.Replace(view, `{"serverId":"`+id+`",`, `{"serverId":"`+id+`","location":{"attestation":"`+token+`"},`, 1)
+	}
+	for name, field := range map[string]string{
+		"a token of another": `"publicBaseUrl":"http://x/` + token + `"`, "a token of this node": `"publicBaseUrl":"http://x/hidden-token-for-peers"`,
+	} {
+		r.registry = func(*http.Request) (int, string) {
+			return http.StatusOK, `{"itResource":` + strings.Replace(view, `"servers":`, field+`,"servers":`, 1) + `}`
+		}
+		if _, err := c.Register(t.Context()); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if servers := marshal(t, c.Servers()); strings.Count(servers, token) != 2 {
+			t.Errorf("%s: the servers are %s", name, servers)
+		}
+	}
 }
 
 // An entry of a server is passed on as it was received, but not if it repeats a secret anywhere.

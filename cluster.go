@@ -95,7 +95,8 @@ type Cluster struct {
 	ownRequest       ownRequest
 	refusals         refusals
 	verifierWarning  minuteLimit
-	rejectedWarning  minuteLimit  // of announcements
+	rejectedWarnings sync.Map     // of announcements: a *minuteLimit for each reason
+	invalidWarning   minuteLimit  // an announcement has invalid entries
 	departedWarning  minuteLimit  // a peer reports this node as departed
 	ignoredWarning   minuteLimit  // a message for another itResource
 	announcements    atomic.Int64 // number of the last one

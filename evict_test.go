@@ -468,7 +468,7 @@ func TestSilentConnectionsOverTLS(t *testing.T) {
 			t.Cleanup(peer.Close)
 			address, drop := firewall(t, peer.Listener.Addr().String())
 			cfg := testConfig()
-			cfg.RequestTimeout = time.Second
+			cfg.RequestTimeout = 2 * time.Second
 			c, deleted := newSocketNode(t, "https://"+address+"/mds/v1", cfg, tt.opts(peer)...)
 			if o := callOnePeer(t, c, cluster.Request{Path: "/things"}); o.Err != nil {
 				t.Fatal(o.Err)

@@ -454,11 +454,11 @@ func (c *Cluster) mergeAnnounced(ctx context.Context, it wire.ItResource, sender
 		return c.state.view(), nil
 	}
 	announced := membership.Announced(it, c.checkServer, c.state.view())
-	var problems []error
+	problems := []error{it.Skipped}
 	for _, p := range announced.Peers() {
 		problems = append(problems, p.Err)
 	}
-	if err := errors.Join(problems...); err != nil {
+	if err := errors.Join(problems...); err != nil && c.invalidWarning.due(time.Now()) {
 		c.log.Warn("announcement contains invalid servers", zap.Error(err), correlationField(ctx))
 	}
 	// This node's own entry comes from the registry only.

@@ -864,8 +864,6 @@ func TestUnsetHooksDoNotAllocate(t *testing.T) {
 	}
 }
 
-// The last of several long calls is followed by two collections, once its responses can be garbage.
-// Short calls are not.
 // What a call has received counts, also if it exceeds a limit.
 func TestByteBudget(t *testing.T) {
 	b := newByteBudget(10)
@@ -878,6 +876,8 @@ func TestByteBudget(t *testing.T) {
 	}
 }
 
+// The last of several long calls is followed by two collections, once its responses can be garbage.
+// Short calls are not.
 func TestCollectionsAfterLongCalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		stats := func() (m runtime.MemStats) {

@@ -38,8 +38,9 @@ type Guest struct {
 	peers    *peerClient
 	cancel   context.CancelCauseFunc
 
-	mu   sync.Mutex // guards the field below
-	view membership.View
+	mu      sync.Mutex // guards the fields below
+	view    membership.View
+	skipped string // why entries of the last list were left out
 }
 
 // Observe returns a guest of the cluster of type cfg.Type. It does no I/O and starts no goroutine.
@@ -179,13 +180,17 @@ func (g *Guest) setView(ctx context.Context, it wire.ItResource) error {
 	if it.Type != "" && it.Type != g.cfg.Type {
 		return fmt.Errorf("the itResource is not of type %q", g.cfg.Type) // its type could echo a secret
 	}
+	skipped := ""
 	if it.Skipped != nil {
-		g.log.Warn("the list of servers contains invalid entries", zap.Error(it.Skipped), correlationField(ctx))
+		skipped = it.Skipped.Error()
 	}
 	view := membership.New(it, g.policy.checkServer, membership.View{})
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.view = view
+	if g.view = view; skipped != "" && skipped != g.skipped {
+		g.log.Warn("the list of servers contains invalid entries", zap.Error(it.Skipped), correlationField(ctx))
+	}
+	g.skipped = skipped
 	return nil
 }
 

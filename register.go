@@ -510,7 +510,7 @@ func (c *Cluster) warnRejected(ctx context.Context, res *Response) {
 			common = reason
 		}
 	}
-	if rejected == 0 || !c.rejectedWarning.due(time.Now()) {
+	if limit, _ := c.rejectedWarnings.LoadOrStore(common, new(minuteLimit)); rejected == 0 || !limit.(*minuteLimit).due(time.Now()) {
 		return
 	}
 	hint := "the log of the peers says more"

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"os"
 	"slices"
@@ -185,7 +186,8 @@ type state struct {
 
 	mu        sync.Mutex // guards the fields below
 	data      stateData
-	writesEnv bool // it is one of envWriters
+	writesEnv bool            // it is one of envWriters
+	warnedOf  map[string]bool // ids of the conflicts that a warning has named
 	watchers  map[*watcher]struct{}
 }
 
@@ -200,7 +202,8 @@ type stateData struct {
 
 func newState(serverID string, o *options, trace *hooks) *state {
 	return &state{
-		noEnv: o.noEnv, log: o.log, trace: trace, watchers: make(map[*watcher]struct{}),
+		warnedOf: map[string]bool{},
+		noEnv:    o.noEnv, log: o.log, trace: trace, watchers: make(map[*watcher]struct{}),
 		data: stateData{
 			status:            Status{State: Orphan, Reason: ErrNotRegistered, ServerID: serverID},
 			pendingDepartures: make(map[string]bool),
@@ -347,19 +350,23 @@ const conflictLeases = 12
 const maxConflicts = 16
 
 // addConflict records a conflict. The oldest one of another server is dropped if there are too
-// many. It reports whether to warn: of a new conflict of this node, and of new ones of others once
-// a minute.
+// many. It reports whether to warn, once for each conflict: of that of this node, and of those of
+// others once a minute.
 func (s *state) addConflict(ctx context.Context, c Conflict) (warn bool) {
 	s.update(ctx, func(d *stateData) {
 		own := d.status.ServerID
+		maps.DeleteFunc(s.warnedOf, func(id string, _ bool) bool { // the conflict is over, or was dropped
+			return !slices.ContainsFunc(d.status.Conflicts, func(o Conflict) bool { return o.ServerID == id })
+		})
 		others := slices.DeleteFunc(slices.Clone(d.status.Conflicts), func(o Conflict) bool { return o.ServerID == c.ServerID })
-		added := len(others) == len(d.status.Conflicts)
 		if len(others) == maxConflicts {
 			oldest := slices.IndexFunc(others, func(o Conflict) bool { return o.ServerID != own })
 			others = slices.Delete(others, oldest, oldest+1)
 		}
 		d.status.Conflicts = append(others, c)
-		warn = added && (c.ServerID == own || s.conflictWarning.due(time.Now()))
+		if warn = !s.warnedOf[c.ServerID] && (c.ServerID == own || s.conflictWarning.due(time.Now())); warn {
+			s.warnedOf[c.ServerID] = true
+		}
 	})
 	return warn
 }

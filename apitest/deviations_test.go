@@ -35,6 +35,7 @@ var deviations = sync.OnceValue(func() (all []deviation) { //nolint:gochecknoglo
 	// Handlers of tests that stand for a registry, a token service or a peer.
 	for test, reason := range map[string]string{
 		"TestConflictInTheResponse":                 "a shortened response",
+		"TestConflictsAreBounded":                   "a response without a content type",
 		"TestDepartureIsRepeatedDespiteTheRegistry": "a response without an error",
 		"TestDepartureKeepsTheSuccessor":            "a shortened response",
 		"TestDepartureWithoutDates":                 "a registry whose entries have no dates",
@@ -61,6 +62,7 @@ var deviations = sync.OnceValue(func() (all []deviation) { //nolint:gochecknoglo
 		"TestRegisterEndsWithItsContext":            "a response that is not JSON",
 		"TestRejectedAnnouncement":                  "all statuses of a rejected announcement",
 		"TestRenewalsAreJittered":                   "a response without a content type",
+		"TestReportedAsDepartedRepeatedly":          "a status that refuses an announcement",
 		"TestRetryAfter":                            "a response without a content type",
 		"TestTokenErrorNamesTheRequestOnce":         "a response without a token",
 		"TestTokenServiceAsksForPause":              "a response without a content type",

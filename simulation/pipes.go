@@ -18,8 +18,11 @@ import (
 // its connections closed or silent, instead of a fault that only says so.
 func (s *simulation) pipes(next http.RoundTripper) http.RoundTripper {
 	l := &pipeListener{conns: make(chan net.Conn), closed: make(chan struct{})}
+	ctx, cancel := context.WithCancel(s.t.Context())
 	server := &http.Server{
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { forward(w, r, next) }),
+		// Without the whole body of a request, a server does not notice that the client has gone.
+		BaseContext: func(net.Listener) context.Context { return ctx },
+		Handler:     http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { forward(w, r, next) }),
 		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
 			return context.WithValue(ctx, pipeKey{}, conn.(*pipeConn).pipe)
 		},
@@ -28,6 +31,7 @@ func (s *simulation) pipes(next http.RoundTripper) http.RoundTripper {
 	t := &h1.Transport{Dial: l.dial}
 	s.closePipes = append(s.closePipes, func() {
 		t.Close()
+		cancel()
 		_ = server.Close()
 	})
 	return t

@@ -203,7 +203,17 @@ func (a *app) open(opts ...cluster.Option) (*session, error) {
 // that entries of a list are invalid.
 func (a *app) logger() *zap.Logger {
 	encoder := zapcore.NewConsoleEncoder(zapcore.EncoderConfig{MessageKey: "msg", LevelKey: "level", EncodeLevel: zapcore.LowercaseLevelEncoder, ConsoleSeparator: " "})
-	return zap.New(zapcore.NewCore(encoder, zapcore.AddSync(a.errOut), zapcore.WarnLevel))
+	return zap.New(zapcore.NewCore(encoder, zapcore.Lock(zapcore.AddSync(warnings{a})), zapcore.WarnLevel))
+}
+
+// warnings is the standard error for whole lines: they replace a line of progress.
+type warnings struct{ app *app }
+
+func (w warnings) Write(line []byte) (int, error) {
+	if w.app.showProgress {
+		fmt.Fprint(w.app.errOut, "\r\x1b[K")
+	}
+	return w.app.errOut.Write(line)
 }
 
 // checkSource checks that the settings name a source of the list.

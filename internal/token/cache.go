@@ -41,6 +41,7 @@ type Cache struct {
 	pauseUntil time.Time
 	pauseError error             // why there is a pause
 	replaced   map[Key]time.Time // when Replace last removed a token
+	recent     []string          // the last tokens, oldest first
 }
 
 // NewCache returns a Cache that obtains tokens from fetch. ctx bounds every fetch. After it has
@@ -114,8 +115,8 @@ func (c *Cache) Replace(key Key, accessToken string) {
 	delete(c.entries, key)
 }
 
-// Values returns what must not be shown: access and refresh tokens, in no order. If there are many,
-// some are left out.
+// Values returns what must not be shown, in no order: access and refresh tokens, and the last ones
+// that were replaced or dropped, which may still be valid. If there are many, some are left out.
 func (c *Cache) Values() (values []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -125,8 +126,9 @@ func (c *Cache) Values() (values []string) {
 			break
 		}
 	}
+	values = append(values, c.recent...)
 	slices.Sort(values)
-	return values
+	return slices.Compact(values)
 }
 
 // Check returns an error for a token that a [Cache] does not accept.
@@ -157,7 +159,7 @@ type entry struct {
 	renewAt         time.Time // zero: never
 }
 
-// maxValues is how many entries Values returns the tokens of.
+// maxValues is how many entries Values returns the tokens of, and how many recent tokens it returns.
 const maxValues = 16
 
 func (c *Cache) get(key Key) entry {
@@ -253,6 +255,10 @@ func (c *Cache) put(key Key, e, old entry, refresh string) bool {
 		c.makeRoomLocked()
 	}
 	c.entries[key] = e
+	c.recent = append(c.recent, e.access, e.refresh)
+	if excess := len(c.recent) - maxValues; excess > 0 {
+		c.recent = slices.Delete(c.recent, 0, excess)
+	}
 	return true
 }
 
