@@ -803,8 +803,8 @@ func errorTypes(t *testing.T) map[string]bool {
 	return types
 }
 
-// Tokens of others are no secrets of this node. A repeated secret in a field that is not needed does
-// not make a response of the registry unusable.
+// Tokens of others are no secrets of this node. A repeated secret in a field that is not needed
+// does not make a response of the registry unusable.
 func TestEntriesWithForeignTokensAreKept(t *testing.T) {
 	const token = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhIn0.c2lnbmF0dXJl"
 	r := &remotes{t: t, view: []string{"node-1", "node-2"}}
@@ -819,7 +819,7 @@ func TestEntriesWithForeignTokensAreKept(t *testing.T) {
 		r.registry = func(*http.Request) (int, string) {
 			return http.StatusOK, `{"itResource":` + strings.Replace(view, `"servers":`, field+`,"servers":`, 1) + `}`
 		}
-		if _, err := c.Register(t.Context()); err != nil {
+		if _, err := c.Register(withTimeout(t, time.Second)); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 		if servers := marshal(t, c.Servers()); strings.Count(servers, token) != 2 {

@@ -46,8 +46,8 @@ func (s Secrets) Quote(text string) string { return s.clean(text, MaxQuote) }
 // In reports whether Text would replace a part of text.
 func (s Secrets) In(text string) bool { return len(s.find(text)) > 0 }
 
-// Has reports whether text has one of the secrets, in any of the forms that Text finds. Other tokens
-// do not count.
+// Has reports whether text has one of the secrets, in any of the forms that Text finds. Other
+// tokens do not count.
 func (s Secrets) Has(text string) bool {
 	return slices.ContainsFunc(decodings(text), func(d decoding) bool {
 		return slices.ContainsFunc(s.needles, func(needle string) bool { return strings.Contains(d.text, needle) })

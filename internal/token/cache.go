@@ -159,7 +159,8 @@ type entry struct {
 	renewAt         time.Time // zero: never
 }
 
-// maxValues is how many entries Values returns the tokens of, and how many recent tokens it returns.
+// maxValues is how many entries Values returns the tokens of, and how many recent tokens it
+// returns.
 const maxValues = 16
 
 func (c *Cache) get(key Key) entry {
