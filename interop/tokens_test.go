@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -239,12 +240,21 @@ func numberOfTokenRequests(w *world, k kind) {
 }
 
 func rejectedToken(w *world, k kind) {
+	// Each peer has its first request before one of them rejects it. Otherwise the second peer might
+	// get the token that replaces the first one, and reject that.
+	var asked sync.WaitGroup
+	asked.Add(2)
 	// strict adds a peer that rejects the first token at /things, whenever it is used.
 	strict := func(id string, status int) *fakePeer {
 		var first atomic.Value
 		return w.fakePeer(id, func(rw http.ResponseWriter, r *http.Request) {
 			token := r.Header.Get("Authorization")
-			if r.URL.Path == basePath+"/things" && (first.CompareAndSwap(nil, token) || first.Load() == token) {
+			isFirst := r.URL.Path == basePath+"/things" && first.CompareAndSwap(nil, token)
+			if isFirst {
+				asked.Done()
+				asked.Wait()
+			}
+			if isFirst || r.URL.Path == basePath+"/things" && first.Load() == token {
 				reply(rw, status, fmt.Sprintf(`{"statusCode":%d,"title":"no","message":"not with that token"}`, status))
 				return
 			}
