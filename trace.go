@@ -43,10 +43,11 @@ import (
 // The order in a call is: Call; TokenFetch if a token is needed; for each peer, each Request and
 // its end, then PeerDone; the function that Call returned. If a peer is a suspect, EvictionDecided
 // comes before its PeerDone. If the suspect is evicted, MembershipChanged comes before
-// EvictionDecided.
+// EvictionDecided. BreakerChanged comes after the end of a Request, before EvictionDecided.
 //
 // The order in a renewal is: Renewal, TokenFetch, Request, MembershipChanged for each server,
-// StateChanged, and the function that Renewal returned.
+// StateChanged, and the function that Renewal returned. ReplicaChanged comes after the end of the
+// Request to the new replica. CallerChecked comes before the handler of the request.
 //
 // # Calling conventions
 //

@@ -303,6 +303,50 @@ func TestHookOrder(t *testing.T) {
 	})
 }
 
+// A change of the replica comes after the request that failed, and one of a breaker before the
+// outcome of its peer. A caller is checked before the handler.
+func TestHookOrderOfFaults(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var hooks recordedOrder
+		w := startReplicas(t, 0)
+		requests := recordRequests(w)
+		n := w.Join(cluster.WithTrace(orderTrace(hooks.record)))
+		attempts, _ := requests.attempts(http.MethodPost, n)
+		w.Network.Fault(n.Host, attempts[0].host, clustertest.Refuse)
+		hooks.take()
+		if _, err := n.Register(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		wantTexts(t, "another replica", hooks.take(),
+			"Renewal", "Request POST registry", "end of Request", "Request POST registry", "end of Request",
+			"ReplicaChanged true", "end of Renewal", "Call announce", "end of Call")
+	})
+	synctest.Test(t, func(t *testing.T) {
+		var hooks recordedOrder
+		w := clustertest.Start(t, 1, noEviction(), clustertest.WithHandler(func(n *clustertest.Node) http.Handler {
+			return n.Authenticate(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				hooks.record("handler of " + n.ID)
+				n.Reply(w, r, nil)
+			}))
+		}))
+		n := w.Join(cluster.WithTrace(orderTrace(hooks.record)))
+		hooks.take()
+		rpc(t, w.Nodes[0], cluster.Request{Path: "/things"})
+		wantTexts(t, "a caller", hooks.take(), "CallerChecked authenticated", "handler of node-2")
+
+		w.Network.Fault(n.Host, w.Nodes[0].Host, clustertest.Hang)
+		var order []string
+		for range 5 { // until the breaker opens
+			rpc(t, n, cluster.Request{Path: "/things"})
+			if order = hooks.take(); slices.Contains(order, "BreakerChanged node-1 true") {
+				break
+			}
+		}
+		wantTexts(t, "a breaker that opens", order, "Call fan_out", "Request GET peer", "end of Request",
+			"BreakerChanged node-1 true", "EvictionDecided disabled", "PeerDone timeout false", "end of Call")
+	})
+}
+
 // A call that waits for all peers reports each as soon as it is done.
 func TestPeerDoneAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
