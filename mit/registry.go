@@ -525,7 +525,7 @@ func (g *Registry) put(r *http.Request, from caller, reg Registration, ttl time.
 		if err := g.store.Delete(r.Context(), res.ID, reg.ServerID); err != nil {
 			return Resource{}, err
 		}
-		return Resource{}, g.refuseServer(r, from)
+		return Resource{}, g.refuseServer(r, from, reg)
 	}
 
 	if before := res.Replaced; before != nil && before.ClusterBaseURL != reg.ClusterBaseURL &&
@@ -545,7 +545,7 @@ func (g *Registry) put(r *http.Request, from caller, reg Registration, ttl time.
 }
 
 // refuseServer returns the error for one server too many.
-func (g *Registry) refuseServer(r *http.Request, from caller) error {
+func (g *Registry) refuseServer(r *http.Request, from caller, reg Registration) error {
 	limit := g.cfg.maxServers()
 	g.log.Warn("cluster full", append(auditFields(r, from), zap.Int("maxServers", limit))...)
 	return newAPIError(http.StatusConflict, "the cluster is full: it has %d servers", limit)
@@ -569,7 +569,7 @@ func (g *Registry) checkLimits(r *http.Request, from caller, reg Registration) e
 	}
 	_, known := findServer(res.Servers, reg.ServerID)
 	if !known && len(res.Servers) >= g.cfg.maxServers() {
-		return g.refuseServer(r, from)
+		return g.refuseServer(r, from, reg)
 	}
 	return checkListSize(res, reg, maxBytes)
 }
