@@ -7,19 +7,13 @@ import (
 	"net/netip"
 	"sync"
 	"time"
-
-	"github.com/mimiktech/cluster"
 )
 
 const (
-	// minListBytes is reserved for a list before it is encoded, at least.
-	minListBytes = 4 << 10
+	// unknownListBytes is reserved for the list of a type that has not been encoded yet.
+	unknownListBytes = 4 << 10
 
 	unknownServers = -1
-
-	// sizeValidity is the time after which the size of a list is read from the store again. The list
-	// may have grown by registrations at other replicas.
-	sizeValidity = time.Minute
 
 	// maxRetryAfter bounds the Retry-After of a rejected request.
 	maxRetryAfter = 15 * time.Second
@@ -50,10 +44,9 @@ type admission struct {
 // A typeLoad has the figures of the lists of one type.
 type typeLoad struct {
 	inFlight int64
-	servers  int       // in the last list; unknownServers if the store failed
+	servers  int       // in the last list; unknownServers before the first
 	size     int64     // of the last list, encoded
 	sent     int64     // of the last list, as sent
-	measured time.Time // when the three figures above were set; zero if the store failed
 	turn     time.Time // when the last rejected request is to be repeated
 }
 
@@ -76,7 +69,11 @@ func newAdmission(limit, perAddress int64) *admission {
 func (a *admission) acquire(typ, address string, now time.Time) (in *admitted, retryAfter time.Duration) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	load := a.typeLocked(typ)
+	load := a.types[typ]
+	if load == nil {
+		load = &typeLoad{servers: unknownServers, size: unknownListBytes, sent: unknownListBytes}
+		a.types[typ] = load
+	}
 	size := load.size
 	fits := func(inFlight, limit int64) bool { return inFlight == 0 || inFlight+size <= limit }
 	switch {
@@ -108,10 +105,10 @@ func (a *admission) nextTurnLocked(load *typeLoad, now time.Time) time.Duration 
 
 // encoded records the figures of a list and the number of bytes to send, and changes the
 // reservation to this number.
-func (in *admitted) encoded(l *list, sent int, now time.Time) {
+func (in *admitted) encoded(l *list, sent int) {
 	in.a.mu.Lock()
 	defer in.a.mu.Unlock()
-	in.load.servers, in.load.size, in.load.sent, in.load.measured = l.servers, int64(l.size), int64(sent), now
+	in.load.servers, in.load.size, in.load.sent = l.servers, int64(l.size), int64(sent)
 	in.resizeLocked(int64(sent))
 }
 
@@ -147,45 +144,10 @@ func (a *admission) load() (lists int, inFlight, limit int64) {
 func (a *admission) lastList(typ string) (servers int, size int64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	load := a.typeLocked(typ)
-	return load.servers, load.size
-}
-
-// typeLocked returns the figures of a type. Without a size, one list is admitted at a time.
-func (a *admission) typeLocked(typ string) *typeLoad {
-	load := a.types[typ]
-	if load == nil {
-		load = &typeLoad{servers: unknownServers, size: a.limit / 2, sent: minListBytes}
-		a.types[typ] = load
+	if load := a.types[typ]; load != nil {
+		return load.servers, load.size
 	}
-	return load
-}
-
-// isMeasured reports whether the size of the list of a type is known, and not too old.
-func (a *admission) isMeasured(typ string, now time.Time) bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return now.Sub(a.typeLocked(typ).measured) < sizeValidity
-}
-
-// measured records the figures of a list in the store, unless a list was encoded meanwhile.
-func (a *admission) measured(typ string, servers []cluster.Server, since, now time.Time) {
-	size := int64(minListBytes)
-	for _, s := range servers {
-		size += entrySize(s)
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if load := a.typeLocked(typ); load.measured.Before(since) {
-		load.servers, load.size, load.measured = len(servers), size, now
-		load.sent = size / 4 // most clients accept gzip
-	}
-}
-
-// entrySize returns the size of a server in an encoded list.
-func entrySize(s cluster.Server) int64 {
-	raw, _ := s.MarshalJSON()
-	return int64(len(raw)) + 1 // a comma
+	return unknownServers, unknownListBytes
 }
 
 // A throughput is the rate at which responses were sent in the last busy second.

@@ -2,7 +2,6 @@ package mit_test
 
 import (
 	"compress/gzip"
-	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -11,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -36,13 +34,8 @@ func (w stuckWriter) Write(b []byte) (int, error) {
 // newOpenRegistry returns a registry in which any text is a valid token of the type that it names.
 func newOpenRegistry(tb testing.TB, cfg mit.RegistryConfig) *mit.Registry {
 	tb.Helper()
-	return newOpenRegistryOver(tb, mit.NewMemory(), cfg)
-}
-
-func newOpenRegistryOver(tb testing.TB, store mit.Store, cfg mit.RegistryConfig) *mit.Registry {
-	tb.Helper()
 	cfg.Verify = func(token string) (cluster.Claims, error) { return cluster.Claims{SubType: token}, nil }
-	g, err := mit.NewRegistry(store, cfg)
+	g, err := mit.NewRegistry(mit.NewMemory(), cfg)
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -111,78 +104,6 @@ func TestListsInFlightAreBounded(t *testing.T) {
 				wg.Wait()
 				if a := exchange(g, newRegistration("mds", test.address(1), body("mds", "1"))); a.status != http.StatusOK {
 					t.Errorf("after the clients have read: %d %s", a.status, a.body)
-				}
-			})
-		})
-	}
-}
-
-// A slowStore completes no Put until release is closed. Get fails with err, if set.
-type slowStore struct {
-	mit.Store
-	release <-chan struct{}
-	err     error
-	puts    atomic.Int32 // begun
-}
-
-func (s *slowStore) Put(ctx context.Context, reg mit.Registration, ttl time.Duration) (mit.Resource, error) {
-	s.puts.Add(1)
-	<-s.release
-	return s.Store.Put(ctx, reg, ttl)
-}
-
-func (s *slowStore) Get(ctx context.Context, id string) (mit.Resource, error) {
-	if s.err != nil {
-		return mit.Resource{}, s.err
-	}
-	return s.Store.Get(ctx, id)
-}
-
-func (s *slowStore) Ready() error { return s.err }
-
-// The bound holds from the first request on, although no list has been encoded: after a start, or
-// after registrations at other replicas.
-func TestListsInFlightAreBoundedBeforeTheFirst(t *testing.T) {
-	const list = 100 * 4000 // bytes
-	for name, test := range map[string]struct {
-		err   error         // of Get
-		known bool          // the registry knows a short list
-		age   time.Duration // of this list
-		want  int32         // requests admitted
-	}{
-		"after a start":             {nil, false, 0, 5},
-		"after a start, size fails": {errStore, false, 0, 1},
-		"old size":                  {nil, true, time.Minute, 5},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				release := make(chan struct{})
-				store := &slowStore{Store: mit.NewMemory(), release: release, err: test.err}
-				g := newOpenRegistryOver(t, store, mit.RegistryConfig{MaxInFlightBytes: 11 * list, MaxInFlightBytesPerAddress: -1})
-				if test.known {
-					r := httptest.NewRequest(http.MethodGet, "/itResources/"+mit.ResourceID("mds"), nil)
-					r.Header.Set("Authorization", "Bearer mds")
-					checkError(t, exchange(g, r), http.StatusNotFound)
-				}
-				for i := range 100 {
-					location := fmt.Appendf(nil, "%q", strings.Repeat("x", 3900))
-					if _, err := store.Store.Put(t.Context(), mit.Registration{Type: "mds", ServerID: fmt.Sprint(i), Location: location}, time.Hour); err != nil {
-						t.Fatal(err)
-					}
-				}
-				time.Sleep(test.age)
-				var wg sync.WaitGroup
-				for i := range 100 {
-					wg.Go(func() { exchange(g, newRegistration("mds", "10.0.0.1", body("mds", fmt.Sprint(i)))) })
-				}
-				synctest.Wait()
-				if n := store.puts.Load(); n != test.want {
-					t.Errorf("%d requests admitted, want %d", n, test.want)
-				}
-				close(release)
-				wg.Wait()
-				if a := exchange(g, newRegistration("mds", "10.0.0.1", body("mds", "1"))); a.status != http.StatusOK {
-					t.Errorf("later: %d %s", a.status, a.body)
 				}
 			})
 		})

@@ -25,7 +25,6 @@ package mit
 
 import (
 	"cmp"
-	"context"
 	"crypto"
 	"encoding/json"
 	"errors"
@@ -39,7 +38,6 @@ import (
 	"time"
 
 	"go.uber.org/zap"
-	"golang.org/x/sync/singleflight"
 
 	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/api"
@@ -131,8 +129,7 @@ type Registry struct {
 	admission *admission
 	encodings encodings
 	moves     moves
-	history   history            // of the status page
-	measuring singleflight.Group // of lists, by type
+	history   history // of the status page
 
 	mu         sync.Mutex // guards the fields below
 	lease      time.Duration
@@ -473,7 +470,6 @@ func (g *Registry) register(w http.ResponseWriter, r *http.Request, from *caller
 
 // respondWithList responds with the list that load returns, if there is room for it.
 func (g *Registry) respondWithList(r *http.Request, typ string, load func() (Resource, *float64, error)) (any, error) {
-	g.measureList(r.Context(), typ)
 	in, retryAfter := g.admission.acquire(typ, remoteAddress(r), time.Now())
 	if in == nil {
 		return nil, errBusy(http.StatusServiceUnavailable, retryAfter, "too many responses are being sent")
@@ -488,24 +484,8 @@ func (g *Registry) respondWithList(r *http.Request, typ string, load func() (Res
 		return nil, err
 	}
 	body, _ := l.form(r.Header)
-	in.encoded(l, len(body), time.Now())
+	in.encoded(l, len(body))
 	return listResponse{l, in}, nil
-}
-
-// measureList makes the size of a list known. After a start, the store may have a long one, and
-// many requests may come before the first response is encoded. They share one call of the store.
-func (g *Registry) measureList(ctx context.Context, typ string) {
-	since := time.Now()
-	if g.admission.isMeasured(typ, since) {
-		return
-	}
-	_, _, _ = g.measuring.Do(typ, func() (any, error) {
-		res, err := g.store.Get(context.WithoutCancel(ctx), ResourceID(typ))
-		if err == nil || errors.Is(err, ErrNotFound) {
-			g.admission.measured(typ, res.Servers, since, time.Now())
-		}
-		return nil, nil
-	})
 }
 
 // put stores a registration within the limits of its resource.
@@ -582,10 +562,10 @@ func checkListSize(res Resource, reg Registration, limit int64) error {
 	}
 	var before, total int64
 	for _, s := range res.Servers {
-		size := entrySize(s)
-		total += size
+		raw, _ := s.MarshalJSON()
+		total += int64(len(raw)) + 1
 		if s.ServerID == reg.ServerID {
-			before = size
+			before = int64(len(raw)) + 1
 		}
 	}
 	after := int64(len(entry.Raw)) + 1
