@@ -505,7 +505,7 @@ func (g *Registry) put(r *http.Request, from caller, reg Registration, ttl time.
 		if err := g.store.Delete(r.Context(), res.ID, reg.ServerID); err != nil {
 			return Resource{}, err
 		}
-		return Resource{}, g.refuseServer(r, from, reg)
+		return Resource{}, g.refuseServer(r, from)
 	}
 
 	if before := res.Replaced; before != nil && before.ClusterBaseURL != reg.ClusterBaseURL &&
@@ -525,7 +525,7 @@ func (g *Registry) put(r *http.Request, from caller, reg Registration, ttl time.
 }
 
 // refuseServer returns the error for one server too many.
-func (g *Registry) refuseServer(r *http.Request, from caller, reg Registration) error {
+func (g *Registry) refuseServer(r *http.Request, from caller) error {
 	limit := g.cfg.maxServers()
 	g.log.Warn("cluster full", append(auditFields(r, from), zap.Int("maxServers", limit))...)
 	return newAPIError(http.StatusConflict, "the cluster is full: it has %d servers", limit)
@@ -549,7 +549,7 @@ func (g *Registry) checkLimits(r *http.Request, from caller, reg Registration) e
 	}
 	_, known := findServer(res.Servers, reg.ServerID)
 	if !known && len(res.Servers) >= g.cfg.maxServers() {
-		return g.refuseServer(r, from, reg)
+		return g.refuseServer(r, from)
 	}
 	return checkListSize(res, reg, maxBytes)
 }
