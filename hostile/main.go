@@ -29,6 +29,8 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"github.com/mimiktech/cluster/internal/proctest"
 )
 
 // modeVariable makes this program one of the processes that it starts itself.
@@ -54,7 +56,7 @@ func mainError() error {
 	mode, urls, _ := strings.Cut(os.Getenv(modeVariable), " ")
 	switch mode {
 	case checkerMode:
-		return runChecker(strings.Fields(urls))
+		return proctest.CheckHealth(ctx, strings.Fields(urls), os.Stdin, os.Stdout)
 	case bareMode:
 		return runBare(ctx)
 	}

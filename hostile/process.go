@@ -3,10 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
@@ -16,6 +14,7 @@ import (
 	"time"
 
 	"github.com/mimiktech/cluster/internal/freeport"
+	"github.com/mimiktech/cluster/internal/proctest"
 )
 
 // build builds examples/service. The working directory must be that of this module.
@@ -106,65 +105,8 @@ func (n *node) get(ctx context.Context, path string, timeout time.Duration) (str
 	return body, err
 }
 
-// A usage is what a process needs at one moment.
-type usage struct {
-	rss, peak   int64 // bytes
-	cpu         time.Duration
-	waited      time.Duration // for a processor, while other programs had it
-	descriptors int
-}
-
-// usage reads the usage of the process from /proc.
-func (n *node) usage() (usage, error) {
-	dir := "/proc/" + strconv.Itoa(n.cmd.Process.Pid)
-	status, err := os.ReadFile(dir + "/status")
-	if err != nil {
-		return usage{}, err
-	}
-	stat, err := os.ReadFile(dir + "/stat")
-	if err != nil {
-		return usage{}, err
-	}
-	descriptors, err := os.ReadDir(dir + "/fd")
-	if err != nil {
-		return usage{}, err
-	}
-	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	if len(fields) < 13 {
-		return usage{}, errors.New("unknown format of " + dir + "/stat")
-	}
-	const tick = 10 * time.Millisecond // on all common systems
-	user, _ := strconv.Atoi(fields[11])
-	system, _ := strconv.Atoi(fields[12])
-	return usage{
-		rss: kilobytes(status, "VmRSS:"), peak: kilobytes(status, "VmHWM:"),
-		cpu: time.Duration(user+system) * tick, waited: waited(dir), descriptors: len(descriptors),
-	}, nil
-}
-
-// waited returns how long the threads of a process have waited for a processor. A system that does
-// not count that has no such files.
-func waited(dir string) (sum time.Duration) {
-	threads, _ := filepath.Glob(dir + "/task/*/schedstat")
-	for _, name := range threads {
-		text, err := os.ReadFile(name)
-		if fields := strings.Fields(string(text)); err == nil && len(fields) == 3 {
-			n, _ := strconv.ParseInt(fields[1], 10, 64)
-			sum += time.Duration(n)
-		}
-	}
-	return sum
-}
-
-func kilobytes(status []byte, name string) int64 {
-	_, rest, _ := bytes.Cut(status, []byte(name))
-	fields := strings.Fields(string(rest[:min(len(rest), 64)]))
-	if len(fields) == 0 {
-		return 0
-	}
-	n, _ := strconv.ParseInt(fields[0], 10, 64)
-	return n << 10
-}
+// usage reads the usage of the process.
+func (n *node) usage() (proctest.Usage, error) { return proctest.ProcessUsage(n.cmd.Process.Pid) }
 
 // alive reports whether the process runs.
 func (n *node) alive() bool { return n.cmd.Process.Signal(syscall.Signal(0)) == nil }

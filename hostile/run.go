@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"strings"
 	"sync"
 	"time"
@@ -19,7 +20,7 @@ var resourceID = mit.ResourceID("mds")
 // A result is a row of the table.
 type result struct {
 	name          string
-	before, after usage
+	before, after proctest.Usage
 	descriptors   int // at most, during the attack
 	figure        string
 	broken        error // the bounds that are broken; nil if all hold
@@ -30,8 +31,8 @@ func (r result) String() string {
 	if r.broken != nil {
 		verdict = "BROKEN: " + strings.ReplaceAll(r.broken.Error(), "\n", "; ")
 	}
-	return fmt.Sprintf("%s\t%d MiB\t%d\t%d\t%v\t%d → %d → %d\t%s; %s", r.name, r.before.rss/mebibyte, r.after.rss/mebibyte, r.after.peak/mebibyte,
-		r.after.cpu-r.before.cpu, r.before.descriptors, r.descriptors, r.after.descriptors, r.figure, verdict)
+	return fmt.Sprintf("%s\t%d MiB\t%d\t%d\t%v\t%d → %d → %d\t%s; %s", r.name, r.before.RSS/mebibyte, r.after.RSS/mebibyte, r.after.Peak/mebibyte,
+		r.after.CPU-r.before.CPU, r.before.Descriptors, r.descriptors, r.after.Descriptors, r.figure, verdict)
 }
 
 // runAlone runs one attack against new nodes.
@@ -88,7 +89,7 @@ func (r *result) watchDescriptors(ctx context.Context, n *node) (stop func()) {
 	watch.Go(func() {
 		for sleep(ctx, 20*time.Millisecond) == nil {
 			if u, err := n.usage(); err == nil {
-				r.descriptors = max(r.descriptors, u.descriptors)
+				r.descriptors = max(r.descriptors, u.Descriptors)
 			}
 		}
 	})
@@ -105,11 +106,11 @@ func (r *result) finish(w *world, memory int64, files int, broken error) {
 		r.broken = errors.Join(broken, errors.New("the node has ended"), err)
 		return
 	}
-	r.descriptors = max(r.descriptors, r.before.descriptors, r.after.descriptors)
-	if grown := r.after.peak - r.before.rss; grown > memory {
+	r.descriptors = max(r.descriptors, r.before.Descriptors, r.after.Descriptors)
+	if grown := r.after.Peak - r.before.RSS; grown > memory {
 		broken = errors.Join(broken, fmt.Errorf("%d MiB more than at rest, %d are allowed", grown/mebibyte, memory/mebibyte))
 	}
-	if grown := r.descriptors - r.before.descriptors; grown > files {
+	if grown := r.descriptors - r.before.Descriptors; grown > files {
 		broken = errors.Join(broken, fmt.Errorf("%d descriptors more than at rest, %d are allowed", grown, files))
 	}
 	r.broken = broken
@@ -150,42 +151,51 @@ func runTogether(ctx context.Context, service string, d time.Duration, ended fun
 		broken = errors.Join(broken, fmt.Errorf("only %d renewals in %v", renewals, d))
 	}
 	for _, times := range health {
-		broken = errors.Join(broken, times.bound())
+		broken = errors.Join(broken, times.Check())
 	}
 	_, err = w.callForged(ctx, "gzip", 60) // the last call leaves much memory
 	broken = errors.Join(broken, err)
 	ended()
 	broken = errors.Join(broken, w.checkRegistered(ctx, w.victim, w.peer, w.other), checkTexts(ctx, w))
 	r.finish(w, memoryUnderAttack, filesUnderAttack, broken)
-	rest, err := w.waitForRest(ctx, r.before.rss)
+	rest, err := w.waitForRest(ctx, r.before.RSS)
 	r.broken = errors.Join(r.broken, err)
 	r.figure = fmt.Sprintf("%s; %d renewals; %v; of a peer: %v; %s", r.figure, renewals, health[0], health[1], rest)
 	return r, nil
 }
 
+// healthBounds are how late a node may answer health checks under all attacks at once. The documents
+// state them.
+//
+//nolint:gochecknoglobals // a constant
+var healthBounds = proctest.HealthBounds{Time: 100 * time.Millisecond, SlowPercent: 20, Stall: 2 * time.Second}
+
 // checkHealth checks the health of the victim and of a peer during f. It lowers the priority of
 // this process.
-func (w *world) checkHealth(ctx context.Context, f func()) ([2]healthTimes, error) {
-	var times [2]healthTimes
+func (w *world) checkHealth(ctx context.Context, f func()) ([2]proctest.HealthTimes, error) {
+	var times [2]proctest.HealthTimes
+	self, err := os.Executable()
+	if err != nil {
+		return times, err
+	}
 	before, err := w.victim.usage()
 	if err != nil {
 		return times, err
 	}
-	health, err := startChecker(ctx, w.victim, w.peer)
+	checker := exec.CommandContext(ctx, self)
+	checker.Env = append(os.Environ(), fmt.Sprintf("%s=%s %s/healthz %s/healthz", modeVariable, checkerMode, w.victim.url, w.peer.url))
+	health, err := proctest.StartHealthChecks(checker)
 	if err != nil {
 		return times, err
 	}
-	if err := proctest.GiveWay(); err != nil {
-		return times, err
-	}
 	f()
-	samples, err := health.stop()
+	samples, err := health.Stop()
 	if err != nil {
 		return times, fmt.Errorf("health checks: %w", err)
 	}
 	after, err := w.victim.usage()
 	for i := range times {
-		times[i] = samples.times(i+1, slowdown(before, after))
+		times[i] = samples.Times(i, proctest.Slowdown(before, after), healthBounds)
 	}
 	return times, err
 }
@@ -217,18 +227,18 @@ func (w *world) attackTogether(ctx context.Context, d time.Duration) (arrivals s
 
 // waitForRest waits until the memory of the victim is back, and says how long that took.
 func (w *world) waitForRest(ctx context.Context, rest int64) (string, error) {
-	var u usage
+	var u proctest.Usage
 	for start := time.Now(); time.Since(start) < restTime; {
 		var err error
 		if u, err = w.victim.usage(); err != nil {
 			return "", err
 		}
-		if u.rss < 2*rest+32*mebibyte {
-			return fmt.Sprintf("%d MiB after %v", u.rss/mebibyte, time.Since(start).Round(time.Second)), nil
+		if u.RSS < 2*rest+32*mebibyte {
+			return fmt.Sprintf("%d MiB after %v", u.RSS/mebibyte, time.Since(start).Round(time.Second)), nil
 		}
 		if err := sleep(ctx, time.Second); err != nil {
 			return "", err
 		}
 	}
-	return "", fmt.Errorf("%d MiB after %v of rest", u.rss/mebibyte, restTime)
+	return "", fmt.Errorf("%d MiB after %v of rest", u.RSS/mebibyte, restTime)
 }

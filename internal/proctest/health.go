@@ -1,0 +1,212 @@
+package proctest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"slices"
+	"sync"
+	"time"
+)
+
+const (
+	healthInterval = 50 * time.Millisecond
+	healthTimeout  = 10 * time.Second
+)
+
+// HealthBounds are the times within which a server must answer health checks, on a machine of its
+// own.
+type HealthBounds struct {
+	Time        time.Duration // a check that takes longer is slow
+	SlowPercent int           // of the checks that may be slow
+	Stall       time.Duration // that no check may exceed
+}
+
+// HealthTimes are how long the health checks of a server took. Checks counts those that were sent
+// while the control was not slow; the other figures are of these.
+type HealthTimes struct {
+	Sent, Checks, Slow, Failed int
+	Median, Longest            time.Duration
+
+	bounds HealthBounds
+	// slowdown is by how much other programs have slowed the server down. A check is slow, or a
+	// stall, if it takes as much longer than allowed.
+	slowdown float64
+}
+
+// Check returns an error if the server answered too late.
+func (t HealthTimes) Check() error {
+	switch {
+	case 2*t.Checks < t.Sent || t.Checks == 0:
+		return fmt.Errorf("health checks: the control was slow for %d of %d, so that they say nothing", t.Sent-t.Checks, t.Sent)
+	case t.Failed > 0:
+		return fmt.Errorf("health checks: %d of %d failed", t.Failed, t.Checks)
+	case t.Slow*100 > t.bounds.SlowPercent*t.Checks:
+		return fmt.Errorf("health checks: %d of %d took more than %v", t.Slow, t.Checks, t.allowed(t.bounds.Time))
+	case t.Longest > t.allowed(t.bounds.Stall):
+		return fmt.Errorf("health checks: one took %v", t.Longest)
+	}
+	return nil
+}
+
+// allowed returns the time that corresponds to d on a machine of its own.
+func (t HealthTimes) allowed(d time.Duration) time.Duration {
+	return time.Duration(t.slowdown * float64(d)).Round(time.Millisecond)
+}
+
+func (t HealthTimes) String() string {
+	return fmt.Sprintf("%d of %d health checks over %v, median %v, maximum %v", t.Slow, t.Checks, t.allowed(t.bounds.Time), t.Median, t.Longest)
+}
+
+// A HealthChecker is a process that sends health checks. It is none of the processes that generate
+// load, so that the times do not contain their share of the machine.
+type HealthChecker struct {
+	cmd *exec.Cmd
+	in  io.Closer
+	out io.Reader
+}
+
+// StartHealthChecks starts cmd, which must come from [exec.CommandContext] and run [CheckHealth].
+// It blocks until the checks have begun. Where [GiveWay] is supported, it then lowers the priority
+// of this process. The caller must call Stop.
+func StartHealthChecks(cmd *exec.Cmd) (*HealthChecker, error) {
+	return startHealthChecks(cmd, GiveWay)
+}
+
+func startHealthChecks(cmd *exec.Cmd, giveWay func() error) (*HealthChecker, error) {
+	Isolate(cmd)
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	c := &HealthChecker{cmd: cmd, in: in, out: out}
+	_, err = out.Read(make([]byte, 1)) // blocks until the checks have begun
+	if err == nil {
+		err = giveWay()
+	}
+	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		_, stopErr := c.Stop()
+		return nil, errors.Join(err, stopErr)
+	}
+	return c, nil
+}
+
+// Stop ends the process, and returns its samples.
+func (c *HealthChecker) Stop() (HealthSamples, error) {
+	_ = c.in.Close()
+	var all HealthSamples
+	err := json.NewDecoder(c.out).Decode(&all)
+	return all, errors.Join(err, c.cmd.Wait())
+}
+
+// A HealthSample is the result of one health check.
+type HealthSample struct {
+	Took   time.Duration
+	Failed bool
+}
+
+// HealthSamples are the results of the checks of each moment, of the control and of each URL.
+type HealthSamples [][]HealthSample
+
+// Times returns the times of the ith URL. The slowdown is that of its server; see [Slowdown].
+func (s HealthSamples) Times(i int, slowdown float64, bounds HealthBounds) HealthTimes {
+	t := HealthTimes{Sent: len(s), bounds: bounds, slowdown: slowdown}
+	var took []time.Duration
+	for _, moment := range s {
+		control, server := moment[0], moment[i+1]
+		if control.Failed || control.Took > bounds.Time {
+			continue
+		}
+		took = append(took, server.Took)
+		if server.Failed {
+			t.Failed++
+		}
+		if server.Took > t.allowed(bounds.Time) {
+			t.Slow++
+		}
+	}
+	if t.Checks = len(took); t.Checks > 0 {
+		slices.Sort(took)
+		t.Median, t.Longest = took[t.Checks/2], took[t.Checks-1]
+	}
+	return t
+}
+
+// CheckHealth checks URLs until in ends, and writes the samples to out. It sends the checks at a
+// fixed rate, however long they take: a server that stalls for a second is late for all checks of
+// that second. A server in this process, which does nothing else, is the control.
+func CheckHealth(ctx context.Context, urls []string, in io.Reader, out io.Writer) error {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		_, _ = io.Copy(io.Discard, in)
+		cancel()
+	}()
+	control, err := startControl(ctx)
+	if err != nil {
+		return err
+	}
+	urls = append([]string{control}, urls...)
+	// Connections are not kept: those that wait to be accepted count, too.
+	client := &http.Client{Timeout: healthTimeout, Transport: &http.Transport{DisableKeepAlives: true}}
+	var (
+		checks sync.WaitGroup
+		all    HealthSamples
+	)
+	ticker := time.NewTicker(healthInterval)
+	defer ticker.Stop()
+	for ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case <-ticker.C:
+			moment := make([]HealthSample, len(urls))
+			if all = append(all, moment); len(all) == 1 {
+				fmt.Fprintln(out) // the checks have begun
+			}
+			for i, url := range urls {
+				checks.Go(func() { moment[i] = checkHealth(client, url) })
+			}
+		}
+	}
+	checks.Wait()
+	return json.NewEncoder(out).Encode(all)
+}
+
+// startControl starts the control, which runs as long as this process. It returns its URL.
+func startControl(ctx context.Context) (string, error) {
+	ln, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	server := &http.Server{Handler: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}), ReadHeaderTimeout: healthTimeout}
+	go func() { _ = server.Serve(ln) }()
+	return "http://" + ln.Addr().String(), nil
+}
+
+func checkHealth(client *http.Client, url string) HealthSample {
+	start := time.Now()
+	status := 0
+	req, err := http.NewRequestWithContext(context.Background(), http.MethodGet, url, http.NoBody)
+	if err == nil {
+		var resp *http.Response
+		if resp, err = client.Do(req); err == nil {
+			status = resp.StatusCode
+			_, err = io.Copy(io.Discard, resp.Body)
+			_ = resp.Body.Close()
+		}
+	}
+	return HealthSample{time.Since(start).Round(time.Millisecond), err != nil || status != http.StatusOK}
+}
