@@ -1,8 +1,10 @@
 package main
 
 import (
+	"bytes"
 	"compress/gzip"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,13 +17,14 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/google/uuid"
 )
 
 const (
 	requestTimeout = 10 * time.Second
 	firstPause     = 3 * time.Second
 	maxPause       = 30 * time.Second
-	decodedShare   = 50 // one response in so many is decoded: all of them would take all CPU time
 )
 
 // A fleet is the nodes of one type, with the pauses and timeouts of real ones.
@@ -30,8 +33,9 @@ type fleet struct {
 	target string
 	s      settings
 
-	registered, rejected, failed             atomic.Int64
-	maxDiscarded, maxAttempts, slowest, lost atomic.Int64
+	registered, rejected, failed       atomic.Int64
+	maxDiscarded, maxAttempts, slowest atomic.Int64
+	decoded, wrong                     atomic.Int64 // lists; those that are not a list with its node
 }
 
 func newFleet(p *process, target string, s settings) *fleet {
@@ -47,7 +51,7 @@ func (f *fleet) registerAll(ctx context.Context) <-chan struct{} {
 			if f.s.spread > 0 {
 				pause(ctx, rand.N(f.s.spread))
 			}
-			n := newNode(f, i)
+			n := newNode(f, i, 0)
 			defer n.close()
 			n.register(ctx)
 		})
@@ -56,19 +60,33 @@ func (f *fleet) registerAll(ctx context.Context) <-chan struct{} {
 	return done
 }
 
+// checkLists returns an error unless all lists that were decoded had their node.
+func (f *fleet) checkLists() error {
+	if decoded, wrong := f.decoded.Load(), f.wrong.Load(); wrong > 0 {
+		return fmt.Errorf("%d of %d responses were not a list with its node", wrong, decoded)
+	}
+	return nil
+}
+
 // A node is one simulated node.
 type node struct {
 	f      *fleet
-	id     string
-	url    string
+	id     uuid.UUID
+	body   string // of its registrations
 	client http.Client
 }
 
-func newNode(f *fleet, i int) *node {
+// newNode returns the ith node after some restarts. What differs between nodes is random, since it
+// decides how well a list can be compressed. It depends on the seed alone.
+func newNode(f *fleet, i, restarts int) *node {
+	id := uuid.NewSHA1(uuid.Nil, fmt.Append(nil, f.s.seed, i, restarts))
+	random := rand.New(rand.NewPCG(binary.BigEndian.Uint64(id[:8]), binary.BigEndian.Uint64(id[8:])))
 	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 1+byte(i>>16), byte(i>>8), byte(i))}}
 	return &node{
-		f: f, id: fmt.Sprintf("%08x-4f1c-4a56-9a3b-%012x", i*2654435761&0xffffffff, rand.Uint64N(1<<48)),
-		url: fmt.Sprintf("http://10.%d.%d.%d:8080/mds/v1", i>>16&255, i>>8&255, i&255),
+		f: f, id: id,
+		body: fmt.Sprintf(`{"type":%q,"serverId":%q,"publicBaseUrl":"https://example.com/mds/v1",`+
+			`"clusterBaseUrl":"http://10.%d.%d.%d:8080/mds/v1","location":{"type":"Point","coordinates":[%.4f,%.4f]}}`,
+			typeGood, id, random.IntN(256), random.IntN(256), random.IntN(256), random.Float64()*360-180, random.Float64()*180-90),
 		client: http.Client{Timeout: requestTimeout, Transport: &http.Transport{
 			DialContext: dialer.DialContext, DisableCompression: true, IdleConnTimeout: 90 * time.Second,
 		}},
@@ -79,7 +97,7 @@ func (n *node) close() { n.client.CloseIdleConnections() }
 
 // register tries until the node is registered, with the pauses of the library.
 func (n *node) register(ctx context.Context) {
-	began, next := time.Now(), firstPause
+	began, next := time.Now(), n.f.s.pause
 	attempts, discarded := int64(0), int64(0)
 	for ctx.Err() == nil {
 		attempts++
@@ -90,6 +108,7 @@ func (n *node) register(ctx context.Context) {
 			break
 		}
 		switch {
+		case ctx.Err() != nil:
 		case errors.Is(err, errRejected):
 			n.f.rejected.Add(1)
 		case errors.Is(err, errDiscarded):
@@ -100,7 +119,7 @@ func (n *node) register(ctx context.Context) {
 		}
 		switch {
 		case n.f.s.fixedPauses:
-			wait = jitter(firstPause)
+			wait = jitter(n.f.s.pause)
 		case wait > 0:
 			wait += time.Duration(rand.Float64() * float64(wait) / 4)
 		default:
@@ -119,9 +138,7 @@ var (
 
 // renew sends one registration and reads the response.
 func (n *node) renew(ctx context.Context) (retryAfter time.Duration, err error) {
-	body := fmt.Sprintf(`{"type":%q,"serverId":%q,"publicBaseUrl":"https://example.com/mds/v1","clusterBaseUrl":%q,`+
-		`"location":{"type":"Point","coordinates":[2.35,48.86]}}`, typeGood, n.id, n.url)
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+n.f.target+resourcesPath, strings.NewReader(body))
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+n.f.target+resourcesPath, strings.NewReader(n.body))
 	if err != nil {
 		return 0, err
 	}
@@ -132,34 +149,41 @@ func (n *node) renew(ctx context.Context) (retryAfter time.Duration, err error) 
 		return 0, err
 	}
 	defer res.Body.Close()
-	if res.StatusCode == http.StatusServiceUnavailable {
+	if res.StatusCode != http.StatusOK {
 		_, _ = io.Copy(io.Discard, res.Body) // to reuse the connection
 		seconds, _ := strconv.Atoi(res.Header.Get("Retry-After"))
-		return time.Duration(seconds) * time.Second, errRejected
-	}
-	if res.StatusCode != http.StatusOK {
+		if res.StatusCode == http.StatusServiceUnavailable && seconds > 0 {
+			return time.Duration(seconds) * time.Second, errRejected
+		}
 		return 0, fmt.Errorf("status %d", res.StatusCode)
 	}
-	if rand.N(decodedShare) == 0 {
-		err = n.check(res)
-	} else {
-		_, err = io.Copy(io.Discard, res.Body)
+	var list bytes.Buffer
+	to := io.Discard
+	decode := rand.IntN(n.f.s.decode) == 0
+	if decode {
+		to = &list
 	}
-	if err != nil {
+	if _, err := io.Copy(to, res.Body); err != nil {
 		return 0, fmt.Errorf("%w: %w", errDiscarded, err)
+	}
+	if decode {
+		n.f.decoded.Add(1)
+		if err := n.check(&list, res.Header.Get("Content-Encoding")); err != nil {
+			n.f.wrong.Add(1)
+			return 0, err
+		}
 	}
 	return 0, nil
 }
 
-// check decodes the list and looks for the node in it.
-func (n *node) check(res *http.Response) error {
-	var from io.Reader = res.Body
-	if res.Header.Get("Content-Encoding") == "gzip" {
-		z, err := gzip.NewReader(res.Body)
+// check decodes a list and looks for the node in it.
+func (n *node) check(body io.Reader, encoding string) error {
+	if encoding == "gzip" {
+		z, err := gzip.NewReader(body)
 		if err != nil {
 			return err
 		}
-		from = z
+		body = z
 	}
 	var list struct {
 		ItResource struct {
@@ -168,15 +192,14 @@ func (n *node) check(res *http.Response) error {
 			} `json:"servers"`
 		} `json:"itResource"`
 	}
-	if err := json.NewDecoder(from).Decode(&list); err != nil {
-		return err
+	if err := json.NewDecoder(body).Decode(&list); err != nil {
+		return fmt.Errorf("the response is not a list: %w", err)
 	}
 	for _, s := range list.ItResource.Servers {
-		if s.ServerID == n.id {
+		if s.ServerID == n.id.String() {
 			return nil
 		}
 	}
-	n.f.lost.Add(1)
 	return errors.New("the response does not list its node")
 }
 

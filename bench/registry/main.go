@@ -4,52 +4,67 @@
 //	go build -o /tmp/mit ../cmd/mit
 //	go run ./registry -mit /tmp/mit -nodes 5000 -rate 30             # all nodes start at once
 //	go run ./registry -mit /tmp/mit -nodes 5000 -rate 30 -spread 30s # they come back after an outage
+//	go run ./registry -mit /tmp/mit -scenario unread -for 30s -cgroup /sys/fs/cgroup/memory/mit
 //	go run ./registry -mit /tmp/mit -scenario attack -nodes 10000 -cgroup /sys/fs/cgroup/memory/mit
-//	go run ./registry -mit /tmp/mit -scenario soak -nodes 5000 -for 30m
+//	go run ./registry -mit /tmp/mit -scenario soak -nodes 5000 -lease 10m -for 30m
+//
+// The scenarios:
+//
+//   - start: all nodes register once.
+//   - unread: a hostile client registers long entries and does not read lists.
+//   - attack: all nodes are registered and some renew without a pause, while the hostile client also
+//     keeps connections open.
+//   - soak: all nodes renew and some restart, next to the hostile client.
+//
+// The exit code is 1 if a bound is broken, which the -max flags set, or if the load has not reached
+// the registry.
 //
 // The memory cgroup (version 1) must exist and have its limit. All connections stay on the loopback
-// network; each node has an address of its own there.
+// network; each node has an address of its own there. The program needs Linux.
 package main
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"log"
 	"os"
 	"os/signal"
-	"sync/atomic"
+	"strings"
 	"time"
+
+	"github.com/mimiktech/cluster/internal/proctest"
 )
 
 type settings struct {
 	mit, cgroup, scenario string
 	probe                 string // a URL
 	nodes                 int
+	decode                int // one list in so many
+	seed                  uint64
 	rate                  float64 // MB/s
 	spread, duration      time.Duration
+	settle                time.Duration
 	lease                 time.Duration
+	pause                 time.Duration // of nodes, after a failure; it grows
 	fixedPauses           bool
+	hostile               hostileLoad
+	bounds                bounds
 }
 
 func main() {
 	var s settings
-	flag.StringVar(&s.mit, "mit", "", "the `program` to test")
-	flag.StringVar(&s.cgroup, "cgroup", "", "`directory` of a memory cgroup to run it in")
-	flag.StringVar(&s.scenario, "scenario", "start", "start, attack or soak")
-	flag.IntVar(&s.nodes, "nodes", 5000, "number of nodes")
-	flag.Float64Var(&s.rate, "rate", 0, "bandwidth from the registry to the nodes in MB/s; 0 for no limit")
-	flag.DurationVar(&s.spread, "spread", 0, "time within which the nodes make their first attempt")
-	flag.DurationVar(&s.duration, "for", 2*time.Minute, "maximum time of the scenario")
-	flag.DurationVar(&s.lease, "lease", 2*time.Hour, "lease")
-	flag.BoolVar(&s.fixedPauses, "fixed-pauses", false, "let nodes pause 3 s after each failure, whatever the response asks for")
-	flag.StringVar(&s.probe, "probe", "", "check this `URL` for another process, until the standard input ends")
+	s.addFlags(flag.CommandLine)
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
 	if s.probe != "" {
-		probe(ctx, s.probe, os.Stdin, os.Stdout)
+		if err := proctest.CheckHealth(ctx, []string{s.probe}, os.Stdin, os.Stdout); err != nil {
+			log.Fatal(err)
+		}
 		return
 	}
 	if err := run(ctx, s, os.Stdout); err != nil {
@@ -57,59 +72,65 @@ func main() {
 	}
 }
 
+func (s *settings) addFlags(fs *flag.FlagSet) {
+	fs.StringVar(&s.mit, "mit", "", "the `program` to test")
+	fs.StringVar(&s.cgroup, "cgroup", "", "`directory` of a memory cgroup to run it in")
+	fs.StringVar(&s.scenario, "scenario", "start", "start, unread, attack or soak")
+	fs.IntVar(&s.nodes, "nodes", 5000, "number of nodes")
+	fs.IntVar(&s.decode, "decode", 50, "decode one list in so many: all of them take all CPU time")
+	fs.Uint64Var(&s.seed, "seed", 1, "seed of the ids, addresses and locations of the nodes")
+	fs.Float64Var(&s.rate, "rate", 0, "bandwidth from the registry to the nodes in MB/s; 0 for no limit")
+	fs.DurationVar(&s.spread, "spread", 0, "time within which the nodes make their first attempt (soak: half of -settle by default)")
+	fs.DurationVar(&s.duration, "for", 2*time.Minute, "maximum time of the scenario")
+	fs.DurationVar(&s.settle, "settle", 5*time.Minute, "time after which the memory must stay flat in the soak")
+	fs.DurationVar(&s.lease, "lease", 2*time.Hour, "lease")
+	fs.BoolVar(&s.fixedPauses, "fixed-pauses", false, "let nodes pause 3 s after each failure, whatever the response asks for")
+	fs.StringVar(&s.probe, "probe", "", "check this `URL` for another process, until the standard input ends")
+	fs.IntVar(&s.hostile.rounds, "rounds", 0, "end unread or attack after so many rounds of the hostile client")
+	s.pause = firstPause
+	s.hostile.entries, s.hostile.lists, s.hostile.idle, s.hostile.hold = 200, 400, 1500, 4*time.Second
+	s.bounds.addFlags(fs)
+}
+
+// run runs a scenario, and returns an error if a bound is broken.
 func run(ctx context.Context, s settings, w io.Writer) error {
 	scenarios := map[string]func(context.Context, *process, settings, io.Writer) error{
-		"start": start, "attack": attack, "soak": soak,
+		"start": start, "unread": unread, "attack": attack, "soak": soak,
 	}
 	scenario := scenarios[s.scenario]
-	if scenario == nil || s.mit == "" {
-		return fmt.Errorf("unknown scenario %q, or no program", s.scenario)
+	if scenario == nil || s.mit == "" || s.nodes < 1 || s.decode < 1 {
+		return fmt.Errorf("unknown scenario %q, no program, or a number below 1", s.scenario)
 	}
 	p, err := startProcess(ctx, s)
 	if err != nil {
 		return err
 	}
 	defer p.stop()
-	if err := scenario(ctx, p, s, w); err != nil {
-		return err
-	}
-	rss, peak := p.memory()
+	watched, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	p.watch(watched, cancel)
+	broken := scenario(watched, p, s, w)
+	cancel(nil)
+	usages := p.usages()
 	p.stop()
-	cpu := p.cmd.ProcessState.UserTime() + p.cmd.ProcessState.SystemTime()
-	fmt.Fprintf(w, "\nmemory of the registry: %d MB, at most %d MB; CPU time: %.1f s\n", rss>>20, peak>>20, cpu.Seconds())
+	if ctx.Err() != nil {
+		return errors.New("interrupted")
+	}
+	fmt.Fprintln(w, usages)
+	broken = errors.Join(usages.check(cmp.Or(s.bounds.memory, s.defaultMemory())), broken)
+	if s.scenario == "soak" {
+		broken = errors.Join(broken, s.bounds.checkFlat(usages.samples, s.settle))
+	}
+	if broken != nil {
+		return fmt.Errorf("bounds are broken:\n  %s", strings.ReplaceAll(broken.Error(), "\n", "\n  "))
+	}
 	return nil
 }
 
-// start lets all nodes register once.
-func start(ctx context.Context, p *process, s settings, w io.Writer) error {
-	ctx, cancel := context.WithTimeout(ctx, s.duration)
-	defer cancel()
-	link, err := newLink(ctx, p.address, s.rate*1e6)
-	if err != nil {
-		return err
+// defaultMemory returns the bound of the memory in MB.
+func (s *settings) defaultMemory() int64 {
+	if s.scenario == "start" {
+		return 300
 	}
-	f := newFleet(p, link.address(), s)
-	fmt.Fprintf(w, "| time | registered | rejected | failed | received |\n| ---: | ---: | ---: | ---: | ---: |\n")
-	began := time.Now()
-	done := f.registerAll(ctx)
-	ticker := time.NewTicker(2 * time.Second)
-	defer ticker.Stop()
-	for running := true; running; {
-		select {
-		case <-done:
-			running = false
-		case <-ticker.C:
-		}
-		fmt.Fprintf(w, "| %.1f s | %d | %d | %d | %d MB |\n", time.Since(began).Seconds(),
-			f.registered.Load(), f.rejected.Load(), f.failed.Load(), link.sent.Load()>>20)
-	}
-	fmt.Fprintf(w, "\n%d of %d nodes are registered after %.1f s; the last one took %.1f s from its first attempt.\n",
-		f.registered.Load(), s.nodes, time.Since(began).Seconds(), time.Duration(f.slowest.Load()).Seconds())
-	fmt.Fprintf(w, "A node discarded at most %d responses and made at most %d attempts.\n", f.maxDiscarded.Load(), f.maxAttempts.Load())
-	return nil
-}
-
-func maximum(a *atomic.Int64, n int64) {
-	for old := a.Load(); n > old && !a.CompareAndSwap(old, n); old = a.Load() {
-	}
+	return 512
 }

@@ -11,9 +11,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/mimiktech/cluster/internal/proctest"
 )
@@ -25,6 +25,10 @@ const (
 	typeHostile   = "evil"
 	registryPath  = "/mIT/v1"
 	resourcesPath = registryPath + "/itResources"
+	healthPath    = registryPath + "/health"
+	issuerPath    = "/mST/v1/oauth/token"
+
+	stopTimeout = 15 * time.Second // that of mit is shorter
 )
 
 // A process is a running registry.
@@ -33,6 +37,7 @@ type process struct {
 	dir     string
 	address string
 	tokens  map[string]string // by type
+	watched chan usageLog     // has the usage after watch
 }
 
 func startProcess(ctx context.Context, s settings) (*process, error) {
@@ -92,7 +97,7 @@ func (p *process) fetchToken(ctx context.Context, client string) (string, error)
 	if err != nil {
 		return "", err
 	}
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+p.address+"/mST/v1/oauth/token", bytes.NewReader(b))
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+p.address+issuerPath, bytes.NewReader(b))
 	if err != nil {
 		return "", err
 	}
@@ -112,44 +117,14 @@ func (p *process) fetchToken(ctx context.Context, client string) (string, error)
 	return body.Data.AccessToken, nil
 }
 
-// memory returns the resident memory of the process now and at its peak, in bytes.
-func (p *process) memory() (rss, peak int64) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
-	if err != nil {
-		return 0, 0
-	}
-	for line := range strings.Lines(string(b)) {
-		fields := strings.Fields(line)
-		if len(fields) < 2 {
-			continue
-		}
-		kB, _ := strconv.ParseInt(fields[1], 10, 64)
-		switch fields[0] {
-		case "VmRSS:":
-			rss = kB << 10
-		case "VmHWM:":
-			peak = kB << 10
-		}
-	}
-	return rss, peak
-}
-
-// alive reports whether the process is running.
-func (p *process) alive() bool {
-	return p.cmd.Process.Signal(syscall.Signal(0)) == nil && p.hasMemory()
-}
-
-// hasMemory is false for a process that has been killed but not waited for.
-func (p *process) hasMemory() bool {
-	rss, _ := p.memory()
-	return rss > 0
-}
-
+// stop ends the process. A second call does nothing.
 func (p *process) stop() {
 	if p.cmd.ProcessState != nil {
 		return
 	}
 	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	kill := time.AfterFunc(stopTimeout, func() { _ = p.cmd.Cancel() })
+	defer kill.Stop()
 	_ = p.cmd.Wait() // a failure is of no interest after the measurement
 	_ = os.RemoveAll(p.dir)
 }
