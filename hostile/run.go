@@ -164,8 +164,8 @@ func runTogether(ctx context.Context, service string, d time.Duration, ended fun
 	return r, nil
 }
 
-// healthBounds are how late a node may answer health checks under all attacks at once. The documents
-// state them.
+// healthBounds are how late a node may answer health checks under all attacks at once. The
+// documents state them.
 //
 //nolint:gochecknoglobals // a constant
 var healthBounds = proctest.HealthBounds{Time: 100 * time.Millisecond, SlowPercent: 20, Stall: 2 * time.Second}

@@ -44,9 +44,9 @@ func (b *bounds) checkStart(f *fleet) error {
 }
 
 // checkFlat checks that the memory of the registry stays flat after it has settled. Garbage makes
-// it vary all the time. So the peaks must not exceed the earlier ones by more than the growth, which
-// shows a sudden increase. A line through all figures must not rise by more, which shows a slow
-// increase below the peaks.
+// it vary all the time. So the peaks must not exceed the earlier ones by more than the growth,
+// which shows a sudden increase. A line through all figures must not rise by more, which shows a
+// slow increase below the peaks.
 func (b *bounds) checkFlat(samples []memorySample, settle time.Duration) error {
 	var before, after int64 // peaks
 	var rest []memorySample

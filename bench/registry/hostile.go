@@ -179,9 +179,10 @@ func hostileBody(i int) string {
 	return fmt.Sprintf(`{"type":%q,"serverId":"evil-%d","clusterBaseUrl":"http://10.9.9.9","location":{"name":"%s"}}`, typeHostile, i, location)
 }
 
-// check returns an error unless nine tenths of the inputs of one round have arrived: the entries are
-// in the lists, the registry has responded to the requests for lists or closed their connections,
-// and it has accepted the idle connections or closed them. At least one list must have begun.
+// check returns an error unless nine tenths of the inputs of one round have arrived: the entries
+// are in the lists, the registry has responded to the requests for lists or closed their
+// connections, and it has accepted the idle connections or closed them. At least one list must have
+// begun.
 func (h *hostileClient) check() error {
 	arrived := func(name string, t *tally, inputs int, outcomes ...string) error {
 		least := (inputs*9 + 9) / 10 // rounded up

@@ -12,8 +12,8 @@
 //
 //   - start: all nodes register once.
 //   - unread: a hostile client registers long entries and does not read lists.
-//   - attack: all nodes are registered and some renew without a pause, while the hostile client also
-//     keeps connections open.
+//   - attack: all nodes are registered and some renew without a pause, while the hostile client
+//     also keeps connections open.
 //   - soak: all nodes renew and some restart, next to the hostile client.
 //
 // The exit code is 1 if a bound is broken, which the -max flags set, or if the load has not reached
