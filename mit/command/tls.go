@@ -5,23 +5,21 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"os"
 	"sync"
-	"time"
 
 	"go.uber.org/zap"
+
+	"github.com/mimiktech/cluster/internal/reread"
 )
 
 // tlsFiles are the PEM files of the server. They are read again when they change, so that a
 // certificate can be renewed without a restart.
 type tlsFiles struct {
-	cert, key string
-	clientCA  string // if "", clients need no certificate
-	log       *zap.Logger
+	value *reread.Value[*tls.Config]
+	log   *zap.Logger
 
-	mu       sync.Mutex // guards the fields below
-	modified [3]time.Time
-	current  *tls.Config
+	mu       sync.Mutex // guards the field below
+	reported string     // the last error that was logged; "" if the files are valid
 }
 
 // newTLSFiles returns nil if no file is set. The files must be valid now.
@@ -32,11 +30,36 @@ func newTLSFiles(cert, key, clientCA string, log *zap.Logger) (*tlsFiles, error)
 	case cert == "" || key == "":
 		return nil, errors.New("--tls-cert, --tls-key and --client-ca: the first two are needed")
 	}
-	f := &tlsFiles{cert: cert, key: key, clientCA: clientCA, log: log}
-	if err := f.reloadLocked(); err != nil {
-		return nil, err
+	paths := []string{cert, key}
+	if clientCA != "" { // otherwise clients need no certificate
+		paths = append(paths, clientCA)
+	}
+	f := &tlsFiles{log: log, value: reread.New(func(contents [][]byte) (*tls.Config, error) {
+		return parseTLSFiles(paths, contents)
+	}, paths...)}
+	if _, _, err := f.value.Get(); err != nil {
+		return nil, fmt.Errorf("--tls-cert, --tls-key and --client-ca: %w", err)
 	}
 	return f, nil
+}
+
+func parseTLSFiles(paths []string, contents [][]byte) (*tls.Config, error) {
+	pair, err := tls.X509KeyPair(contents[0], contents[1])
+	if err != nil {
+		return nil, fmt.Errorf("certificate %s with key %s: %w", paths[0], paths[1], err)
+	}
+	cfg := &tls.Config{
+		MinVersion:   tls.VersionTLS12,
+		Certificates: []tls.Certificate{pair},
+		NextProtos:   []string{"h2", "http/1.1"},
+	}
+	if len(contents) > 2 {
+		cfg.ClientCAs, cfg.ClientAuth = x509.NewCertPool(), tls.RequireAndVerifyClientCert
+		if !cfg.ClientCAs.AppendCertsFromPEM(contents[2]) {
+			return nil, fmt.Errorf("%s contains no certificate", paths[2])
+		}
+	}
+	return cfg, nil
 }
 
 func (f *tlsFiles) serverConfig() *tls.Config {
@@ -49,49 +72,20 @@ func (f *tlsFiles) serverConfig() *tls.Config {
 	}
 }
 
-// latest returns the configuration of the files. If they have become invalid, it logs that and
-// returns the last valid one.
+// latest returns the configuration of the files. If they have become invalid, it logs the reason
+// once and returns the last valid configuration.
 func (f *tlsFiles) latest() *tls.Config {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.modifiedAt() != f.modified {
-		if err := f.reloadLocked(); err != nil {
-			f.log.Error("certificate files are not valid: the previous ones stay in use", zap.Error(err))
-		}
-	}
-	return f.current
-}
-
-func (f *tlsFiles) modifiedAt() (times [3]time.Time) {
-	for i, name := range []string{f.cert, f.key, f.clientCA} {
-		if info, err := os.Stat(name); err == nil {
-			times[i] = info.ModTime()
-		}
-	}
-	return times
-}
-
-func (f *tlsFiles) reloadLocked() error {
-	f.modified = f.modifiedAt() // before the files are read, and also if they are invalid
-	pair, err := tls.LoadX509KeyPair(f.cert, f.key)
+	cfg, _, err := f.value.Get()
+	text := ""
 	if err != nil {
-		return fmt.Errorf("--tls-cert and --tls-key: %w", err)
+		text = err.Error()
 	}
-	cfg := &tls.Config{
-		MinVersion:   tls.VersionTLS12,
-		Certificates: []tls.Certificate{pair},
-		NextProtos:   []string{"h2", "http/1.1"},
+	f.mu.Lock()
+	isNew := text != f.reported
+	f.reported = text
+	f.mu.Unlock()
+	if isNew && err != nil {
+		f.log.Error("certificate files are not valid: the previous ones stay in use", zap.Error(err))
 	}
-	if f.clientCA != "" {
-		pem, err := os.ReadFile(f.clientCA)
-		if err != nil {
-			return fmt.Errorf("--client-ca: %w", err)
-		}
-		cfg.ClientCAs, cfg.ClientAuth = x509.NewCertPool(), tls.RequireAndVerifyClientCert
-		if !cfg.ClientCAs.AppendCertsFromPEM(pem) {
-			return fmt.Errorf("--client-ca: %s contains no certificate", f.clientCA)
-		}
-	}
-	f.current = cfg
-	return nil
+	return cfg
 }

@@ -17,6 +17,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"go.uber.org/zap"
+	"go.uber.org/zap/zaptest/observer"
 )
 
 // writeCertificate writes a certificate that is its own authority, and its key.
@@ -101,6 +104,69 @@ func TestTLS(t *testing.T) {
 	want("second")
 	writeCertificate(t, "third", cert, key)
 	want("third")
+}
+
+// Files are also read again if the new ones are as old as the previous ones.
+func TestTLSFilesOfTheSameTime(t *testing.T) {
+	dir := t.TempDir()
+	cert, key := filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key")
+	write := func(name, certFile, keyFile string, modified time.Time) {
+		t.Helper()
+		writeCertificate(t, name, certFile, keyFile)
+		for _, file := range []string{certFile, keyFile} {
+			if err := os.Chtimes(file, modified, modified); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	recent, old := time.Now(), time.Now().Add(-time.Hour)
+	write("first", cert, key, recent)
+	env := start(t, Command{}, "--tls-cert", cert, "--tls-key", key)
+	want := func(name string) {
+		t.Helper()
+		if got, err := serverName(t, env["base"]); err != nil || got != name {
+			t.Errorf("the server presents %q, %v, want %q", got, err, name)
+		}
+	}
+	want("first")
+	write("second", cert, key, recent) // twice within one tick of the file system's clock
+	want("second")
+	for _, name := range []string{"third", "fourth"} { // as a restored backup, or a mounted secret
+		write(name, cert+".new", key+".new", old)
+		for _, file := range []string{cert, key} {
+			if err := os.Rename(file+".new", file); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want(name)
+	}
+}
+
+// Invalid files are logged once, not for each connection.
+func TestInvalidTLSFilesAreLoggedOnce(t *testing.T) {
+	dir := t.TempDir()
+	cert, key := filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key")
+	writeCertificate(t, "first", cert, key)
+	core, logs := observer.New(zap.InfoLevel)
+	files, err := newTLSFiles(cert, key, "", zap.New(core))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for round := range 2 {
+		if err := os.WriteFile(key, []byte("broken"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for range 5 {
+			files.latest()
+		}
+		if got := logs.Len(); got != round+1 {
+			t.Errorf("%d log lines after the files became invalid %d times", got, round+1)
+		}
+		writeCertificate(t, "second", cert, key)
+		if name := files.latest().Certificates[0].Leaf.Subject.CommonName; name != "second" {
+			t.Errorf("the certificate is that of %q", name)
+		}
+	}
 }
 
 func TestClientCA(t *testing.T) {
