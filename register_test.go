@@ -105,22 +105,36 @@ func TestRetryAfter(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := clustertest.Start(t, 0)
 				const busy = 5
-				registryFault(w, clustertest.FirstN(busy, clustertest.Answer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-					w.Header().Set("Retry-After", tt.header)
-					if tt.date != "" {
-						w.Header().Set("Date", tt.date)
-					}
-					w.WriteHeader(http.StatusServiceUnavailable)
-				}))))
+				beBusy := func() {
+					registryFault(w, clustertest.FirstN(busy, clustertest.Answer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+						w.Header().Set("Retry-After", tt.header)
+						if tt.date != "" {
+							w.Header().Set("Date", tt.date)
+						}
+						w.WriteHeader(http.StatusServiceUnavailable)
+					}))))
+				}
+				beBusy()
 				n := w.Add()
 				requests := recordRequests(w)
 				registerAsync(t.Context(), n)
 				time.Sleep(10 * time.Minute)
 				synctest.Wait()
 				wantState(t, n, cluster.Registered)
-				for _, pause := range intervals(requests.renewals(n))[:busy] {
-					if pause < tt.want || pause > tt.want*5/4 {
-						t.Errorf("a pause of %v, want %v and up to a quarter more", pause, tt.want)
+				registered := len(requests.renewals(n))
+				beBusy()
+				time.Sleep(2 * time.Hour) // a lease
+				synctest.Wait()
+				wantState(t, n, cluster.Registered)
+				all := requests.renewals(n)
+				for what, attempts := range map[string][]clustertest.Exchange{"registering": all[:registered], "renewing": all[registered:]} {
+					if len(attempts) <= busy {
+						t.Fatalf("%s: %d attempts", what, len(attempts))
+					}
+					for _, pause := range intervals(attempts)[:busy] {
+						if pause < tt.want || pause > tt.want*5/4 {
+							t.Errorf("%s: a pause of %v, want %v and up to a quarter more", what, pause, tt.want)
+						}
 					}
 				}
 			})
