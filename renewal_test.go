@@ -380,6 +380,36 @@ func TestInvalidEntriesAreSkipped(t *testing.T) {
 	})
 }
 
+// A node does not pass on a public address that clients must not follow. It does not join a cluster
+// whose type could hide a part of a log line.
+func TestForeignRegistryResource(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 1)
+		core, logs := observer.New(zap.WarnLevel)
+		n := w.Add(cluster.WithLogger(zap.New(core)))
+		respondWith := func(field string) {
+			const public = `"publicBaseUrl":"http://x/mds/v1"`
+			list := strings.Replace(resourceWithDate("2000-01-01T00:00:00.000Z", "node-1", "node-2"), public, field, 1)
+			w.Network.Fault(n.Host, clustertest.RegistryHost, respondOK(`{"itResource":`+list+`,"leaseTime":3600000}`))
+		}
+		respondWith(`"type":"mds\u202e"`)
+		_, err := n.Register(withTimeout(t, time.Second))
+		if invalid, ok := errors.AsType[*cluster.InvalidResponseError](err); !ok || !strings.Contains(invalid.Error(), "its type must not contain") {
+			t.Errorf("an invalid type: %v", err)
+		}
+		w.Network.Heal()
+		respondWith(`"publicBaseUrl":"javascript:alert(1)"`)
+		if _, err := n.Register(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		wantView(t, n, "node-1", "node-2")
+		warned := logs.FilterMessage("registry response contains invalid entries").All()
+		if len(warned) != 1 || warned[0].ContextMap()["error"] != "publicBaseUrl left out: it is not an absolute http or https URL" {
+			t.Errorf("logged: %+v", logs.All())
+		}
+	})
+}
+
 func FuzzRegistryResponse(f *testing.F) {
 	for _, seed := range []struct {
 		status uint16

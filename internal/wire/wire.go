@@ -106,7 +106,8 @@ type ItResource struct {
 	Servers       []Server
 	Extra         map[string]json.RawMessage
 
-	// Skipped names the entries of a decoded list that are invalid and not in Servers; nil if none.
+	// Skipped names what is invalid in a decoded resource and was left out: entries of the list, and
+	// the public address; nil if nothing.
 	Skipped error
 }
 
@@ -115,8 +116,8 @@ func (r ItResource) MarshalJSON() ([]byte, error) {
 	return r.appendJSON(nil, len(r.Servers), func(i int) *Server { return &r.Servers[i] })
 }
 
-// UnmarshalJSON skips servers that cannot be decoded; see Skipped. A resource without an id is an
-// error.
+// UnmarshalJSON skips servers that cannot be decoded, and a public address that clients must not
+// follow; see Skipped. A resource without an id, or with an invalid id or type, is an error.
 func (r *ItResource) UnmarshalJSON(b []byte) error {
 	in := ItResource{Extra: map[string]json.RawMessage{}}
 	for name, value := range Each(b) {
@@ -340,11 +341,14 @@ func (r *ItResource) checkLimits() error {
 	if err := CheckResourceID(r.ID); err != nil {
 		return fmt.Errorf("itResource: its id %w", err)
 	}
-	if len(r.Type) > MaxNameBytes {
-		return fmt.Errorf("itResource: its type %w", tooLong(MaxNameBytes))
+	if r.Type != "" {
+		if err := CheckType(r.Type); err != nil {
+			return fmt.Errorf("itResource: its type %w", err)
+		}
 	}
-	if len(r.PublicBaseURL) > MaxURLBytes {
-		return fmt.Errorf("itResource: its publicBaseUrl %w", tooLong(MaxURLBytes))
+	if err := CheckPublicURL(r.PublicBaseURL); err != nil {
+		r.PublicBaseURL = "" // nodes do not use it, so the servers are worth more than the rule
+		r.Skipped = errors.Join(r.Skipped, fmt.Errorf("publicBaseUrl left out: it %w", err))
 	}
 	size := 0
 	for name, value := range r.Extra {

@@ -283,6 +283,66 @@ func TestItResourceSkipsInvalidServers(t *testing.T) {
 	}
 }
 
+// A node applies the rules for registrations to the resource of a registry, too. A public address
+// that breaks them is left out, because nodes do not use it. A type that does is not that of a node.
+func TestItResourceRules(t *testing.T) {
+	longURL := "https://p/" + strings.Repeat("a", wire.MaxURLBytes)
+	for name, tt := range map[string]struct {
+		field, value string
+		skipped, err string // in the error; "" for none
+	}{
+		"URL":             {"publicBaseUrl", "https://p:8443/mds/v1/", "", ""},
+		"URL empty":       {"publicBaseUrl", "", "", ""},
+		"URL script":      {"publicBaseUrl", "javascript:alert(1)", "http or https", ""},
+		"URL fragment":    {"publicBaseUrl", "https://p/#b", "more than a path", ""},
+		"URL query":       {"publicBaseUrl", "https://p/?b", "more than a path", ""},
+		"URL dot segment": {"publicBaseUrl", "https://p/v1/%2e%2e/admin", "dot segment", ""},
+		"URL control":     {"publicBaseUrl", "https://p/\u202e", "control character", ""},
+		"URL credentials": {"publicBaseUrl", "https://u:hunter2@p/", "credentials", ""},
+		"URL long":        {"publicBaseUrl", longURL, "longer than 2048", ""},
+		"type":            {"type", "a/b@c", "", ""},
+		"type empty":      {"type", "", "", ""},
+		"type escape":     {"type", "\x1b[31mmds", "", "its type must not contain"},
+		"type bidi":       {"type", "mds\u202e", "", "its type must not contain"},
+		"type long":       {"type", strings.Repeat("a", wire.MaxNameBytes+1), "", "its type is longer"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			value, err := json.Marshal(tt.value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			// The field comes first, and the list last: it resets what was left out before.
+			in := `{"id":"it","` + tt.field + `":` + string(value) + `,"servers":[{"serverId":"a"}]}`
+			var it wire.ItResource
+			err = json.Unmarshal([]byte(in), &it)
+			if tt.err != "" {
+				if err == nil || !strings.Contains(err.Error(), tt.err) {
+					t.Errorf("%v, want %q", err, tt.err)
+				}
+				return
+			}
+			if err != nil || len(it.Servers) != 1 {
+				t.Fatalf("%d servers, %v", len(it.Servers), err)
+			}
+			if text := fmt.Sprint(it.Skipped); (it.Skipped == nil) != (tt.skipped == "") || !strings.Contains(text, tt.skipped) && tt.skipped != "" || strings.Contains(text, "hunter2") {
+				t.Errorf("left out: %s, want %q", text, tt.skipped)
+			}
+			want := tt.value
+			if tt.skipped != "" {
+				want = ""
+			}
+			if got := map[string]string{"publicBaseUrl": it.PublicBaseURL, "type": it.Type}[tt.field]; got != want {
+				t.Errorf("%s %q, want %q", tt.field, got, want)
+			}
+		})
+	}
+	var it wire.ItResource
+	err := json.Unmarshal([]byte(`{"id":"it","publicBaseUrl":"data:x","servers":[{"serverId":"a/b"},{"serverId":"a"}]}`), &it)
+	if text := fmt.Sprint(it.Skipped); err != nil || !strings.Contains(text, "1 of 2 entries") || !strings.Contains(text, "publicBaseUrl left out") {
+		t.Errorf("%s, %v", text, err)
+	}
+}
+
 func TestRegistered(t *testing.T) {
 	for name, tt := range map[string]struct {
 		in        string
@@ -387,7 +447,11 @@ func FuzzItResource(f *testing.F) {
 			Servers       []json.RawMessage `json:"servers"`
 		}
 		wanted := json.Unmarshal(body, &want) == nil && want.ID != ""
-		wanted = wanted && wire.CheckResourceID(want.ID) == nil && len(want.Type) <= wire.MaxNameBytes && len(want.PublicBaseURL) <= wire.MaxURLBytes && len(body) <= wire.MaxEntryBytes
+		wanted = wanted && wire.CheckResourceID(want.ID) == nil && (want.Type == "" || wire.CheckType(want.Type) == nil) && len(body) <= wire.MaxEntryBytes
+		publicErr := wire.CheckPublicURL(want.PublicBaseURL)
+		if publicErr != nil {
+			want.PublicBaseURL = ""
+		}
 		var it wire.ItResource
 		if err := json.Unmarshal(body, &it); (err == nil) != wanted {
 			t.Fatalf("%q: %v, want it read: %v", body, err, wanted)
@@ -420,7 +484,7 @@ func FuzzItResource(f *testing.F) {
 		for _, s := range it.Servers {
 			got = append(got, s.ServerID+" "+string(s.Raw))
 		}
-		if diff := cmp.Diff(named, got); diff != "" || (it.Skipped != nil) != (len(got) < len(want.Servers)) {
+		if diff := cmp.Diff(named, got); diff != "" || (it.Skipped != nil) != (len(got) < len(want.Servers) || publicErr != nil) {
 			t.Errorf("%q, left out %v (-want +got):\n%s", body, it.Skipped, diff)
 		}
 		if _, err := json.Marshal(it); err != nil {
