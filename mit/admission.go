@@ -74,20 +74,48 @@ func (a *admission) acquire(typ, address string, now time.Time) (in *admitted, r
 		load = &typeLoad{servers: unknownServers, size: unknownListBytes, sent: unknownListBytes}
 		a.types[typ] = load
 	}
-	size := load.size
-	fits := func(inFlight, limit int64) bool { return inFlight == 0 || inFlight+size <= limit }
+	in = &admitted{a: a, load: load, address: address}
+	if ok, retryAfter := in.reserveLocked(load.size, now); !ok {
+		return nil, retryAfter
+	}
+	a.admitted++
+	return in, 0
+}
+
+// reserveLocked changes the reservation to size if there is room for it, and otherwise returns the
+// time to wait.
+func (in *admitted) reserveLocked(size int64, now time.Time) (ok bool, retryAfter time.Duration) {
+	a := in.a
+	fits := func(inFlight, limit int64) bool {
+		others := inFlight - in.size
+		return others == 0 || others+size <= limit
+	}
 	switch {
-	case a.perAddress >= 0 && !fits(a.addresses[address], a.perAddress):
+	case a.perAddress >= 0 && !fits(a.addresses[in.address], a.perAddress):
 		// The clients at the address do not read their responses. So their requests get a random
 		// delay, and no turn.
-		return nil, maxRetryAfter/2 + rand.N(maxRetryAfter/2)
-	case !fits(load.inFlight, a.limit/2), !fits(a.inFlight, a.limit):
-		return nil, a.nextTurnLocked(load, now)
+		return false, maxRetryAfter/2 + rand.N(maxRetryAfter/2)
+	case !fits(in.load.inFlight, a.limit/2), !fits(a.inFlight, a.limit):
+		return false, a.nextTurnLocked(in.load, now)
 	}
-	in = &admitted{a: a, load: load, address: address}
-	a.admitted++
 	in.resizeLocked(size)
-	return in, 0
+	return true, 0
+}
+
+// loaded checks the bounds again, before the list is encoded, if it is longer than the reservation.
+// This is so after a start, when the length of no list is known, and while many servers register.
+// The registration has been stored then, which is harmless: the repeated one renews it.
+func (in *admitted) loaded(res Resource, now time.Time) (ok bool, retryAfter time.Duration) {
+	size := encodedSize(res.Servers)
+	in.a.mu.Lock()
+	defer in.a.mu.Unlock()
+	if size <= in.size {
+		return true, 0
+	}
+	if size > in.load.size { // so that later requests are rejected by acquire
+		in.load.servers, in.load.size, in.load.sent = len(res.Servers), size, size
+	}
+	return in.reserveLocked(size, now)
 }
 
 // nextTurnLocked spreads the rejected requests of a type over the time that their responses take.

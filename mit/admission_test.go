@@ -2,6 +2,7 @@ package mit_test
 
 import (
 	"compress/gzip"
+	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -108,6 +109,130 @@ func TestListsInFlightAreBounded(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A registry that starts over a full store does not know how long the lists are. Requests that it
+// admits before the first list is loaded stay within the bound, too. Those that are rejected then
+// succeed when they are repeated as the response says.
+func TestListsInFlightAfterStart(t *testing.T) {
+	const (
+		entries, entrySize = 50, 4000
+		requests           = 200
+		limit              = 16 * entries * entrySize // so 8 lists of one type
+	)
+	for name, test := range map[string]struct {
+		method  string
+		address func(i int) string
+		bound   int64
+	}{
+		"type":    {http.MethodPost, func(i int) string { return fmt.Sprintf("10.0.0.%d", i) }, limit / 2},
+		"address": {http.MethodPost, func(int) string { return "10.0.0.1" }, limit / 8},
+		"read":    {http.MethodGet, func(i int) string { return fmt.Sprintf("10.0.0.%d", i) }, limit / 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				store := &gatedStore{Store: mit.NewMemory(), gate: make(chan struct{})}
+				for i := range entries {
+					reg := mit.Registration{
+						Type: "mds", ServerID: fmt.Sprint(i), ClusterBaseURL: "http://10.0.0.1",
+						Location: fmt.Appendf(nil, "%q", strings.Repeat("x", entrySize)),
+					}
+					if _, err := store.Store.Put(t.Context(), reg, 24*time.Hour); err != nil {
+						t.Fatal(err)
+					}
+				}
+				g, err := mit.NewRegistry(store, mit.RegistryConfig{
+					MaxInFlightBytes: limit,
+					Verify:           func(token string) (cluster.Claims, error) { return cluster.Claims{SubType: token}, nil },
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				newRequest := func(i int) *http.Request {
+					r := newRegistration("mds", test.address(i), largeBody("mds", fmt.Sprint(i%entries), entrySize)) // a renewal
+					if test.method == http.MethodGet {
+						r.Method, r.URL.Path = http.MethodGet, "/itResources/"+mit.ResourceID("mds")
+					}
+					return r
+				}
+				read := make(chan struct{})
+				writers := make([]stuckWriter, requests)
+				var wg sync.WaitGroup
+				for i := range writers {
+					writers[i] = stuckWriter{httptest.NewRecorder(), read}
+					wg.Go(func() { g.ServeHTTP(writers[i], newRequest(i)) })
+				}
+				synctest.Wait()
+				close(store.gate) // all requests are admitted, and none has a list
+				synctest.Wait()
+				// No response has been read, so this is the maximum. The bound is for the servers.
+				if n := inFlightBytes(t, g); n < test.bound/2 || n > test.bound+entrySize {
+					t.Errorf("%d bytes in flight, want up to %d", n, test.bound)
+				}
+				var rejected []int
+				wait := time.Duration(0)
+				for i, w := range writers {
+					seconds, _ := strconv.Atoi(w.Header().Get("Retry-After"))
+					switch {
+					case w.Code == http.StatusServiceUnavailable && seconds >= 1 && seconds <= 30:
+						rejected = append(rejected, i)
+						wait = max(wait, time.Duration(seconds)*time.Second)
+					case w.Code != http.StatusOK:
+						t.Errorf("%d with Retry-After %q: %s", w.Code, w.Header().Get("Retry-After"), w.Body)
+					}
+				}
+				if len(rejected) < requests-10 {
+					t.Errorf("%d of %d requests rejected", len(rejected), requests)
+				}
+				close(read)
+				wg.Wait()
+				if n := inFlightBytes(t, g); n != 0 {
+					t.Errorf("%d bytes in flight after the responses are read", n)
+				}
+				time.Sleep(wait)
+				for _, i := range rejected {
+					w := httptest.NewRecorder()
+					if g.ServeHTTP(w, newRequest(i)); w.Code != http.StatusOK {
+						t.Errorf("repeated: %d %s", w.Code, w.Body)
+					}
+				}
+			})
+		})
+	}
+}
+
+// A gatedStore responds once its gate is closed.
+type gatedStore struct {
+	mit.Store
+	gate chan struct{}
+}
+
+func (s *gatedStore) Put(ctx context.Context, reg mit.Registration, ttl time.Duration) (mit.Resource, error) {
+	<-s.gate
+	return s.Store.Put(ctx, reg, ttl)
+}
+
+func (s *gatedStore) Get(ctx context.Context, id string) (mit.Resource, error) {
+	<-s.gate
+	return s.Store.Get(ctx, id)
+}
+
+// inFlightBytes returns the metric of the lists that are being encoded or sent.
+func inFlightBytes(tb testing.TB, g *mit.Registry) int64 {
+	tb.Helper()
+	w := httptest.NewRecorder()
+	mit.MetricsHandler(g, nil).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	for line := range strings.Lines(w.Body.String()) {
+		if value, ok := strings.CutPrefix(line, "mimik_mit_responses_in_flight_bytes "); ok {
+			n, err := strconv.ParseFloat(strings.TrimSpace(value), 64)
+			if err != nil {
+				tb.Fatal(err)
+			}
+			return int64(n)
+		}
+	}
+	tb.Fatalf("no metric: %s", w.Body)
+	return 0
 }
 
 // The delays spread the rejected requests over the time that their responses take.

@@ -472,10 +472,15 @@ func (g *Registry) register(w http.ResponseWriter, r *http.Request, from *caller
 func (g *Registry) respondWithList(r *http.Request, typ string, load func() (Resource, *float64, error)) (any, error) {
 	in, retryAfter := g.admission.acquire(typ, remoteAddress(r), time.Now())
 	if in == nil {
-		return nil, errBusy(http.StatusServiceUnavailable, retryAfter, "too many responses are being sent")
+		return nil, errTooManyLists(retryAfter)
 	}
 	var l *list
 	res, leaseTime, err := load()
+	if err == nil {
+		if ok, retryAfter := in.loaded(res, time.Now()); !ok {
+			err = errTooManyLists(retryAfter)
+		}
+	}
 	if err == nil {
 		l, err = g.encodings.encode(res, leaseTime, r.Header)
 	}
@@ -486,6 +491,10 @@ func (g *Registry) respondWithList(r *http.Request, typ string, load func() (Res
 	body, _ := l.form(r.Header)
 	in.encoded(l, len(body))
 	return listResponse{l, in}, nil
+}
+
+func errTooManyLists(retryAfter time.Duration) error {
+	return errBusy(http.StatusServiceUnavailable, retryAfter, "too many responses are being sent")
 }
 
 // put stores a registration within the limits of its resource.
@@ -560,19 +569,28 @@ func checkListSize(res Resource, reg Registration, limit int64) error {
 	if err != nil {
 		return newAPIError(http.StatusBadRequest, "the location is not JSON")
 	}
-	var before, total int64
-	for _, s := range res.Servers {
-		raw, _ := s.MarshalJSON()
-		total += int64(len(raw)) + 1
-		if s.ServerID == reg.ServerID {
-			before = int64(len(raw)) + 1
-		}
+	var before int64
+	if i, known := findServer(res.Servers, reg.ServerID); known {
+		before = encodedSize(res.Servers[i : i+1])
 	}
+	total := encodedSize(res.Servers)
 	after := int64(len(entry.Raw)) + 1
 	if after > before && total-before+after > limit {
 		return newAPIError(http.StatusRequestEntityTooLarge, "the list of servers has %d bytes; with this entry it would exceed %d", total, limit)
 	}
 	return nil
+}
+
+// encodedSize returns the length of the JSON of servers.
+func encodedSize(servers []cluster.Server) (size int64) {
+	for i := range servers {
+		raw := servers[i].Raw
+		if raw == nil { // the store does not keep it
+			raw, _ = servers[i].MarshalJSON()
+		}
+		size += int64(len(raw)) + 1
+	}
+	return size
 }
 
 // isNew reports whether the last Put created the entry of the server.
