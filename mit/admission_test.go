@@ -5,9 +5,11 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -338,6 +340,70 @@ func TestSharedList(t *testing.T) {
 	wg.Wait()
 }
 
+// A sentWriter keeps the first byte of a response, which identifies the memory that is sent.
+type sentWriter struct {
+	countingWriter
+	first *byte
+}
+
+func (w *sentWriter) Write(b []byte) (int, error) {
+	w.first = &b[0]
+	return w.countingWriter.Write(b)
+}
+
+// Requests that wait for a list at the same time get the bytes of one encoding, or of its one
+// compression. Real time: a goroutine that waits for a mutex keeps the time of a bubble from passing.
+func TestWaitingRequestsShareAnEncoding(t *testing.T) {
+	const servers, requests = 50, 20
+	g := newOpenRegistry(t, mit.RegistryConfig{MaxInFlightBytesPerAddress: -1})
+	register := func(i int) *sentWriter {
+		r := newRegistration("mds", "10.0.0.1", body("mds", fmt.Sprint(i)))
+		if i%2 == 0 {
+			r.Header.Set("Accept-Encoding", "gzip")
+		}
+		w := &sentWriter{countingWriter: countingWriter{header: http.Header{}}}
+		g.ServeHTTP(w, r)
+		return w
+	}
+	sent := map[*byte]bool{}
+	for i := range servers {
+		sent[register(i).first] = true
+	}
+	if len(sent) != servers {
+		t.Fatalf("%d encodings for %d requests one after the other", len(sent), servers)
+	}
+
+	waiting, release := g.HoldEncoding("mds")
+	writers := make([]*sentWriter, requests)
+	var wg sync.WaitGroup
+	for i := range writers {
+		before := waiting()
+		wg.Go(func() { writers[i] = register(i) })
+		for end := time.Now().Add(10 * time.Second); waiting() == before; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				release()
+				t.Fatalf("request %d does not wait for the list", i)
+			}
+		}
+	}
+	release()
+	wg.Wait()
+	shared := map[string]*byte{}
+	for i, w := range writers {
+		encoding := w.header.Get("Content-Encoding")
+		if want := []string{"gzip", ""}[i%2]; encoding != want || w.status != http.StatusOK {
+			t.Errorf("response %d: %d, encoding %q, want %q", i, w.status, encoding, want)
+		}
+		if first, ok := shared[encoding]; ok && first != w.first {
+			t.Errorf("response %d has an encoding of its own", i)
+		}
+		shared[encoding] = w.first
+	}
+	if w := register(0); w.first == shared["gzip"] || sent[shared["gzip"]] {
+		t.Error("a request gets the encoding of an earlier list")
+	}
+}
+
 // A list stays below what a node reads, with each "<" as one byte.
 func TestMaxListBytes(t *testing.T) {
 	const limit = 100_000
@@ -398,6 +464,63 @@ func TestMemoryReleasesServers(t *testing.T) {
 			t.Errorf("%d bytes are live after all servers have expired", left)
 		}
 		runtime.KeepAlive(m)
+	})
+}
+
+// The memory of a registry depends on its servers only: not on the order of their renewals, and not
+// on servers that are gone.
+func TestMemoryPerServer(t *testing.T) {
+	const n, maxPerServer, left = 200, 1536, 10
+	synctest.Test(t, func(t *testing.T) {
+		g := newOpenRegistry(t, mit.RegistryConfig{MaxInFlightBytesPerAddress: -1})
+		post := func(i int) {
+			w := countingWriter{header: http.Header{}}
+			g.ServeHTTP(&w, newRegistration("mds", "10.0.0.1", fmt.Sprintf(`{"type":"mds","serverId":"c0a7e8b4-0d6c-4d2e-9f0e-%012d",`+
+				`"clusterBaseUrl":"http://10.0.0.1:8080/mds/v1","location":{"type":"Point","coordinates":[-123.1,49.3]}}`, i)))
+			if w.status != http.StatusOK {
+				t.Fatalf("status %d", w.status)
+			}
+		}
+		ascending := make([]int, n)
+		for i := range ascending {
+			ascending[i] = i
+		}
+		descending := slices.Clone(ascending)
+		slices.Reverse(descending)
+		random := rand.New(rand.NewPCG(1, 2)).Perm(n)
+		one := slices.Repeat([]int{n / 2}, n)
+
+		post(0) // what each registry needs, for any number of servers
+		before := liveHeap()
+		for name, order := range map[string][]int{"ascending": ascending, "descending": descending, "random": random, "one": one} {
+			for _, i := range ascending { // the first time: registrations
+				post(i)
+			}
+			for _, i := range order {
+				post(i)
+			}
+			if perServer := (liveHeap() - before) / n; perServer > maxPerServer {
+				t.Errorf("%s: %d bytes per server", name, perServer)
+			}
+		}
+		for i := range n / 2 {
+			r := httptest.NewRequest(http.MethodDelete, fmt.Sprintf("/itResources/%s/servers/c0a7e8b4-0d6c-4d2e-9f0e-%012d", mit.ResourceID("mds"), i), nil)
+			r.Header.Set("Authorization", "Bearer mds")
+			w := countingWriter{header: http.Header{}}
+			if g.ServeHTTP(&w, r); w.status != http.StatusOK {
+				t.Fatalf("delete: %d", w.status)
+			}
+		}
+		time.Sleep(2*time.Hour + 30*time.Minute)
+		for i := range left {
+			post(n - 1 - i)
+		}
+		time.Sleep(2*time.Hour + 30*time.Minute) // the others have expired
+		post(n - 1)
+		if after := liveHeap() - before; after > left*maxPerServer {
+			t.Errorf("%d bytes are live with %d servers left", after, left)
+		}
+		runtime.KeepAlive(g)
 	})
 }
 
