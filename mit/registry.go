@@ -69,7 +69,8 @@ type RegistryConfig struct {
 	// MaxInFlightBytes bounds the lists that are being encoded or sent; 64 MiB by default. One type
 	// may use half of it. MaxInFlightBytesPerAddress bounds the lists for one IP address (for IPv6:
 	// for one /64); an eighth of MaxInFlightBytes by default, no limit if negative. Use no limit
-	// behind a proxy. Further requests get a 503 with a Retry-After.
+	// behind a proxy. Further requests get a 503 with a Retry-After. A registration may have been
+	// stored then, right after a start or while the list grows; its repetition renews it.
 	MaxInFlightBytes, MaxInFlightBytesPerAddress int64
 
 	// BasePath is the path prefix of the endpoints, such as /mIT/v1; none by default.
