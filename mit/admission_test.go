@@ -151,7 +151,7 @@ func TestListsInFlightAfterStart(t *testing.T) {
 					t.Fatal(err)
 				}
 				newRequest := func(i int) *http.Request {
-					r := newRegistration("mds", test.address(i), largeBody("mds", fmt.Sprint(i%entries), entrySize)) // a renewal
+					r := newRegistration("mds", test.address(i), largeBody("mds", fmt.Sprint(i%entries), entrySize))
 					if test.method == http.MethodGet {
 						r.Method, r.URL.Path = http.MethodGet, "/itResources/"+mit.ResourceID("mds")
 					}
@@ -352,7 +352,7 @@ func (w *sentWriter) Write(b []byte) (int, error) {
 }
 
 // Requests that wait for a list at the same time get the bytes of one encoding, or of its one
-// compression. Real time: a goroutine that waits for a mutex keeps the time of a bubble from passing.
+// compression. The time is real: in a bubble, a goroutine that waits for a mutex stops it.
 func TestWaitingRequestsShareAnEncoding(t *testing.T) {
 	const servers, requests = 50, 20
 	g := newOpenRegistry(t, mit.RegistryConfig{MaxInFlightBytesPerAddress: -1})

@@ -399,8 +399,8 @@ func TestRefreshTokenReuse(t *testing.T) {
 	})
 }
 
-// An address that guesses secrets has about 70 checked in the first hour for one client, and 165 for
-// any number of clients. Then it has one a minute.
+// In the first hour, about 70 secrets of one client are checked for an address, and 165 of any
+// number of clients. Then it is one a minute.
 func TestGuessesPerHour(t *testing.T) {
 	for name, test := range map[string]struct {
 		client   func(i int) string

@@ -284,7 +284,7 @@ func TestItResourceSkipsInvalidServers(t *testing.T) {
 }
 
 // A node applies the rules for registrations to the resource of a registry, too. A public address
-// that breaks them is left out, because nodes do not use it. A type that does is not that of a node.
+// that breaks them is left out, because nodes do not use it. A type that breaks them is an error.
 func TestItResourceRules(t *testing.T) {
 	longURL := "https://p/" + strings.Repeat("a", wire.MaxURLBytes)
 	for name, tt := range map[string]struct {
