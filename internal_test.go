@@ -153,7 +153,10 @@ func TestSilentHTTP2Connection(t *testing.T) {
 				transport, newConn := newTransport(net.Dialer{}, 4), newTransport(net.Dialer{}, 0)
 				transport.DialContext, transport.TLSClientConfig = network.dial, network.trust
 				newConn.DialContext, newConn.TLSClientConfig, newConn.DisableKeepAlives = network.dial, network.trust.Clone(), true
-				defer transport.CloseIdleConnections()
+				defer func() {
+					synctest.Wait() // until no connection has a request: net/http ends one after its caller has returned
+					transport.CloseIdleConnections()
+				}()
 				h := &httpClient{
 					transports: transports{backend: transport, backendNewConn: newConn},
 					timeout:    10 * time.Second, maxResponse: 1 << 20, trace: &hooks{}, secrets: newCredentials(Config{}, zap.NewNop()),
