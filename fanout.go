@@ -402,28 +402,40 @@ func (f *fanOut) receivedBytes() int64 {
 // peers make calls as long as they can. Pools do not matter here: hardly anything is left on the
 // heap after the first collection.
 type collector struct {
-	mu    sync.Mutex // guards the field below
-	timer *time.Timer
+	mu     sync.Mutex // guards the fields below
+	timer  *time.Timer
+	latest time.Time // of the next collections, if they are scheduled
 }
 
 const (
-	longCall     = 16 << 20 // bytes of the responses to a call
-	collectDelay = 20 * time.Second
+	longCall        = 16 << 20 // bytes of the responses to a call
+	collectDelay    = 20 * time.Second
+	maxCollectDelay = time.Minute
 )
 
-// received schedules collections after a long call. Each such call postpones them: what it has
-// received may still be in use, and while such calls go on, the runtime collects often.
+// received schedules collections after a long call. Each further one postpones them, because its
+// responses may be in use, but not beyond maxCollectDelay.
 func (c *collector) received(n int64) {
 	if n < longCall {
 		return
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.timer == nil {
-		c.timer = time.AfterFunc(collectDelay, collect)
-	} else {
-		c.timer.Reset(collectDelay)
+	now := time.Now()
+	if !now.Before(c.latest) {
+		c.latest = now.Add(maxCollectDelay)
 	}
+	if c.timer != nil {
+		c.timer.Stop()
+	}
+	c.timer = time.AfterFunc(min(collectDelay, c.latest.Sub(now)), c.collect)
+}
+
+func (c *collector) collect() {
+	c.mu.Lock()
+	c.latest = time.Time{}
+	c.mu.Unlock()
+	collect()
 }
 
 // collect collects twice: the second collection returns the memory that the first one has freed. It

@@ -880,7 +880,7 @@ func TestByteBudget(t *testing.T) {
 }
 
 // The last of several long calls is followed by two collections, once its responses can be garbage.
-// Short calls are not.
+// If the calls do not end, there are two a minute. Short calls are not followed by any.
 func TestCollectionsAfterLongCalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		stats := func() (m runtime.MemStats) {
@@ -910,6 +910,13 @@ func TestCollectionsAfterLongCalls(t *testing.T) {
 		check("after both long calls", before, 2)
 		time.Sleep(2 * collectDelay)
 		check("later", before, 2)
+
+		before = stats()
+		for range 5 {
+			c.received(longCall)
+			time.Sleep(collectDelay - time.Second)
+		}
+		check("while long calls go on", before, 2)
 
 		before = stats()
 		defer debug.SetGCPercent(debug.SetGCPercent(-1))

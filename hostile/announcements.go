@@ -42,6 +42,44 @@ func announceLongEntries(ctx context.Context, w *world) (report, error) {
 	return report{n, fmt.Sprintf("%d announcements of 1 MiB rejected", n)}, accepted
 }
 
+// maxEscapesCost is how much more CPU time an announcement may take if its entries have escapes in
+// escapes. The victim searches them for its tokens in all forms.
+const maxEscapesCost = 4
+
+// announceEscapes announces entries of a mebibyte in all, some with plain text and some with escapes.
+func announceEscapes(ctx context.Context, w *world) (report, error) {
+	token, err := w.token(ctx)
+	if err != nil {
+		return report{}, err
+	}
+	r := report{}
+	cost := func(text string) (time.Duration, error) {
+		before, err := w.victim.usage()
+		for i := range 20 {
+			var entries []string
+			for k := range 64 {
+				id := fmt.Sprintf("escapes-%d-%d", i, k)
+				entries = append(entries, entry(id, w.hostile.url+"/gone/"+id, `,"x":"`+strings.Repeat(text, (15<<10)/len(text))+`"`))
+			}
+			status, body, postErr := w.postAnnouncement(ctx, token, entries...)
+			if status == http.StatusOK {
+				r.arrived++
+			} else {
+				err = errors.Join(err, postErr, fmt.Errorf("an announcement got %d: %.200q", status, body))
+			}
+		}
+		after, afterErr := w.victim.usage()
+		return (after.cpu - before.cpu) / 20, errors.Join(err, afterErr)
+	}
+	plain, plainErr := cost("abcdefgh")
+	escaped, err := cost(`\u0041%41+\\u005cu0041%2541`)
+	r.figure = fmt.Sprintf("1 MiB takes %v of CPU time, %v with escapes", plain, escaped)
+	if escaped > maxEscapesCost*max(plain, time.Millisecond) {
+		err = errors.Join(err, errors.New("escapes cost too much"))
+	}
+	return r, errors.Join(plainErr, err)
+}
+
 // callBombs lets the victim call peers with 15 MiB in 15 KiB each.
 func callBombs(ctx context.Context, w *world) (report, error) {
 	c, err := w.callForged(ctx, "gzip", 60)

@@ -42,6 +42,7 @@ func attacks() []attack {
 		{name: "tokens", inputs: 300, memory: 150 * mebibyte, files: 320, run: sendTokens},
 		{name: "slow", inputs: 500, memory: 100 * mebibyte, files: 520, bare: true, run: openSlowConnections},
 		{name: "long entries", inputs: 200, memory: 150 * mebibyte, files: 40, run: announceLongEntries},
+		{name: "escapes", inputs: 40, memory: 150 * mebibyte, files: 40, run: announceEscapes},
 		{name: "gzip", inputs: 60, memory: 500 * mebibyte, files: 100, run: callBombs},
 		{name: "heads", inputs: 50, memory: 30 * mebibyte, files: 100, run: callEndlessHeads},
 		{name: "forged", inputs: 200, memory: 100 * mebibyte, files: 100, run: announceForged},

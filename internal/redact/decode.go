@@ -1,8 +1,8 @@
 package redact
 
 import (
+	"math"
 	"slices"
-	"strconv"
 	"strings"
 	"unicode/utf16"
 	"unicode/utf8"
@@ -24,15 +24,16 @@ func (d decoding) source(start, end int) span {
 	return span{d.offsets[start], d.offsets[end]}
 }
 
-// decodings returns text as it is, and what the escapes in it may stand for.
-func decodings(text string) []decoding {
+// decodings returns text as it is, and what the escapes in it may stand for. Without offsets, the
+// parts of a decoding have no source.
+func decodings(text string, offsets bool) []decoding {
 	all := []decoding{{text: text}}
 	level := all
 	for range maxNesting {
 		var next []decoding
 		for _, d := range level {
-			for _, unescape := range [...]unescaper{unescapeBackslash, unescapePercent, unescapeForm} {
-				decoded, changed := d.unescape(unescape)
+			for _, u := range unescapers {
+				decoded, changed := d.unescape(u, offsets)
 				if changed && !slices.ContainsFunc(all, func(o decoding) bool { return o.text == decoded.text }) {
 					next, all = append(next, decoded), append(all, decoded)
 				}
@@ -43,30 +44,54 @@ func decodings(text string) []decoding {
 	return all
 }
 
-// An unescaper returns what the escape at the beginning of text stands for, and its length; 0 if
-// there is no escape.
-type unescaper func(text string) (decoded string, length int)
+// An unescaper decodes one kind of escapes.
+type unescaper struct {
+	begin byte // what an escape of this kind begins with, and one of another kind does not
+	other byte // what else an escape may begin with
+	// decode returns what the escape at the beginning of text stands for, and its length; 0 if there
+	// is no escape.
+	decode func(text string) (decoded string, length int)
+}
 
-func (d decoding) unescape(unescape unescaper) (decoded decoding, changed bool) {
-	if !strings.ContainsAny(d.text, `\%+`) {
+//nolint:gochecknoglobals // a constant
+var unescapers = [...]unescaper{{'\\', '\\', unescapeBackslash}, {'%', '%', unescapePercent}, {'+', '%', unescapeForm}}
+
+func (d decoding) unescape(u unescaper, withOffsets bool) (decoded decoding, changed bool) {
+	if strings.IndexByte(d.text, u.begin) < 0 {
 		return d, false
 	}
 	var b strings.Builder
-	offsets := make([]int, 0, len(d.text)+1)
-	for i := 0; i < len(d.text); {
-		part, n := unescape(d.text[i:])
-		if n == 0 {
-			part, n = d.text[i:i+1], 1
-		} else {
-			changed = true
-		}
-		b.WriteString(part)
-		for range len(part) {
-			offsets = append(offsets, d.source(i, i).start)
-		}
-		i += n
+	b.Grow(len(d.text))
+	var offsets []int
+	if withOffsets {
+		offsets = make([]int, 0, len(d.text)+1)
 	}
-	offsets = append(offsets, d.source(len(d.text), len(d.text)).start)
+	add := func(part string, start, step int) {
+		b.WriteString(part)
+		if !withOffsets {
+			return
+		}
+		for i := range len(part) {
+			offsets = append(offsets, d.source(start+i*step, start).start)
+		}
+	}
+	plain := 0 // where the text that has not been added begins
+	for i := 0; i < len(d.text); {
+		n := 0
+		if c := d.text[i]; c == u.begin || c == u.other {
+			var part string
+			if part, n = u.decode(d.text[i:]); n > 0 {
+				add(d.text[plain:i], plain, 1)
+				add(part, i, 0)
+				plain, changed = i+n, true
+			}
+		}
+		i += max(n, 1)
+	}
+	add(d.text[plain:], plain, 1)
+	if withOffsets {
+		offsets = append(offsets, d.source(len(d.text), len(d.text)).start)
+	}
 	return decoding{b.String(), offsets}, changed
 }
 
@@ -134,11 +159,8 @@ func unescapeForm(text string) (string, int) {
 
 // parseByte parses two hexadecimal digits that begin at text[at].
 func parseByte(text string, at int) (byte, bool) {
-	if len(text) < at+2 {
-		return 0, false
-	}
-	v, err := strconv.ParseUint(text[at:at+2], 16, 8)
-	return byte(v), err == nil
+	v, ok := parseRune(text, at, 2)
+	return byte(v), ok
 }
 
 // parseRune parses n hexadecimal digits that begin at text[at]. They may be no character, but fit
@@ -147,6 +169,16 @@ func parseRune(text string, at, n int) (rune, bool) {
 	if len(text) < at+n {
 		return 0, false
 	}
-	v, err := strconv.ParseUint(text[at:at+n], 16, 31)
-	return rune(v), err == nil
+	v := uint32(0)
+	for _, c := range []byte(text[at : at+n]) {
+		switch lower := c | ('a' - 'A'); {
+		case '0' <= c && c <= '9':
+			v = v<<4 | uint32(c-'0')
+		case 'a' <= lower && lower <= 'f':
+			v = v<<4 | uint32(lower-'a'+10)
+		default:
+			return 0, false
+		}
+	}
+	return rune(v), v <= math.MaxInt32
 }

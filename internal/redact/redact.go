@@ -4,7 +4,6 @@
 package redact
 
 import (
-	"encoding/base64"
 	"errors"
 	"regexp"
 	"slices"
@@ -30,10 +29,16 @@ const (
 
 // Secrets are texts to be replaced. The zero value has none. A JSON Web Token counts as a secret,
 // whichever it is.
-type Secrets struct{ needles []string }
+type Secrets struct {
+	needles []string
+	index   *needleIndex
+}
 
 // NewSecrets returns Secrets with the given ones; empty ones do not count.
-func NewSecrets(secrets ...string) Secrets { return Secrets{needlesOf(secrets)} }
+func NewSecrets(secrets ...string) Secrets {
+	needles := needlesOf(secrets)
+	return Secrets{needles, newNeedleIndex(needles)}
+}
 
 // Text returns text without secrets and without characters that are not printable, cut to MaxText.
 // A secret is found as it is, in base64, and with any of its characters escaped as in JSON, in Go
@@ -49,9 +54,7 @@ func (s Secrets) In(text string) bool { return len(s.find(text)) > 0 }
 // Has reports whether text has one of the secrets, in any of the forms that Text finds. Other
 // tokens do not count.
 func (s Secrets) Has(text string) bool {
-	return slices.ContainsFunc(decodings(text), func(d decoding) bool {
-		return slices.ContainsFunc(s.needles, func(needle string) bool { return strings.Contains(d.text, needle) })
-	})
+	return len(s.needles) > 0 && slices.ContainsFunc(decodings(text, false), func(d decoding) bool { return s.index.in(d.text) })
 }
 
 // Text is the method Text of Secrets.
@@ -125,7 +128,7 @@ var tokenPattern = regexp.MustCompile(`eyJ[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]{4,}\.
 // find returns the parts of text that are secrets, in order and without overlaps.
 func (s Secrets) find(text string) []span {
 	var spans []span
-	for _, d := range decodings(text) {
+	for _, d := range decodings(text, true) {
 		for _, needle := range s.needles {
 			for from := 0; ; {
 				i := strings.Index(d.text[from:], needle)
@@ -155,28 +158,4 @@ func merge(spans []span) []span {
 		}
 	}
 	return merged
-}
-
-// needlesOf returns the texts to look for. A base64 text depends on how many bytes come before the
-// secret, modulo three, except for its first and last characters.
-func needlesOf(secrets []string) (needles []string) {
-	for _, secret := range secrets {
-		if secret == "" {
-			continue
-		}
-		needles = append(needles, secret)
-		for before, affected := range [...]int{0, 2, 3} {
-			plain := append(make([]byte, before), secret...)
-			for _, encoding := range [...]*base64.Encoding{base64.RawStdEncoding, base64.RawURLEncoding} {
-				encoded := encoding.EncodeToString(plain)
-				if len(plain)%3 != 0 {
-					encoded = encoded[:len(encoded)-1]
-				}
-				if len(encoded) >= affected+minBase64 && !slices.Contains(needles, encoded[affected:]) {
-					needles = append(needles, encoded[affected:])
-				}
-			}
-		}
-	}
-	return needles
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -92,6 +93,25 @@ func TestText(t *testing.T) {
 	if got := Quote(strings.Repeat("x", MaxQuote-8)+"pass word", "pass word"); strings.Contains(got, "pass") {
 		t.Errorf("a part of a secret in %q", got)
 	}
+}
+
+// Has finds the same in one pass as a search for each form of the secret.
+func FuzzHas(f *testing.F) {
+	for _, form := range forms(secret) {
+		f.Add(form, secret, form[1:])
+	}
+	f.Add("+%2b%252b%zz%7", "aaaaaaaa", "bb")
+	f.Fuzz(func(t *testing.T, text, secret, other string) {
+		secrets := NewSecrets(secret, other)
+		for _, input := range []string{text, text + secret, secret[:len(secret)/2] + text} {
+			want := slices.ContainsFunc(decodings(input, true), func(d decoding) bool {
+				return slices.ContainsFunc(secrets.needles, func(needle string) bool { return strings.Contains(d.text, needle) })
+			})
+			if got := secrets.Has(input); got != want {
+				t.Fatalf("%v for %q, want %v", got, input, want)
+			}
+		}
+	})
 }
 
 // Whatever the text, the result is short, printable, and has no form of the secret.
