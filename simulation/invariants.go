@@ -166,12 +166,14 @@ func (s *simulation) checkInvariants() {
 // checkListed checks that the registry lists a running node again within a lease without faults.
 func (s *simulation) checkListed(m *member, listed bool, now time.Time) {
 	switch {
-	case listed, s.effects.maybeDisturbed(m.Host):
+	case listed:
 		m.unlisted = time.Time{}
 	case m.unlisted.IsZero():
 		m.unlisted = now
-	case now.Sub(m.unlisted) > s.scenario.Lease:
-		s.t.Errorf("%v: %s runs, but has not been listed since %v", now.Sub(s.Start), m.id, m.unlisted.Sub(s.Start))
+	}
+	// There may have been a fault since the last check.
+	if since := latest(m.unlisted, s.effects.disturbedUntil(m.Host)); !listed && now.Sub(since) > s.scenario.Lease {
+		s.t.Errorf("%v: %s runs, but has not been listed since %v", now.Sub(s.Start), m.id, since.Sub(s.Start))
 	}
 }
 

@@ -204,6 +204,7 @@ func (s *simulation) twins(e Event) {
 			twin.Kill()
 			return
 		}
+		s.disturbs(0, m.Host) // it deletes the entry of the id
 		s.work.Go(func() {
 			twin.UnRegister(s.t.Context())
 			s.Network.Remove(twin.Host)

@@ -220,16 +220,22 @@ func (f *effects) add(to *map[string]time.Time, d time.Duration, hosts []string)
 }
 
 // maybeHurt reports whether a healthy node at a host may be evicted.
-func (f *effects) maybeHurt(host string) bool { return f.has(&f.hurt, host) }
+func (f *effects) maybeHurt(host string) bool { return time.Now().Before(f.until(&f.hurt, host)) }
 
-// maybeDisturbed reports whether a running node at a host may not be listed.
-func (f *effects) maybeDisturbed(host string) bool { return f.has(&f.disturbed, host) }
+// disturbedUntil returns until when a running node at a host may not be listed.
+func (f *effects) disturbedUntil(host string) time.Time { return f.until(&f.disturbed, host) }
 
-func (f *effects) has(in *map[string]time.Time, host string) bool {
+func (f *effects) until(in *map[string]time.Time, host string) time.Time {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	now := time.Now()
-	return now.Before((*in)[host]) || now.Before((*in)[""])
+	return latest((*in)[host], (*in)[""])
+}
+
+func latest(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // undisturbedSince returns a function that reports whether there was no fault since a time.
