@@ -25,7 +25,8 @@ import (
 type Option interface{ apply(*options) }
 
 // WithLogger makes the node log to l; by default it logs nothing. Each line that belongs to a
-// request has its correlation id.
+// request has its correlation id. Secrets of the node are redacted in all lines. A field with an
+// error has only its redacted text; errors.As finds the types behind it.
 func WithLogger(l *zap.Logger) Option {
 	return optionFunc(func(o *options) { o.log = l })
 }
