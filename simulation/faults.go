@@ -163,7 +163,6 @@ func (s *simulation) resetRegistry(Event) {
 	s.record("the registry loses its data")
 	s.disturbs(0)
 	s.store.reset()
-	s.lastReset = time.Now()
 	s.marks.hit("registry lost its data")
 }
 

@@ -134,9 +134,8 @@ type simulation struct {
 	closePipes []func()
 
 	effects   effects
-	twinOf    string    // the id of the next node, if it is a twin
-	lastReset time.Time // of the registry
-	listedOld bool      // the registry has sent an outdated list
+	twinOf    string // the id of the next node, if it is a twin
+	listedOld bool   // the registry has sent an outdated list
 	moves     int
 	rotations int
 

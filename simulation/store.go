@@ -22,6 +22,8 @@ type store struct {
 
 	mu      sync.Mutex // guards the fields below
 	entries map[string]entry
+	created map[string]time.Time // when the entry of an id was created last
+	lost    time.Time
 	offset  time.Duration // of the clock
 	list    string        // which list is sent; empty: the right one
 	seed    uint64
@@ -38,7 +40,7 @@ type entry struct {
 var _ mit.Store = (*store)(nil)
 
 func newStore(typ string, p *processes) *store {
-	return &store{typ: typ, processes: p, entries: map[string]entry{}}
+	return &store{typ: typ, processes: p, entries: map[string]entry{}, created: map[string]time.Time{}}
 }
 
 func (s *store) id() string { return mit.ResourceID(s.typ) }
@@ -82,9 +84,28 @@ func (s *store) Put(_ context.Context, reg mit.Registration, ttl time.Duration) 
 	}
 	s.entries[reg.ServerID] = entry{server, s.processes.number(server.ClusterBaseURL), time.Now().Add(ttl)}
 	servers := s.sentLocked(server)
+	s.noteLossLocked(server, servers)
 	res := mit.NewResource(reg.Type, reg.PublicBaseURL, len(servers), func(i int) cluster.Server { return servers[i] })
 	res.Replaced = replaced
 	return res, nil
+}
+
+// noteLossLocked records when a server could believe that the registry has lost its data: the list
+// that is sent to it has no entry as old as its former one. That is so after a loss, but also after
+// a time in which all entries have expired.
+func (s *store) noteLossLocked(own cluster.Server, sent []cluster.Server) {
+	former, known := s.created[own.ServerID]
+	s.created[own.ServerID] = own.CreatedAt
+	if known && !slices.ContainsFunc(sent, func(o cluster.Server) bool { return !o.CreatedAt.After(former) }) {
+		s.lost = time.Now()
+	}
+}
+
+// lastLost returns when a server could last believe that the registry has lost its data.
+func (s *store) lastLost() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lost
 }
 
 // sentLocked returns the list that is sent to a server: the right one, or a wrong one that contains
