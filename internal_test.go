@@ -154,7 +154,9 @@ func TestSilentHTTP2Connection(t *testing.T) {
 				transport.DialContext, transport.TLSClientConfig = network.dial, network.trust
 				newConn.DialContext, newConn.TLSClientConfig, newConn.DisableKeepAlives = network.dial, network.trust.Clone(), true
 				defer func() {
-					synctest.Wait() // until no connection has a request: net/http ends one after its caller has returned
+					// net/http ends a request after its caller has returned, and does not close a connection
+					// that has one.
+					synctest.Wait()
 					transport.CloseIdleConnections()
 				}()
 				h := &httpClient{

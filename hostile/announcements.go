@@ -46,7 +46,8 @@ func announceLongEntries(ctx context.Context, w *world) (report, error) {
 // escapes. The victim searches them for its tokens in all forms.
 const maxEscapesCost = 4
 
-// announceEscapes announces entries of a mebibyte in all, some with plain text and some with escapes.
+// announceEscapes announces entries of a mebibyte in all, at first with plain text, then with
+// escapes.
 func announceEscapes(ctx context.Context, w *world) (report, error) {
 	token, err := w.token(ctx)
 	if err != nil {

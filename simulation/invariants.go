@@ -303,7 +303,8 @@ func (s *simulation) checkRecovered(m *member, announced []string, expiry map[st
 			s.t.Errorf("%s does not know the listed node %s after a lease without faults", m.id, id)
 		}
 	}
-	retained := s.store.lastLost().Add(s.scenario.Lease) // a node retains what it believes that the registry has lost
+	// A node retains what it believes that the registry has lost.
+	retained := s.store.lastLost().Add(s.scenario.Lease)
 	for _, id := range servers {
 		if until, stopped := expiry[id]; stopped && !status.RenewedAt.Before(retained) && !slices.Contains(listed, id) && !status.RenewedAt.Before(until) {
 			s.t.Errorf("%s renewed at %[4]v, but knows %[2]s, although that entry expired at %[3]v", m.id, id, until.Sub(s.Start), status.RenewedAt.Sub(s.Start))
