@@ -78,7 +78,7 @@ func (w *world) announceText(ctx context.Context, token, text string) (arrived i
 		}
 	}
 	after, afterErr := w.victim.usage()
-	return arrived, (after.cpu - before.cpu) / time.Duration(max(arrived, 1)), errors.Join(err, afterErr)
+	return arrived, (after.CPU - before.CPU) / time.Duration(max(arrived, 1)), errors.Join(err, afterErr)
 }
 
 // callBombs lets the victim call peers with 15 MiB in 15 KiB each.

@@ -160,7 +160,7 @@ func unescapeForm(text string) (string, int) {
 // parseByte parses two hexadecimal digits that begin at text[at].
 func parseByte(text string, at int) (byte, bool) {
 	v, ok := parseRune(text, at, 2)
-	return byte(v), ok
+	return byte(v), ok //nolint:gosec // two digits fit into a byte
 }
 
 // parseRune parses n hexadecimal digits that begin at text[at]. They may be no character, but fit
