@@ -10,34 +10,34 @@ import (
 
 	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/clustertest"
+	"github.com/mimiktech/cluster/internal/testrun"
 	"github.com/mimiktech/cluster/mit"
 )
 
-// TestOutage takes the registry away from a thousand nodes for ten leases. For four of these it
-// also takes the token service away, so that all tokens expire. Soon after the registry works again
+// TestOutage takes the registry away from many nodes for ten leases. For four of these it also
+// takes the token service away, so that all tokens expire. Soon after the registry works again
 // each node must be registered. Neither these registrations nor the next renewals may come at the
 // same time.
 //
 // The measure is a tenth of the time in which all nodes register again. Any interval of this length
 // may have at most twice the mean.
 func TestOutage(t *testing.T) {
-	length, faults := 4, map[string]clustertest.Fault{"hanging": clustertest.Hang}
-	if full(t, "an outage of four leases, in which the registry hangs") {
-		length, faults["refusing"] = 10, clustertest.Refuse
+	nodes, length, faults := 300, 4, map[string]clustertest.Fault{"hanging": clustertest.Hang}
+	if testrun.Full(t, "300 nodes instead of a thousand, and an outage of four leases, in which the registry hangs") {
+		nodes, length, faults["refusing"] = 1000, 10, clustertest.Refuse
 	}
 	for name, fault := range faults {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			synctest.Test(t, func(t *testing.T) { testOutage(t, length, fault) })
+			synctest.Test(t, func(t *testing.T) { testOutage(t, nodes, length, fault) })
 		})
 	}
 }
 
-// testOutage runs an outage of that many leases, at least four.
-func testOutage(t *testing.T, length int, fault clustertest.Fault) {
+// testOutage runs an outage of that many nodes and leases. There are at least four leases.
+func testOutage(t *testing.T, nodes, length int, fault clustertest.Fault) {
 	t.Helper()
 	const (
-		nodes    = 1000
 		lease    = 6 * time.Minute
 		tokenTTL = 3 * lease
 		recovery = time.Minute // above the longest pause between two attempts and the timeout of one

@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 		return
 	}
 	log.SetOutput(io.Discard) // net/http logs what a peer sends unasked
-	testrun.Parallel(8)
+	testrun.Parallel(16)
 	testrun.CollectRarely()
 	os.Exit(m.Run())
 }
@@ -374,20 +374,28 @@ func (p rawPeer) overSocket(t *testing.T, kind string, pieces []string, hangUp b
 	}, pieces, hangUp)
 }
 
-// compare runs the peer with all clients, and reports the differences.
+// compare runs the peer in memory with all clients, and reports the differences.
 func (p rawPeer) compare(t *testing.T, pieces []string, hangUp bool) {
 	t.Helper()
-	p.compareBy(t, p.inMemory, pieces, hangUp)
+	results := map[string]result{}
+	for _, kind := range p.clients() {
+		results[kind] = p.inMemory(t, kind, pieces, hangUp)
+	}
+	p.compareResults(t, results, pieces, hangUp)
 }
 
-func (p rawPeer) compareBy(t *testing.T, run func(*testing.T, string, []string, bool) result, pieces []string, hangUp bool) {
-	t.Helper()
-	var want result
-	if !p.differs {
-		want = run(t, "net/http", pieces, hangUp)
+// clients returns the kinds of clients that run the peer.
+func (p rawPeer) clients() []string {
+	if p.differs {
+		return []string{"RoundTrip", "Do"}
 	}
+	return []string{"net/http", "RoundTrip", "Do"}
+}
+
+func (p rawPeer) compareResults(t *testing.T, results map[string]result, pieces []string, hangUp bool) {
+	t.Helper()
 	for _, kind := range []string{"RoundTrip", "Do"} {
-		got, want := run(t, kind, pieces, hangUp), want
+		got, want := results[kind], results["net/http"]
 		if kind == "Do" {
 			want.trailer = nil
 		}
@@ -411,16 +419,20 @@ func (p rawPeer) compareBy(t *testing.T, run func(*testing.T, string, []string, 
 }
 
 func TestLikeNetHTTP(t *testing.T) {
+	parts := 100
+	switch {
+	case raceEnabled:
+		parts = 5
+	case !testrun.Full(t, "responses are cut at ten places instead of a hundred"):
+		parts = 10
+	}
 	for _, p := range rawPeers() {
 		t.Run(strings.ReplaceAll(p.name, " ", "-"), func(t *testing.T) {
 			t.Parallel()
 			n := len(p.response)
 			p.compare(t, []string{p.response}, p.hangUp)
 			p.compare(t, strings.Split(p.response, ""), p.hangUp)
-			step := max(1, n/100)
-			if raceEnabled {
-				step = max(1, n/5)
-			}
+			step := max(1, n/parts)
 			for i := 0; i < n; i += step {
 				p.compare(t, []string{p.response[:i], p.response[i:]}, p.hangUp)
 				if !p.differs {
@@ -439,7 +451,21 @@ func TestLikeNetHTTPOverSockets(t *testing.T) {
 		}
 		t.Run(strings.ReplaceAll(p.name, " ", "-"), func(t *testing.T) {
 			t.Parallel()
-			p.compareBy(t, p.overSocket, []string{p.response}, p.hangUp)
+			kinds, pieces := p.clients(), []string{p.response}
+			got := make([]result, len(kinds))
+			t.Run("clients", func(t *testing.T) {
+				for i, kind := range kinds {
+					t.Run(kind, func(t *testing.T) {
+						t.Parallel() // they mostly wait
+						got[i] = p.overSocket(t, kind, pieces, p.hangUp)
+					})
+				}
+			})
+			results := map[string]result{}
+			for i, kind := range kinds {
+				results[kind] = got[i]
+			}
+			p.compareResults(t, results, pieces, p.hangUp)
 		})
 	}
 }

@@ -19,6 +19,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/mimiktech/cluster/internal/testrun"
 )
 
 // occupy has n requests in flight at once, so that as many connections are idle afterwards.
@@ -223,7 +225,7 @@ func TestRandomCancellation(t *testing.T) {
 	tr := &Transport{MaxIdlePerHost: 16}
 	host := strings.TrimPrefix(srv.URL, "http://")
 	requests, callers := 10_000, 16
-	if testing.Short() {
+	if !raceEnabled && !testrun.Full(t, "a thousand requests instead of ten thousand") {
 		requests = 1000
 	}
 	var failed, read atomic.Int32

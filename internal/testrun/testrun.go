@@ -3,9 +3,22 @@ package testrun
 
 import (
 	"flag"
+	"os"
 	"runtime/debug"
 	"strconv"
+	"testing"
 )
+
+// Full reports whether the environment variable SIMULATION asks for the full length of the tests,
+// as in continuous integration. If not, it logs what runs instead.
+func Full(t *testing.T, instead string) bool {
+	t.Helper()
+	if os.Getenv("SIMULATION") == "full" { //nolint:forbidigo // a choice for a run of the tests
+		return true
+	}
+	t.Logf("shortened: %s. SIMULATION=full runs it in full", instead)
+	return false
+}
 
 // Parallel parses the flags, and sets how many parallel tests run at a time, unless the flag
 // -test.parallel does. n may exceed the number of processors if the tests mostly wait.
