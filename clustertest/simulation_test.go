@@ -17,6 +17,7 @@ import (
 
 	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/clustertest"
+	"github.com/mimiktech/cluster/internal/testrun"
 )
 
 // settings is the service of one node: a setting, which all nodes are to agree on.
@@ -127,10 +128,17 @@ func simulateSettings(r *clustertest.Run, pull bool) {
 	}
 }
 
+// failingSeed is the first seed that finds the bug.
+const failingSeed = 8
+
 // The drawn faults find the bug of a small service, and the failure is reduced to what matters.
 func TestSimulationFindsABug(t *testing.T) {
 	t.Parallel()
-	failure := clustertest.Simulation{}.FindFailure(t, func(r *clustertest.Run) { simulateSettings(r, false) })
+	var simulation clustertest.Simulation
+	if !testrun.Full(t, "begins with a seed that finds the bug") {
+		simulation.FirstSeed = failingSeed
+	}
+	failure := simulation.FindFailure(t, func(r *clustertest.Run) { simulateSettings(r, false) })
 	if failure == nil {
 		t.Fatal("no seed has found the bug")
 	}
@@ -152,7 +160,11 @@ func TestSimulationFindsABug(t *testing.T) {
 // The correction of the bug passes the seeds that find it.
 func TestSimulationOfACorrectService(t *testing.T) {
 	t.Parallel()
-	clustertest.Simulation{Seeds: 10}.Test(t, func(r *clustertest.Run) { simulateSettings(r, true) })
+	simulation := clustertest.Simulation{Seeds: 10}
+	if !testrun.Full(t, "three seeds instead of ten") {
+		simulation = clustertest.Simulation{FirstSeed: failingSeed, Seeds: 3}
+	}
+	simulation.Test(t, func(r *clustertest.Run) { simulateSettings(r, true) })
 }
 
 // planted selects, in another process, the test that fails.
@@ -161,7 +173,7 @@ const planted = "CLUSTERTEST_PLANTED"
 // A test of a service with a bug fails, and its replay command fails in the same way.
 func TestSimulationReplay(t *testing.T) {
 	if os.Getenv(planted) != "" {
-		clustertest.Simulation{FirstSeed: 8}.Test(t, func(r *clustertest.Run) { simulateSettings(r, false) })
+		clustertest.Simulation{FirstSeed: failingSeed}.Test(t, func(r *clustertest.Run) { simulateSettings(r, false) })
 		return
 	}
 	t.Parallel()

@@ -25,6 +25,7 @@ import (
 // equivalent Request, which sends the same names and values in the same order. docs/protocol.md
 // lists them.
 func TestAxiosParams(t *testing.T) {
+	t.Parallel()
 	modules := install(t)
 	cases := []struct {
 		name   string
