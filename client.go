@@ -606,20 +606,22 @@ func (h *httpClient) quote(text, sent string) string { return h.known(sent).Quot
 // A knownSecrets has the secrets that were looked up last, because many errors may come at once.
 type knownSecrets struct {
 	list    []string
-	secrets redact.Secrets
-	long    redact.Secrets // those that cannot be a part of a name by chance
+	secrets func() redact.Secrets
+	long    func() redact.Secrets // those that cannot be a part of a name by chance
 }
 
 // minLongSecret is the length of the shortest secret that counts as long.
 const minLongSecret = 16
 
 // known returns the secrets of this node, its tokens, and sent.
-func (h *httpClient) known(sent string) redact.Secrets { return h.lookUp(sent).secrets }
+func (h *httpClient) known(sent string) redact.Secrets {
+	if h == nil { // the node is being made
+		return redact.Secrets{}
+	}
+	return h.lookUp(sent).secrets()
+}
 
 func (h *httpClient) lookUp(sent string) *knownSecrets {
-	if h == nil { // the node is being made
-		return new(knownSecrets)
-	}
 	list := append(h.secrets.values(), sent)
 	if h.issued != nil {
 		list = append(list, h.issued()...)
@@ -627,7 +629,11 @@ func (h *httpClient) lookUp(sent string) *knownSecrets {
 	last := h.lastKnown.Load()
 	if last == nil || !slices.Equal(last.list, list) {
 		long := slices.DeleteFunc(slices.Clone(list), func(s string) bool { return len(s) < minLongSecret })
-		last = &knownSecrets{list, redact.NewSecrets(list...), redact.NewSecrets(long...)}
+		last = &knownSecrets{
+			list:    list,
+			secrets: sync.OnceValue(func() redact.Secrets { return redact.NewSecrets(list...) }),
+			long:    sync.OnceValue(func() redact.Secrets { return redact.NewSecrets(long...) }),
+		}
 		h.lastKnown.Store(last)
 	}
 	return last
@@ -638,7 +644,7 @@ func (h *httpClient) lookUp(sent string) *knownSecrets {
 // and the entry of the server with the id own, must not repeat a secret. Tokens of others may be in
 // entries.
 func (h *httpClient) dropSecrets(it *wire.ItResource, own string) error {
-	secrets := h.lookUp("").long
+	secrets := h.lookUp("").long()
 	repeats := func(s wire.Server) bool {
 		text := string(s.Raw)
 		if text == "" || strings.Contains(text, `\`) { // otherwise both are in it as they are

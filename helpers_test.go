@@ -34,6 +34,7 @@ import (
 
 func TestMain(m *testing.M) {
 	testrun.Parallel(8)
+	testrun.Checks(30)
 	testrun.CollectRarely()
 	os.Exit(m.Run())
 }

@@ -25,6 +25,9 @@ func needlesOf(secrets []string) (needles []string) {
 				if len(encoded) >= affected+minBase64 && !slices.Contains(needles, encoded[affected:]) {
 					needles = append(needles, encoded[affected:])
 				}
+				if !strings.ContainsAny(encoded, "+/") {
+					break // the other alphabet differs in these characters only
+				}
 			}
 		}
 	}
