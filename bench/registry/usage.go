@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"syscall"
 	"time"
 
 	"github.com/mimiktech/cluster/internal/proctest"
@@ -36,10 +38,13 @@ func (p *process) watch(ctx context.Context, cancel context.CancelCauseFunc) {
 		for running := true; running; pause(ctx, usageInterval) {
 			running = ctx.Err() == nil // and once more at the end
 			u, err := proctest.ProcessUsage(p.cmd.Process.Pid)
-			if err != nil || u.RSS == 0 {
+			if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ESRCH) || err == nil && u.RSS == 0 {
 				l.ended = time.Since(began)
 				cancel(errEnded)
 				break
+			}
+			if err != nil {
+				continue // this process may have no descriptor left
 			}
 			l.samples = append(l.samples, memorySample{time.Since(began), u.RSS})
 			l.last, l.descriptors = u, max(l.descriptors, u.Descriptors)

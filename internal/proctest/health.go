@@ -174,7 +174,7 @@ func CheckHealth(ctx context.Context, urls []string, in io.Reader, out io.Writer
 		case <-ticker.C:
 			moment := make([]HealthSample, len(urls))
 			if all = append(all, moment); len(all) == 1 {
-				_, _ = io.WriteString(out, "\n") // the checks have begun; a lost reader ends in, too
+				_, _ = io.WriteString(out, "\n") // the checks have begun
 			}
 			for i, url := range urls {
 				checks.Go(func() { moment[i] = checkHealth(client, url) })
