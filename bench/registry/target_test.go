@@ -60,10 +60,10 @@ func faults() (registrations, health map[string]fault) {
 		"fail later": later(fail),
 		"exit":       exit,
 		"exit later": later(exit),
-		"no list": func(w http.ResponseWriter, _ *http.Request, _ int64) bool {
+		"no list": first(func(w http.ResponseWriter, _ *http.Request, _ int64) bool {
 			_, _ = io.WriteString(w, "{}")
 			return true
-		},
+		}),
 		"truncate": first(func(w http.ResponseWriter, _ *http.Request, _ int64) bool {
 			w.Header().Set("Content-Length", "10")
 			_, _ = io.WriteString(w, "{")
