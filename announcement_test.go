@@ -102,6 +102,7 @@ func TestAnnouncement(t *testing.T) {
 // An announced entry replaces an older one. The npm module keeps the entry that it has, so that it
 // cannot reach a peer at a new address until the next renewal.
 func TestNewerEntryWins(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
 		moved := w.Nodes[2]
@@ -122,6 +123,7 @@ func TestNewerEntryWins(t *testing.T) {
 
 // Fields of entries that the module does not know are preserved byte by byte.
 func TestUnknownFieldsArePreserved(t *testing.T) {
+	parallel(t)
 	const (
 		known = `{"serverId":"node-2","clusterBaseUrl":"http://node-2:8080/mds/v1"`
 		more  = `{"n":1.50,"big":12345678901234567890,"serverId":"node-2","clusterBaseUrl":"http://node-2:8080/mds/v1","x":{"é":[1e2,null]}`
@@ -188,6 +190,7 @@ func TestUnknownFieldsArePreserved(t *testing.T) {
 // An announcement only has the entry of its sender, and the reply has no data. Otherwise nodes that
 // start together would send each other the whole list.
 func TestAnnouncementIsShort(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 4)
 		requests := recordRequests(w)
@@ -217,6 +220,7 @@ func TestAnnouncementIsShort(t *testing.T) {
 // A sender that does not prefer a minimal reply gets the list. Nodes of the npm module are such
 // senders.
 func TestPreferHeaderOfAnnouncement(t *testing.T) {
+	parallel(t)
 	for name, tt := range map[string]struct {
 		prefer []string
 		short  bool
@@ -339,6 +343,7 @@ func TestAnnouncementLimit(t *testing.T) {
 // That may cost a request, but does not delete the server. The npm module sends the announced
 // timestamp as the condition of the delete, which then holds.
 func TestForgedAnnouncementEvictsNoPeer(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 4)
 		victim := w.Nodes[1]
@@ -367,6 +372,7 @@ func TestForgedAnnouncementEvictsNoPeer(t *testing.T) {
 
 // A dead server is evicted even if the node only has an announced entry of it.
 func TestAnnouncedServerIsEvicted(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
 		w.Nodes[2].Kill() // node-1 has not renewed since the announcement
@@ -385,6 +391,7 @@ func TestAnnouncedServerIsEvicted(t *testing.T) {
 
 // With VerifyWithRegistry an announcement only triggers a renewal.
 func TestAnnouncementIsVerified(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2, clustertest.WithOptions(cluster.WithPeerPolicy(cluster.PeerPolicy{VerifyWithRegistry: true})))
 		n := w.Nodes[0]
@@ -411,6 +418,7 @@ func TestAnnouncementIsVerified(t *testing.T) {
 
 // With VerifyWithRegistry neither announcements nor departures change the view.
 func TestVerifyWithRegistry(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3, clustertest.WithOptions(cluster.WithPeerPolicy(cluster.PeerPolicy{VerifyWithRegistry: true})))
 		synctest.Wait()
@@ -501,6 +509,7 @@ func FuzzCreateItResource(f *testing.F) {
 // Announced servers that do not exist keep no call from the peers that do: it takes one timeout,
 // evicts a peer that is gone, and keeps one that is alive. The next renewal drops them.
 func TestForgedAnnouncements(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 5, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = 16 }))
 		n := w.Nodes[4]
@@ -536,6 +545,7 @@ func TestForgedAnnouncements(t *testing.T) {
 
 // One sender may announce 256 new servers per minute. The rest comes from the registry.
 func TestAnnouncementsAreBounded(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		n := w.Nodes[0]
@@ -609,6 +619,7 @@ func TestInvalidEntryOfAnAnnouncementIsSkipped(t *testing.T) {
 
 // Together, the entries of a view may not have more bytes than a response of the registry.
 func TestViewIsBounded(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxResponseBytes = 50 << 10 }))
 		n := w.Nodes[0]
@@ -668,6 +679,7 @@ func announceWithTokenOf(t *testing.T, w *clustertest.World, sender, n *clustert
 // A node accepts an announcement with a bound token about the server of the token only, and asks
 // the registry about the others.
 func TestAnnouncementWithBoundToken(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := startBound(t, 3)
 		n, sender := w.Nodes[0], w.Nodes[1]
@@ -690,6 +702,7 @@ func TestAnnouncementWithBoundToken(t *testing.T) {
 // Nodes with bound tokens do all that nodes do: they join, call each other, evict and leave. Nodes
 // of the same type whose tokens are not bound are their peers.
 func TestClusterWithBoundTokens(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := startBound(t, 4)
 		if res := rpc(t, w.Nodes[0], cluster.Request{Path: "/things"}); len(res.Results) != 3 {
@@ -714,6 +727,7 @@ func TestClusterWithBoundTokens(t *testing.T) {
 // A peer that answers at any address can cause a conflict of each id that it announces. The node
 // keeps few of them, its own one always, and warns of the others once a minute.
 func TestConflictsAreBounded(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		observed, lines := observer.New(zap.WarnLevel)
 		w := clustertest.Start(t, 2, clustertest.WithOptions(cluster.WithLogger(zap.New(observed))))

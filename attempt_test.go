@@ -29,6 +29,7 @@ import (
 )
 
 func TestRetry(t *testing.T) {
+	parallel(t)
 	never := cluster.Retry{MaxRetries: -1}
 	npm := cluster.RetryNPM()
 	three := cluster.Retry{MaxRetries: 3, Delay: time.Second}
@@ -125,6 +126,7 @@ func TestRetry(t *testing.T) {
 // A panic in code of the program does not end the process, and releases the slot. A filter is
 // called on the goroutine of the caller, so its panic goes on to the caller.
 func TestPanicsOfTheProgram(t *testing.T) {
+	parallel(t)
 	panics := func(http.RoundTripper) http.RoundTripper {
 		return clustertest.RoundTripperFunc(func(*http.Request) (*http.Response, error) { panic("of the program") })
 	}
@@ -223,6 +225,7 @@ func TestPanicsOfRequestBody(t *testing.T) {
 // A RoundTripper of the program may change the header of a request. Such a change is not seen in
 // other requests of the call, and does not race with them.
 func TestRoundTripperMayChangeHeader(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 8)
 		n := w.Nodes[0]
@@ -276,6 +279,7 @@ func TestIncompleteResponseOfRoundTripper(t *testing.T) {
 
 // RetryIf holds no slot: with one slot, a call proceeds while that of another one takes its time.
 func TestRetryIfHoldsNoSlot(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2, noEviction(), clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = 1 }))
 		n := w.Nodes[0]
@@ -532,6 +536,7 @@ func TestBackendClosesReusedConnection(t *testing.T) {
 // A token service that is overloaded says how long not to call it. It is obeyed, also by calls
 // that have no valid token left.
 func TestTokenServiceAsksForPause(t *testing.T) {
+	parallel(t)
 	for _, code := range []int{http.StatusTooManyRequests, http.StatusServiceUnavailable} {
 		t.Run(strconv.Itoa(code), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -562,6 +567,7 @@ func TestTokenServiceAsksForPause(t *testing.T) {
 
 // A token service that the program calls by x/oauth2 may ask for a pause, too.
 func TestTokenSourceAsksForPause(t *testing.T) {
+	parallel(t)
 	for code, most := range map[int]int64{http.StatusTooManyRequests: 2, http.StatusServiceUnavailable: 2, http.StatusBadGateway: 1000} {
 		synctest.Test(t, func(t *testing.T) {
 			var fetched atomic.Int64
@@ -612,6 +618,7 @@ func TestOAuthErrorIsShown(t *testing.T) {
 // A panic of the program's Verifier is a 503, one of its policy forbids the server, and one of its
 // token function is an error. None ends the process.
 func TestPanicsOfVerifierPolicyAndTokens(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2, clustertest.WithOptions(cluster.WithVerifier(panickingVerifier{})))
 		req := httptest.NewRequest(http.MethodPost, itResources, strings.NewReader(announcement("node-9")))
@@ -691,6 +698,7 @@ func TestResultsWithoutBody(t *testing.T) {
 }
 
 func TestHedge(t *testing.T) {
+	parallel(t)
 	for name, tt := range map[string]struct {
 		fault    clustertest.Fault
 		inFlight int
@@ -731,6 +739,7 @@ func TestHedge(t *testing.T) {
 
 // The slower request is canceled at once, and does not count against the peer.
 func TestHedgeCancelsTheSlowerRequest(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
 		n := w.Nodes[0]
@@ -754,6 +763,7 @@ func TestHedgeCancelsTheSlowerRequest(t *testing.T) {
 
 // A canceled hedged request counts as in flight until it has ended.
 func TestMaxInFlightCountsHedgedRequests(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		const limit = 16
 		w := clustertest.Start(t, 9, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = limit }))
@@ -793,6 +803,7 @@ func TestMaxInFlightCountsHedgedRequests(t *testing.T) {
 // If any number of peers reject the token of a call, the call fetches one new token. mimik
 // services reject with 403, or with 401 after their key has changed.
 func TestRejectedTokenIsReplacedOncePerCall(t *testing.T) {
+	parallel(t)
 	for _, code := range []int{http.StatusForbidden, http.StatusUnauthorized} {
 		t.Run(fmt.Sprint(code), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -828,6 +839,7 @@ func TestRejectedTokenIsReplacedOncePerCall(t *testing.T) {
 // Peers that reject every token are failures. Whatever the limit in flight, a call fetches at most
 // one token, and sends each peer at most two requests.
 func TestAllTokensRejected(t *testing.T) {
+	parallel(t)
 	for _, inFlight := range []int{256, 2, 1} {
 		t.Run(fmt.Sprintf("%d in flight", inFlight), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -865,6 +877,7 @@ func TestAllTokensRejected(t *testing.T) {
 
 // If the token service fails, the rejection of the first token is the outcome.
 func TestRejectedTokenWithoutReplacement(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		n := w.Nodes[0]
@@ -881,6 +894,7 @@ func TestRejectedTokenWithoutReplacement(t *testing.T) {
 // A node fetches one token for the registry and one for all its peers. The npm module fetches one
 // for each peer.
 func TestTokensPerNode(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 0)
 		requests := recordRequests(w)
@@ -899,6 +913,7 @@ func TestTokensPerNode(t *testing.T) {
 }
 
 func TestNoToken(t *testing.T) {
+	parallel(t)
 	for name, tt := range map[string]struct {
 		fault clustertest.Fault
 		took  time.Duration

@@ -18,6 +18,7 @@ import (
 // A silent peer that is not evicted costs one timeout per probe. The probes come at growing
 // intervals. Once a probe is answered the breaker closes.
 func TestOpenBreakerProbesAtGrowingIntervals(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 4, noEviction())
 		n, peer := w.Nodes[0], w.Nodes[2]
@@ -57,6 +58,7 @@ func TestOpenBreakerProbesAtGrowingIntervals(t *testing.T) {
 
 // While one call probes a silent peer, other calls do not wait for the peer.
 func TestOneProbeAtATime(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 4, noEviction())
 		n := w.Nodes[0]
@@ -86,6 +88,7 @@ func TestOneProbeAtATime(t *testing.T) {
 // The breaker opens when a peer is silent for Config.RequestTimeout, whatever the timeouts of
 // requests.
 func TestWhenTheBreakerOpens(t *testing.T) {
+	parallel(t)
 	short := cluster.Request{Timeout: time.Second}
 	for name, tt := range map[string]struct {
 		fault clustertest.Fault
@@ -123,6 +126,7 @@ func TestWhenTheBreakerOpens(t *testing.T) {
 
 // A peer that registers again while its breaker is open is called at once.
 func TestRegistrationClosesTheBreaker(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 4, noEviction())
 		n, peer := w.Nodes[0], w.Nodes[2]
@@ -147,6 +151,7 @@ func TestRegistrationClosesTheBreaker(t *testing.T) {
 
 // A request that is canceled because MinResults was reached does not count against its peer.
 func TestCanceledRequestDoesNotOpenBreaker(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 4, noEviction())
 		n := w.Nodes[0]
@@ -165,6 +170,7 @@ func TestCanceledRequestDoesNotOpenBreaker(t *testing.T) {
 // A silent peer costs the call one timeout, and delays no other outcome. With the npm module it
 // costs three timeouts and two pauses: 32 s.
 func TestSilentPeerCostsOneTimeout(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 10)
 		w.Network.Fault(clustertest.Any, w.Nodes[4].Host, clustertest.Hang)
@@ -185,6 +191,7 @@ func TestSilentPeerCostsOneTimeout(t *testing.T) {
 // Calls before the breaker opens hold few slots with a silent peer, so that other peers answer
 // without delay. All of these calls end soon after the first timeout.
 func TestSilentPeerHoldsFewSlots(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 5, noEviction(), clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = 32 }))
 		n := w.Nodes[0]
@@ -213,6 +220,7 @@ func TestSilentPeerHoldsFewSlots(t *testing.T) {
 // All peers of an isolated node are silent. Its calls probe few of them at a time, but it must
 // count all of them as suspects, and evict none.
 func TestIsolatedNodeEvictsNoPeer(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := startVerified(t, 6)
 		n := w.Nodes[0]
@@ -237,6 +245,7 @@ func TestIsolatedNodeEvictsNoPeer(t *testing.T) {
 // Requests above the share of one peer wait, and all get through, even if others are canceled
 // meanwhile.
 func TestManyCallsToOnePeer(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 5, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = 16 }))
 		n := w.Nodes[0]
@@ -265,6 +274,7 @@ func TestManyCallsToOnePeer(t *testing.T) {
 
 // Timeouts below the response time of a peer do not open its breaker for requests with more time.
 func TestShortTimeoutsDoNotOpenBreakerForLongOnes(t *testing.T) {
+	parallel(t)
 	t.Run("two short requests in an hour", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := clustertest.Start(t, 4)
@@ -319,6 +329,7 @@ func TestShortTimeoutsDoNotOpenBreakerForLongOnes(t *testing.T) {
 
 // A call waits for its share of a silent peer no longer than its own timeout.
 func TestBreakerWaitIsBoundedByTimeout(t *testing.T) {
+	parallel(t)
 	for name, tt := range map[string]struct{ others, own time.Duration }{
 		"short behind default": {0, time.Second},
 		"short behind short":   {time.Second, time.Second},
@@ -347,6 +358,7 @@ func TestBreakerWaitIsBoundedByTimeout(t *testing.T) {
 
 // The breaker also opens for calls with short timeouts.
 func TestSilentPeerWithShortTimeouts(t *testing.T) {
+	parallel(t)
 	for name, call := range map[string]func(*testing.T, *clustertest.Node){
 		"by their timeout": func(t *testing.T, n *clustertest.Node) {
 			t.Helper()

@@ -906,6 +906,7 @@ func TestEntriesWithSecretsAreLeftOut(t *testing.T) {
 
 // The bodies of all responses to a call are bounded, and so is what their elements need.
 func TestMaxCallBytes(t *testing.T) {
+	parallel(t)
 	for name, data := range map[string]string{
 		"one text": `"` + strings.Repeat("x", 1<<10) + `"`,
 		"elements": "[" + strings.Repeat("0,", 49) + "0]",
@@ -936,6 +937,7 @@ func TestMaxCallBytes(t *testing.T) {
 // Peers that the registry has not confirmed share a quarter of the bound, also when they have
 // answered. If they exceed it, the node renews.
 func TestMaxCallBytesOfUnconfirmedPeers(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 9, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxCallBytes = 16 << 10 }),
 			clustertest.WithHandler(func(n *clustertest.Node) http.Handler {

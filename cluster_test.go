@@ -134,6 +134,7 @@ func TestNewGeneratesID(t *testing.T) {
 
 // One process can run several nodes. The npm module keeps its state in the process.
 func TestNodesInOneProcessAreIndependent(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		mds := clustertest.Start(t, 2)
 		other := clustertest.Start(t, 1, clustertest.WithType("other"))
@@ -185,6 +186,7 @@ func TestOneGoroutinePerNode(t *testing.T) {
 }
 
 func TestTraceOrder(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		var hooks traceLog
 		w := clustertest.Start(t, 0, clustertest.WithLease(time.Minute),
@@ -487,6 +489,7 @@ func wantGuest(t *testing.T, g *cluster.Guest, servers ...string) {
 // A guest reads the list from the registry or from any server, and calls all servers. It sends no
 // other requests, also while time passes, and leaves no trace in the cluster.
 func TestGuest(t *testing.T) {
+	parallel(t)
 	for name, tt := range map[string]struct {
 		read func(context.Context, *cluster.Guest) error
 		sent []string // in addition to those for tokens and things
@@ -544,6 +547,7 @@ func TestGuest(t *testing.T) {
 
 // A guest keeps its list while the registry is down, and can read that of a server.
 func TestGuestWithoutRegistry(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		g, _ := observe(t, w, nil)
@@ -573,6 +577,7 @@ func TestGuestWithoutRegistry(t *testing.T) {
 
 // The id of the itResource is that which the server names.
 func TestGuestOfAnotherRegistry(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 1)
 		g, sent := observe(t, w, nil)
@@ -598,6 +603,7 @@ func TestGuestOfAnotherRegistry(t *testing.T) {
 // A list that cannot be used does not replace the last one. The error names the remote and the
 // reason.
 func TestGuestRejectsInvalidLists(t *testing.T) {
+	parallel(t)
 	const envelope = `{"data":%s,"server":{"serverId":"node-1"}}`
 	for name, tt := range map[string]struct {
 		fault clustertest.Fault
@@ -653,6 +659,7 @@ func TestGuestRejectsInvalidLists(t *testing.T) {
 
 // The address of the server is that of a peer: the policy applies, and a password is not shown.
 func TestGuestChecksAddresses(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 1)
 		g, sent := observe(t, w, nil)
@@ -681,6 +688,7 @@ func TestGuestChecksAddresses(t *testing.T) {
 
 // A guest evicts no server: not one that is dead, and not one that fails with a 5xx.
 func TestGuestEvictsNothing(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := startVerified(t, 5)
 		g, sent := observe(t, w, nil)
@@ -716,6 +724,7 @@ func TestGuestEvictsNothing(t *testing.T) {
 // An announcement without servers only asks for the view. A node that has not registered does not
 // take the id over, which would make it ignore the announcements of its peers.
 func TestAskingForTheViewChangesNothing(t *testing.T) {
+	parallel(t)
 	for name, verify := range map[string]bool{"by default": false, "verified": true} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -750,6 +759,7 @@ func TestAskingForTheViewChangesNothing(t *testing.T) {
 }
 
 func TestGuestErrors(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 1)
 		g, sent := observe(t, w, nil)
@@ -799,6 +809,7 @@ func TestGuestErrors(t *testing.T) {
 
 // A context that ends is the cause of the error, and the list stays.
 func TestGuestContexts(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		g, _ := observe(t, w, nil)
@@ -825,6 +836,7 @@ func TestGuestContexts(t *testing.T) {
 
 // All methods of a guest may be used at the same time, and Close ends them.
 func TestGuestIsSafeForConcurrentUse(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
 		g, _ := observe(t, w, nil)
@@ -874,6 +886,7 @@ func TestGuestIsSafeForConcurrentUse(t *testing.T) {
 }
 
 func TestGuestToken(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 1)
 		g, sent := observe(t, w, nil)

@@ -811,6 +811,7 @@ func TestRegistryURLs(t *testing.T) {
 
 // The zero values of fields are their defaults. The test observes a node for a month.
 func TestDefaults(t *testing.T) {
+	parallel(t)
 	for _, tt := range []struct {
 		name string
 		edit func(*cluster.Config)

@@ -33,6 +33,7 @@ import (
 
 // A dead peer is evicted with one delete at the registry and one notification of each other peer.
 func TestEviction(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		var counts evictionCounter
 		w := startVerified(t, 5, clustertest.WithOptions(counts.trace()))
@@ -77,6 +78,7 @@ func TestEviction(t *testing.T) {
 
 // Concurrent calls of a node that find the same dead peer evict it once.
 func TestConcurrentCallsEvictOnce(t *testing.T) {
+	parallel(t)
 	for name, fault := range map[string]clustertest.Fault{"fast registry": nil, "slow registry": clustertest.Delay(100 * time.Millisecond)} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -116,6 +118,7 @@ func TestConcurrentCallsEvictOnce(t *testing.T) {
 
 // When all nodes evict the same peer at the same time, one or a few of them notify the others.
 func TestEvictionIsBroadcastOnce(t *testing.T) {
+	parallel(t)
 	for name, policy := range map[string]cluster.PeerPolicy{"departures applied": {}, "departures verified": {VerifyWithRegistry: true}} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { testEvictionIsBroadcastOnce(t, policy) })
@@ -161,6 +164,7 @@ func testEvictionIsBroadcastOnce(t *testing.T, policy cluster.PeerPolicy) {
 
 // The departure of a peer that registers again before the broadcast is not broadcast.
 func TestNoBroadcastForReturnedPeer(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := startVerified(t, 5)
 		n, peer := w.Nodes[0], w.Nodes[2]
@@ -182,6 +186,7 @@ func TestNoBroadcastForReturnedPeer(t *testing.T) {
 
 // A notification that arrives after the peer has registered again does not remove its newer entry.
 func TestLateBroadcastKeepsReturnedPeer(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := startVerified(t, 3)
 		n, other, peer := w.Nodes[0], w.Nodes[1], w.Nodes[2]
@@ -206,6 +211,7 @@ func TestLateBroadcastKeepsReturnedPeer(t *testing.T) {
 // A peer is evicted only if the registry confirms the delete. The npm module evicts on any failure
 // of the registry.
 func TestEvictionNeedsConfirmation(t *testing.T) {
+	parallel(t)
 	for name, tt := range map[string]struct {
 		fault  clustertest.Fault
 		reason string
@@ -605,6 +611,7 @@ func callWithoutFreeFiles(t *testing.T, peer string) {
 // The process is stopped while it waits for a peer, and goes on after the timeout. The other peers
 // are too few for self-preservation.
 func TestSuspendedNodeEvictsNoPeer(t *testing.T) {
+	parallel(t)
 	const timeout = 10 * time.Second
 	for name, variant := range map[string]struct {
 		suspended time.Duration
@@ -666,6 +673,7 @@ func failAfter(d time.Duration) clustertest.Fault {
 // A response that this process could not read before the deadline of its request keeps the peer,
 // even if the process has noticed the timeout at once.
 func TestResponseDuringSuspension(t *testing.T) {
+	parallel(t)
 	for _, suspended := range []time.Duration{9995 * time.Millisecond, 10*time.Second + time.Millisecond} {
 		synctest.Test(t, func(t *testing.T) {
 			w := clustertest.Start(t, 2, clustertest.WithLease(100*time.Hour))
@@ -685,6 +693,7 @@ func TestResponseDuringSuspension(t *testing.T) {
 // Faults of this node, such as a lack of file descriptors, evict no peer, however few peers there
 // are. They have a kind and a warning of their own.
 func TestLocalFaultsDoNotEvict(t *testing.T) {
+	parallel(t)
 	dial := func(err error) error { return &net.OpError{Op: "dial", Net: "tcp", Err: err} }
 	for name, fault := range map[string]error{
 		"EMFILE":                     dial(os.NewSyscallError("socket", syscall.EMFILE)),
@@ -751,6 +760,7 @@ func TestLocalFaultsDoNotEvict(t *testing.T) {
 
 // An entry without a timestamp cannot be the condition of a delete, so it is not deleted.
 func TestEntryWithoutTimestampIsNotEvicted(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 4)
 		n := w.Nodes[0]
@@ -773,6 +783,7 @@ func TestEntryWithoutTimestampIsNotEvicted(t *testing.T) {
 // A suspect with an entry that was only announced is looked up with a condition that never holds.
 // With the announced timestamp a forged announcement could delete any server.
 func TestAnnouncedSuspect(t *testing.T) {
+	parallel(t)
 	for name, tt := range map[string]struct {
 		suspect func(t *testing.T, w *clustertest.World, n *clustertest.Node) // makes a suspect of n
 		deletes []string                                                      // ids and conditions
@@ -837,6 +848,7 @@ func TestAnnouncedSuspect(t *testing.T) {
 
 // A node that cannot reach most of its peers evicts none. The npm module evicts them all.
 func TestSelfPreservation(t *testing.T) {
+	parallel(t)
 	for name, tt := range map[string]struct {
 		peers, dead int
 		eviction    cluster.Eviction
@@ -897,6 +909,7 @@ func TestSelfPreservation(t *testing.T) {
 // The smaller side of a partition evicts no peer, although it reaches the registry. The larger
 // side evicts the smaller one, which is back after its next renewal.
 func TestPartition(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 6)
 		all := []string{"node-1", "node-2", "node-3", "node-4", "node-5", "node-6"}
@@ -934,6 +947,7 @@ func TestPartition(t *testing.T) {
 
 // Suspects are resolved concurrently, up to a limit. The npm module resolves one after the other.
 func TestSuspectsAreResolvedConcurrently(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := startVerified(t, 25)
 		n := w.Nodes[0]
@@ -969,6 +983,7 @@ func TestSuspectsAreResolvedConcurrently(t *testing.T) {
 // A peer that answers is alive, and is not evicted, whatever the status. The npm module evicts on
 // any 5xx.
 func TestServerErrorsDoNotEvict(t *testing.T) {
+	parallel(t)
 	for name, tt := range map[string]struct {
 		peers, failing int
 		code           int
@@ -1011,6 +1026,7 @@ func TestServerErrorsDoNotEvict(t *testing.T) {
 
 // Peers that all answer 500 stay in the view of all nodes and in the registry.
 func TestPeersAnswering500(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 11)
 		for _, n := range w.Nodes {
@@ -1043,6 +1059,7 @@ func TestPeersAnswering500(t *testing.T) {
 
 // A timeout below Config.RequestTimeout does not make the peer suspect.
 func TestShortTimeoutDoesNotMakeSuspect(t *testing.T) {
+	parallel(t)
 	for name, tt := range map[string]struct {
 		timeout time.Duration
 		evicted bool
@@ -1082,6 +1099,7 @@ func TestShortTimeoutDoesNotMakeSuspect(t *testing.T) {
 
 // A node that has begun to leave evicts no peer.
 func TestLeavingNodeEvictsNoPeer(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := startVerified(t, 5)
 		n := w.Nodes[0]
@@ -1113,6 +1131,7 @@ func TestLeavingNodeEvictsNoPeer(t *testing.T) {
 // entry. The npm module does so, too, but keeps the old entry in its view, and drops a 5xx from
 // its response.
 func TestNewerEntryIsRetried(t *testing.T) {
+	parallel(t)
 	for name, host := range map[string]string{"at its old address": "", "at a new address": "node-3-moved:9090"} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -1156,6 +1175,7 @@ func TestNewerEntryIsRetried(t *testing.T) {
 // A peer that has a newer entry, but is silent, gets no second request in the same call, which
 // ends with the timeout. The next call uses the newer entry.
 func TestRenewedButSilentPeer(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := startVerified(t, 5)
 		n, peer := w.Nodes[0], w.Nodes[2]
@@ -1180,6 +1200,7 @@ func TestRenewedButSilentPeer(t *testing.T) {
 
 // If the peer is dead at its newer entry, too, that entry is deleted with its own timestamp.
 func TestNewerEntryOfDeadPeer(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := startVerified(t, 5)
 		n, peer := w.Nodes[0], w.Nodes[2]
@@ -1200,6 +1221,7 @@ func TestNewerEntryOfDeadPeer(t *testing.T) {
 
 // A call retries at a bounded number of newer entries. The npm module has no bound.
 func TestNewerEntriesAreBounded(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := startVerified(t, 5)
 		n := w.Nodes[0]
@@ -1221,6 +1243,7 @@ func TestNewerEntriesAreBounded(t *testing.T) {
 
 // A newer entry with an address that the policy forbids is not called.
 func TestNewerEntryIsChecked(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := startVerified(t, 5)
 		w.Nodes[2].Kill()
@@ -1239,6 +1262,7 @@ func TestNewerEntryIsChecked(t *testing.T) {
 // A suspect that announced itself during the call is called again before the registry. The npm
 // module compares fields that do not exist, and never does so.
 func TestReturningPeerIsRetried(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := startVerified(t, 5)
 		n, peer := w.Nodes[0], w.Nodes[2]

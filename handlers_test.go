@@ -259,6 +259,7 @@ func FuzzDeleteServer(f *testing.F) {
 
 // The endpoints do not need a router that sets path values.
 func TestEndpointsUnderAnyRouter(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
 		n := w.Nodes[0]
@@ -281,6 +282,7 @@ func TestEndpointsUnderAnyRouter(t *testing.T) {
 
 // The endpoints read the ids from the path, whatever path values an outer router has set.
 func TestEndpointsUnderOuterPatterns(t *testing.T) {
+	parallel(t)
 	for _, pattern := range []string{
 		"/", "/{id}/", "/{serverId}/", "DELETE /{rest...}", "DELETE /mds/v1/itResources/{rest...}", "DELETE /mds/v1/{id}/{rest...}",
 		"DELETE /mds/v1/itResources/{serverId}/servers/{id}", "DELETE /mds/v1/itResources/{id}/servers/{name}",
@@ -469,6 +471,7 @@ func (v failingVerifier) Verify(context.Context, string) (cluster.Claims, error)
 // Peers may call a node before the registry has answered its registration. The npm module crashes
 // then.
 func TestPeerRequestsBeforeRegistration(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 0)
 		n := w.Add()
@@ -486,6 +489,7 @@ func TestPeerRequestsBeforeRegistration(t *testing.T) {
 }
 
 func TestAuthenticate(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 1)
 		n := w.Nodes[0]
@@ -553,6 +557,7 @@ func TestWithVerifier(t *testing.T) {
 
 // The key of a running cluster can be changed, because nodes accept two keys for a while.
 func TestKeyRotation(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		const next = "the next key"
 		w := clustertest.Start(t, 3, clustertest.WithTokenTTL(time.Hour), clustertest.WithConfig(func(cfg *cluster.Config) {
@@ -692,6 +697,7 @@ func TestReplyWithoutBody(t *testing.T) {
 }
 
 func TestIncomingCorrelationID(t *testing.T) {
+	parallel(t)
 	const incoming, ours = "an-id@3/2000-01-01T00:00:00.000Z", "an-id@4/2000-01-01T00:00:00.000Z"
 	synctest.Test(t, func(t *testing.T) {
 		core, logged := observer.New(zap.DebugLevel)
@@ -753,6 +759,7 @@ func TestIncomingCorrelationID(t *testing.T) {
 
 // All requests of a call have one correlation id: to the token service, the registry and the peers.
 func TestOneCorrelationIDPerCall(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
 		requests := recordRequests(w)
@@ -785,6 +792,7 @@ func TestOneCorrelationIDPerCall(t *testing.T) {
 // A correlation id that cannot be a header value is replaced. Otherwise no request with it could be
 // sent.
 func TestNewCorrelationID(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		const now = "@0/2000-01-01T00:00:00.000Z"
 		longest := strings.Repeat("x", 200)

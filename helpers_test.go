@@ -39,6 +39,18 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// parallel lets a test with bubbles run in parallel with others. Such a test keeps a processor
+// busy. There are at most as many at a time as processors, so that tests on sockets, which have
+// real timeouts, go on in time.
+func parallel(t *testing.T) {
+	t.Helper()
+	t.Parallel()
+	busy <- struct{}{}
+	t.Cleanup(func() { <-busy })
+}
+
+var busy = make(chan struct{}, runtime.GOMAXPROCS(0)) //nolint:gochecknoglobals // all tests share it
+
 // Nodes and their environment.
 
 // startVerified starts a world, and renews its first node, which then has the entries of all its

@@ -24,6 +24,7 @@ import (
 // A renewal that fails is retried after RegistrationRetry. The npm module waits a whole lease,
 // after which the registry no longer lists the node.
 func TestFailedRenewalIsRetriedWithinTheLease(t *testing.T) {
+	parallel(t)
 	faults := map[string]clustertest.Fault{
 		"refused": clustertest.Refuse, "hanging": clustertest.Hang, "reset": clustertest.Reset,
 		"500": clustertest.Status(500), "429": clustertest.Status(429), "404": clustertest.Status(404),
@@ -63,6 +64,7 @@ func TestFailedRenewalIsRetriedWithinTheLease(t *testing.T) {
 // In a long outage the pauses between attempts grow to half a minute, so that nodes register soon
 // after it.
 func TestRetriesBackOff(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 1)
 		n := w.Nodes[0]
@@ -98,6 +100,7 @@ func TestRetriesBackOff(t *testing.T) {
 
 // With a short lease the pauses are short, too.
 func TestRetriesWithinShortLease(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 1, clustertest.WithLease(12*time.Second))
 		n := w.Nodes[0]
@@ -115,6 +118,7 @@ func TestRetriesWithinShortLease(t *testing.T) {
 // When its lease expires a node is lost, and reports so. The npm module reports it neither to the
 // application nor in the environment.
 func TestExpiredLeaseIsReported(t *testing.T) {
+	parallel(t)
 	faults := map[string]struct {
 		host  string
 		fault clustertest.Fault
@@ -168,6 +172,7 @@ func TestExpiredLeaseIsReported(t *testing.T) {
 
 // During an outage of any length the view stays as it was, and calls use it.
 func TestRecoveryAfterOutage(t *testing.T) {
+	parallel(t)
 	for _, outage := range []time.Duration{time.Minute, time.Hour, 24 * time.Hour} {
 		t.Run(outage.String(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -200,6 +205,7 @@ func TestRecoveryAfterOutage(t *testing.T) {
 
 // A lost node announces itself when it has registered again, because its peers may have removed it.
 func TestLostNodeAnnouncesItself(t *testing.T) {
+	parallel(t)
 	tests := map[string]struct {
 		outage time.Duration
 		others []string // the views of its peers by then
@@ -236,6 +242,7 @@ func TestLostNodeAnnouncesItself(t *testing.T) {
 
 // A departure that peers report during an outage stays in effect after it.
 func TestViewChangesDuringOutage(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
 		n := w.Nodes[0]
@@ -253,6 +260,7 @@ func TestViewChangesDuringOutage(t *testing.T) {
 // A valid token is used while the token service fails. An expired one is replaced when it is
 // needed.
 func TestTokenExpiryDuringOutages(t *testing.T) {
+	parallel(t)
 	tests := map[string]struct {
 		tokenLife time.Duration
 		down      string
@@ -287,6 +295,7 @@ func TestTokenExpiryDuringOutages(t *testing.T) {
 // A node that a peer reports as departed stays in its own view, and registers again at once. The
 // npm module removes itself from its view.
 func TestReportedAsDepartedRegistersAgain(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
 		n := w.Nodes[0]
@@ -313,6 +322,7 @@ func TestReportedAsDepartedRegistersAgain(t *testing.T) {
 // Repeated reports do not make the node register more often than every RegistrationRetry.
 // Each renewal is followed by an announcement, which the peer refuses here.
 func TestReportedAsDepartedRepeatedly(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		core, logs := observer.New(zap.WarnLevel)
 		w := clustertest.Start(t, 1, clustertest.WithOptions(cluster.WithLogger(zap.New(core))))
@@ -340,6 +350,7 @@ func TestReportedAsDepartedRepeatedly(t *testing.T) {
 
 // A node that has left does not register when it is reported as departed.
 func TestReportedAsDepartedAfterLeaving(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		n := w.Nodes[0]
@@ -356,6 +367,7 @@ func TestReportedAsDepartedAfterLeaving(t *testing.T) {
 
 // A node that was evicted because a peer could not reach it announces itself at its next renewal.
 func TestEvictedWhileAlive(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
 		n, other := w.Nodes[0], w.Nodes[1]
@@ -394,6 +406,7 @@ func TestEvictedWhileAlive(t *testing.T) {
 
 // Nodes are listed again within a lease after the registry has lost its data.
 func TestRegistryReset(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
 		w.ResetRegistry()
@@ -412,6 +425,7 @@ func TestRegistryReset(t *testing.T) {
 // After a reset no view lacks a running node: nodes that have renewed retain the others for a
 // lease.
 func TestViewsStayCompleteAfterReset(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		const lease = time.Hour
 		w := clustertest.Start(t, 5, clustertest.WithLease(lease))
@@ -458,6 +472,7 @@ func TestViewsStayCompleteAfterReset(t *testing.T) {
 // After a reset some nodes renew twice, and others only at the end of the lease, as nodes of the
 // npm module do. No view lacks a node meanwhile.
 func TestUnevenRenewalsAfterReset(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		const nodes, lease = 5, time.Hour
 		w := clustertest.Start(t, nodes, clustertest.WithLease(lease))
@@ -483,6 +498,7 @@ func TestUnevenRenewalsAfterReset(t *testing.T) {
 // After a reset a node may learn the new entry of a peer before it renews itself. That the registry
 // has this entry does not show that it kept its data.
 func TestPeerLearnedAfterReset(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := startVerified(t, 5)
 		n, peer := w.Nodes[0], w.Nodes[1]
@@ -506,6 +522,7 @@ func TestPeerLearnedAfterReset(t *testing.T) {
 // A node that retains a peer after a reset does not announce it to others. If the peer is dead, the
 // first call evicts it.
 func TestRetainedPeersAreNotAnnounced(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
 		time.Sleep(time.Hour) // all have renewed, and have each other from the registry
@@ -529,6 +546,7 @@ func TestRetainedPeersAreNotAnnounced(t *testing.T) {
 
 // Retained peers expire after a lease, even if the registry seems to be reset at each renewal.
 func TestRetainedPeersExpire(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3, clustertest.WithStore(recreatingStore{mit.NewMemory()}),
 			clustertest.WithOptions(cluster.WithEviction(cluster.Eviction{Disabled: true})))
@@ -544,6 +562,7 @@ func TestRetainedPeersExpire(t *testing.T) {
 // A registry that lost only the entry of this node was not reset, so other missing peers are not
 // retained.
 func TestOnlyOwnEntryLost(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		store := mit.NewMemory()
 		w := clustertest.Start(t, 4, clustertest.WithStore(store))
@@ -591,6 +610,7 @@ func registeredAddress(w *clustertest.World, id string) string {
 // A node whose machine gets another address registers there with its next renewal, and announces
 // it.
 func TestAddressOfTheMachineChanges(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		var locals atomic.Pointer[[]string]
 		set := func(list ...string) { locals.Store(&list) }
@@ -680,6 +700,7 @@ func startAtAddressOfDead(t *testing.T, dead int, opts ...clustertest.Option) (w
 // A node at the address of nodes that are gone does not call itself under their ids. It evicts
 // them, however many there are.
 func TestNodeAtTheAddressOfDeadNodes(t *testing.T) {
+	parallel(t)
 	for _, dead := range []int{1, 9} {
 		synctest.Test(t, func(t *testing.T) {
 			w, n := startAtAddressOfDead(t, dead)
@@ -700,6 +721,7 @@ func TestNodeAtTheAddressOfDeadNodes(t *testing.T) {
 }
 
 func TestOutcomeOfNodeAtOwnAddress(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w, n := startAtAddressOfDead(t, 1, noEviction())
 		requests := recordRequests(w)
@@ -715,6 +737,7 @@ func TestOutcomeOfNodeAtOwnAddress(t *testing.T) {
 
 // Two running nodes claim one address by mistake. Once both have renewed, neither evicts the other.
 func TestRunningNodesWithOneAddress(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3, clustertest.WithConfig(func(cfg *cluster.Config) {
 			if cfg.ID == "node-4" {
@@ -803,6 +826,7 @@ func (s *backwardStore) DeleteIfUnmodifiedSince(ctx context.Context, id, serverI
 // The successor of a process registers after the clock of the registry has gone back, so that its
 // entry is older. The process that leaves keeps it.
 func TestDepartureAfterTheClockWentBack(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		s := &backwardStore{Memory: mit.NewMemory()}
 		w := clustertest.Start(t, 2, clustertest.WithStore(s), sameID())
@@ -822,6 +846,7 @@ func TestDepartureAfterTheClockWentBack(t *testing.T) {
 // The clock of the registry goes back, and a node moves. Its peers take its new address although
 // its date is older, and do not evict it.
 func TestRegistryClockGoesBack(t *testing.T) {
+	parallel(t)
 	tests := map[string]func(t *testing.T, w *clustertest.World, moved *clustertest.Node, call func()){
 		"call right after the announcement": func(t *testing.T, w *clustertest.World, moved *clustertest.Node, call func()) {
 			t.Helper()

@@ -232,6 +232,7 @@ func TestPanicsOfTLSFunctions(t *testing.T) {
 
 // Secrets that a remote repeats do not get into errors, logs, hooks or JSON.
 func TestEchoedSecretsAreRedacted(t *testing.T) {
+	parallel(t)
 	token := func(token string) string { return token }
 	empty := func(string) string { return "" }
 	for name, tt := range map[string]struct{ peers, registry, tokens clustertest.Fault }{

@@ -30,6 +30,7 @@ import (
 // The npm module waits before its first attempt, and always for the same time, so that all nodes
 // arrive together.
 func TestRegisterRetriesUntilTheRegistryIsUp(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 0)
 		registryDown(w)
@@ -91,6 +92,7 @@ func TestRegisterRetriesUntilTheRegistryIsUp(t *testing.T) {
 // A busy registry says when to try again. The node waits for that, and up to a quarter longer, also
 // when it renews.
 func TestRetryAfter(t *testing.T) {
+	parallel(t)
 	for name, tt := range map[string]struct {
 		header, date string
 		want         time.Duration
@@ -143,6 +145,7 @@ func TestRetryAfter(t *testing.T) {
 }
 
 func TestRegistrationRetry(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 0, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.RegistrationRetry = time.Minute }))
 		registryDown(w)
@@ -161,6 +164,7 @@ func TestRegistrationRetry(t *testing.T) {
 // The next attempt begins when the last one has ended. The npm module begins one in every retry
 // period, so that about 17 are in flight while the registry hangs.
 func TestOneRegistrationRequestAtATime(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 0)
 		registryFault(w, clustertest.Hang)
@@ -189,6 +193,7 @@ func TestOneRegistrationRequestAtATime(t *testing.T) {
 // Register ends with its context, and its error has the cause and the last failure. The
 // registration of the npm module cannot be stopped.
 func TestRegisterEndsWithItsContext(t *testing.T) {
+	parallel(t)
 	errEnough := errors.New("enough")
 	tests := map[string]struct {
 		host    string // with the fault
@@ -273,6 +278,7 @@ func TestRegisterEndsWithItsContext(t *testing.T) {
 }
 
 func TestRegisterAnnouncesTheNode(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		n := w.Add()
@@ -291,6 +297,7 @@ func TestRegisterAnnouncesTheNode(t *testing.T) {
 
 // A peer that does not answer the announcement does not fail the registration.
 func TestRegisterWithDeadPeer(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		w.Nodes[0].Kill()
@@ -304,6 +311,7 @@ func TestRegisterWithDeadPeer(t *testing.T) {
 }
 
 func TestRegisterWithManagementOff(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.Management = false }))
 		n := w.Add()
@@ -365,6 +373,7 @@ func TestRegisterAgain(t *testing.T) {
 
 // A second Register may get a shorter lease than the first, and the next renewal follows it.
 func TestRegisterAgainWithAShorterLease(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		var hooks traceLog
 		w := clustertest.Start(t, 0, clustertest.WithLease(24*time.Hour))
@@ -384,6 +393,7 @@ func TestRegisterAgainWithAShorterLease(t *testing.T) {
 }
 
 func TestRegisterAfterClose(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		var hooks traceLog
 		w := clustertest.Start(t, 0)
@@ -402,6 +412,7 @@ func TestRegisterAfterClose(t *testing.T) {
 // Servers that are announced to a node before it gets the response to its registration stay in its
 // view.
 func TestAnnouncementDuringRegistration(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 1)
 		n := w.Add()
@@ -419,6 +430,7 @@ func TestAnnouncementDuringRegistration(t *testing.T) {
 
 // An error of the token service names the request once.
 func TestTokenErrorNamesTheRequestOnce(t *testing.T) {
+	parallel(t)
 	for name, fault := range map[string]clustertest.Fault{
 		"refuses": clustertest.Refuse, "is not to be trusted": badCertificate, "breaks off": clustertest.Truncate(5),
 		"answers 500": clustertest.Status(500), "answers nonsense": respondOK(`{}`),
@@ -438,6 +450,7 @@ func TestTokenErrorNamesTheRequestOnce(t *testing.T) {
 }
 
 func TestUnRegister(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
 		n := w.Nodes[1]
@@ -532,6 +545,7 @@ func TestUnRegisterStopsRegister(t *testing.T) {
 
 // UnRegister ends a Register that has registered the node and is announcing it.
 func TestUnRegisterWhileAnnouncing(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		w.Network.Fault("node-3:8080", "node-1:8080", clustertest.Hang)
@@ -559,6 +573,7 @@ func TestUnRegisterWhileAnnouncing(t *testing.T) {
 // The registry must not receive a renewal after the delete, even if the transport goes on with a
 // request that was canceled. It would list the node until the lease expires.
 func TestNoRenewalAfterDeregistration(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		n := w.Nodes[0]
@@ -600,6 +615,7 @@ func TestNoRenewalAfterDeregistration(t *testing.T) {
 // A proxy may deliver a renewal after the node that has abandoned it has left. The renewal does not
 // restore the entry of the node.
 func TestLateRenewalAfterDeregistration(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		n := w.Nodes[0]
@@ -634,6 +650,7 @@ func TestLateRenewalAfterDeregistration(t *testing.T) {
 // A node whose entry is gone creates another one at once, also at a registry that has lost its
 // data.
 func TestRenewalOfAnEntryThatIsGone(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		requests := recordRequests(w)
@@ -680,6 +697,7 @@ func wantAddress(t *testing.T, servers []cluster.Server, id, host string) {
 // A process that leaves does not take the place of another from it that has registered with its id
 // since.
 func TestDepartureKeepsTheSuccessor(t *testing.T) {
+	parallel(t)
 	tests := map[string]func(t *testing.T, w *clustertest.World, n *clustertest.Node){
 		"registered since": nil,
 		// The response to the last renewal lists the entry of the successor.
@@ -722,6 +740,7 @@ func TestDepartureKeepsTheSuccessor(t *testing.T) {
 
 // The registry executes a delete after the node has restarted at the same address.
 func TestLateDeleteKeepsTheRestartedNode(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		n := w.Nodes[0]
@@ -750,6 +769,7 @@ func TestLateDeleteKeepsTheRestartedNode(t *testing.T) {
 
 // A renewal whose response is lost makes the entry newer than the node knows. The node deletes it.
 func TestDepartureAfterLostRenewal(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		n := w.Nodes[0]
@@ -768,6 +788,7 @@ func TestDepartureAfterLostRenewal(t *testing.T) {
 
 // A registry whose entries have no dates cannot delete on a condition.
 func TestDepartureWithoutDates(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		n := w.Nodes[0]
@@ -785,6 +806,7 @@ func TestDepartureWithoutDates(t *testing.T) {
 }
 
 func TestUnRegisterBeforeRegister(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 0)
 		n := w.Add()
@@ -805,6 +827,7 @@ func TestUnRegisterBeforeRegister(t *testing.T) {
 
 // Servers that were announced to a node before its registration do not count in its Departure.
 func TestUnRegisterAfterAnnouncementsOnly(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		// The registry lists the node, but its response is lost.
@@ -824,6 +847,7 @@ func TestUnRegisterAfterAnnouncementsOnly(t *testing.T) {
 }
 
 func TestUnRegisterConcurrently(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
 		n := w.Nodes[0]
@@ -847,6 +871,7 @@ func TestUnRegisterConcurrently(t *testing.T) {
 }
 
 func TestUnRegisterDuringOutage(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		n, peer := w.Nodes[0], w.Nodes[1]
@@ -876,6 +901,7 @@ func TestUnRegisterDuringOutage(t *testing.T) {
 
 // The context of UnRegister bounds its duration.
 func TestUnRegisterEndsWithItsContext(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		w.Network.Fault(clustertest.Any, clustertest.Any, clustertest.Hang)
@@ -892,6 +918,7 @@ func TestUnRegisterEndsWithItsContext(t *testing.T) {
 
 // A dead peer is neither an error of UnRegister nor evicted by it.
 func TestUnRegisterWithDeadPeer(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
 		w.Nodes[1].Kill()
@@ -907,6 +934,7 @@ func TestUnRegisterWithDeadPeer(t *testing.T) {
 }
 
 func TestUnRegisterAfterClose(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		n := w.Nodes[0]
@@ -955,6 +983,7 @@ func TestDepartureAsJSON(t *testing.T) {
 
 // A notification of a departure that arrives after the server has returned does not remove it.
 func TestLateDepartureKeepsTheReturnedPeer(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		n, peer := w.Nodes[0], w.Nodes[1]
@@ -991,6 +1020,7 @@ func nth(n int64, f clustertest.Fault) clustertest.Fault {
 
 // An announcement that a peer misses is repeated until the peer has it.
 func TestMissedAnnouncementIsRepeated(t *testing.T) {
+	parallel(t)
 	tests := map[string]struct {
 		host  string
 		fault clustertest.Fault
@@ -1027,6 +1057,7 @@ func TestMissedAnnouncementIsRepeated(t *testing.T) {
 // The context of Register and UnRegister may end before a peer has answered. The peer is called
 // again later, too.
 func TestRepetitionAfterTheContext(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2, noEviction())
 		n := w.Add()
@@ -1050,6 +1081,7 @@ func TestRepetitionAfterTheContext(t *testing.T) {
 
 // A circuit that is open for longer than all pauses does not use up the attempts.
 func TestRepetitionWaitsForTheCircuit(t *testing.T) {
+	parallel(t)
 	start := func(t *testing.T, nodes int) *clustertest.World {
 		t.Helper()
 		slow := clustertest.WithConfig(func(cfg *cluster.Config) { cfg.RequestTimeout = time.Minute })
@@ -1088,6 +1120,7 @@ func (lost) RoundTrip(*http.Request) (*http.Response, error) { return nil, sysca
 
 // A peer that rejects all announcements receives a few. One warning says so, and what to look at.
 func TestRejectedAnnouncement(t *testing.T) {
+	parallel(t)
 	for code, hint := range map[int]string{
 		404: "are the endpoints mounted under this base path?", 403: "have all nodes the same keys, issuer and audience?", 503: "the announcement is repeated",
 	} {
@@ -1127,6 +1160,7 @@ func TestRejectedAnnouncement(t *testing.T) {
 
 // Nothing is announced any more by a node that leaves, nor by one whose lease has expired.
 func TestRepeatedAnnouncementEnds(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		n := w.Add()
@@ -1150,6 +1184,7 @@ func TestRepeatedAnnouncementEnds(t *testing.T) {
 
 // A node whose lease has expired is not announced any more.
 func TestRepetitionEndsWithTheLease(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		const lease = 10 * time.Second
 		w := clustertest.Start(t, 2, clustertest.WithLease(lease))
@@ -1177,6 +1212,7 @@ func TestRepetitionEndsWithTheLease(t *testing.T) {
 
 // A later announcement takes the place of one that is still being repeated.
 func TestLaterAnnouncementReplacesARepetition(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		n := w.Add()
@@ -1198,6 +1234,7 @@ func TestLaterAnnouncementReplacesARepetition(t *testing.T) {
 
 // A departure that a peer misses is repeated while the process serves.
 func TestMissedDepartureIsRepeated(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
 		n, peer := w.Nodes[0], w.Nodes[1]
@@ -1215,6 +1252,7 @@ func TestMissedDepartureIsRepeated(t *testing.T) {
 
 // The entry that the registry did not delete is not that of a successor.
 func TestDepartureIsRepeatedDespiteTheRegistry(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
 		n, peer := w.Nodes[0], w.Nodes[1]
@@ -1231,6 +1269,7 @@ func TestDepartureIsRepeatedDespiteTheRegistry(t *testing.T) {
 
 // The repetition does not remove a process that has registered with the id meanwhile.
 func TestRepeatedDepartureKeepsTheSuccessor(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2, sameID())
 		n, peer := w.Nodes[0], w.Nodes[1]
@@ -1254,6 +1293,7 @@ const conflictWarning = "two running processes use one server id"
 // peer and the first process do so within minutes, the second one when the peer sees the first one
 // again.
 func TestTwoProcessesWithOneID(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		core, logs := observer.New(zap.WarnLevel)
 		w := clustertest.Start(t, 3, sameID(), clustertest.WithOptions(cluster.WithLogger(zap.New(core))))
@@ -1301,6 +1341,7 @@ func TestTwoProcessesWithOneID(t *testing.T) {
 
 // Nodes that do not apply announcements notice a conflict in them, too.
 func TestConflictWithVerifyWithRegistry(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3, sameID(), clustertest.WithOptions(cluster.WithPeerPolicy(cluster.PeerPolicy{VerifyWithRegistry: true})))
 		reported := map[string]bool{} // by host
@@ -1320,6 +1361,7 @@ func TestConflictWithVerifyWithRegistry(t *testing.T) {
 
 // A registry whose response has the entry of the other process.
 func TestConflictInTheResponse(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		core, logs := observer.New(zap.WarnLevel)
 		w := clustertest.Start(t, 1)
@@ -1342,6 +1384,7 @@ func TestConflictInTheResponse(t *testing.T) {
 
 // A node that restarts at other addresses, back and forth, for days, is not in conflict.
 func TestMovesAreNoConflict(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		core, logs := observer.New(zap.WarnLevel)
 		w := clustertest.Start(t, 3, clustertest.WithOptions(cluster.WithLogger(zap.New(core))))

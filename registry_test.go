@@ -29,6 +29,7 @@ import (
 // A clock that differs from that of the registry by more than half a minute is reported, once a
 // minute at most.
 func TestClockDiffers(t *testing.T) {
+	parallel(t)
 	const second = time.Second
 	for date, ahead := range map[time.Duration]time.Duration{
 		0: 0, 30 * second: 0, -31 * second: 0, 31 * second: -31 * second, -33 * second: 32 * second, -24 * time.Hour: 24*time.Hour - second,
@@ -71,6 +72,7 @@ func TestClockDiffers(t *testing.T) {
 }
 
 func TestStaysWithWorkingReplica(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := startReplicas(t, 0)
 		n, home := joinReplica(w)
@@ -92,6 +94,7 @@ func TestStaysWithWorkingReplica(t *testing.T) {
 // When its replica fails a node switches once to another. It probes the preferred replica, and
 // switches back once that works again.
 func TestFailoverAndFailback(t *testing.T) {
+	parallel(t)
 	for name, tt := range map[string]struct {
 		fault  clustertest.Fault
 		status int           // of the failing replica
@@ -169,6 +172,7 @@ func TestFailoverAndFailback(t *testing.T) {
 
 // If two of three replicas fail, the third answers. No replica gets two requests.
 func TestFailoverPastTwoReplicas(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := startReplicas(t, 20)
 		good := replicaHosts()[1]
@@ -197,6 +201,7 @@ func TestFailoverPastTwoReplicas(t *testing.T) {
 
 // A client error does not fail over, because another replica would answer the same.
 func TestNoFailoverOnClientErrors(t *testing.T) {
+	parallel(t)
 	for _, tt := range []struct{ status, attempts int }{{400, 1}, {401, 2}, {403, 2}, {409, 1}, {422, 1}} {
 		t.Run(fmt.Sprint(tt.status), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -225,6 +230,7 @@ func TestNoFailoverOnClientErrors(t *testing.T) {
 
 // A call that its caller cancels does not fail over.
 func TestCanceledCallDoesNotFailOver(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := startReplicas(t, 0)
 		n, home := joinReplica(w)
@@ -247,6 +253,7 @@ func TestCanceledCallDoesNotFailOver(t *testing.T) {
 
 // If all replicas fail, the lease expires as with one registry, and the reason names all replicas.
 func TestAllReplicasFail(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		const lease = time.Minute
 		w := startReplicas(t, 1, clustertest.WithLease(lease))
@@ -304,6 +311,7 @@ func TestAllReplicasFail(t *testing.T) {
 // A renewal may take until the lease expires, and its replicas share this time. So two of three
 // replicas may hang even if the lease is a few seconds.
 func TestShortLeaseWithSilentReplicas(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := startReplicas(t, 5, clustertest.WithLease(3*time.Second), clustertest.WithOptions(cluster.WithTrace(&cluster.Trace{
 			StateChanged: func(_ context.Context, _, to cluster.Status) {
@@ -336,6 +344,7 @@ func TestShortLeaseWithSilentReplicas(t *testing.T) {
 
 // A replica that rejects the token after a failover gets a new token.
 func TestTokenRefreshDuringFailover(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := startReplicas(t, 0)
 		n, home := joinReplica(w)
@@ -360,6 +369,7 @@ func TestTokenRefreshDuringFailover(t *testing.T) {
 
 // The replicas share the time for a conditional delete, so that the last one still can confirm it.
 func TestEvictionFailsOver(t *testing.T) {
+	parallel(t)
 	for name, tt := range map[string]struct {
 		fault clustertest.Fault
 		fail  int           // number of failing replicas
@@ -407,6 +417,7 @@ func TestEvictionFailsOver(t *testing.T) {
 // If the response to a delete was lost, the delete is repeated at another replica. If the server
 // has registered again meanwhile, the response has its new entry, and the server is not evicted.
 func TestRepeatedDeleteOfReturnedPeer(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := startReplicas(t, 4)
 		n, home := joinReplica(w)
@@ -439,6 +450,7 @@ func TestRepeatedDeleteOfReturnedPeer(t *testing.T) {
 }
 
 func TestUnRegisterFailsOver(t *testing.T) {
+	parallel(t)
 	for name, fault := range map[string]clustertest.Fault{
 		"refuses": clustertest.Refuse, "hangs": clustertest.Hang, "answers 503": clustertest.Status(503), "executes, then resets": clustertest.Reset,
 	} {
@@ -465,6 +477,7 @@ func TestUnRegisterFailsOver(t *testing.T) {
 
 // An error about an invalid response names the replica.
 func TestInvalidResponseNamesItsReplica(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := startReplicas(t, 0)
 		n, home := joinReplica(w)
@@ -662,6 +675,7 @@ func TestClientSecretFile(t *testing.T) {
 
 // The replicas of the token service are used like those of the registry.
 func TestTokenServiceReplicas(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		cfg := testConfig()
 		cfg.TokenURL = "http://mst-1.test/token, http://mst-2.test/token/,http://mst-3.test/token"
@@ -719,6 +733,7 @@ func TestTokenServiceReplicas(t *testing.T) {
 // A token may be too long for a remote, or malformed. It is replaced once by another one, not for
 // each request.
 func TestDoubtfulTokenIsReplacedOnce(t *testing.T) {
+	parallel(t)
 	for _, status := range []int{http.StatusRequestHeaderFieldsTooLarge, http.StatusBadRequest} {
 		for name, host := range map[string]string{"registry": clustertest.RegistryHost, "peer": "node-2:8080"} {
 			t.Run(fmt.Sprintf("%d from a %s", status, name), func(t *testing.T) {

@@ -22,6 +22,7 @@ import (
 )
 
 func TestRenewalFraction(t *testing.T) {
+	parallel(t)
 	for _, fraction := range []float64{0, 0.5, 0.9} { // 0: the default
 		t.Run(fmt.Sprint(fraction), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -62,6 +63,7 @@ func TestRenewalFraction(t *testing.T) {
 // Nodes that register at the same moment spread their renewals. Nodes of the npm module renew at
 // the same moment for as long as they run.
 func TestRenewalsAreJittered(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		const size = 200
 		w := clustertest.Start(t, 0, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.Management = false }))
@@ -97,6 +99,7 @@ func TestRenewalsAreJittered(t *testing.T) {
 
 // Without a leaseTime the lease is two hours. The timer of the npm module would fire at once.
 func TestDefaultLeaseTime(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 0, clustertest.WithLease(mit.NoLease))
 		requests := recordRequests(w)
@@ -115,6 +118,7 @@ func TestDefaultLeaseTime(t *testing.T) {
 // Lease times that are missing or out of range are replaced. The npm module passes the value to
 // setInterval, which takes 1 ms for values above 2^31 and for those that are not numbers.
 func TestLeaseTimeValues(t *testing.T) {
+	parallel(t)
 	tests := map[string]struct {
 		leaseTime string // JSON; "" for none
 		want      time.Duration
@@ -174,6 +178,7 @@ func TestLeaseTimeValues(t *testing.T) {
 
 // The lease time of each renewal replaces the last one. The npm module keeps the first.
 func TestLeaseTimeFollowsTheRegistry(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 0)
 		n := w.Join()
@@ -212,6 +217,7 @@ func TestLeaseTimeFollowsTheRegistry(t *testing.T) {
 // The lease starts when the request is sent, which is the earliest time at which the registry may
 // start it.
 func TestLeaseStartsWhenTheRequestIsSent(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		var hooks traceLog
 		w := clustertest.Start(t, 0, clustertest.WithLease(time.Minute))
@@ -233,6 +239,7 @@ func TestLeaseStartsWhenTheRequestIsSent(t *testing.T) {
 
 // A slow registry does not cost a lease: the renewal fraction includes the time of the request.
 func TestSlowRegistryKeepsTheLease(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		var hooks traceLog
 		w := clustertest.Start(t, 0, clustertest.WithLease(time.Minute))
@@ -248,6 +255,7 @@ func TestSlowRegistryKeepsTheLease(t *testing.T) {
 
 // A renewal removes servers that were only announced, and adds those that were not.
 func TestRenewalReplacesTheView(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 1)
 		n := w.Nodes[0]
@@ -264,6 +272,7 @@ func TestRenewalReplacesTheView(t *testing.T) {
 // Departures and announcements that arrive during a renewal stay in effect, because the response is
 // older. The npm module loses them.
 func TestViewChangesDuringRenewal(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
 		n := w.Nodes[0]
@@ -283,6 +292,7 @@ func TestViewChangesDuringRenewal(t *testing.T) {
 // A response without a list, or with a list that lacks the node, does not change the view. The npm
 // module uses any response: an empty list leaves it without peers, a missing one crashes it.
 func TestPartialListKeepsView(t *testing.T) {
+	parallel(t)
 	withMe := announcement("node-1", "node-2")
 	tests := map[string]struct {
 		fault clustertest.Fault
@@ -355,6 +365,7 @@ func TestPartialListKeepsView(t *testing.T) {
 // An invalid entry does not invalidate the list. If it has an id it stays, so that each call
 // reports it. Without an id it is skipped with a warning.
 func TestInvalidEntriesAreSkipped(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		core, logs := observer.New(zap.WarnLevel)
@@ -383,6 +394,7 @@ func TestInvalidEntriesAreSkipped(t *testing.T) {
 // A node does not pass on a public address that clients must not follow. It does not join a cluster
 // whose type could hide a part of a log line.
 func TestForeignRegistryResource(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 1)
 		core, logs := observer.New(zap.WarnLevel)
@@ -494,6 +506,7 @@ func FuzzRegistryResponse(f *testing.F) {
 // If the registry rejects the token, the request is repeated once with a new one, as by the npm
 // module.
 func TestTokenRejectedByRegistryIsReplacedOnce(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 1)
 		n := w.Nodes[0]
@@ -525,6 +538,7 @@ func TestTokenRejectedByRegistryIsReplacedOnce(t *testing.T) {
 // checks again after a minute, and announces itself. The npm module checks again, too, but renews
 // twice from then on.
 func TestRecheckOfTwoSimultaneousRegistrations(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 0)
 		nodes := []*clustertest.Node{w.Add(), w.Add()}
@@ -566,6 +580,7 @@ func TestRecheckOfTwoSimultaneousRegistrations(t *testing.T) {
 // The first node that checks again announces all nodes to all, because the others will not check
 // again: they are no longer alone.
 func TestRecheckOfManySimultaneousRegistrations(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 0)
 		nodes := []*clustertest.Node{w.Add(), w.Add(), w.Add(), w.Add()}
@@ -585,6 +600,7 @@ func TestRecheckOfManySimultaneousRegistrations(t *testing.T) {
 }
 
 func TestRecheckOfSingleNode(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 0)
 		requests := recordRequests(w)
@@ -601,6 +617,7 @@ func TestRecheckOfSingleNode(t *testing.T) {
 // A recheck that fails is repeated after the outage. The other node learns of this one from the
 // announcement, although it cannot reach the registry yet.
 func TestRecheckDuringOutage(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 0)
 		nodes := []*clustertest.Node{w.Add(), w.Add()}
@@ -624,6 +641,7 @@ func TestRecheckDuringOutage(t *testing.T) {
 }
 
 func TestNoRecheckWithPeers(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 1)
 		time.Sleep(2 * time.Minute)

@@ -27,6 +27,7 @@ import (
 )
 
 func TestFilter(t *testing.T) {
+	parallel(t)
 	for name, tt := range map[string]struct {
 		filter func(cluster.Server) bool
 		want   []string
@@ -55,6 +56,7 @@ func TestFilter(t *testing.T) {
 
 // The filter is called once for each peer, and not for the node itself.
 func TestFilterSeesEachPeerOnce(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 4)
 		var seen []string
@@ -71,6 +73,7 @@ func TestFilterSeesEachPeerOnce(t *testing.T) {
 // A call that selects one or two of many peers evicts none of them. Otherwise an isolated node
 // that calls its peers one by one would evict them all.
 func TestFilteredCallNeedsEnoughPeersToEvict(t *testing.T) {
+	parallel(t)
 	for name, tt := range map[string]struct {
 		nodes   int
 		filter  func(cluster.Server) bool
@@ -109,6 +112,7 @@ func TestFilteredCallNeedsEnoughPeersToEvict(t *testing.T) {
 
 // Once MinResults peers have answered, the requests to the others are canceled.
 func TestMinResults(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 7)
 		n := w.Nodes[0]
@@ -140,6 +144,7 @@ func TestMinResults(t *testing.T) {
 
 // Once MinResults is reached no further request begins.
 func TestMinResultsLimitsRequests(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 20, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = 2 }))
 		n := w.Nodes[0]
@@ -158,6 +163,7 @@ func TestMinResultsLimitsRequests(t *testing.T) {
 }
 
 func TestMinResultsNotReached(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := startVerified(t, 5)
 		w.Nodes[2].Kill()
@@ -170,6 +176,7 @@ func TestMinResultsNotReached(t *testing.T) {
 
 // A failure before MinResults is reached does not evict: the call does not wait for the registry.
 func TestMinResultsSkipsEviction(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := startVerified(t, 5)
 		n := w.Nodes[0]
@@ -189,6 +196,7 @@ func TestMinResultsSkipsEviction(t *testing.T) {
 }
 
 func TestCustomer(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3, clustertest.WithHandler(func(n *clustertest.Node) http.Handler {
 			return n.Authenticate(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -211,6 +219,7 @@ func TestCustomer(t *testing.T) {
 }
 
 func TestBody(t *testing.T) {
+	parallel(t)
 	for name, tt := range map[string]struct {
 		body any
 		want string // received by each peer
@@ -268,6 +277,7 @@ func (zeros) Read(p []byte) (int, error) {
 
 // Methods are sent in upper case, as axios does: servers distinguish them.
 func TestMethodIsSentInUpperCase(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2, clustertest.WithHandler(func(n *clustertest.Node) http.Handler {
 			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { n.Reply(w, r, r.Method) })
@@ -321,6 +331,7 @@ func TestErrorsQuoteLittle(t *testing.T) {
 }
 
 func TestQueryAndPath(t *testing.T) {
+	parallel(t)
 	for name, tt := range map[string]struct {
 		req  cluster.Request
 		want string // the URI that peers receive
@@ -351,6 +362,7 @@ func TestQueryAndPath(t *testing.T) {
 }
 
 func TestHeaders(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2, clustertest.WithHandler(func(n *clustertest.Node) http.Handler {
 			return n.Authenticate(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { n.Reply(w, r, r.Header) }))
@@ -436,6 +448,7 @@ func TestForwardedHeader(t *testing.T) {
 }
 
 func TestInvalidRequests(t *testing.T) {
+	parallel(t)
 	for name, req := range map[string]cluster.Request{
 		"no path":                        {},
 		"a relative path":                {Path: "things"},

@@ -27,6 +27,7 @@ import (
 )
 
 func TestJointData(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		bodies := map[string]string{
 			"node-2": `"data":["a",{"b":1}],`,
@@ -58,6 +59,7 @@ func TestJointData(t *testing.T) {
 
 // The JSON has the shape of the npm module. "kind" and the fields after it are additions.
 func TestResponseAsJSON(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 5, clustertest.WithHandler(func(n *clustertest.Node) http.Handler {
 			return map[string]http.Handler{
@@ -133,6 +135,7 @@ func TestDecode(t *testing.T) {
 }
 
 func TestCallWithoutPeers(t *testing.T) {
+	parallel(t)
 	for name, tt := range map[string]struct {
 		node func(w *clustertest.World) *clustertest.Node
 		want error
@@ -174,6 +177,7 @@ func TestCallWithoutPeers(t *testing.T) {
 
 // A node that has not registered yet calls the peers that have announced themselves to it.
 func TestCallBeforeRegister(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		n := w.Add()
@@ -191,6 +195,7 @@ func TestCallBeforeRegister(t *testing.T) {
 // A fault of one peer neither delays nor fails the other three. The outcome of the peer has the
 // right kind.
 func TestFaultsOfOnePeer(t *testing.T) {
+	parallel(t)
 	const timeout = 10 * time.Second
 	for name, tt := range map[string]struct {
 		fault    clustertest.Fault
@@ -411,6 +416,7 @@ func checkInvalidPeer(t *testing.T, res *cluster.Response, code int) {
 
 // When a call ends early, each peer that has not answered has the cause as its error.
 func TestCallEndsBeforeItsPeersAnswer(t *testing.T) {
+	parallel(t)
 	errEnough := errors.New("enough")
 	for name, tt := range map[string]struct {
 		end  func(ctx context.Context, n *clustertest.Node) (context.Context, context.CancelFunc)
@@ -504,6 +510,7 @@ func TestCallEndsBeforeItsPeersAnswer(t *testing.T) {
 // With any faults and any end of the call, each peer is once in the results or in the failures.
 // With the npm module an unreachable peer is in neither.
 func TestOneOutcomePerPeer(t *testing.T) {
+	parallel(t)
 	faults := map[string]clustertest.Fault{
 		"none": nil, "refuse": clustertest.Refuse, "hang": clustertest.Hang, "reset": clustertest.Reset,
 		"slow": clustertest.Delay(3 * time.Second), "500": clustertest.Status(500), "403": clustertest.Status(403),
@@ -564,6 +571,7 @@ func TestOneOutcomePerPeer(t *testing.T) {
 // Concurrent calls have any options, faults and ends. Each selected peer has one outcome, the limit
 // in flight holds, and no slot is lost.
 func TestOneOutcomePerSelectedPeer(t *testing.T) {
+	parallel(t)
 	faults := map[string]clustertest.Fault{
 		"none": nil, "refuse": clustertest.Refuse, "hang": clustertest.Hang, "reset": clustertest.Reset,
 		"slow": clustertest.Delay(3 * time.Second), "500": clustertest.Status(500), "403": clustertest.Status(403),
@@ -604,6 +612,7 @@ func TestOneOutcomePerSelectedPeer(t *testing.T) {
 
 // MaxInFlight bounds all calls of a node together.
 func TestMaxInFlight(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		var inFlight, peak atomic.Int64
 		w := clustertest.Start(t, 7,
@@ -640,6 +649,7 @@ func TestMaxInFlight(t *testing.T) {
 // Concurrent calls start at different peers. So a peer does not receive all of them at once, and
 // needs fewer connections than there are calls.
 func TestConcurrentCallsStartAtDifferentPeers(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		const peers, calls = 64, 8
 		var peak atomic.Int64
@@ -677,6 +687,7 @@ func TestConcurrentCallsStartAtDifferentPeers(t *testing.T) {
 }
 
 func TestStream(t *testing.T) {
+	parallel(t)
 	t.Run("outcomes come as they arrive, suspects last", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := clustertest.Start(t, 6)
@@ -768,6 +779,7 @@ func TestStream(t *testing.T) {
 }
 
 func TestStreamWithMinResults(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 6)
 		n := w.Nodes[0]

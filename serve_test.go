@@ -220,6 +220,7 @@ func TestLeaveIsBounded(t *testing.T) {
 
 // Peers are notified although the registry does not respond.
 func TestPeersAreNotifiedWhileRegistryHangs(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
 		n := w.Nodes[0]
@@ -243,6 +244,7 @@ func TestLeaveIsValidated(t *testing.T) {
 }
 
 func TestReadyHandler(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 1)
 		n := w.Add()

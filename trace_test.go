@@ -144,6 +144,7 @@ func (tr *tracer) take(t *testing.T) (tree string, counts map[string]int) {
 // Spans of calls, requests, renewals and token requests nest, and reach the transport, with nothing
 // shared but the context. Background work has spans of its own.
 func TestTraceBuildsSpans(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 3)
 		tr := &tracer{}
@@ -273,6 +274,7 @@ func wantTexts(t *testing.T, what string, got []string, want ...string) {
 }
 
 func TestHookOrder(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		var hooks recordedOrder
 		w := clustertest.Start(t, 1)
@@ -306,6 +308,7 @@ func TestHookOrder(t *testing.T) {
 // A change of the replica comes after the request that failed, and one of a breaker before the
 // outcome of its peer. A caller is checked before the handler.
 func TestHookOrderOfFaults(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		var hooks recordedOrder
 		w := startReplicas(t, 0)
@@ -349,6 +352,7 @@ func TestHookOrderOfFaults(t *testing.T) {
 
 // A call that waits for all peers reports each as soon as it is done.
 func TestPeerDoneAtOnce(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Time{}
 		var hooks recordedOrder
@@ -380,6 +384,7 @@ func TestPeerDoneAtOnce(t *testing.T) {
 // Hooks of several traces are called in order, and the functions that end operations in reverse.
 // A context of nil, and a function of nil, are as if the hook was not set.
 func TestSeveralTraces(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		type key struct{}
 		var hooks recordedOrder
@@ -444,6 +449,7 @@ const secretText = "the-client-secret"
 // Panics in hooks are logged, without secrets and not each time, and break nothing. The hooks of
 // other traces are still called.
 func TestPanickingHooks(t *testing.T) {
+	parallel(t)
 	for _, beginPanics := range []bool{true, false} {
 		t.Run(fmt.Sprint("begin=", beginPanics), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -584,6 +590,7 @@ func TestRequestHeader(t *testing.T) {
 }
 
 func TestStats(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 5, noEviction(), clustertest.WithConfig(func(cfg *cluster.Config) { cfg.MaxInFlight = 2 }))
 		n := w.Nodes[0]
@@ -616,6 +623,7 @@ func TestStats(t *testing.T) {
 
 // The breaker of a silent peer is reported when it opens and when it closes, not for each request.
 func TestBreakerChanged(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		var hooks recordedOrder
 		w := clustertest.Start(t, 3, noEviction())
@@ -635,6 +643,7 @@ func TestBreakerChanged(t *testing.T) {
 }
 
 func TestReplicaChanged(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		var hooks recordedOrder
 		w := startReplicas(t, 0, clustertest.WithOptions(cluster.WithTrace(&cluster.Trace{
@@ -657,6 +666,7 @@ func TestReplicaChanged(t *testing.T) {
 
 // The status and the header of a peer's response are in its outcome, also if the peer failed.
 func TestOutcomeHasResponse(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 4, noEviction(), clustertest.WithHandler(func(n *clustertest.Node) http.Handler {
 			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -694,6 +704,7 @@ func watch(ctx context.Context, c *cluster.Cluster, pause time.Duration) (change
 }
 
 func TestWatch(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		n := w.Nodes[0]
@@ -741,6 +752,7 @@ func TestWatch(t *testing.T) {
 
 // A consumer that breaks out of the loop is forgotten.
 func TestWatchBreak(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		for range w.Nodes[0].Watch(t.Context()) {
@@ -755,6 +767,7 @@ func TestWatchBreak(t *testing.T) {
 // Changes are merged while the consumer is busy: what cancels out is not yielded, and what is
 // yielded is the difference to what it knows.
 func TestWatchMergesChanges(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		w := clustertest.Start(t, 2, clustertest.WithConfig(func(cfg *cluster.Config) { cfg.RequestTimeout = time.Second }))
 		n := w.Nodes[0]
@@ -774,6 +787,7 @@ func TestWatchMergesChanges(t *testing.T) {
 
 // Whatever happens, and however slow a consumer is, applying the changes leads to the view.
 func TestWatchConverges(t *testing.T) {
+	parallel(t)
 	rapid.Check(t, func(rt *rapid.T) {
 		synctest.Test(t, func(t *testing.T) {
 			w := clustertest.Start(t, 2, clustertest.WithLease(time.Minute))
@@ -877,6 +891,7 @@ func (h contextHandler) Handle(ctx context.Context, r slog.Record) error {
 // The handler of WithSlog gets the fields with their types, errors for errors.As, and the caller's
 // context.
 func TestWithSlog(t *testing.T) {
+	parallel(t)
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
 		w := clustertest.Start(t, 1)
