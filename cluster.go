@@ -212,7 +212,7 @@ func (c *Cluster) connect(o options) {
 // expires. Call [Cluster.UnRegister] first to deregister.
 func (c *Cluster) Close() error {
 	c.tasks.close(ErrClosed)
-	c.peers.scheduler.Close()
+	c.peers.close()
 	c.state.leave(ensureCorrelationID(context.Background()), ErrClosed)
 	c.http.transports.close()
 	return nil

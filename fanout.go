@@ -47,6 +47,12 @@ type peerClient struct {
 	collector    collector
 }
 
+// close ends the calls in progress.
+func (c *peerClient) close() {
+	c.scheduler.Close()
+	c.collector.close()
+}
+
 func newPeerClient(ctx context.Context, client *httpClient, tokens tokenSource, cfg Config, o options) *peerClient {
 	return &peerClient{
 		ctx:       ctx,
@@ -405,6 +411,7 @@ type collector struct {
 	mu     sync.Mutex // guards the fields below
 	timer  *time.Timer
 	latest time.Time // of the next collections, if they are scheduled
+	closed bool
 }
 
 const (
@@ -421,14 +428,18 @@ func (c *collector) received(n int64) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.closed {
+		return
+	}
 	now := time.Now()
 	if !now.Before(c.latest) {
 		c.latest = now.Add(maxCollectDelay)
 	}
-	if c.timer != nil {
-		c.timer.Stop()
+	if d := min(collectDelay, c.latest.Sub(now)); c.timer == nil {
+		c.timer = time.AfterFunc(d, c.collect)
+	} else {
+		c.timer.Reset(d)
 	}
-	c.timer = time.AfterFunc(min(collectDelay, c.latest.Sub(now)), c.collect)
 }
 
 func (c *collector) collect() {
@@ -436,6 +447,16 @@ func (c *collector) collect() {
 	c.latest = time.Time{}
 	c.mu.Unlock()
 	collect()
+}
+
+// close cancels the scheduled collections, and schedules no more.
+func (c *collector) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	if c.timer != nil {
+		c.timer.Stop()
+	}
 }
 
 // collect collects twice: the second collection returns the memory that the first one has freed. It

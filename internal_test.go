@@ -921,6 +921,14 @@ func TestCollectionsAfterLongCalls(t *testing.T) {
 		check("while long calls go on", before, 2)
 
 		before = stats()
+		c.received(longCall)
+		c.close()
+		c.received(longCall)
+		time.Sleep(2 * collectDelay)
+		check("after the end", before, 0)
+
+		c = collector{}
+		before = stats()
 		defer debug.SetGCPercent(debug.SetGCPercent(-1))
 		c.received(longCall)
 		time.Sleep(collectDelay)

@@ -135,7 +135,7 @@ func (g *Guest) Token(ctx context.Context, key TokenKey) (string, error) {
 // be called again.
 func (g *Guest) Close() error {
 	g.cancel(ErrClosed)
-	g.peers.scheduler.Close()
+	g.peers.close()
 	g.http.transports.close()
 	return nil
 }

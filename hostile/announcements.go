@@ -42,19 +42,18 @@ func announceLongEntries(ctx context.Context, w *world) (report, error) {
 	return report{n, fmt.Sprintf("%d announcements of 1 MiB rejected", n)}, accepted
 }
 
-// maxEscapesCost is how much more CPU time an announcement may take if its entries have escapes in
-// escapes. The victim searches them for its tokens in all forms.
+// maxEscapesCost is how many times as much CPU time an announcement may take if its entries have
+// escapes in escapes. The victim searches them for its tokens in all forms.
 const maxEscapesCost = 4
 
-// announceEscapes announces entries of a mebibyte in all, at first with plain text, then with
-// escapes.
+// announceEscapes makes announcements of a mebibyte, at first with plain text, then with escapes.
 func announceEscapes(ctx context.Context, w *world) (report, error) {
 	token, err := w.token(ctx)
 	if err != nil {
 		return report{}, err
 	}
-	plain, cost, err := w.announceText(ctx, token, "abcdefgh")
-	escapes, escapesCost, escapesErr := w.announceText(ctx, token, `\u0041%41+\\u005cu0041%2541`)
+	plain, cost, err := w.announceText(ctx, token, "plain", "abcdefgh")
+	escapes, escapesCost, escapesErr := w.announceText(ctx, token, "escapes", `\u0041%41+\\u005cu0041%2541`)
 	err = errors.Join(err, escapesErr)
 	if limit := maxEscapesCost * max(cost, time.Millisecond); escapesCost > limit && !w.together {
 		err = errors.Join(err, fmt.Errorf("an announcement with escapes takes %v of CPU time", escapesCost))
@@ -62,15 +61,16 @@ func announceEscapes(ctx context.Context, w *world) (report, error) {
 	return report{plain + escapes, fmt.Sprintf("1 MiB takes %v of CPU time, %v with escapes", cost, escapesCost)}, err
 }
 
-// announceText announces entries that repeat a text 20 times. The victim is not always in time: it
-// may have to do something else. cost is its CPU time for one announcement.
-func (w *world) announceText(ctx context.Context, token, text string) (arrived int, cost time.Duration, err error) {
+// announceText makes announcements until 20 have arrived: one may time out while other attacks run.
+// The entries repeat a text. cost is the CPU time of the victim for one announcement.
+func (w *world) announceText(ctx context.Context, token, name, text string) (arrived int, cost time.Duration, err error) {
 	text = strings.Repeat(text, (15<<10)/len(text))
 	before, err := w.victim.usage()
-	for i := 0; i < 60 && arrived < 20 && ctx.Err() == nil; i++ {
+	sent := 0
+	for ; sent < 60 && arrived < 20 && ctx.Err() == nil; sent++ {
 		var entries []string
 		for k := range 64 {
-			id := fmt.Sprintf("escapes-%d-%d", i, k)
+			id := fmt.Sprintf("%s-%d-%d", name, sent, k)
 			entries = append(entries, entry(id, w.hostile.url+"/gone/"+id, `,"x":"`+text+`"`))
 		}
 		if status, _, err := w.postAnnouncement(ctx, token, entries...); err == nil && status == http.StatusOK {
@@ -78,7 +78,7 @@ func (w *world) announceText(ctx context.Context, token, text string) (arrived i
 		}
 	}
 	after, afterErr := w.victim.usage()
-	return arrived, (after.CPU - before.CPU) / time.Duration(max(arrived, 1)), errors.Join(err, afterErr)
+	return arrived, (after.CPU - before.CPU) / time.Duration(max(sent, 1)), errors.Join(err, afterErr)
 }
 
 // callBombs lets the victim call peers with 15 MiB in 15 KiB each.

@@ -287,7 +287,8 @@ func (s *simulation) expected() (running []string, expiry map[string]time.Time) 
 
 // checkRecovered checks a running node after a lease without faults: it is registered, and knows
 // all running nodes that announce themselves, and all stopped nodes that are still listed. It knows
-// a stopped node only if the registry lists it or did when the node last renewed.
+// a stopped node only if the registry lists it or did when the node last renewed, or if the node
+// has treated the registry as reset.
 func (s *simulation) checkRecovered(m *member, announced []string, expiry map[string]time.Time) {
 	status, servers, listed := m.Status(), serverIDs(m.Servers()), serverIDs(s.Registered())
 	if status.State != cluster.Registered {
@@ -303,7 +304,7 @@ func (s *simulation) checkRecovered(m *member, announced []string, expiry map[st
 			s.t.Errorf("%s does not know the listed node %s after a lease without faults", m.id, id)
 		}
 	}
-	// A node retains what it believes that the registry has lost.
+	// A node that treats the registry as reset retains its peers for a lease.
 	retained := s.store.lastLost().Add(s.scenario.Lease)
 	for _, id := range servers {
 		if until, stopped := expiry[id]; stopped && !status.RenewedAt.Before(retained) && !slices.Contains(listed, id) && !status.RenewedAt.Before(until) {

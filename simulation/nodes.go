@@ -23,7 +23,7 @@ type member struct {
 	running  bool      // and meant to be in the cluster
 	stopped  time.Time // when running became false
 	frozen   bool
-	unlisted time.Time // since when the registry has not listed it, without a fault that explains it
+	unlisted time.Time // since when the registry is known not to list it
 }
 
 // managed reports whether the node calls its peers.
@@ -204,7 +204,7 @@ func (s *simulation) twins(e Event) {
 			twin.Kill()
 			return
 		}
-		s.disturbs(0, m.Host) // it deletes the entry of the id
+		m.unlisted = time.Now() // the second process deletes the entry of the id
 		s.work.Go(func() {
 			twin.UnRegister(s.t.Context())
 			s.Network.Remove(twin.Host)

@@ -22,7 +22,7 @@ type store struct {
 
 	mu      sync.Mutex // guards the fields below
 	entries map[string]entry
-	created map[string]time.Time // when the entry of an id was created last
+	former  map[string]registered // by server id
 	lost    time.Time
 	offset  time.Duration // of the clock
 	list    string        // which list is sent; empty: the right one
@@ -40,7 +40,7 @@ type entry struct {
 var _ mit.Store = (*store)(nil)
 
 func newStore(typ string, p *processes) *store {
-	return &store{typ: typ, processes: p, entries: map[string]entry{}, created: map[string]time.Time{}}
+	return &store{typ: typ, processes: p, entries: map[string]entry{}, former: map[string]registered{}}
 }
 
 func (s *store) id() string { return mit.ResourceID(s.typ) }
@@ -84,24 +84,42 @@ func (s *store) Put(_ context.Context, reg mit.Registration, ttl time.Duration) 
 	}
 	s.entries[reg.ServerID] = entry{server, s.processes.number(server.ClusterBaseURL), time.Now().Add(ttl)}
 	servers := s.sentLocked(server)
-	s.noteLossLocked(server, servers)
+	s.noteLossLocked(reg, server, servers)
 	res := mit.NewResource(reg.Type, reg.PublicBaseURL, len(servers), func(i int) cluster.Server { return servers[i] })
 	res.Replaced = replaced
 	return res, nil
 }
 
-// noteLossLocked records when a server could believe that the registry has lost its data: the list
-// that is sent to it has no entry as old as its former one. That is so after a loss, but also after
-// a time in which all entries have expired.
-func (s *store) noteLossLocked(own cluster.Server, sent []cluster.Server) {
-	former, known := s.created[own.ServerID]
-	s.created[own.ServerID] = own.CreatedAt
-	if known && !slices.ContainsFunc(sent, func(o cluster.Server) bool { return !o.CreatedAt.After(former) }) {
-		s.lost = time.Now()
+// registered has the dates of the last registration of an id, and when it took place, whatever the
+// clock of the registry.
+type registered struct {
+	created, updated time.Time // the dates of the entry
+	born, renewed    time.Time // when the entry was created, and when it was renewed
+	loss             bool      // the server may have treated the registry as reset when this entry was created
+}
+
+// noteLossLocked records when a server may treat the registry as reset: its entry was created again,
+// and the list that is sent to it has no other entry that it may know. That is so after a loss, but
+// also after a time in which all entries have expired.
+func (s *store) noteLossLocked(reg mit.Registration, own cluster.Server, sent []cluster.Server) {
+	now := time.Now()
+	former, known := s.former[own.ServerID]
+	next := registered{own.CreatedAt, own.UpdatedAt, former.born, now, former.loss}
+	if !known || !own.CreatedAt.Equal(former.created) {
+		next.born = now
+		next.loss = known && !slices.ContainsFunc(sent, func(o cluster.Server) bool {
+			return o.ServerID != own.ServerID && !s.former[o.ServerID].born.After(former.renewed) && !o.CreatedAt.After(former.updated)
+		})
+	} else if reg.RenewalOf.Equal(own.CreatedAt) {
+		next.loss = false // the server has received the response that created the entry
+	}
+	s.former[own.ServerID] = next
+	if next.loss {
+		s.lost = now
 	}
 }
 
-// lastLost returns when a server could last believe that the registry has lost its data.
+// lastLost returns when a server may last have treated the registry as reset.
 func (s *store) lastLost() time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
