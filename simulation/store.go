@@ -95,12 +95,12 @@ func (s *store) Put(_ context.Context, reg mit.Registration, ttl time.Duration) 
 type registered struct {
 	created, updated time.Time // the dates of the entry
 	born, renewed    time.Time // when the entry was created, and when it was renewed
-	loss             bool      // the server may have treated the registry as reset when this entry was created
+	loss             bool      // the server may have treated the registry as reset then
 }
 
-// noteLossLocked records when a server may treat the registry as reset: its entry was created again,
-// and the list that is sent to it has no other entry that it may know. That is so after a loss, but
-// also after a time in which all entries have expired.
+// noteLossLocked records when a server may treat the registry as reset: its entry was created
+// again, and the list that is sent to it has no other entry that it may know. That is so after a
+// loss, but also after a time in which all entries have expired.
 func (s *store) noteLossLocked(reg mit.Registration, own cluster.Server, sent []cluster.Server) {
 	now := time.Now()
 	former, known := s.former[own.ServerID]
