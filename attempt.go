@@ -176,8 +176,12 @@ func (f *fanOut) attempt(ctx context.Context, p *membership.Peer, rt http.RoundT
 		return nil
 	}
 	budget := f.bodies(p).bytes
-	o.Body, o.Data, err = readEnvelope(r.body, p, f.method, f.ref)
-	if err == nil && !f.discard && !budget.take(elementBytes*int64(countElements(o.Data))) {
+	elements := 0
+	f.client.http.long.Do(len(r.body), func() {
+		o.Body, o.Data, err = readEnvelope(r.body, p, f.method, f.ref)
+		elements = countElements(o.Data)
+	})
+	if err == nil && !f.discard && !budget.take(elementBytes*int64(elements)) {
 		err = &InvalidResponseError{remote{"peer", p.ServerID}.String(), f.method, withoutQuery(appendRef(p.Base, f.ref)), errCallTooLarge}
 	}
 	if err != nil || f.discard {

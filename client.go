@@ -27,6 +27,7 @@ import (
 	"go.uber.org/zap/zapcore"
 	"golang.org/x/oauth2"
 
+	"github.com/mimiktech/cluster/internal/cpulimit"
 	"github.com/mimiktech/cluster/internal/h1"
 	"github.com/mimiktech/cluster/internal/httpjson"
 	"github.com/mimiktech/cluster/internal/https"
@@ -99,6 +100,7 @@ type httpClient struct {
 	trace       *hooks
 	connTraces  sync.Pool // of *connTrace
 	bodies      h1.BodyReader
+	long        *cpulimit.Limiter // for decoding and encoding
 }
 
 func newHTTPClient(cfg Config, o options, secrets *credentials) (*httpClient, error) {
@@ -113,6 +115,7 @@ func newHTTPClient(cfg Config, o options, secrets *credentials) (*httpClient, er
 		maxResponse: min(cfg.MaxResponseBytes, math.MaxInt64-1),
 		secrets:     secrets,
 		trace:       new(hooks),
+		long:        cpulimit.New(),
 	}
 	return h, nil
 }

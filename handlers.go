@@ -83,12 +83,9 @@ func (c *Cluster) CreateItResource(w http.ResponseWriter, r *http.Request) {
 	release := func() {}
 	defer func() { release() }()
 	c.servePeer(w, r, func(ctx context.Context) (any, error) {
-		var it wire.ItResource
-		if err := c.readBody(w, r, &it); err != nil {
+		it, err := c.readAnnouncement(w, r)
+		if err != nil {
 			return nil, err
-		}
-		if err := c.http.dropSecrets(&it, c.cfg.ID); err != nil {
-			return nil, &StatusError{Code: http.StatusBadRequest, Message: err.Error()}
 		}
 		if it.Skipped != nil && len(it.Servers) == 0 {
 			return nil, &StatusError{Code: http.StatusBadRequest, Message: "the body is not an itResource: " + it.Skipped.Error()}
@@ -229,7 +226,11 @@ func (c *Cluster) ReplyStatus(w http.ResponseWriter, r *http.Request, status int
 		Data   any            `json:"data"`
 		Server wire.ServerRef `json:"server"`
 	}{data, wire.ServerRef{ServerID: c.cfg.ID}}
-	body, err := json.Marshal(envelope)
+	var (
+		body []byte
+		err  error
+	)
+	c.http.long.Do(listBytes(data), func() { body, err = json.Marshal(envelope) })
 	if err != nil {
 		c.ReplyError(w, r, fmt.Errorf("encoding the response: %w", err))
 		return
@@ -377,6 +378,15 @@ func (r *refusals) reset() {
 func (c *Cluster) callVerifier(ctx context.Context, text string) (claims Claims, err error) {
 	defer catchPanic("Verifier", &err)
 	return c.verifier.Verify(ctx, text)
+}
+
+// listBytes returns the size of the entries if data is a list of servers, and 0 otherwise.
+func listBytes(data any) (n int) {
+	it, _ := data.(wire.ItResource)
+	for _, s := range it.Servers {
+		n += len(s.Raw)
+	}
+	return n
 }
 
 // maxListBytes bounds the total size of the lists of servers in responses that are being written.
@@ -607,24 +617,32 @@ func departedServer(r *http.Request) (id, serverID string, err error) {
 	return id, serverID, nil
 }
 
-// readBody decodes the body of a request, bounded in size and in time.
-func (c *Cluster) readBody(w http.ResponseWriter, r *http.Request, into any) error {
+// readAnnouncement reads and decodes the body of an announcement, bounded in size and in time.
+func (c *Cluster) readAnnouncement(w http.ResponseWriter, r *http.Request) (it wire.ItResource, err error) {
 	control := http.NewResponseController(w)
 	_ = control.SetReadDeadline(time.Now().Add(c.cfg.RequestTimeout)) // not all writers support it
 	body, err := httpjson.ReadBody(w, r, c.cfg.MaxRequestBytes)
+	if bodyErr, ok := errors.AsType[*httpjson.BodyError](err); ok && bodyErr.StatusCode == http.StatusRequestEntityTooLarge {
+		return it, &StatusError{Code: bodyErr.StatusCode, Message: bodyErr.Message}
+	}
+	var secretErr error
 	if err == nil {
 		// After an error the deadline stays: the server reads the rest of the body before it
 		// responds.
 		_ = control.SetReadDeadline(time.Time{})
-		err = json.Unmarshal(body, into)
-	}
-	if bodyErr, ok := errors.AsType[*httpjson.BodyError](err); ok && bodyErr.StatusCode == http.StatusRequestEntityTooLarge {
-		return &StatusError{Code: bodyErr.StatusCode, Message: bodyErr.Message}
+		c.http.long.Do(len(body), func() {
+			if err = json.Unmarshal(body, &it); err == nil {
+				secretErr = c.http.dropSecrets(&it, c.cfg.ID)
+			}
+		})
 	}
 	if err != nil {
-		return &StatusError{Code: http.StatusBadRequest, Message: "the body is not an itResource: " + c.http.quote(err.Error(), bearerToken(r.Header))}
+		return it, &StatusError{Code: http.StatusBadRequest, Message: "the body is not an itResource: " + c.http.quote(err.Error(), bearerToken(r.Header))}
 	}
-	return nil
+	if secretErr != nil {
+		return it, &StatusError{Code: http.StatusBadRequest, Message: secretErr.Error()}
+	}
+	return it, nil
 }
 
 func (c *Cluster) writeJSON(w http.ResponseWriter, r *http.Request, status int, body []byte) {

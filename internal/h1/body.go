@@ -3,6 +3,7 @@ package h1
 import (
 	"fmt"
 	"io"
+	"runtime"
 	"sync"
 )
 
@@ -35,6 +36,8 @@ func (r *BodyReader) Read(src io.Reader, limit int64) ([]byte, error) {
 		}
 		if used == chunkSize {
 			full, last, used = append(full, last), r.chunk(), 0
+			// Decompression takes long and need not block, so other goroutines take turns with it.
+			runtime.Gosched()
 		}
 	}
 }
@@ -57,6 +60,7 @@ func joinChunks(full []*chunk, rest []byte) []byte {
 	all := make([]byte, 0, len(full)*chunkSize+len(rest))
 	for _, c := range full {
 		all = append(all, c[:]...)
+		runtime.Gosched() // many bodies may end at the same moment
 	}
 	return append(all, rest...)
 }
