@@ -168,7 +168,7 @@ func runTogether(ctx context.Context, service string, d time.Duration, ended fun
 // documents state them.
 //
 //nolint:gochecknoglobals // a constant
-var healthBounds = proctest.HealthBounds{Time: 100 * time.Millisecond, SlowPercent: 10, Stall: 2 * time.Second}
+var healthBounds = proctest.HealthBounds{Time: 100 * time.Millisecond, SlowPercent: 5, Stall: time.Second}
 
 // checkHealth checks the health of the victim and of a peer during f. It lowers the priority of
 // this process.
