@@ -145,6 +145,9 @@ func (n *node) renew(ctx context.Context) (retryAfter time.Duration, err error) 
 	r.Header.Set("Authorization", "Bearer "+n.f.p.tokens[typeGood])
 	r.Header.Set("Accept-Encoding", "gzip")
 	res, err := n.client.Do(r)
+	if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() {
+		return 0, fmt.Errorf("%w: %w", errDiscarded, err)
+	}
 	if err != nil {
 		return 0, err
 	}

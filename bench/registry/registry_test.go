@@ -61,14 +61,19 @@ func TestRun(t *testing.T) {
 			"silent":      "entries: 0 attempted; at least 5 must be accepted",
 			"no list":     "no list; at least 1 must be begun",
 			"fail":        "status 500; at least 9 must be begun or status 503",
-			"unhealthy":   "health checks: ",
-			"slow health": "health checks: ",
+			"unhealthy":   "failed",
+			"slow health": "took more than",
 		},
 		"attack": {
 			sound:        "",
 			"fail later": "renewals failed, the first: status 500",
 			"exit later": "the registry has ended after",
-			"unhealthy":  "health checks: ",
+			"unhealthy":  "failed",
+		},
+		"soak": {
+			sound:        "",
+			"fail later": "renewals failed, the first: status 500",
+			"leak later": "the memory ",
 		},
 	} {
 		for target, want := range wants {
@@ -103,6 +108,8 @@ func small(scenario, mit string) settings {
 	switch target := filepath.Base(mit); {
 	case target == "silent", target == "fail" && scenario == "start":
 		s.duration = time.Second // the run does not end earlier
+	case scenario == "soak":
+		s.duration, s.settle, s.bounds.growth = 5*time.Second, 2*time.Second, 100
 	case target == "large":
 		s.bounds.memory = 64
 	case target == "late":

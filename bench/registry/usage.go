@@ -67,6 +67,9 @@ func (l usageLog) check(maxMB int64) error {
 	if l.ended > 0 {
 		broken = fmt.Errorf("%w after %.1f s", errEnded, l.ended.Seconds())
 	}
+	if l.last.Peak == 0 {
+		broken = errors.Join(broken, errors.New("the memory of the registry was not recorded"))
+	}
 	if l.last.Peak > maxMB<<20 {
 		broken = errors.Join(broken, fmt.Errorf("the registry needed %d MB, %d are allowed", l.last.Peak>>20, maxMB))
 	}

@@ -77,5 +77,6 @@ const maxSlowdown = 10
 // between two moments.
 func Slowdown(before, after Usage) float64 {
 	computed, waited := after.CPU-before.CPU, after.Waited-before.Waited
-	return min(maxSlowdown, 1+waited.Seconds()/max(computed, 10*time.Millisecond).Seconds())
+	// What threads that have ended had waited for is lost.
+	return min(maxSlowdown, 1+max(0, waited.Seconds())/max(computed, 10*time.Millisecond).Seconds())
 }
