@@ -1,6 +1,7 @@
 package mit
 
 import (
+	"crypto/sha256"
 	"sync"
 	"time"
 )
@@ -10,83 +11,88 @@ const (
 	freeOfAddress   = 100 // the same for one address, which many clients may share
 	firstGuessDelay = time.Second
 	maxGuessDelay   = time.Minute
-	guessMemory     = 15 * time.Minute // after which wrong secrets no longer count
 	maxGuessers     = 10_000
 )
 
 // guesses delays clients and addresses that send wrong secrets. Each wrong secret doubles the time
-// in which no further secret is checked. The zero value is ready for use.
+// in which no further secret is checked, up to maxGuessDelay. After each maxGuessDelay, one wrong
+// secret less counts, so a guesser that pauses checks no more secrets than one that does not. The
+// zero value is ready for use.
 type guesses struct {
 	off bool // read-only
 
 	mu       sync.Mutex // guards the field below
-	guessers map[string]*guesser
+	guessers map[guesserKey]guesser
 }
 
-// A guesser is an address, or a client at an address.
+// A guesserKey is a client at an address, or an address. A request may name any client, by a long
+// text, so the key has a hash of it.
+type guesserKey struct {
+	address string
+	client  [sha256.Size]byte // zero: all clients together
+}
+
 type guesser struct {
-	wrong int
-	last  time.Time
+	paid  time.Time // when none of the wrong secrets counts any longer
 	until time.Time // no secret is checked earlier
 }
 
-// wait returns the time for which no secret of a client at an address is checked; 0 if one may be
-// checked now.
-func (g *guesses) wait(now time.Time, address, client string) time.Duration {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	var wait time.Duration
-	for _, key := range []string{address, guesserKey(address, client)} {
-		if s := g.guessers[key]; s != nil {
-			wait = max(wait, s.until.Sub(now))
-		}
-	}
-	return wait
+// count returns how many wrong secrets count.
+func (s guesser) count(now time.Time) int {
+	return int((max(0, s.paid.Sub(now)) + maxGuessDelay - 1) / maxGuessDelay)
 }
 
-func guesserKey(address, client string) string { return address + " " + client }
+func newGuesserKey(address, client string) guesserKey {
+	return guesserKey{address, sha256.Sum256([]byte(client))}
+}
+
+func (k guesserKey) anyClient() guesserKey { return guesserKey{address: k.address} }
+
+// wait returns the time for which no secret of a client at an address is checked; 0 if one may be
+// checked now.
+func (g *guesses) wait(now time.Time, client guesserKey) time.Duration {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return max(0, g.guessers[client].until.Sub(now), g.guessers[client.anyClient()].until.Sub(now))
+}
 
 // wrong records a wrong secret.
-func (g *guesses) wrong(now time.Time, address, client string) {
+func (g *guesses) wrong(now time.Time, client guesserKey) {
 	if g.off {
 		return
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.guessers == nil {
-		g.guessers = map[string]*guesser{}
+		g.guessers = map[guesserKey]guesser{}
 	}
 	if len(g.guessers) >= maxGuessers {
 		g.removeOldLocked(now)
 	}
-	for key, free := range map[string]int{address: freeOfAddress, guesserKey(address, client): freeGuesses} {
+	for key, free := range map[guesserKey]int{client: freeGuesses, client.anyClient(): freeOfAddress} {
 		s := g.guessers[key]
-		if s == nil || now.Sub(s.last) > guessMemory {
-			s = &guesser{}
-			g.guessers[key] = s
-		}
-		s.wrong++
-		s.last = now
-		if n := s.wrong - free; n > 0 {
+		s.paid = later(s.paid, now).Add(maxGuessDelay)
+		if n := s.count(now) - free; n > 0 {
 			s.until = now.Add(min(firstGuessDelay<<min(n-1, 16), maxGuessDelay))
 		}
+		g.guessers[key] = s
 	}
 }
 
 // right removes the wrong secrets of a client at an address.
-func (g *guesses) right(address, client string) {
+func (g *guesses) right(client guesserKey) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	delete(g.guessers, guesserKey(address, client))
+	delete(g.guessers, client)
 }
 
 // removeOldLocked makes room. It removes guessers whose wrong secrets no longer count; if that is
 // not enough, those that delay no request now; and if that is not enough, all.
 func (g *guesses) removeOldLocked(now time.Time) {
-	for _, old := range []func(*guesser) bool{
-		func(s *guesser) bool { return now.Sub(s.last) > guessMemory },
-		func(s *guesser) bool { return !s.until.After(now) },
-		func(*guesser) bool { return true },
+	for _, old := range []func(guesser) bool{
+		func(s guesser) bool { return s.count(now) == 0 },
+		func(s guesser) bool { return !s.until.After(now) },
+		func(guesser) bool { return true },
 	} {
 		for key, s := range g.guessers {
 			if old(s) {

@@ -71,8 +71,8 @@ type TokenConfig struct {
 
 	// NoGuessDelay lets clients send wrong secrets without a delay. By default, further requests
 	// get a 429 after five wrong secrets of a client at one address, or a hundred of the address.
-	// The delay is a second, and doubles with each wrong secret, up to a minute. Set NoGuessDelay
-	// behind a proxy, which hides the addresses.
+	// The delay is a second, and doubles with each wrong secret, up to a minute. Each minute, one
+	// wrong secret less counts. Set NoGuessDelay behind a proxy, which hides the addresses.
 	NoGuessDelay bool
 
 	// Logger logs every token request; nil: no log.
@@ -505,15 +505,16 @@ func (c knownClient) checkServerID(id string) error {
 func (s *TokenService) authenticate(address, id, secret string) (knownClient, error) {
 	now := time.Now()
 	client, ok := s.client(id)
-	if wait := s.guesses.wait(now, address, id); wait > 0 {
+	key := newGuesserKey(address, id)
+	if wait := s.guesses.wait(now, key); wait > 0 {
 		return client, errBusy(http.StatusTooManyRequests, wait, "too many wrong secrets: try again later")
 	}
 	hash := sha256.Sum256([]byte(secret))
 	if subtle.ConstantTimeCompare(hash[:], client.secretHash[:]) != 1 || !ok {
-		s.guesses.wrong(now, address, id)
+		s.guesses.wrong(now, key)
 		return client, errInvalidClient
 	}
-	s.guesses.right(address, id)
+	s.guesses.right(key)
 	return client, nil
 }
 

@@ -8,7 +8,9 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -400,35 +402,79 @@ func TestRefreshTokenReuse(t *testing.T) {
 }
 
 // In the first hour, about 70 secrets of one client are checked for an address, and 165 of any
-// number of clients. Then it is one a minute.
+// number of clients. Then it is one a minute. A guesser that pauses until its delay is short again
+// has no more secrets checked.
 func TestGuessesPerHour(t *testing.T) {
+	const hours, perHour = 10, 60
+	one := func(int) string { return "mds-client" }
+	many := func(i int) string { return fmt.Sprint("client-", i) }
 	for name, test := range map[string]struct {
 		client   func(i int) string
-		min, max int
+		pause    time.Duration // after a delay was requested; 0: the delay
+		min, max int           // in the first hour
 	}{
-		"one client":   {func(int) string { return "mds-client" }, 60, 75},
-		"many clients": {func(i int) string { return fmt.Sprint("client-", i) }, 155, 170},
+		"one client":                     {one, 0, 65, 75},
+		"one client, short pauses":       {one, 6 * time.Minute, 50, 75},
+		"one client, long pauses":        {one, 16 * time.Minute, 10, 75},
+		"many clients":                   {many, 0, 160, 168},
+		"many clients, short pauses":     {many, 6 * time.Minute, 140, 168},
+		"many clients, long pauses":      {many, 16 * time.Minute, 140, 168},
+		"many clients, very long pauses": {many, 100 * time.Minute, 100, 168},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				s := newTokens(t, nil)
-				checked, began := 0, time.Now()
-				for i := 0; time.Since(began) < time.Hour; i++ {
+				var checked [hours]int
+				began := time.Now()
+				for i := 0; time.Since(began) < hours*time.Hour; i++ {
 					switch a := postJSON(t, s, credentials("client_id", test.client(i), "client_secret", fmt.Sprint("guess ", i))); a.status {
 					case http.StatusUnauthorized:
-						checked++
+						checked[time.Since(began)/time.Hour]++
 					case http.StatusTooManyRequests:
-						time.Sleep(time.Second)
+						delay, err := strconv.Atoi(a.header.Get("Retry-After"))
+						if err != nil || delay > 60 {
+							t.Fatalf("a delay of %d s, %v", delay, err)
+						}
+						time.Sleep(max(test.pause, time.Duration(delay)*time.Second))
 					default:
 						t.Fatalf("%d %s", a.status, a.body)
 					}
 				}
-				if t.Logf("%d secrets checked in the first hour", checked); checked < test.min || checked > test.max {
-					t.Errorf("%d secrets were checked in an hour, want %d to %d", checked, test.min, test.max)
+				total := 0
+				for _, n := range checked {
+					total += n
+				}
+				t.Logf("%d secrets checked, by hours %d", total, checked)
+				if checked[0] < test.min || checked[0] > test.max || total > test.max+(hours-1)*perHour {
+					t.Errorf("%d secrets were checked in %d hours, %d in the first, want %d to %d, and then %d an hour",
+						total, hours, checked[0], test.min, test.max, perHour)
 				}
 			})
 		})
 	}
+}
+
+// What is kept of a wrong secret does not depend on the length of the client's id.
+func TestWrongSecretsTakeLittleMemory(t *testing.T) {
+	const ids, maxPerID = 2000, 512
+	s := newTokens(t, nil)
+	form := "grant_type=client_credentials&audience=x&client_secret=guess&client_id=" + strings.Repeat("x", 60_000)
+	before := liveHeap()
+	for i := range ids {
+		r := httptest.NewRequest(http.MethodPost, issuer, strings.NewReader(form+strconv.Itoa(i)))
+		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		r.RemoteAddr = fmt.Sprintf("10.0.0.%d:1234", i%200)
+		w := countingWriter{header: http.Header{}}
+		if s.ServeHTTP(&w, r); w.status != http.StatusUnauthorized {
+			t.Fatalf("request %d: %d", i, w.status)
+		}
+	}
+	after := liveHeap() - before
+	t.Logf("%d bytes for each id", after/ids)
+	if after > ids*maxPerID {
+		t.Errorf("%d bytes are live after %d wrong secrets", after, ids)
+	}
+	runtime.KeepAlive(s)
 }
 
 // Wrong secrets delay their client at their address. Another address and another client are not
