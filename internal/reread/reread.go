@@ -18,7 +18,10 @@ const (
 	// A file that was modified within this time before it was read may change again without another
 	// modification time or size, because the clock of a file system may be coarse.
 	settleTime = 2 * time.Second
-	maxTries   = 3 // of reading a set of files while it changes
+	// readInterval is the time after which files are read again that look the same, but cannot be used
+	// or may have changed.
+	readInterval = time.Second
+	maxTries     = 3 // of reading a set of files while it changes
 )
 
 // A Value is made from the contents of one or several files. It is safe for concurrent use.
@@ -27,7 +30,8 @@ type Value[T any] struct {
 	parse func(contents [][]byte) (T, error)
 
 	mu     sync.Mutex // guards the fields below; held while the files are read
-	stamps []stamp    // of the files that value was made from
+	stamps []stamp    // of the files that were read last; nil if one is missing
+	readAt time.Time
 	value  T
 	ok     bool  // value has been set
 	err    error // why the current files cannot be used; nil if value is made from them
@@ -42,29 +46,44 @@ func New[T any](parse func(contents [][]byte) (T, error), paths ...string) *Valu
 // them only if they have changed. If they cannot be read or used, it returns the last good value
 // and the reason; ok is false if there is no such value.
 //
+// Files that cannot be used, and files that were modified within the last two seconds or in the
+// future, are also read once a second. So a second change of a file within one tick of the clock of
+// its file system is noticed up to a second late.
+//
 // Get follows symbolic links. It notices when a link, or a directory on the way, is replaced.
 func (v *Value[T]) Get() (value T, ok bool, err error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if current, err := statAll(v.paths); err != nil || v.err != nil || !v.unchangedLocked(current) {
-		v.readLocked()
+	current, err := statAll(v.paths)
+	switch {
+	case err != nil:
+		v.stamps, v.err = nil, err
+	case v.dueLocked(current):
+		v.readLocked(current)
 	}
 	return v.value, v.ok, v.err
 }
 
-func (v *Value[T]) readLocked() {
+// dueLocked reports whether to read the files.
+func (v *Value[T]) dueLocked(current []stamp) bool {
+	if !slices.EqualFunc(v.stamps, current, stamp.equal) {
+		return true
+	}
+	settled := !slices.ContainsFunc(v.stamps, func(s stamp) bool { return !s.settled })
+	return (v.err != nil || !settled) && time.Since(v.readAt) >= readInterval
+}
+
+func (v *Value[T]) readLocked(current []stamp) {
+	v.stamps, v.readAt = current, time.Now()
 	stamps, contents, err := readAll(v.paths)
 	if err == nil {
 		var value T
+		v.stamps = stamps
 		if value, err = v.parse(contents); err == nil {
-			v.value, v.ok, v.stamps = value, true, stamps
+			v.value, v.ok = value, true
 		}
 	}
 	v.err = err
-}
-
-func (v *Value[T]) unchangedLocked(current []stamp) bool {
-	return v.ok && slices.EqualFunc(v.stamps, current, func(a, b stamp) bool { return a.settled && a.equal(b) })
 }
 
 // A stamp identifies the contents of a file without reading them.

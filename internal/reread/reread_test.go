@@ -10,6 +10,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -71,18 +72,88 @@ func TestUnchangedFilesAreNotRead(t *testing.T) {
 	want(t, v, "13", "")
 }
 
-// A file may change twice within one tick of the clock of its file system.
+// A file may change twice within one tick of the clock of its file system. It then looks the same,
+// and is read again after a second.
 func TestRecentChangeIsNotTrusted(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "a")
+	synctest.Test(t, func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "a")
+		write(t, path, "1")
+		age(t, path, 0)
+		at := time.Now()
+		v, _ := newValue(path)
+		want(t, v, "1", "")
+		for _, text := range []string{"2", "3"} { // within the time in which a file is not settled
+			write(t, path, text)
+			if err := os.Chtimes(path, at, at); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+			want(t, v, text, "")
+		}
+	})
+}
+
+// Files that cannot be used, or whose times are in the future, are read once a second, however
+// often the value is needed. A change that shows is noticed at once.
+func TestFilesAreReadOnceASecond(t *testing.T) {
+	for name, test := range map[string]struct {
+		text string
+		age  time.Duration
+	}{
+		"bad":             {"bad", time.Hour},
+		"recent":          {"1", 0},
+		"from the future": {"1", -time.Hour},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a, b := filepath.Join(t.TempDir(), "a"), filepath.Join(t.TempDir(), "b")
+				write(t, a, "")
+				age(t, a, time.Hour)
+				write(t, b, test.text)
+				age(t, b, test.age)
+				v, parsed := newValue(a, b)
+				for second := range 2 {
+					for range 100 {
+						if _, _, err := v.Get(); (err != nil) != (test.text == "bad") {
+							t.Fatal(err)
+						}
+					}
+					if *parsed != second+1 {
+						t.Errorf("made %d times after %d s", *parsed, second)
+					}
+					time.Sleep(time.Second)
+				}
+				write(t, b, "good")
+				age(t, b, time.Minute)
+				for range 100 {
+					want(t, v, "good", "")
+				}
+				if *parsed != 3 {
+					t.Errorf("made %d times after a change", *parsed)
+				}
+			})
+		})
+	}
+}
+
+// Missing files are not read, and noticed at once when they are back, even if they look the same.
+func TestMissingFile(t *testing.T) {
+	path, away := filepath.Join(t.TempDir(), "a"), filepath.Join(t.TempDir(), "away")
 	write(t, path, "1")
-	at := time.Now()
-	v, _ := newValue(path)
-	for _, text := range []string{"2", "3", "4"} {
-		write(t, path, text)
-		if err := os.Chtimes(path, at, at); err != nil {
+	age(t, path, time.Hour)
+	v, parsed := newValue(path)
+	for i := range 3 {
+		want(t, v, "1", "")
+		if *parsed != i+1 {
+			t.Errorf("made %d times after %d returns", *parsed, i)
+		}
+		if err := os.Rename(path, away); err != nil {
 			t.Fatal(err)
 		}
-		want(t, v, text, "")
+		want(t, v, "1", "no such file")
+		if err := os.Rename(away, path); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
