@@ -19,6 +19,7 @@ import (
 
 	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/clustertest"
+	"github.com/mimiktech/cluster/internal/wire"
 	"github.com/mimiktech/cluster/mit"
 )
 
@@ -613,6 +614,20 @@ func TestInvalidEntryOfAnAnnouncementIsSkipped(t *testing.T) {
 		}
 		if known := len(v.Nodes[0].Servers()); known != 3+4 {
 			v.Errorf("%d servers", known)
+		}
+	})
+}
+
+// A node sends an entry as long as it has received it: with escapes for HTML, it could exceed the
+// limits at its receiver.
+func TestLongestLocationIsSentOn(t *testing.T) {
+	testEndpoints(t, func(v endpointTest) {
+		location := `"` + strings.Repeat("<", wire.MaxLocationBytes-len(`""`)) + `"`
+		list := strings.Replace(announcement("long"), `"serverId"`, `"location":`+location+`,"serverId"`, 1)
+		reply := v.send(http.MethodPost, itResources, list, "Bearer "+v.Token("mds", true))
+		var sent struct{ Data wire.ItResource }
+		if err := json.Unmarshal([]byte(reply.Body), &sent); err != nil || sent.Data.Skipped != nil || !strings.Contains(reply.Body, location) {
+			v.Errorf("%d, %v, left out: %v, %d bytes", reply.Code, err, sent.Data.Skipped, len(reply.Body))
 		}
 	})
 }

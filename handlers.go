@@ -230,7 +230,7 @@ func (c *Cluster) ReplyStatus(w http.ResponseWriter, r *http.Request, status int
 		body []byte
 		err  error
 	)
-	c.http.long.Do(listBytes(data), func() { body, err = json.Marshal(envelope) })
+	c.http.long.Do(listBytes(data), func() { body, err = wire.Marshal(envelope) })
 	if err != nil {
 		c.ReplyError(w, r, fmt.Errorf("encoding the response: %w", err))
 		return

@@ -28,6 +28,7 @@ import (
 
 	"github.com/mimiktech/cluster"
 	"github.com/mimiktech/cluster/clustertest"
+	"github.com/mimiktech/cluster/internal/wire"
 	"github.com/mimiktech/cluster/mit"
 )
 
@@ -243,7 +244,11 @@ func FuzzDeleteServer(f *testing.F) {
 		}
 		wantData, wantView := "null", []string{"node-1", "node-2", "node-3"}
 		if id == "it" {
-			wantData = marshal(t, serverID)
+			encoded, err := wire.Marshal(serverID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			wantData = string(encoded)
 			if serverID != "node-1" {
 				wantView = slices.DeleteFunc(wantView, func(id string) bool { return id == serverID })
 			}

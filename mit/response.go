@@ -1,7 +1,6 @@
 package mit
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -9,6 +8,7 @@ import (
 	"time"
 
 	"github.com/mimiktech/cluster/internal/httpjson"
+	"github.com/mimiktech/cluster/internal/wire"
 )
 
 // An apiError is an error whose message is sent to the caller, so it must not contain a secret.
@@ -51,7 +51,7 @@ func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, erro
 }
 
 func writeJSON(w http.ResponseWriter, status int, body any) {
-	b, err := json.Marshal(body)
+	b, err := wire.Marshal(body)
 	if err != nil { // the store returned invalid JSON
 		httpjson.WriteError(w, http.StatusInternalServerError, "the response could not be encoded")
 		return

@@ -59,12 +59,12 @@ func (s Server) MarshalJSON() ([]byte, error) {
 	if !s.UpdatedAt.IsZero() {
 		out.UpdatedAt = FormatTime(s.UpdatedAt)
 	}
-	return marshal(out)
+	return Marshal(out)
 }
 
 // UnmarshalJSON keeps the whole entry in Raw. An entry without a serverId is an error. Any other
 // invalid field, such as a time that is not ISO 8601, is treated as missing: it must not make the
-// whole list unusable.
+// whole list unusable. It applies no limits: the entry may come from a program that has escaped it.
 func (s *Server) UnmarshalJSON(b []byte) error {
 	in, err := decodeEntry(bytes.Clone(b))
 	if err != nil {
@@ -239,6 +239,27 @@ type DeleteResponse struct {
 	Server *Server         `json:"server,omitempty"`
 }
 
+// UnmarshalJSON applies the limits of the length of an entry to the server.
+func (r *DeleteResponse) UnmarshalJSON(b []byte) error {
+	var in struct {
+		Data   json.RawMessage `json:"data"`
+		Server json.RawMessage `json:"server"`
+	}
+	if err := json.Unmarshal(b, &in); err != nil {
+		return err
+	}
+	*r = DeleteResponse{Data: in.Data}
+	if in.Server == nil || string(in.Server) == "null" {
+		return nil
+	}
+	s, err := decodeServer(in.Server)
+	if err != nil {
+		return err
+	}
+	r.Server = &s
+	return nil
+}
+
 // Error is the envelope of an error response.
 type Error struct {
 	StatusCode int             `json:"statusCode"`
@@ -255,9 +276,9 @@ type serverJSON struct {
 	UpdatedAt      string          `json:"updatedAt,omitempty"`
 }
 
-// marshal is json.Marshal without the escapes for HTML: a "<" stays one byte instead of six, as npm
-// nodes send it.
-func marshal(v any) ([]byte, error) {
+// Marshal is json.Marshal without the escapes for HTML: a "<" stays one byte instead of six, as npm
+// nodes send it. With them, an entry could exceed the limits for those that decode it.
+func Marshal(v any) ([]byte, error) {
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
 	e.SetEscapeHTML(false)
@@ -300,7 +321,7 @@ func decodeEntry(raw json.RawMessage) (entry, error) {
 
 // appendJSON encodes the resource with n servers in place of Servers.
 func (r ItResource) appendJSON(b []byte, n int, server func(i int) *Server) ([]byte, error) {
-	head, err := marshal(struct {
+	head, err := Marshal(struct {
 		ID            string `json:"id"`
 		Type          string `json:"type,omitempty"`
 		PublicBaseURL string `json:"publicBaseUrl"`
@@ -310,7 +331,7 @@ func (r ItResource) appendJSON(b []byte, n int, server func(i int) *Server) ([]b
 	}
 	tail := []byte("]}")
 	if len(r.Extra) > 0 {
-		fields, err := marshal(r.Extra)
+		fields, err := Marshal(r.Extra)
 		if err != nil {
 			return nil, err
 		}
@@ -372,11 +393,7 @@ func (r *ItResource) decodeServers(value []byte) bool {
 	var firstErr error
 	skipped := 0
 	for _, element := range Each(value) {
-		var s Server
-		err := checkEntry(element)
-		if err == nil {
-			err = s.UnmarshalJSON(element)
-		}
+		s, err := decodeServer(element)
 		if err == nil && CheckServerID(s.ServerID) != nil {
 			err = fmt.Errorf("server whose serverId %w", CheckServerID(s.ServerID))
 		}
@@ -393,11 +410,18 @@ func (r *ItResource) decodeServers(value []byte) bool {
 	return true
 }
 
-func checkEntry(raw []byte) error {
+// decodeServer decodes a server that a remote has sent, and applies the limits of its length.
+func decodeServer(raw []byte) (s Server, err error) {
 	if len(raw) > MaxEntryBytes {
-		return fmt.Errorf("server whose entry %w", tooLong(MaxEntryBytes))
+		return Server{}, fmt.Errorf("server whose entry %w", tooLong(MaxEntryBytes))
 	}
-	return nil
+	if err := s.UnmarshalJSON(raw); err != nil {
+		return Server{}, err
+	}
+	if err := CheckLocation(s.Location); err != nil {
+		return Server{}, fmt.Errorf("server whose location %w", err)
+	}
+	return s, nil
 }
 
 func decodeMilliseconds(value []byte) (*float64, error) {

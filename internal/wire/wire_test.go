@@ -283,6 +283,45 @@ func TestItResourceSkipsInvalidServers(t *testing.T) {
 	}
 }
 
+// The limits of a registration apply to each entry that is decoded.
+func TestEntryLimits(t *testing.T) {
+	location := func(size int) string {
+		return `{"serverId":"a","location":"` + strings.Repeat("x", size-len(`""`)) + `"}`
+	}
+	unknown := func(size int) string {
+		return `{"serverId":"a","x":"` + strings.Repeat("x", size-len(`{"serverId":"a","x":""}`)) + `"}`
+	}
+	for name, tt := range map[string]struct {
+		entry string
+		err   string // "" for none
+	}{
+		"location":       {location(wire.MaxLocationBytes), ""},
+		"location long":  {location(wire.MaxLocationBytes + 1), "location is longer than 4096 bytes"},
+		"location twice": {`{"serverId":"a","location":1,"LOCATION"` + strings.TrimPrefix(location(5000), `{"serverId":"a","location"`), "location is longer"},
+		"entry":          {unknown(wire.MaxEntryBytes), ""},
+		"entry long":     {unknown(wire.MaxEntryBytes + 1), "entry is longer than 16384 bytes"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var it wire.ItResource
+			if err := json.Unmarshal([]byte(`{"id":"it","servers":[{"serverId":"b"},`+tt.entry+`]}`), &it); err != nil {
+				t.Fatal(err)
+			}
+			want := 2
+			if tt.err != "" {
+				want = 1
+			}
+			if text := fmt.Sprint(it.Skipped); len(it.Servers) != want || (it.Skipped == nil) != (tt.err == "") || !strings.Contains(text, tt.err) && tt.err != "" {
+				t.Errorf("%d servers, left out: %s, want %q", len(it.Servers), text, tt.err)
+			}
+			var response wire.DeleteResponse
+			err := json.Unmarshal([]byte(`{"server":`+tt.entry+`}`), &response)
+			if (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
+				t.Errorf("in the response to a delete: %v, want %q", err, tt.err)
+			}
+		})
+	}
+}
+
 // A node applies the rules for registrations to the resource of a registry, too. A public address
 // that breaks them is left out, because nodes do not use it. A type that breaks them is an error.
 func TestItResourceRules(t *testing.T) {
@@ -474,9 +513,10 @@ func FuzzItResource(f *testing.F) {
 		var named []string
 		for _, raw := range want.Servers {
 			var s struct {
-				ServerID string `json:"serverId"`
+				ServerID string          `json:"serverId"`
+				Location json.RawMessage `json:"location"`
 			}
-			if json.Unmarshal(raw, &s) == nil && wire.CheckServerID(s.ServerID) == nil && len(raw) <= wire.MaxEntryBytes {
+			if json.Unmarshal(raw, &s) == nil && wire.CheckServerID(s.ServerID) == nil && len(raw) <= wire.MaxEntryBytes && wire.CheckLocation(s.Location) == nil {
 				named = append(named, s.ServerID+" "+string(raw))
 			}
 		}
