@@ -112,8 +112,9 @@ func (in *admitted) loaded(res Resource, now time.Time) (ok bool, retryAfter tim
 	if size <= in.size {
 		return true, 0
 	}
-	if size > in.load.size { // so that later requests are rejected by acquire
-		in.load.servers, in.load.size, in.load.sent = len(res.Servers), size, size
+	if load := in.load; size > load.size { // so that later requests are rejected by acquire
+		load.sent = int64(float64(load.sent) / float64(load.size) * float64(size)) // compressed as before
+		load.servers, load.size = len(res.Servers), size
 	}
 	return in.reserveLocked(size, now)
 }
@@ -140,11 +141,14 @@ func (in *admitted) encoded(l *list, sent int) {
 	in.resizeLocked(int64(sent))
 }
 
-// release ends the reservation. It may be called once.
-func (in *admitted) release(now time.Time) {
+// release ends the reservation, after a number of bytes was sent; 0 if the request was rejected or
+// the client did not read. It may be called once.
+func (in *admitted) release(sent int, now time.Time) {
 	in.a.mu.Lock()
 	defer in.a.mu.Unlock()
-	in.a.throughput.add(in.size, now)
+	if sent > 0 {
+		in.a.throughput.add(int64(sent), now)
+	}
 	in.a.admitted--
 	in.resizeLocked(0)
 }

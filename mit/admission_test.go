@@ -3,6 +3,7 @@ package mit_test
 import (
 	"compress/gzip"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -18,6 +19,7 @@ import (
 	"time"
 
 	"github.com/mimiktech/cluster"
+	"github.com/mimiktech/cluster/internal/wire"
 	"github.com/mimiktech/cluster/mit"
 )
 
@@ -237,28 +239,147 @@ func inFlightBytes(tb testing.TB, g *mit.Registry) int64 {
 	return 0
 }
 
-// The delays spread the rejected requests over the time that their responses take.
-func TestRetryAfterSpreads(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		g := newOpenRegistry(t, mit.RegistryConfig{MaxInFlightBytes: 1, MaxInFlightBytesPerAddress: -1})
-		for i := range 250 { // a megabyte, which takes a sixteenth of a second at the assumed rate
-			exchange(g, newRegistration("mds", "10.0.0.1", largeBody("mds", fmt.Sprint(i), 4000)))
-		}
-		release := make(chan struct{})
-		defer close(release)
-		go g.ServeHTTP(stuckWriter{httptest.NewRecorder(), release}, newRegistration("mds", "10.0.0.1", body("mds", "0")))
-		synctest.Wait()
-		perSecond := map[string]int{}
-		for range 64 {
-			a := exchange(g, newRegistration("mds", "10.0.0.1", body("mds", "1")))
-			perSecond[a.header.Get("Retry-After")]++
-		}
-		for second := range 4 {
-			if n := perSecond[fmt.Sprint(second+1)]; n < 13 || n > 18 {
-				t.Errorf("%d requests were told to come back after %d s, want about 16: %v", n, second+1, perSecond)
-			}
-		}
+// newSlowRegistry returns a registry that sends one list at a time, with a list of a megabyte. It
+// takes a sixteenth of a second at the assumed rate.
+func newSlowRegistry(tb testing.TB, store mit.Store) *mit.Registry {
+	tb.Helper()
+	putLarge(tb, store, 0, 250)
+	g, err := mit.NewRegistry(store, mit.RegistryConfig{
+		MaxInFlightBytes: 1, MaxInFlightBytesPerAddress: -1,
+		Verify: func(token string) (cluster.Claims, error) { return cluster.Claims{SubType: token}, nil },
 	})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if a := exchange(g, newRegistration("mds", "10.0.0.1", largeBody("mds", "0", 4000))); a.status != http.StatusOK {
+		tb.Fatalf("%d %s", a.status, a.body)
+	}
+	return g
+}
+
+// putLarge puts servers with entries of 4 kB into a store.
+func putLarge(tb testing.TB, store mit.Store, from, to int) {
+	tb.Helper()
+	for i := from; i < to; i++ {
+		reg := mit.Registration{
+			Type: "mds", ServerID: fmt.Sprint(i), ClusterBaseURL: "http://10.0.0.1",
+			Location: fmt.Appendf(nil, "%q", strings.Repeat("<", 4000)),
+		}
+		if _, err := store.Put(tb.Context(), reg, 24*time.Hour); err != nil {
+			tb.Fatal(err)
+		}
+	}
+}
+
+// rejections sends 64 registrations. It returns how many have each Retry-After.
+func rejections(tb testing.TB, g *mit.Registry) map[string]int {
+	tb.Helper()
+	perSecond := map[string]int{}
+	for range 64 {
+		a := exchange(g, newRegistration("mds", "10.0.0.1", body("mds", "1")))
+		if a.status != http.StatusServiceUnavailable {
+			tb.Fatalf("%d, not rejected", a.status)
+		}
+		perSecond[a.header.Get("Retry-After")]++
+	}
+	return perSecond
+}
+
+// checkSpread checks that the delays spread the rejected requests of a slow registry over the time
+// that their responses take.
+func checkSpread(t *testing.T, g *mit.Registry) {
+	t.Helper()
+	release := make(chan struct{})
+	defer close(release)
+	go g.ServeHTTP(stuckWriter{httptest.NewRecorder(), release}, newRegistration("mds", "10.0.0.1", largeBody("mds", "0", 4000)))
+	synctest.Wait()
+	perSecond := rejections(t, g)
+	for second := range 4 {
+		if n := perSecond[fmt.Sprint(second+1)]; n < 13 || n > 18 {
+			t.Errorf("%d requests were told to come back after %d s, want about 16: %v", n, second+1, perSecond)
+		}
+	}
+}
+
+func TestRetryAfterSpreads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) { checkSpread(t, newSlowRegistry(t, mit.NewMemory())) })
+}
+
+// A brokenWriter is the response to a client that has disconnected.
+type brokenWriter struct{ countingWriter }
+
+func (w *brokenWriter) Write([]byte) (int, error) { return 0, io.ErrClosedPipe }
+
+// Requests to which no list is sent do not count as fast ones: a client that sends many of them
+// does not shorten the delays of the others.
+func TestRetryAfterCountsSentLists(t *testing.T) {
+	for name, newRequest := range map[string]func() *http.Request{
+		"refused": func() *http.Request {
+			r := newRegistration("mds", "10.0.0.1", body("mds", "gone"))
+			r.Header.Set("X-Renewal-Of", "2020-01-02T03:04:05.678Z")
+			return r
+		},
+		"not read": func() *http.Request {
+			return newRegistration("mds", "10.0.0.1", largeBody("mds", "0", 4000))
+		},
+		"head": func() *http.Request {
+			r := newRegistration("mds", "10.0.0.1", "")
+			r.Method, r.URL.Path = http.MethodHead, "/itResources/"+mit.ResourceID("mds")
+			return r
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := newSlowRegistry(t, mit.NewMemory())
+				for range 3 {
+					for range 40 { // 40 MB a second, if they counted
+						w := brokenWriter{countingWriter{header: http.Header{}}}
+						if name == "head" {
+							g.ServeHTTP(&w.countingWriter, newRequest())
+						} else {
+							g.ServeHTTP(&w, newRequest())
+						}
+						if want := map[bool]int{true: http.StatusPreconditionFailed, false: http.StatusOK}[name == "refused"]; w.status != want {
+							t.Fatalf("%d, want %d", w.status, want)
+						}
+					}
+					time.Sleep(time.Second)
+				}
+				checkSpread(t, g)
+			})
+		})
+	}
+}
+
+// While a list grows, the delays are those of lists that are compressed as the last one was. The
+// time is real, as in TestWaitingRequestsShareAnEncoding.
+func TestRetryAfterOfGrowingList(t *testing.T) {
+	store := mit.NewMemory()
+	g := newSlowRegistry(t, store)
+	register := func() {
+		r := newRegistration("mds", "10.0.0.1", largeBody("mds", "0", 4000))
+		r.Header.Set("Accept-Encoding", "gzip")
+		w := countingWriter{header: http.Header{}}
+		if g.ServeHTTP(&w, r); w.status != http.StatusOK || w.header.Get("Content-Encoding") != "gzip" || w.size > 1<<17 {
+			t.Errorf("%d, %d bytes, %v", w.status, w.size, w.header)
+		}
+	}
+	register()
+	putLarge(t, store, 250, 500)
+	waiting, release := g.HoldEncoding("mds")
+	var wg sync.WaitGroup
+	wg.Go(register)
+	for end := time.Now().Add(10 * time.Second); waiting() == 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			release()
+			t.Fatal("the request does not wait for the list")
+		}
+	}
+	if perSecond := rejections(t, g); perSecond["1"] != 64 {
+		t.Errorf("64 lists of 2 MB take a second if they are compressed, but the requests were told to come back after %v s", perSecond)
+	}
+	release()
+	wg.Wait()
 }
 
 func TestCompressedList(t *testing.T) {
@@ -444,6 +565,23 @@ func TestMaxListBytes(t *testing.T) {
 	}
 }
 
+// Nodes can decode the longest entry in each response.
+func TestLongestLocation(t *testing.T) {
+	g := newOpenRegistry(t, mit.RegistryConfig{})
+	in := fmt.Sprintf(`{"type":"mds","serverId":"a","clusterBaseUrl":"http://10.0.0.1","location":"%s"}`,
+		strings.Repeat("<", wire.MaxLocationBytes-len(`""`)))
+	var listed wire.Registered
+	if a := send(g, http.MethodPost, "/itResources", "mds", in); json.Unmarshal([]byte(a.body), &listed) != nil || len(listed.ItResource.Servers) != 1 {
+		t.Errorf("%d %.100s", a.status, a.body)
+	}
+	var kept wire.DeleteResponse
+	a := send(g, http.MethodDelete, serverPath("a@1970-01-01T00:00:00.000Z"), "mds", "")
+	if err := json.Unmarshal([]byte(a.body), &kept); err != nil || kept.Server == nil || kept.Server.ServerID != "a" {
+		t.Errorf("%d %.100s: %v", a.status, a.body, err)
+	}
+	checkError(t, send(g, http.MethodPost, "/itResources", "mds", strings.Replace(in, "<", "<<", 1)), http.StatusBadRequest, "location", "4096")
+}
+
 // The memory of a store does not depend on the servers that it had.
 func TestMemoryReleasesServers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -467,16 +605,18 @@ func TestMemoryReleasesServers(t *testing.T) {
 	})
 }
 
-// The memory of a registry depends on its servers only: not on the order of their renewals, and not
-// on servers that are gone.
+// The memory of a registry depends on its servers only: not on the order of their renewals, not on
+// their changes of address, and not on servers that are gone.
 func TestMemoryPerServer(t *testing.T) {
 	const n, maxPerServer, left = 200, 1536, 10
 	synctest.Test(t, func(t *testing.T) {
 		g := newOpenRegistry(t, mit.RegistryConfig{MaxInFlightBytesPerAddress: -1})
+		posts := 0
 		post := func(i int) {
+			posts++
 			w := countingWriter{header: http.Header{}}
 			g.ServeHTTP(&w, newRegistration("mds", "10.0.0.1", fmt.Sprintf(`{"type":"mds","serverId":"c0a7e8b4-0d6c-4d2e-9f0e-%012d",`+
-				`"clusterBaseUrl":"http://10.0.0.1:8080/mds/v1","location":{"type":"Point","coordinates":[-123.1,49.3]}}`, i)))
+				`"clusterBaseUrl":"http://10.0.%d.%d:8080/mds/v1","location":{"type":"Point","coordinates":[-123.1,49.3]}}`, i, posts>>8, posts&255)))
 			if w.status != http.StatusOK {
 				t.Fatalf("status %d", w.status)
 			}
@@ -522,6 +662,60 @@ func TestMemoryPerServer(t *testing.T) {
 		}
 		runtime.KeepAlive(g)
 	})
+}
+
+// Nothing is kept of the addresses that a deleted server had. The history of the status page has
+// its last address, and nothing of the request that deleted it.
+func TestMemoryOfDeletedServers(t *testing.T) {
+	const n, urlBytes = 200, 500
+	for name, test := range map[string]struct {
+		history    bool
+		queryBytes int
+		max        int64
+	}{
+		"addresses": {false, 0, n * 120},
+		"history":   {true, 20_000, n*500 + 100*(urlBytes+500)}, // of the last 100
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g := newOpenRegistry(t, mit.RegistryConfig{MaxInFlightBytesPerAddress: -1})
+				if test.history {
+					g.StatusHandler(cluster.StatusOptions{})
+				}
+				serve := func(r *http.Request) {
+					w := countingWriter{header: http.Header{}}
+					if g.ServeHTTP(&w, r); w.status != http.StatusOK {
+						t.Fatalf("%s: %d", r.Method, w.status)
+					}
+				}
+				renew := func(id string, path int) {
+					serve(newRegistration("mds", "10.0.0.1", fmt.Sprintf(`{"type":"mds","serverId":%q,"clusterBaseUrl":"http://10.0.0.1/%s%d"}`,
+						id, strings.Repeat("x", urlBytes), path)))
+				}
+				renew("stays", 0)
+				before := liveHeap()
+				for i := range n {
+					for path := range 5 {
+						renew(fmt.Sprint(i), path)
+					}
+				}
+				for i := range n {
+					r := httptest.NewRequest(http.MethodDelete,
+						fmt.Sprintf("/itResources/%s/servers/%d?%s", mit.ResourceID("mds"), i, strings.Repeat("x", test.queryBytes)), nil)
+					r.Header.Set("Authorization", "Bearer mds")
+					serve(r)
+				}
+				time.Sleep(2 * time.Minute)
+				renew("stays", 0)
+				after := liveHeap() - before
+				t.Logf("%d bytes are live for each deleted server", after/n)
+				if after > test.max {
+					t.Errorf("%d bytes are live after %d servers were deleted, want at most %d", after, n, test.max)
+				}
+				runtime.KeepAlive(g)
+			})
+		})
+	}
 }
 
 // A type whose servers are all gone, and which is not asked for, is swept by a call for another.

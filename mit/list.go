@@ -3,6 +3,7 @@ package mit
 import (
 	"bytes"
 	"compress/gzip"
+	"errors"
 	"net/http"
 	"strconv"
 	"strings"
@@ -48,7 +49,8 @@ type listResponse struct {
 
 // send writes the response within a time that depends on its size, and ends its admission.
 func (l listResponse) send(w http.ResponseWriter, r *http.Request) {
-	defer func() { l.in.release(time.Now()) }()
+	sent := 0
+	defer func() { l.in.release(sent, time.Now()) }()
 	body, encoding := l.form(r.Header)
 	if encoding != "" {
 		w.Header().Set("Content-Encoding", encoding)
@@ -63,8 +65,12 @@ func (l listResponse) send(w http.ResponseWriter, r *http.Request) {
 	if _, err := w.Write(body); err != nil {
 		return // the caller has disconnected or does not read
 	}
-	if control.Flush() == nil {
+	err := control.Flush()
+	if err == nil {
 		_ = control.SetWriteDeadline(time.Time{})
+	}
+	if r.Method != http.MethodHead && (err == nil || errors.Is(err, http.ErrNotSupported)) {
+		sent = len(body)
 	}
 }
 

@@ -62,8 +62,8 @@ type registryMetrics struct {
 	requests, store        *exposition.Family
 	registrations, deletes *exposition.Family
 
-	mu      sync.Mutex // guards the fields below
-	types   map[string]bool
+	mu      sync.Mutex        // guards the fields below
+	types   map[string]string // the label of each: a copy, which keeps no memory of a request
 	servers *exposition.Family
 	counted time.Time // when servers was set
 }
@@ -75,7 +75,7 @@ func newRegistryMetrics() *registryMetrics {
 			durationBounds(), "operation", "outcome"),
 		registrations: exposition.NewCounter("mimik_mit_registrations_total", "Registrations, by kind: new servers and renewals.", "type", "kind"),
 		deletes:       exposition.NewCounter("mimik_mit_deletes_total", "Deletes that callers requested, by cause.", "type", "cause"),
-		types:         map[string]bool{},
+		types:         map[string]string{},
 	}
 	for _, operation := range []string{opPut, opGet, opDelete, opDeleteIf} {
 		for _, outcome := range []string{outcomeOK, outcomeFailed, outcomeCanceled} {
@@ -96,13 +96,16 @@ func durationBounds() []float64 {
 
 // typeLocked returns the value of the label for a type of service.
 func (m *registryMetrics) typeLocked(typ string) string {
-	if !m.types[typ] {
-		if len(m.types) >= maxMetricTypes {
-			return otherType
-		}
-		m.types[strings.Clone(typ)] = true
+	label, known := m.types[typ]
+	switch {
+	case known:
+		return label
+	case len(m.types) >= maxMetricTypes:
+		return otherType
 	}
-	return typ
+	label = strings.Clone(typ)
+	m.types[label] = label
+	return label
 }
 
 func (m *registryMetrics) typeLabel(typ string) string {

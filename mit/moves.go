@@ -1,8 +1,8 @@
 package mit
 
 import (
+	"hash/maphash"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -11,6 +11,7 @@ import (
 
 const (
 	moveMemory     = 3 * time.Hour // a lease and a half, by default
+	moveSweep      = time.Minute   // interval at which older moves are removed
 	maxMoves       = 10_000
 	warnEvery      = time.Minute // for one server
 	movesRemovedAt = maxMoves / 2
@@ -25,9 +26,13 @@ const (
 //
 // Both addresses of a change are remembered. If two processes renew at different replicas of the
 // registry, each replica may see changes to one and the same address only.
+//
+// Nothing is kept of a server that was deleted, or that has not moved for moveMemory, except in
+// conflicts.
 type moves struct {
 	mu     sync.Mutex // guards the fields below
-	byID   map[string]*move
+	byID   map[serverKey]*move
+	swept  time.Time
 	backed uint64 // number of changes to an address that the server had before
 	// conflicts are the servers of the last such changes, the oldest first.
 	conflicts []statuspage.RegistryConflict
@@ -35,45 +40,29 @@ type moves struct {
 
 // A move is the last change of a server's address.
 type move struct {
-	addresses []string // the last ones, with the present one
+	addresses []uint64 // hashes of the last ones, with the present one
 	at        time.Time
 	warned    time.Time
 }
 
-// record records that a server's address has changed. It reports whether to warn that the server
-// had the new address before.
-func (m *moves) record(typ, serverID, from, to string, now time.Time) (warn bool) {
+// renewed records a renewal, by which the address of a server may have changed. It reports whether
+// to warn that the server had the new address before.
+func (m *moves) renewed(key serverKey, from, to string, now time.Time) (warn bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.byID == nil {
-		m.byID = map[string]*move{}
+	m.sweepLocked(now)
+	if from == to {
+		return false
 	}
-	if len(m.byID) >= maxMoves {
-		m.makeRoomLocked(now)
-	}
-	key := typ + "/" + serverID
-	last := m.byID[key]
-	if last == nil {
-		last = &move{}
-		m.byID[key] = last
-	}
-	if now.Sub(last.at) >= moveMemory {
-		last.addresses = nil
-	}
-	back := slices.Contains(last.addresses, to)
-	last.remember(from, to)
+	last := m.moveLocked(key, now)
+	back := slices.Contains(last.addresses, hashOf(to))
+	last.addresses = lastAddresses(last.addresses, hashOf(from), hashOf(to))
 	last.at = now
 	if !back {
 		return false
 	}
 	m.backed++
-	m.conflicts = slices.DeleteFunc(m.conflicts, func(c statuspage.RegistryConflict) bool { return c.Type == typ && c.ID == serverID })
-	if len(m.conflicts) >= maxConflicts {
-		m.conflicts = slices.Delete(m.conflicts, 0, 1)
-	}
-	m.conflicts = append(m.conflicts, statuspage.RegistryConflict{
-		At: now, Type: strings.Clone(typ), ID: strings.Clone(serverID), Addresses: slices.Clone(last.addresses),
-	})
+	m.addConflictLocked(key, from, to, now)
 	if now.Sub(last.warned) < warnEvery {
 		return false
 	}
@@ -81,28 +70,80 @@ func (m *moves) record(typ, serverID, from, to string, now time.Time) (warn bool
 	return true
 }
 
-// remember adds addresses to the last ones.
-func (m *move) remember(addresses ...string) {
-	for _, address := range addresses {
-		m.addresses = append(slices.DeleteFunc(m.addresses, func(a string) bool { return a == address }), strings.Clone(address))
-	}
-	if n := len(m.addresses) - maxAddresses; n > 0 {
-		m.addresses = slices.Delete(m.addresses, 0, n)
-	}
+// left removes what is kept of a server.
+func (m *moves) left(key serverKey) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.byID, key)
 }
 
-// makeRoomLocked removes old moves, or some if none is old.
-func (m *moves) makeRoomLocked(now time.Time) {
-	for id, last := range m.byID {
-		if now.Sub(last.at) >= moveMemory {
-			delete(m.byID, id)
+//nolint:gochecknoglobals // a constant of the process
+var addressSeed = maphash.MakeSeed()
+
+func hashOf(address string) uint64 { return maphash.String(addressSeed, address) }
+
+// moveLocked returns the last move of a server; an empty one if there is none.
+func (m *moves) moveLocked(key serverKey, now time.Time) *move {
+	last := m.byID[key]
+	if last != nil && now.Sub(last.at) < moveMemory {
+		return last
+	}
+	if len(m.byID) >= maxMoves {
+		m.makeRoomLocked()
+	}
+	last = &move{}
+	m.byID[key] = last
+	return last
+}
+
+func (m *moves) addConflictLocked(key serverKey, from, to string, now time.Time) {
+	var before []string
+	m.conflicts = slices.DeleteFunc(m.conflicts, func(c statuspage.RegistryConflict) bool {
+		if c.Type != key.typ || c.ID != key.id {
+			return false
+		}
+		if now.Sub(c.At) < moveMemory {
+			before = c.Addresses
+		}
+		return true
+	})
+	if len(m.conflicts) >= maxConflicts {
+		m.conflicts = slices.Delete(m.conflicts, 0, 1)
+	}
+	m.conflicts = append(m.conflicts, statuspage.RegistryConflict{
+		At: now, Type: key.typ, ID: key.id, Addresses: lastAddresses(before, from, to),
+	})
+}
+
+// lastAddresses returns the last addresses of a server, the newest last, with further ones.
+func lastAddresses[T comparable](before []T, further ...T) []T {
+	addresses := slices.DeleteFunc(slices.Clone(before), func(a T) bool { return slices.Contains(further, a) })
+	addresses = append(addresses, further...)
+	return addresses[max(0, len(addresses)-maxAddresses):]
+}
+
+// sweepLocked removes old moves, once in moveSweep.
+func (m *moves) sweepLocked(now time.Time) {
+	if now.Sub(m.swept) < moveSweep {
+		return
+	}
+	m.swept = now
+	recent := map[serverKey]*move{} // a map does not become smaller
+	for key, last := range m.byID {
+		if now.Sub(last.at) < moveMemory {
+			recent[key] = last
 		}
 	}
-	for id := range m.byID {
+	m.byID = recent
+}
+
+// makeRoomLocked removes some moves.
+func (m *moves) makeRoomLocked() {
+	for key := range m.byID {
 		if len(m.byID) <= movesRemovedAt {
 			return
 		}
-		delete(m.byID, id)
+		delete(m.byID, key)
 	}
 }
 

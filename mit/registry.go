@@ -486,7 +486,7 @@ func (g *Registry) respondWithList(r *http.Request, typ string, load func() (Res
 		l, err = g.encodings.encode(res, leaseTime, r.Header)
 	}
 	if err != nil {
-		in.release(time.Now())
+		in.release(0, time.Now())
 		return nil, err
 	}
 	body, _ := l.form(r.Header)
@@ -518,8 +518,8 @@ func (g *Registry) put(r *http.Request, from caller, reg Registration, ttl time.
 		return Resource{}, g.refuseServer(r, from)
 	}
 
-	if before := res.Replaced; before != nil && before.ClusterBaseURL != reg.ClusterBaseURL &&
-		g.moves.record(reg.Type, reg.ServerID, before.ClusterBaseURL, reg.ClusterBaseURL, time.Now()) {
+	if before := res.Replaced; before != nil &&
+		g.moves.renewed(serverKey{reg.Type, reg.ServerID}, before.ClusterBaseURL, reg.ClusterBaseURL, time.Now()) {
 		g.log.Warn("two processes have the same server id", append(auditFields(r, from),
 			zap.String("clusterBaseUrl", reg.ClusterBaseURL), zap.String("otherClusterBaseUrl", before.ClusterBaseURL))...)
 	}
@@ -655,6 +655,7 @@ func (g *Registry) delete(_ http.ResponseWriter, r *http.Request, from *caller) 
 	}
 	g.log.Info("server deleted", fields...)
 	g.metrics.deleted(from.typ, cause)
+	g.moves.left(serverKey{from.typ, serverID})
 	g.history.left(from.typ, serverID, remoteAddress(r))
 	data, err := json.Marshal(wire.ServerRef{ServerID: serverID})
 	return wire.DeleteResponse{Data: data}, err

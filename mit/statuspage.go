@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -165,6 +166,7 @@ func (g *Registry) deleteByForm(w http.ResponseWriter, r *http.Request) {
 	default:
 		g.log.Info("server deleted", fields...)
 		g.metrics.deleted(typ, "operator")
+		g.moves.left(serverKey{typ, serverID})
 		g.history.left(typ, serverID, "")
 	}
 	w.Header().Set("Location", "?"+url.Values{"result": {result}}.Encode())
@@ -254,7 +256,9 @@ func hostOf(baseURL string) string {
 func (h *history) addGoneLocked(key serverKey, reason string, at time.Time) {
 	address := h.tracked[key].address
 	delete(h.tracked, key)
-	h.gone = appendBounded(h.gone, statuspage.RegistryChange{At: at, Type: key.typ, ID: key.id, Address: address, Reason: reason, Count: 1})
+	// The texts of the key may be parts of a long request, which would be kept with them.
+	typ, id := strings.Clone(key.typ), strings.Clone(key.id)
+	h.gone = appendBounded(h.gone, statuspage.RegistryChange{At: at, Type: typ, ID: id, Address: address, Reason: reason, Count: 1})
 }
 
 // expireLocked records tracked servers whose time is over as expired.
