@@ -618,8 +618,8 @@ func TestInvalidEntryOfAnAnnouncementIsSkipped(t *testing.T) {
 	})
 }
 
-// A node sends an entry as long as it has received it: with escapes for HTML, it could exceed the
-// limits at its receiver.
+// A node does not make an entry longer when it sends it on: with escapes for HTML, the entry could
+// exceed the limits at its receiver.
 func TestLongestLocationIsSentOn(t *testing.T) {
 	testEndpoints(t, func(v endpointTest) {
 		location := `"` + strings.Repeat("<", wire.MaxLocationBytes-len(`""`)) + `"`

@@ -47,7 +47,7 @@ type peerClient struct {
 	collector    collector
 }
 
-// close ends the calls in progress.
+// close ends the calls in progress, and cancels the scheduled garbage collections.
 func (c *peerClient) close() {
 	c.scheduler.Close()
 	c.collector.close()

@@ -617,7 +617,8 @@ func departedServer(r *http.Request) (id, serverID string, err error) {
 	return id, serverID, nil
 }
 
-// readAnnouncement reads and decodes the body of an announcement, bounded in size and in time.
+// readAnnouncement reads and decodes the body of an announcement, bounded in size and in time. It
+// leaves out entries that repeat a secret of this node.
 func (c *Cluster) readAnnouncement(w http.ResponseWriter, r *http.Request) (it wire.ItResource, err error) {
 	control := http.NewResponseController(w)
 	_ = control.SetReadDeadline(time.Now().Add(c.cfg.RequestTimeout)) // not all writers support it

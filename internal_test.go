@@ -882,7 +882,7 @@ func TestByteBudget(t *testing.T) {
 }
 
 // The last of several long calls is followed by two collections, once its responses can be garbage.
-// If the calls do not end, there are two a minute. Short calls are not followed by any.
+// While long calls follow each other, there are two a minute. Short calls are not followed by any.
 func TestCollectionsAfterLongCalls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		stats := func() (m runtime.MemStats) {

@@ -152,7 +152,7 @@ func TestFailoverAndFailback(t *testing.T) {
 
 				logs.TakeAll()
 				w.Network.Fault(clustertest.Any, home, nil)
-				for range 60 { // one in four probes, so none of them for 60 renewals is out of the question
+				for range 60 { // a renewal probes with a probability of 1/4; 60 without a probe are improbable
 					attempts, _ = nextRenewal(w, n)
 					if len(attempts) != 1 || attempts[0].status != 200 {
 						t.Fatalf("requests to %v, want one replica", attempts)

@@ -169,7 +169,8 @@ func TestListsInFlightAfterStart(t *testing.T) {
 				synctest.Wait()
 				close(store.gate) // all requests are admitted, and none has a list
 				synctest.Wait()
-				// No response has been read, so this is the maximum. The bound is for the servers.
+				// No response has been read, so this is the maximum. Lists may exceed the bound by the
+				// bytes that do not belong to their servers.
 				if n := inFlightBytes(t, g); n < test.bound/2 || n > test.bound+entrySize {
 					t.Errorf("%d bytes in flight, want up to %d", n, test.bound)
 				}
@@ -239,7 +240,7 @@ func inFlightBytes(tb testing.TB, g *mit.Registry) int64 {
 	return 0
 }
 
-// newSlowRegistry returns a registry that sends one list at a time, with a list of a megabyte. It
+// newSlowRegistry returns a registry that sends one list at a time. The list has a megabyte, which
 // takes a sixteenth of a second at the assumed rate.
 func newSlowRegistry(tb testing.TB, store mit.Store) *mit.Registry {
 	tb.Helper()

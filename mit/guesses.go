@@ -16,8 +16,8 @@ const (
 
 // guesses delays clients and addresses that send wrong secrets. Each wrong secret doubles the time
 // in which no further secret is checked, up to maxGuessDelay. After each maxGuessDelay, one wrong
-// secret less counts, so a guesser that pauses checks no more secrets than one that does not. The
-// zero value is ready for use.
+// secret fewer counts. So a guesser that pauses has no more secrets checked than one that does not.
+// The zero value is ready for use.
 type guesses struct {
 	off bool // read-only
 
@@ -25,8 +25,8 @@ type guesses struct {
 	guessers map[guesserKey]guesser
 }
 
-// A guesserKey is a client at an address, or an address. A request may name any client, by a long
-// text, so the key has a hash of it.
+// A guesserKey is a client at an address, or an address. A request may have any client id, even a
+// long one, so the key has a hash of the id.
 type guesserKey struct {
 	address string
 	client  [sha256.Size]byte // zero: all clients together

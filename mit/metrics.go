@@ -63,7 +63,7 @@ type registryMetrics struct {
 	registrations, deletes *exposition.Family
 
 	mu      sync.Mutex        // guards the fields below
-	types   map[string]string // the label of each: a copy, which keeps no memory of a request
+	types   map[string]string // labels by type: copies, which keep no memory of a request
 	servers *exposition.Family
 	counted time.Time // when servers was set
 }

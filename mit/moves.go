@@ -40,7 +40,7 @@ type moves struct {
 
 // A move is the last change of a server's address.
 type move struct {
-	addresses []uint64 // hashes of the last ones, with the present one
+	addresses []uint64 // hashes of the last addresses, including the present one
 	at        time.Time
 	warned    time.Time
 }

@@ -14,10 +14,10 @@ import (
 	"github.com/mimiktech/cluster/mit"
 )
 
-// TestOutage takes the registry away from many nodes for ten leases. For four of these it also
-// takes the token service away, so that all tokens expire. Soon after the registry works again
-// each node must be registered. Neither these registrations nor the next renewals may come at the
-// same time.
+// TestOutage takes the registry away from many nodes for four leases, or in full for ten. For four
+// of these it also takes the token service away, so that all tokens expire. Soon after the registry
+// works again each node must be registered. Neither these registrations nor the next renewals may
+// come at the same time.
 //
 // The measure is a tenth of the time in which all nodes register again. Any interval of this length
 // may have at most twice the mean.
@@ -34,7 +34,7 @@ func TestOutage(t *testing.T) {
 	}
 }
 
-// testOutage runs an outage of that many nodes and leases. There are at least four leases.
+// testOutage runs an outage of nodes for length leases, which must be at least four.
 func testOutage(t *testing.T, nodes, length int, fault clustertest.Fault) {
 	t.Helper()
 	const (

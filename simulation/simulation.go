@@ -221,7 +221,7 @@ func (f *effects) add(to *map[string]time.Time, d time.Duration, hosts []string)
 // maybeHurt reports whether a healthy node at a host may be evicted.
 func (f *effects) maybeHurt(host string) bool { return time.Now().Before(f.until(&f.hurt, host)) }
 
-// disturbedUntil returns until when a running node at a host may not be listed.
+// disturbedUntil returns the time until which a running node at a host may be missing in the list.
 func (f *effects) disturbedUntil(host string) time.Time { return f.until(&f.disturbed, host) }
 
 func (f *effects) until(in *map[string]time.Time, host string) time.Time {

@@ -90,8 +90,8 @@ func (s *store) Put(_ context.Context, reg mit.Registration, ttl time.Duration) 
 	return res, nil
 }
 
-// registered has the dates of the last registration of an id, and when it took place, whatever the
-// clock of the registry.
+// registered has the dates of the last registration of an id, by the clock of the registry, and the
+// times at which it took place.
 type registered struct {
 	created, updated time.Time // the dates of the entry
 	born, renewed    time.Time // when the entry was created, and when it was renewed

@@ -23,8 +23,8 @@ func unread(ctx context.Context, p *process, s settings, w io.Writer) error {
 	return errors.Join(h.check(), err)
 }
 
-// attack measures the registry while all nodes renew without a pause, and one client registers long
-// entries, does not read lists, and keeps connections open.
+// attack measures the registry while all nodes renew in turn without a pause, storming at a time,
+// and one client registers long entries, does not read lists, and keeps connections open.
 func attack(ctx context.Context, p *process, s settings, w io.Writer) error {
 	f := newFleet(p, p.address, s)
 	nodes := make([]*node, s.nodes)
@@ -53,7 +53,7 @@ func attack(ctx context.Context, p *process, s settings, w io.Writer) error {
 	return errors.Join(h.check(), r.check(storming), f.checkLists(), err)
 }
 
-// storm renews one of the nodes after the other until ctx ends.
+// storm renews every storming-th node, from first on, one after the other until ctx ends.
 func (r *renewals) storm(ctx context.Context, nodes []*node, first int) {
 	for i := first; ctx.Err() == nil; i += storming {
 		n := nodes[i%len(nodes)]

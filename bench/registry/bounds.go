@@ -24,7 +24,7 @@ func (b *bounds) addFlags(fs *flag.FlagSet) {
 	fs.Int64Var(&b.discards, "max-discards", 2, "maximum number of responses that a node does not receive in time")
 	fs.Float64Var(&b.growth, "max-growth", 25, "maximum growth of the memory in the soak after -settle, in `percent`")
 	fs.DurationVar(&b.health.Time, "max-health", 100*time.Millisecond, "time within which a health check is answered, on a machine of its own")
-	fs.IntVar(&b.health.SlowPercent, "max-slow", 1, "health checks that may take longer, in `percent`")
+	fs.IntVar(&b.health.SlowPercent, "max-slow", 1, "health checks that may take longer than -max-health, in `percent`")
 	fs.DurationVar(&b.health.Stall, "max-stall", time.Second, "maximum time of each health check, on a machine of its own")
 }
 
@@ -44,9 +44,9 @@ func (b *bounds) checkStart(f *fleet) error {
 }
 
 // checkFlat checks that the memory of the registry stays flat after it has settled. Garbage makes
-// it vary all the time. So the peaks must not exceed the earlier ones by more than the growth,
-// which shows a sudden increase. A line through all figures must not rise by more, which shows a
-// slow increase below the peaks.
+// it vary all the time, so there are two checks. The peak after settling must not exceed the peak
+// before by more than the growth; otherwise there was a sudden increase. A line that fits the
+// samples after settling must not rise by more; otherwise there is a slow increase below the peaks.
 func (b *bounds) checkFlat(samples []memorySample, settle time.Duration) error {
 	var before, after int64 // peaks
 	var rest []memorySample

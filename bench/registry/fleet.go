@@ -76,8 +76,9 @@ type node struct {
 	client http.Client
 }
 
-// newNode returns the ith node after some restarts. What differs between nodes is random, since it
-// decides how well a list can be compressed. It depends on the seed alone.
+// newNode returns the ith node after some restarts. Its id, address and location are random,
+// because they determine how well a list can be compressed. The same arguments and seed give the
+// same values.
 func newNode(f *fleet, i, restarts int) *node {
 	id := uuid.NewSHA1(uuid.Nil, fmt.Append(nil, f.s.seed, i, restarts))
 	random := rand.New(rand.NewPCG(binary.BigEndian.Uint64(id[:8]), binary.BigEndian.Uint64(id[8:])))

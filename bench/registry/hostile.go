@@ -19,7 +19,7 @@ import (
 
 const hostileAddress = "127.66.6.6"
 
-// What became of an input of the hostile client. Others have a status as their outcome.
+// Outcomes of the inputs of the hostile client. Further outcomes are "status" with a code.
 const (
 	accepted     = "accepted"    // an entry: the response lists it
 	begun        = "begun"       // a list: the first bytes have arrived
@@ -36,8 +36,8 @@ type hostileLoad struct {
 	entries int // long entries that it registers
 	lists   int // requests for lists that it does not read
 	idle    int // connections without a request
-	// hold is how long lists and connections are held. A registry that limits nothing but the time
-	// of a request's header, to five seconds, keeps them all.
+	// hold is how long lists and connections are held. By default it is below five seconds, after
+	// which a registry closes a connection without a request even if it has no other limit.
 	hold time.Duration
 }
 
@@ -172,8 +172,8 @@ func unanswered(err error) (outcome string) {
 	return closed
 }
 
-// hostileBody is as long as an entry may be. A registry that escapes each "<" as six bytes writes
-// 6.5 kB.
+// hostileBody has a location of almost the maximum length. A registry that escapes each "<" as six
+// bytes writes 6.5 kB.
 func hostileBody(i int) string {
 	location := []byte(strings.Repeat("<xxxxxxx", 500))
 	return fmt.Sprintf(`{"type":%q,"serverId":"evil-%d","clusterBaseUrl":"http://10.9.9.9","location":{"name":"%s"}}`, typeHostile, i, location)

@@ -12,12 +12,12 @@
 //
 //   - start: all nodes register once.
 //   - unread: a hostile client registers long entries and does not read lists.
-//   - attack: all nodes are registered and some renew without a pause, while the hostile client
+//   - attack: all nodes are registered and renew in turn without a pause, while the hostile client
 //     also keeps connections open.
 //   - soak: all nodes renew and some restart, next to the hostile client.
 //
-// The exit code is 1 if a bound is broken, which the -max flags set, or if the load has not reached
-// the registry.
+// The -max flags set bounds. The exit code is 1 if a bound is broken, or if the load has not
+// reached the registry.
 //
 // The memory cgroup (version 1) must exist and have its limit. All connections stay on the loopback
 // network; each node has an address of its own there. The program needs Linux.
@@ -77,7 +77,7 @@ func (s *settings) addFlags(fs *flag.FlagSet) {
 	fs.StringVar(&s.cgroup, "cgroup", "", "`directory` of a memory cgroup to run it in")
 	fs.StringVar(&s.scenario, "scenario", "start", "start, unread, attack or soak")
 	fs.IntVar(&s.nodes, "nodes", 5000, "number of nodes")
-	fs.IntVar(&s.decode, "decode", 50, "decode one list in so many: all of them take all CPU time")
+	fs.IntVar(&s.decode, "decode", 50, "decode one in `n` lists: decoding all of them takes all CPU time")
 	fs.Uint64Var(&s.seed, "seed", 1, "seed of the ids, addresses and locations of the nodes")
 	fs.Float64Var(&s.rate, "rate", 0, "bandwidth from the registry to the nodes in MB/s; 0 for no limit")
 	fs.DurationVar(&s.spread, "spread", 0, "time within which the nodes make their first attempt (soak: half of -settle by default)")

@@ -37,7 +37,7 @@ type process struct {
 	dir     string
 	address string
 	tokens  map[string]string // by type
-	watched chan usageLog     // has the usage after watch
+	watched chan usageLog     // receives the usage when watch ends
 }
 
 func startProcess(ctx context.Context, s settings) (*process, error) {

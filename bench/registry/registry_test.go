@@ -120,7 +120,7 @@ func small(scenario, mit string) settings {
 	return s
 }
 
-// The memory of a registry varies all the time. Only what stays is a growth.
+// The memory of a registry varies all the time. Only a lasting increase breaks the bound.
 func TestCheckFlat(t *testing.T) {
 	const settle = 5 * time.Minute
 	sawtooth := func(i int) int64 { return 25 + int64(i*7%34) } // 25 to 58 MB

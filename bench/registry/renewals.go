@@ -7,7 +7,7 @@ import (
 	"sync/atomic"
 )
 
-// renewals counts what became of the renewals of the nodes that behave well.
+// renewals counts the outcomes of the renewals of the nodes that are not hostile.
 type renewals struct {
 	done, rejected, failed atomic.Int64
 	failure                atomic.Pointer[error] // the first one

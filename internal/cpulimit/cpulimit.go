@@ -16,9 +16,9 @@ func New() *Limiter { return &Limiter{make(chan struct{}, runtime.GOMAXPROCS(0))
 // a millisecond.
 const longInput = 64 << 10
 
-// Do calls compute, which processes n bytes and does not block. If the input is long, Do waits
-// until few enough other long computations run. It does not end with a context, because a response
-// that has arrived in time must not count as late.
+// Do calls compute, which processes n bytes and does not block. If the input is long, Do waits for
+// a slot. The wait does not end with a context, because a response that has arrived in time must
+// not count as late.
 func (l *Limiter) Do(n int, compute func()) {
 	if l == nil || n < longInput {
 		compute()

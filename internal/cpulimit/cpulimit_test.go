@@ -11,8 +11,8 @@ import (
 	"github.com/mimiktech/cluster/internal/cpulimit"
 )
 
-// Not more long computations than processors run at a time, also after a panic. Short ones do not
-// wait.
+// At most as many long computations run at a time as there are processors, also after a panic.
+// Short ones do not wait.
 func TestDo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := cpulimit.New()

@@ -36,7 +36,7 @@ func (r *BodyReader) Read(src io.Reader, limit int64) ([]byte, error) {
 		}
 		if used == chunkSize {
 			full, last, used = append(full, last), r.chunk(), 0
-			// Decompression takes long and need not block, so other goroutines take turns with it.
+			// Decompression may take long without blocking. Other goroutines get their turn here.
 			runtime.Gosched()
 		}
 	}

@@ -24,8 +24,8 @@ const (
 // own.
 type HealthBounds struct {
 	Time        time.Duration // a check that takes longer is slow
-	SlowPercent int           // of the checks that may be slow
-	Stall       time.Duration // that no check may exceed
+	SlowPercent int           // percentage of the checks that may be slow
+	Stall       time.Duration // maximum time of each check
 }
 
 // HealthTimes are how long the health checks of a server took. Checks counts those that were sent
@@ -35,8 +35,8 @@ type HealthTimes struct {
 	Median, Longest            time.Duration
 
 	bounds HealthBounds
-	// slowdown is by how much other programs have slowed the server down. A check is slow, or a
-	// stall, if it takes as much longer than allowed.
+	// slowdown is the factor by which other programs have slowed the server down. The times in
+	// bounds are multiplied by it.
 	slowdown float64
 }
 
@@ -64,8 +64,8 @@ func (t HealthTimes) String() string {
 	return fmt.Sprintf("%d of %d health checks over %v, median %v, maximum %v", t.Slow, t.Checks, t.allowed(t.bounds.Time), t.Median, t.Longest)
 }
 
-// A HealthChecker is a process that sends health checks. It is none of the processes that generate
-// load, so that the times do not contain their share of the machine.
+// A HealthChecker is a process that only sends health checks. A process that also generates load
+// would send them late, and measure its own delays.
 type HealthChecker struct {
 	cmd *exec.Cmd
 	in  io.Closer

@@ -62,7 +62,7 @@ func slowIf(slow bool, took time.Duration) HealthSample {
 	return HealthSample{Took: 2 * time.Millisecond}
 }
 
-// What other programs take from a node counts, at most tenfold. What the node does itself does not.
+// Time that a node waits for a processor counts, up to a factor of ten. Its CPU time does not.
 func TestSlowdown(t *testing.T) {
 	for name, tc := range map[string]struct {
 		computed, waited time.Duration

@@ -73,10 +73,10 @@ func kilobytes(status []byte, name string) int64 {
 // maxSlowdown bounds what is put down to other programs.
 const maxSlowdown = 10
 
-// Slowdown returns by how much longer than on a machine of its own a process needed for what it did
-// between two moments.
+// Slowdown returns the factor by which other programs have slowed a process down between two
+// moments: its time with waiting for a processor, divided by its CPU time.
 func Slowdown(before, after Usage) float64 {
 	computed, waited := after.CPU-before.CPU, after.Waited-before.Waited
-	// What threads that have ended had waited for is lost.
+	// The waiting time of threads that have ended is not counted.
 	return min(maxSlowdown, 1+max(0, waited.Seconds())/max(computed, 10*time.Millisecond).Seconds())
 }

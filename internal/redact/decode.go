@@ -11,8 +11,8 @@ import (
 // A decoding is a text without its escapes.
 type decoding struct {
 	text string
-	// offsets has, for each byte of text and for its end, the index in the source; nil if text is
-	// the source.
+	// offsets has, for each byte of text and for its end, the index in the source. It is nil if text
+	// is the source, and in decodings without offsets.
 	offsets []int
 }
 
@@ -25,7 +25,7 @@ func (d decoding) source(start, end int) span {
 }
 
 // decodings returns text as it is, and what the escapes in it may stand for. Without offsets, the
-// parts of a decoding have no source.
+// method source of a decoding must not be called.
 func decodings(text string, offsets bool) []decoding {
 	all := []decoding{{text: text}}
 	level := all
@@ -46,8 +46,8 @@ func decodings(text string, offsets bool) []decoding {
 
 // An unescaper decodes one kind of escapes.
 type unescaper struct {
-	begin byte // what an escape of this kind begins with, and one of another kind does not
-	other byte // what else an escape may begin with
+	begin byte // first byte of an escape; without it, text has no escapes that only this kind decodes
+	other byte // another first byte of an escape; begin if there is none
 	// decode returns what the escape at the beginning of text stands for, and its length; 0 if there
 	// is no escape.
 	decode func(text string) (decoded string, length int)

@@ -7,8 +7,9 @@ import (
 	"strings"
 )
 
-// needlesOf returns the texts to look for. A base64 text depends on how many bytes come before the
-// secret, modulo three, except for its first and last characters.
+// needlesOf returns the texts to look for. The base64 text of a secret depends on the number of
+// bytes before it, modulo three. Its first and last characters also depend on the bytes around it,
+// so they are left out.
 func needlesOf(secrets []string) (needles []string) {
 	for _, secret := range secrets {
 		if secret == "" {
@@ -39,7 +40,7 @@ func needlesOf(secrets []string) (needles []string) {
 type needleIndex struct {
 	starts map[uint64][]string         // needles by their first bytes
 	hashes [1 << (hashBits - 6)]uint64 // a set of the hashes of the keys of starts
-	short  []string                    // needles that have fewer bytes
+	short  []string                    // needles of fewer than startBytes bytes
 }
 
 const (

@@ -18,8 +18,8 @@ const (
 	// A file that was modified within this time before it was read may change again without another
 	// modification time or size, because the clock of a file system may be coarse.
 	settleTime = 2 * time.Second
-	// readInterval is the time after which files are read again that look the same, but cannot be used
-	// or may have changed.
+	// readInterval is the time after which files that look the same are read again, if they cannot be
+	// used or may have changed.
 	readInterval = time.Second
 	maxTries     = 3 // of reading a set of files while it changes
 )

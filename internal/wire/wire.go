@@ -64,7 +64,7 @@ func (s Server) MarshalJSON() ([]byte, error) {
 
 // UnmarshalJSON keeps the whole entry in Raw. An entry without a serverId is an error. Any other
 // invalid field, such as a time that is not ISO 8601, is treated as missing: it must not make the
-// whole list unusable. It applies no limits: the entry may come from a program that has escaped it.
+// whole list unusable. It applies no limits, because escapes may have made the entry longer.
 func (s *Server) UnmarshalJSON(b []byte) error {
 	in, err := decodeEntry(bytes.Clone(b))
 	if err != nil {
@@ -277,7 +277,7 @@ type serverJSON struct {
 }
 
 // Marshal is json.Marshal without the escapes for HTML: a "<" stays one byte instead of six, as npm
-// nodes send it. With them, an entry could exceed the limits for those that decode it.
+// nodes send it. The escapes could make an entry longer than its receivers accept.
 func Marshal(v any) ([]byte, error) {
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
@@ -368,7 +368,7 @@ func (r *ItResource) checkLimits() error {
 		}
 	}
 	if err := CheckPublicURL(r.PublicBaseURL); err != nil {
-		r.PublicBaseURL = "" // nodes do not use it, so the servers are worth more than the rule
+		r.PublicBaseURL = "" // nodes do not use it, so the servers of the resource stay usable
 		r.Skipped = errors.Join(r.Skipped, fmt.Errorf("publicBaseUrl left out: it %w", err))
 	}
 	size := 0

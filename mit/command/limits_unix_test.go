@@ -49,7 +49,7 @@ func checkConnectionLimit(t *testing.T, base string, limit int, from func(i int)
 	for i := range 3 {
 		health(t, dial(t, from(limit+i), host), false)
 	}
-	for _, conn := range busy { // is served, and then idle
+	for _, conn := range busy { // completes the request, so that the connection is idle
 		if _, err := io.WriteString(conn, "{}"); err != nil {
 			t.Fatal(err)
 		}
