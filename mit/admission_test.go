@@ -60,7 +60,8 @@ func newRegistration(typ, address, body string) *http.Request {
 }
 
 // Clients that do not read take only a part of the memory: half of the bound for a type, and
-// perAddress for an address. The others are served, and those that are not are told when to retry.
+// perAddress for an address. Other clients are served. A request for which there is no room gets a
+// Retry-After.
 func TestListsInFlightAreBounded(t *testing.T) {
 	const list = 100 * 4000 // bytes
 	for name, test := range map[string]struct {
@@ -358,8 +359,8 @@ func TestRetryAfterCountsSentLists(t *testing.T) {
 	}
 }
 
-// While a list grows, the delays are those of lists that are compressed as the last one was. The
-// time is real, as in TestWaitingRequestsShareAnEncoding.
+// While a list grows, the delays are computed as if it were compressed by the ratio of the last
+// list. The time is real, as in TestWaitingRequestsShareAnEncoding.
 func TestRetryAfterOfGrowingList(t *testing.T) {
 	store := mit.NewMemory()
 	g := newSlowRegistry(t, store)
@@ -671,17 +672,21 @@ func TestMemoryPerServer(t *testing.T) {
 	})
 }
 
-// Nothing is kept of the addresses that a deleted server had. The history of the status page has
-// its last address, and nothing of the request that deleted it.
-func TestMemoryOfDeletedServers(t *testing.T) {
-	const n, urlBytes = 200, 500
+// Nothing is kept of the addresses that a server had which was deleted or has expired. The history
+// of the status page has the last address of the last hundred, and nothing of the requests that
+// deleted them. Maps keep their size.
+func TestMemoryOfServersThatAreGone(t *testing.T) {
+	const urlBytes = 1500
 	for name, test := range map[string]struct {
 		history    bool
+		expire     bool
+		n          int
 		queryBytes int
 		max        int64
 	}{
-		"addresses": {false, 0, n * 120},
-		"history":   {true, 20_000, n*500 + 100*(urlBytes+500)}, // of the last 100
+		"addresses":                  {false, false, 200, 0, 200 * 120},
+		"history of deleted servers": {true, false, 200, 20_000, 200*500 + 100*(urlBytes+500)},
+		"history of expired servers": {true, true, 500, 0, 500*600 + 100*(urlBytes+500)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -701,23 +706,26 @@ func TestMemoryOfDeletedServers(t *testing.T) {
 				}
 				renew("stays", 0)
 				before := liveHeap()
-				for i := range n {
+				for i := range test.n {
 					for path := range 5 {
 						renew(fmt.Sprint(i), path)
 					}
 				}
-				for i := range n {
+				for i := range test.n {
+					if test.expire {
+						continue
+					}
 					r := httptest.NewRequest(http.MethodDelete,
 						fmt.Sprintf("/itResources/%s/servers/%d?%s", mit.ResourceID("mds"), i, strings.Repeat("x", test.queryBytes)), nil)
 					r.Header.Set("Authorization", "Bearer mds")
 					serve(r)
 				}
-				time.Sleep(2 * time.Minute)
+				time.Sleep(4 * time.Hour)
 				renew("stays", 0)
 				after := liveHeap() - before
-				t.Logf("%d bytes are live for each deleted server", after/n)
+				t.Logf("%d bytes are live for each server", after/int64(test.n))
 				if after > test.max {
-					t.Errorf("%d bytes are live after %d servers were deleted, want at most %d", after, n, test.max)
+					t.Errorf("%d bytes are live after %d servers are gone, want at most %d", after, test.n, test.max)
 				}
 				runtime.KeepAlive(g)
 			})

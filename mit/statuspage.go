@@ -175,9 +175,8 @@ func (g *Registry) deleteByForm(w http.ResponseWriter, r *http.Request) {
 
 const (
 	// maxChanges is the number of servers that left, and of rejected registrations, in a history.
-	maxChanges = 100
-	// minTracked is the number of tracked servers at which those that are gone are dropped.
-	minTracked = 64
+	maxChanges   = 100
+	historySweep = time.Minute // interval at which expired servers are recorded and no longer tracked
 )
 
 // A history has the servers that left, and the registrations that were rejected. It records nothing
@@ -187,7 +186,7 @@ type history struct {
 	mu       sync.Mutex // guards the fields below
 	started  bool
 	tracked  map[serverKey]tracked
-	sweep    int
+	swept    time.Time
 	gone     []statuspage.RegistryChange // the oldest first
 	rejected []statuspage.RegistryChange // the oldest first
 }
@@ -205,7 +204,7 @@ func (h *history) start() {
 	defer h.mu.Unlock()
 	h.started = true
 	if h.tracked == nil {
-		h.tracked, h.sweep = make(map[serverKey]tracked), minTracked
+		h.tracked = make(map[serverKey]tracked)
 	}
 }
 
@@ -217,9 +216,9 @@ func (h *history) renewed(typ, serverID, address string, ttl time.Duration) {
 		return
 	}
 	now := time.Now()
-	if len(h.tracked) >= h.sweep {
+	if now.Sub(h.swept) >= historySweep {
+		h.swept = now
 		h.expireLocked(now)
-		h.sweep = max(minTracked, 2*len(h.tracked))
 	}
 	h.tracked[serverKey{typ, serverID}] = tracked{address, now, now.Add(ttl)}
 }
@@ -280,26 +279,32 @@ func (h *history) expireLocked(now time.Time) {
 func (h *history) compare(list []Resource, now time.Time, ttl time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	listed := make(map[serverKey]bool)
+	listed := make(map[serverKey]time.Time) // since when
 	for _, r := range list {
 		for _, s := range r.Servers {
 			key := serverKey{r.Type, s.ServerID}
-			listed[key] = true
+			listed[key] = s.CreatedAt
 			if t := h.tracked[key]; s.UpdatedAt.After(t.renewed) { // at another replica, or before the start
 				h.tracked[key] = tracked{s.ClusterBaseURL, s.UpdatedAt, now.Add(ttl - now.Sub(s.UpdatedAt))}
 			}
 		}
 	}
 	for key, t := range h.tracked {
+		_, isListed := listed[key]
 		switch {
-		case listed[key] && now.After(t.expires):
+		case isListed && now.After(t.expires):
 			t.expires = now.Add(time.Minute) // it has renewed at another replica
 			h.tracked[key] = t
-		case !listed[key] && now.Before(t.expires) && now.Sub(t.renewed) > time.Minute:
+		case !isListed && now.Before(t.expires) && now.Sub(t.renewed) > time.Minute:
 			h.addGoneLocked(key, "deleted at another replica, or the store has lost its data", now)
 		}
 	}
 	h.expireLocked(now)
+	// A server that is registered since an earlier moment has renewed at another replica.
+	h.gone = slices.DeleteFunc(h.gone, func(c statuspage.RegistryChange) bool {
+		since, isListed := listed[serverKey{c.Type, c.ID}]
+		return isListed && since.Before(c.At.Truncate(time.Millisecond)) // dates of servers have milliseconds
+	})
 }
 
 // reject records a rejected registration. Repeated ones of one server count as one.

@@ -81,6 +81,34 @@ func TestStatusPage(t *testing.T) {
 	})
 }
 
+// A server that renews at another replica has not expired.
+func TestStatusPageOfOneReplica(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var cfg mit.RegistryConfig
+		p := newServices(t, func(c *mit.RegistryConfig) {
+			c.Lease = time.Hour
+			cfg = *c
+		})
+		page := p.registry.StatusHandler(cluster.StatusOptions{})
+		other, err := mit.NewRegistry(p.store, cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		renewAtOther := func(id string) {
+			send(other, "POST", "/itResources", p.token("mds-client", audience), body("mds", id))
+		}
+		p.join("moves")
+		p.join("dies")
+		for range 3 {
+			time.Sleep(time.Hour)
+			renewAtOther("moves")
+			p.join("stays") // records servers that have expired
+		}
+		text := pageText(t, page, "/")
+		checkText(t, text, "2 servers of 1 types", "Servers that left (1)", "dies")
+	})
+}
+
 // The page states what a delete does, deletes the entry that it has shown, and logs it.
 func TestStatusPageDeletes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
