@@ -217,7 +217,7 @@ func TestPlot(t *testing.T) {
 }
 
 func TestFailureScenarios(t *testing.T) {
-	h := startHarness(t, options{Names: []string{ours, baseline}, Rounds: 1, Size: 10, Timeout: time.Minute})
+	h := startHarness(t, options{Names: []string{ours, baseline}, FailureRounds: 1, Size: 10, Timeout: time.Minute})
 	results, err := h.measureScenarios(t.Context(), func(s scenario) bool { return s.Dead == 1 })
 	if err != nil {
 		t.Fatal(err)

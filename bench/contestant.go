@@ -86,6 +86,7 @@ func constructors() map[string]func(context.Context, endpoints) (contestant, err
 		"retryablehttp":  loopConstructor(loop{}, tunedTransport, retryableGetter),
 		"resty":          loopConstructor(loop{}, tunedTransport, restyGetter),
 		"failsafe":       loopConstructor(loop{}, tunedTransport, failsafeGetter),
+		socketsName:      newSockets,
 		bareName:         newBareHTTP,
 	}
 }

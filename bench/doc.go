@@ -3,8 +3,7 @@
 //
 //	go -C bench run .                       # the calls experiment, ten minutes
 //	go -C bench run . -brief                # the same in seconds, to check that it works
-//	go -C bench run . calls overhead start burst tail failures join
-//	go -C bench run . -rounds 3 -plot ../docs/fanout.svg calls failures
+//	go -C bench run . -failure-rounds 3 -plot ../docs/fanout.svg calls overhead start burst tail failures join
 //	go -C bench run ./scale                 # requests and bytes by cluster size
 //
 // The experiments:
@@ -29,6 +28,8 @@
 //   - cluster: [cluster.Cluster.RPCluster] with tokens from the token service, retries, eviction
 //     and a trace.
 //   - cluster over net/http: the same with the transport of loop, given with WithHTTPClient.
+//   - sockets alone: requests that were prepared, over 64 connections at a time. Of responses, it
+//     reads the length only. So no HTTP client can outperform it.
 //   - loop, the baseline: one goroutine per peer, one deadline per call and net/http with a tuned
 //     transport. It decodes each response and checks that the expected server sent it. It has a
 //     fixed token and a fixed list of peers, and neither retries nor evicts.

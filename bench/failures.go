@@ -99,7 +99,7 @@ func (h *harness) measureScenarios(ctx context.Context, wanted func(scenario) bo
 				results = append(results, scenarioResult{Name: streaming, Scenario: s})
 			}
 		}
-		for range h.Rounds {
+		for range h.FailureRounds {
 			for _, i := range rand.Perm(len(results)) {
 				if err := h.runScenario(ctx, &results[i]); err != nil {
 					return all, err

@@ -20,10 +20,12 @@ type options struct {
 	Peers   []int
 	Callers []int
 	Rounds  int
-	Time    time.Duration // of a round
-	Size    int           // of the data of each response
-	Delay   time.Duration // response time of each peer
-	Timeout time.Duration // of each request
+	// FailureRounds are the rounds of the failures experiment.
+	FailureRounds int
+	Time          time.Duration // of a round
+	Size          int           // of the data of each response
+	Delay         time.Duration // response time of each peer
+	Timeout       time.Duration // of each request
 
 	NPM      string // folder of the npm module's package.json and lock file
 	Profiles string // folder for profiles, "" for none
@@ -32,7 +34,7 @@ type options struct {
 
 // allContestants returns the contestants of the calls experiment, in the order of its table.
 func allContestants() []string {
-	return []string{ours, overNetHTTP, baseline, bounded, defaultTransport, "retryablehttp", "resty", "failsafe", npmName}
+	return []string{ours, overNetHTTP, socketsName, baseline, bounded, defaultTransport, "retryablehttp", "resty", "failsafe", npmName}
 }
 
 // A harness owns the stub cluster, starts the contestants and collects the results.

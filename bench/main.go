@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -111,6 +112,7 @@ func parse(args []string) (options, []experiment, error) {
 	flags.Var(&peers, "peers", "`numbers` of peers")
 	flags.Var(&callers, "callers", "`numbers` of concurrent calls")
 	flags.IntVar(&o.Rounds, "rounds", 7, "rounds of each contestant")
+	flags.IntVar(&o.FailureRounds, "failure-rounds", 0, "the same for the failures experiment, which takes long (default -rounds)")
 	flags.DurationVar(&o.Time, "time", time.Second, "duration of a round")
 	flags.IntVar(&o.Size, "size", 100, "bytes of data in each response")
 	flags.DurationVar(&o.Delay, "delay", 0, "response time of each peer")
@@ -124,9 +126,10 @@ func parse(args []string) (options, []experiment, error) {
 	}
 	o.Peers, o.Callers = peers.Values, callers.Values
 	if *brief {
-		o.Peers, o.Callers, o.Rounds, o.Time = []int{10, 100}, []int{1, 8}, 1, 50*time.Millisecond
+		o.Peers, o.Callers, o.Rounds, o.FailureRounds, o.Time = []int{10, 100}, []int{1, 8}, 1, 1, 50*time.Millisecond
 	}
-	if o.Rounds < 1 {
+	o.FailureRounds = cmp.Or(o.FailureRounds, o.Rounds)
+	if o.Rounds < 1 || o.FailureRounds < 1 {
 		return o, nil, errors.New("the number of rounds must be positive")
 	}
 	for name := range strings.SplitSeq(*contestants, ";") {

@@ -35,7 +35,7 @@ type fleet struct {
 
 	registered, rejected, failed       atomic.Int64
 	maxDiscarded, maxAttempts, slowest atomic.Int64
-	decoded, wrong                     atomic.Int64 // lists; those that are not a list with its node
+	decoded, wrong                     atomic.Int64 // lists; those without their node
 }
 
 func newFleet(p *process, target string, s settings) *fleet {
@@ -82,13 +82,13 @@ type node struct {
 func newNode(f *fleet, i, restarts int) *node {
 	id := uuid.NewSHA1(uuid.Nil, fmt.Append(nil, f.s.seed, i, restarts))
 	random := rand.New(rand.NewPCG(binary.BigEndian.Uint64(id[:8]), binary.BigEndian.Uint64(id[8:])))
-	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 1+byte(i>>16), byte(i>>8), byte(i))}}
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 64+byte(i>>16), byte(i>>8), byte(i))}}
 	return &node{
 		f: f, id: id,
 		body: fmt.Sprintf(`{"type":%q,"serverId":%q,"publicBaseUrl":"https://example.com/mds/v1",`+
 			`"clusterBaseUrl":"http://10.%d.%d.%d:8080/mds/v1","location":{"type":"Point","coordinates":[%.4f,%.4f]}}`,
 			typeGood, id, random.IntN(256), random.IntN(256), random.IntN(256), random.Float64()*360-180, random.Float64()*180-90),
-		client: http.Client{Timeout: requestTimeout, Transport: &http.Transport{
+		client: http.Client{Timeout: f.s.timeout, Transport: &http.Transport{
 			DialContext: dialer.DialContext, DisableCompression: true, IdleConnTimeout: 90 * time.Second,
 		}},
 	}

@@ -11,9 +11,9 @@ import (
 	"github.com/mimiktech/cluster/internal/proctest"
 )
 
-// checkHealth checks the health of the registry, as a load balancer does, while f runs. It lowers
-// the priority of this process, so that the times are those of the registry, not of the load
-// generator.
+// checkHealth checks the health of the registry, as a load balancer does, while f runs. Meanwhile
+// this process has the lowest priority, so that the times are those of the registry, not of the
+// load generator.
 func checkHealth(ctx context.Context, p *process, s settings, w io.Writer, f func()) error {
 	self, err := os.Executable()
 	if err != nil {
@@ -24,7 +24,7 @@ func checkHealth(ctx context.Context, p *process, s settings, w io.Writer, f fun
 		return err
 	}
 	checker := exec.CommandContext(context.WithoutCancel(ctx), self, "-probe", "http://"+p.address+healthPath)
-	health, err := proctest.StartHealthChecks(checker)
+	health, err := proctest.StartHealthChecks(checker, proctest.GiveWay)
 	if err != nil {
 		return err
 	}

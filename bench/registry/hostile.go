@@ -163,8 +163,8 @@ func isOpen(c net.Conn) (outcome string) {
 	return closed
 }
 
-// unanswered returns the outcome of a request whose response cannot be read. This program closes
-// the connection at the end of a round.
+// unanswered returns the outcome of a request whose response cannot be read. net.ErrClosed means
+// that this program closed the connection, at the end of the round.
 func unanswered(err error) (outcome string) {
 	if errors.Is(err, net.ErrClosed) {
 		return noResponse
@@ -173,7 +173,7 @@ func unanswered(err error) (outcome string) {
 }
 
 // hostileBody has a location of almost the maximum length. A registry that escapes each "<" as six
-// bytes writes 6.5 kB.
+// bytes writes an entry with 6.7 kB.
 func hostileBody(i int) string {
 	location := []byte(strings.Repeat("<xxxxxxx", 500))
 	return fmt.Sprintf(`{"type":%q,"serverId":"evil-%d","clusterBaseUrl":"http://10.9.9.9","location":{"name":"%s"}}`, typeHostile, i, location)

@@ -49,6 +49,7 @@ type settings struct {
 	spread, duration      time.Duration
 	settle                time.Duration
 	lease                 time.Duration
+	timeout               time.Duration // of requests of nodes
 	pause                 time.Duration // of nodes, after a failure; it grows
 	fixedPauses           bool
 	hostile               hostileLoad
@@ -87,7 +88,7 @@ func (s *settings) addFlags(fs *flag.FlagSet) {
 	fs.BoolVar(&s.fixedPauses, "fixed-pauses", false, "let nodes pause 3 s after each failure, whatever the response asks for")
 	fs.StringVar(&s.probe, "probe", "", "check this `URL` for another process, until the standard input ends")
 	fs.IntVar(&s.hostile.rounds, "rounds", 0, "end unread or attack after so many rounds of the hostile client")
-	s.pause = firstPause
+	s.timeout, s.pause = requestTimeout, firstPause
 	s.hostile.entries, s.hostile.lists, s.hostile.idle, s.hostile.hold = 200, 400, 1500, 4*time.Second
 	s.bounds.addFlags(fs)
 }

@@ -52,6 +52,7 @@ func TestRun(t *testing.T) {
 			"fail":     "only 0 of 30 nodes are registered",
 			"late":     "after its first attempt, 200ms are allowed",
 			"truncate": "responses, 0 are allowed",
+			"hang":     "responses, 0 are allowed",
 			"no list":  "were not a list with its node",
 			"large":    "MB, 64 are allowed",
 			"exit":     "the registry has ended after",
@@ -71,9 +72,10 @@ func TestRun(t *testing.T) {
 			"unhealthy":  "failed",
 		},
 		"soak": {
-			sound:        "",
-			"fail later": "renewals failed, the first: status 500",
-			"leak later": "the memory ",
+			sound:          "",
+			"fail later":   "renewals failed, the first: status 500",
+			"reject later": "renewals were rejected",
+			"leak later":   "the memory ",
 		},
 	} {
 		for target, want := range wants {
@@ -98,8 +100,8 @@ func TestRun(t *testing.T) {
 func small(scenario, mit string) settings {
 	s := settings{
 		scenario: scenario, mit: mit, nodes: testNodes, decode: 1, lease: time.Second,
-		duration: 30 * time.Second, pause: 10 * time.Millisecond,
-		hostile: hostileLoad{rounds: 1, entries: 5, lists: 10, idle: 20, hold: 100 * time.Millisecond},
+		duration: 30 * time.Second, timeout: requestTimeout, pause: 10 * time.Millisecond,
+		hostile: hostileLoad{rounds: 1, entries: 5, lists: 10, idle: 20, hold: time.Second},
 		bounds: bounds{
 			within: 30 * time.Second,
 			health: proctest.HealthBounds{Time: 5 * time.Second, SlowPercent: 1, Stall: 10 * time.Second},
@@ -112,6 +114,8 @@ func small(scenario, mit string) settings {
 		s.duration, s.settle, s.bounds.growth = 5*time.Second, 2*time.Second, 100
 	case target == "large":
 		s.bounds.memory = 64
+	case target == "hang":
+		s.timeout = 200 * time.Millisecond
 	case target == "late":
 		s.bounds.within = 200 * time.Millisecond
 	case target == "slow health":

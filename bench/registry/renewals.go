@@ -42,3 +42,11 @@ func (r *renewals) check(least int) error {
 	}
 	return broken
 }
+
+// checkNoneRejected returns an error if a renewal was rejected.
+func (r *renewals) checkNoneRejected() error {
+	if n := r.rejected.Load(); n > 0 {
+		return fmt.Errorf("%d renewals were rejected", n)
+	}
+	return nil
+}

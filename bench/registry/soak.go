@@ -39,7 +39,7 @@ func soak(ctx context.Context, p *process, s settings, w io.Writer) error {
 		wg.Wait()
 	})
 	fmt.Fprintf(w, "%v\n%v\n", &r, h)
-	return errors.Join(h.check(), r.check(s.nodes), f.checkLists(), err)
+	return errors.Join(h.check(), r.check(s.nodes), r.checkNoneRejected(), f.checkLists(), err)
 }
 
 // live is the life of the ith node: it renews, and restarts now and then.

@@ -15,7 +15,7 @@ import (
 	"github.com/mimiktech/cluster/mit"
 )
 
-// The nodes of a test, and the registrations after which some faults begin or end.
+// The number of nodes of a test, and of registrations after which some faults begin or end.
 const (
 	testNodes = 30
 	early     = testNodes + 5
@@ -54,8 +54,14 @@ func faults() (registrations, health map[string]fault) {
 		return func(http.ResponseWriter, *http.Request, int64) bool { time.Sleep(d); return false }
 	}
 	registrations = map[string]fault{
-		"silent":     func(_ http.ResponseWriter, r *http.Request, _ int64) bool { <-r.Context().Done(); return true },
-		"late":       sleep(300 * time.Millisecond),
+		"silent": func(_ http.ResponseWriter, r *http.Request, _ int64) bool { <-r.Context().Done(); return true },
+		"late":   sleep(300 * time.Millisecond),
+		"reject later": later(func(w http.ResponseWriter, _ *http.Request, _ int64) bool {
+			w.Header().Set("Retry-After", "1")
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return true
+		}),
+		"hang":       first(sleep(300 * time.Millisecond)),
 		"fail":       fail,
 		"fail later": later(fail),
 		"exit":       exit,
