@@ -84,8 +84,8 @@ func (w *world) announceText(ctx context.Context, token, name, text string) (arr
 // callBombs lets the victim call peers with 15 MiB in 15 KiB each.
 func callBombs(ctx context.Context, w *world) (report, error) {
 	c, err := w.callForged(ctx, "gzip", 60)
-	// The bodies of all responses of peers that the registry has not confirmed have a quarter of
-	// 256 MiB. The JSON has the data twice.
+	// All responses of peers that the registry has not confirmed share a quarter of 256 MiB.
+	// The JSON has the data twice.
 	if len(c.body) > 130*mebibyte {
 		err = errors.Join(err, fmt.Errorf("a response of %d MiB", len(c.body)/mebibyte))
 	}
@@ -205,8 +205,8 @@ func evicted(body, id string) bool {
 	return false
 }
 
-// announceMetadata announces servers at the metadata services of clouds, each with one at an
-// address that is allowed: it shows that the victim has read the announcement.
+// announceMetadata announces servers at the metadata services of clouds. Each announcement also has
+// a server at an allowed address, which shows that the victim has read it.
 func announceMetadata(ctx context.Context, w *world) (report, error) {
 	token, err := w.token(ctx)
 	if err != nil {
@@ -271,7 +271,7 @@ func entry(id, url, more string) string {
 	return fmt.Sprintf(`{"serverId":%q,"clusterBaseUrl":%q,"updatedAt":"2030-01-01T00:00:00.000Z"%s}`, id, url, more)
 }
 
-// reportDeparture tells the victim that it has departed, so that it renews.
+// reportDeparture sends the victim a report of its own departure, so that it renews.
 func (w *world) reportDeparture(ctx context.Context, token string) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodDelete, w.victim.url+"/mds/v1/itResources/"+resourceID+"/servers/victim", http.NoBody)
 	if err != nil {

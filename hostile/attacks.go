@@ -16,18 +16,16 @@ import (
 
 const mebibyte = 1 << 20
 
-// An attack is one kind of input. run makes it; its error says what the attack has achieved. check
-// is the same for what can be seen after all attacks only.
+// An attack is one kind of input. run sends it, and returns an error if the attack has achieved
+// something. check returns an error if that shows only later, such as a secret in the log.
 type attack struct {
 	name   string
-	inputs int // that run sends to the node; an attack that does not arrive shows nothing
-	memory int64
-	// files is how many more descriptors than at rest the node may have at a time. memory is the same
-	// for its memory, in bytes.
-	files int
-	bare  bool // the victim is a node with a bare http.Server
-	run   func(ctx context.Context, w *world) (report, error)
-	check func(ctx context.Context, w *world) error
+	inputs int   // that run sends to the node; an attack that does not arrive shows nothing
+	memory int64 // bytes that the node may need, beyond those at rest
+	files  int   // descriptors, in the same way
+	bare   bool  // the victim is a node with a bare http.Server
+	run    func(ctx context.Context, w *world) (report, error)
+	check  func(ctx context.Context, w *world) error
 }
 
 // A report says what an attack did.
@@ -122,9 +120,9 @@ func checkTexts(ctx context.Context, w *world) error {
 	return nil
 }
 
-// sendTokens sends tokens with a bad signature and a bad claim, a hundred at a time. The shortest
-// may be decoded if it is signed. The next one is too long, and the last one is longer than a head
-// may be. The reason of a rejection says which check came first.
+// sendTokens sends tokens with a bad signature and a bad claim, a hundred at a time. Only the
+// signature of the first kind causes its rejection. The second kind exceeds the limit of a token,
+// the third that of a head. The reason of a rejection shows which check came first.
 func sendTokens(ctx context.Context, w *world) (report, error) {
 	var rejected, unsafe atomic.Int64
 	var figure atomic.Value

@@ -2,7 +2,7 @@
 //
 //	go run . [-service file] [-only name] [-all duration]
 //
-// Each attack is one input of a kind that a node must withstand: text of a registry that repeats
+// Each attack is one kind of input that a node must withstand: text of a registry that repeats
 // tokens, long tokens, slow connections, long or forged announcements, compressed and endless
 // responses, and addresses of metadata services. The attacks come from a registry, a peer with a
 // valid cluster token, or any client. All servers listen at loopback addresses, and every attack is
@@ -61,8 +61,8 @@ func mainError() error {
 		return runBare(ctx)
 	}
 	service := flag.String("service", "", "the program of a node; examples/service by default, which is built")
-	only := flag.String("only", "", "the name of one attack, or all for those at once")
-	all := flag.Duration("all", 20*time.Second, "how long all attacks run at once; 0 leaves that out")
+	only := flag.String("only", "", "`name` of the only attack to run; all runs only all attacks at once")
+	all := flag.Duration("all", 20*time.Second, "how long all attacks run at once; 0 skips this")
 	flag.Parse()
 	return run(ctx, *service, *only, *all)
 }

@@ -99,7 +99,8 @@ func (r *result) watchDescriptors(ctx context.Context, n *node) (stop func()) {
 	}
 }
 
-// finish reads the usage after an attack, which the memory and the descriptors bound.
+// finish reads the usage after an attack, and checks that the node needed no more memory and
+// descriptors than given.
 func (r *result) finish(w *world, memory int64, files int, broken error) {
 	var err error
 	if r.after, err = w.victim.usage(); err != nil || !w.victim.alive() {
@@ -134,7 +135,7 @@ func runTogether(ctx context.Context, service string, d time.Duration, ended fun
 		return result{}, err
 	}
 	defer w.close()
-	w.together, w.forged = true, 50 // the others need places, too
+	w.together, w.forged = true, 50 // the servers of the other attacks must fit into the view, too
 	r := result{name: "all at once"}
 	if r.before, err = w.victim.usage(); err != nil {
 		return result{}, err
@@ -168,23 +169,26 @@ func runTogether(ctx context.Context, service string, d time.Duration, ended fun
 // documents state them.
 //
 //nolint:gochecknoglobals // a constant
-var healthBounds = proctest.HealthBounds{Time: 100 * time.Millisecond, SlowPercent: 5, Stall: time.Second}
+var healthBounds = proctest.HealthBounds{Time: 100 * time.Millisecond, SlowPercent: 2, Stall: 500 * time.Millisecond}
 
-// checkHealth checks the health of the victim and of a peer during f. It lowers the priority of
-// this process.
+// checkHealth checks the health of the victim and of a peer during f. Then this process and the peers
+// run only while a processor is free.
 func (w *world) checkHealth(ctx context.Context, f func()) ([2]proctest.HealthTimes, error) {
 	var times [2]proctest.HealthTimes
+	nodes := [2]*node{w.victim, w.peer}
 	self, err := os.Executable()
 	if err != nil {
 		return times, err
 	}
-	before, err := w.victim.usage()
-	if err != nil {
-		return times, err
+	var before [2]proctest.Usage
+	for i, n := range nodes {
+		if before[i], err = n.usage(); err != nil {
+			return times, err
+		}
 	}
 	checker := exec.CommandContext(ctx, self)
 	checker.Env = append(os.Environ(), fmt.Sprintf("%s=%s %s/healthz %s/healthz", modeVariable, checkerMode, w.victim.url, w.peer.url))
-	health, err := proctest.StartHealthChecks(checker)
+	health, err := proctest.StartHealthChecks(checker, func() error { return proctest.RunIdle(w.peer.cmd.Process.Pid, w.other.cmd.Process.Pid) })
 	if err != nil {
 		return times, err
 	}
@@ -193,15 +197,17 @@ func (w *world) checkHealth(ctx context.Context, f func()) ([2]proctest.HealthTi
 	if err != nil {
 		return times, fmt.Errorf("health checks: %w", err)
 	}
-	after, err := w.victim.usage()
-	for i := range times {
-		times[i] = samples.Times(i, proctest.Slowdown(before, after), healthBounds)
+	for i, n := range nodes {
+		after, usageErr := n.usage()
+		err = errors.Join(err, usageErr)
+		times[i] = samples.Times(i, proctest.Slowdown(before[i], after), healthBounds)
 	}
 	return times, err
 }
 
 // attackTogether runs all attacks again and again for d. At least a quarter of the inputs of each
-// must arrive. What they achieve is judged when they run alone. It returns how many inputs arrived.
+// must arrive. What they achieve is checked only when each runs alone. It returns how many inputs
+// arrived.
 func (w *world) attackTogether(ctx context.Context, d time.Duration) (arrivals string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, d)
 	defer cancel()

@@ -24,8 +24,8 @@ const (
 	requestTimeout = 2 * time.Second
 )
 
-// An answerFunc returns what the victim gets instead of the response of the registry to its
-// registration; nil lets the registry respond. The registration had that authorization header.
+// An answerFunc returns what the victim gets instead of the response of the registry to a
+// registration with an authorization header. If it returns nil, the registry responds.
 type answerFunc func(authorization string) []byte
 
 // A world is a registry, a token service, and three nodes: the victim and two peers.
@@ -41,7 +41,7 @@ type world struct {
 	since               map[string]time.Time // when each node registered
 
 	together bool         // all attacks run: no node may be stopped
-	forged   int          // how many servers that hang are announced
+	forged   int          // how many servers are announced; half of them hang
 	senders  atomic.Int64 // of announcements
 }
 

@@ -6,3 +6,6 @@ import "errors"
 
 // GiveWay fails: it needs Linux.
 func GiveWay() error { return errors.ErrUnsupported }
+
+// RunIdle fails: it needs Linux.
+func RunIdle(...int) error { return errors.ErrUnsupported }

@@ -28,11 +28,13 @@ type HealthBounds struct {
 	Stall       time.Duration // maximum time of each check
 }
 
-// HealthTimes are how long the health checks of a server took. Checks counts those that were sent
-// while the control was not slow; the other figures are of these.
+// HealthTimes are how long the health checks of a server took. Sent counts all checks. The other
+// figures leave out the checks that were sent while the control, a server that does nothing else,
+// was slow. Late counts those that took longer than the bound, and Slow those that would have on a
+// machine of its own.
 type HealthTimes struct {
-	Sent, Checks, Slow, Failed int
-	Median, Longest            time.Duration
+	Sent, Checks, Late, Slow, Failed int
+	Median, Longest                  time.Duration
 
 	bounds HealthBounds
 	// slowdown is the factor by which other programs have slowed the server down. The times in
@@ -55,13 +57,14 @@ func (t HealthTimes) Check() error {
 	return nil
 }
 
-// allowed returns the time that corresponds to d on a machine of its own.
+// allowed returns d, a time on a machine of its own, multiplied by the slowdown.
 func (t HealthTimes) allowed(d time.Duration) time.Duration {
 	return time.Duration(t.slowdown * float64(d)).Round(time.Millisecond)
 }
 
 func (t HealthTimes) String() string {
-	return fmt.Sprintf("%d of %d health checks over %v, median %v, maximum %v", t.Slow, t.Checks, t.allowed(t.bounds.Time), t.Median, t.Longest)
+	return fmt.Sprintf("%d of %d health checks over %v, %d over %v, median %v, maximum %v",
+		t.Late, t.Checks, t.bounds.Time, t.Slow, t.allowed(t.bounds.Time), t.Median, t.Longest)
 }
 
 // A HealthChecker is a process that only sends health checks. A process that also generates load
@@ -73,13 +76,9 @@ type HealthChecker struct {
 }
 
 // StartHealthChecks starts cmd, which must come from [exec.CommandContext] and run [CheckHealth].
-// It blocks until the checks have begun. Where [GiveWay] is supported, it then lowers the priority
-// of this process. The caller must call Stop.
-func StartHealthChecks(cmd *exec.Cmd) (*HealthChecker, error) {
-	return startHealthChecks(cmd, GiveWay)
-}
-
-func startHealthChecks(cmd *exec.Cmd, giveWay func() error) (*HealthChecker, error) {
+// It blocks until the checks have begun. Then it calls giveWay, such as [GiveWay], which lowers the
+// priority of the processes that generate load. The caller must call Stop.
+func StartHealthChecks(cmd *exec.Cmd, giveWay func() error) (*HealthChecker, error) {
 	Isolate(cmd)
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
@@ -119,7 +118,7 @@ type HealthSample struct {
 	Failed bool
 }
 
-// HealthSamples are the results of the checks of each moment, of the control and of each URL.
+// HealthSamples have the checks of each moment: first that of the control, then those of the URLs.
 type HealthSamples [][]HealthSample
 
 // Times returns the times of the ith URL. The slowdown is that of its server; see [Slowdown].
@@ -134,6 +133,9 @@ func (s HealthSamples) Times(i int, slowdown float64, bounds HealthBounds) Healt
 		took = append(took, server.Took)
 		if server.Failed {
 			t.Failed++
+		}
+		if server.Took > bounds.Time {
+			t.Late++
 		}
 		if server.Took > t.allowed(bounds.Time) {
 			t.Slow++
@@ -160,7 +162,7 @@ func CheckHealth(ctx context.Context, urls []string, in io.Reader, out io.Writer
 		return err
 	}
 	urls = append([]string{control}, urls...)
-	// Connections are not kept: those that wait to be accepted count, too.
+	// Each check has a new connection, so that its time includes the wait to be accepted.
 	client := &http.Client{Timeout: healthTimeout, Transport: &http.Transport{DisableKeepAlives: true}}
 	var (
 		checks sync.WaitGroup

@@ -83,11 +83,11 @@ func TestSlowdown(t *testing.T) {
 	}
 }
 
-// A process that cannot lower its priority must not leave the checker behind.
+// A process that cannot give way must not leave the checker behind.
 func TestHealthChecksEndIfTheyCannotStart(t *testing.T) {
 	cmd := exec.CommandContext(t.Context(), "sh", "-c", "echo; cat; echo []")
 	failure := errors.New("no permission")
-	if _, err := startHealthChecks(cmd, func() error { return failure }); !errors.Is(err, failure) {
+	if _, err := StartHealthChecks(cmd, func() error { return failure }); !errors.Is(err, failure) {
 		t.Errorf("got %v, want %v", err, failure)
 	}
 	if cmd.ProcessState == nil {

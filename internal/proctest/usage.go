@@ -14,7 +14,7 @@ import (
 type Usage struct {
 	RSS, Peak   int64 // bytes; 0 for a process that has ended and was not waited for
 	CPU         time.Duration
-	Waited      time.Duration // for a processor, while other programs had it
+	Waited      time.Duration // of its threads, for a processor that another thread had
 	Descriptors int
 }
 
@@ -46,8 +46,8 @@ func ProcessUsage(pid int) (Usage, error) {
 	}, nil
 }
 
-// waited returns how long the threads of a process have waited for a processor. A system that does
-// not count that has no such files.
+// waited returns how long the threads of a process have waited for a processor. It is 0 on a system
+// that does not count it.
 func waited(dir string) (sum time.Duration) {
 	threads, _ := filepath.Glob(dir + "/task/*/schedstat")
 	for _, name := range threads {
