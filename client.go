@@ -134,7 +134,7 @@ func newSender(cfg Config, o *options) (*httpClient, error) {
 	return client, nil
 }
 
-// A remote is where a request goes: the registry, the token service, or the peer of that id.
+// A remote is where a request goes: the registry, the token service, or the peer with the id.
 type remote struct{ name, id string }
 
 func (i *RequestInfo) remote() remote {
@@ -174,8 +174,8 @@ func newByteBudget(n int64) *byteBudget {
 	return b
 }
 
-// take takes n bytes, and reports whether they are left. A negative n gives bytes back that are not
-// kept. A nil byteBudget has no bound.
+// take takes n bytes, and reports whether they are left. A negative n returns bytes that are no
+// longer needed. A nil byteBudget has no bound.
 func (b *byteBudget) take(n int64) bool {
 	if b == nil {
 		return true

@@ -93,11 +93,12 @@ type Config struct {
 	RequestTimeout time.Duration
 	// MaxResponseBytes bounds the responses that the node reads; 16 MiB by default.
 	MaxResponseBytes int64
-	// MaxCallBytes bounds the bodies of all responses to one call together; 256 MiB by default. A
-	// peer whose response exceeds it fails with [KindTooLarge]. Peers that the registry has not
-	// confirmed yet do not count: these share a bound of their own, a quarter of MaxCallBytes. If
-	// they exceed it, the node renews, so that the registry confirms them. After calls with more
-	// than 16 MiB, an idle process collects garbage twice, unless GOGC is off.
+	// MaxCallBytes bounds the bodies of all responses to one call together; 256 MiB by default.
+	// A peer whose response exceeds it fails with [KindTooLarge]. Peers that the registry has
+	// not confirmed yet do not count: these share a bound of their own, a quarter of
+	// MaxCallBytes. If they exceed it, the node renews, so that the registry confirms them.
+	// After calls with at least 16 MiB of responses, an idle process collects garbage twice,
+	// unless GOGC is off.
 	MaxCallBytes int64
 	// MaxRequestBytes bounds the request bodies that the peer endpoints read; 1 MiB by default.
 	MaxRequestBytes int64

@@ -152,7 +152,8 @@ func (e *evictor) skipProtected(ctx context.Context, b batch, suspects []int) (o
 	return others
 }
 
-// A verdict is why suspects are not to be decided on; the zero verdict if they are.
+// A verdict is the reason why suspects are kept without a decision. The zero verdict means that a
+// decision is to be made.
 type verdict struct {
 	decision Decision
 	reason   error

@@ -359,7 +359,7 @@ func (f *fanOut) callUnproven(ctx context.Context, skip func(i int, err error)) 
 		case groupCtx.Err() != nil:
 			skip(i, context.Cause(groupCtx))
 			return
-		case waited < timeout/4: // not less: a busy machine takes its time to begin
+		case waited < timeout/4: // not shorter: on a busy machine, requests begin late
 			callCtx = ctx
 		}
 		f.callPeer(callCtx, f.peers[i], &f.outcomes[i], f.start)
@@ -420,8 +420,9 @@ const (
 	maxCollectDelay = time.Minute
 )
 
-// received schedules collections after a long call. Each further one postpones them, because its
-// responses may be in use, but not beyond maxCollectDelay.
+// received schedules collections after a long call. Each further long call postpones the
+// collections, because its responses may be in use: until maxCollectDelay after the first one, at
+// most.
 func (c *collector) received(n int64) {
 	if n < longCall {
 		return

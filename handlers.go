@@ -506,8 +506,8 @@ func (c *Cluster) ofSender(ctx context.Context, announced membership.View) membe
 	return announced.Select(claims.ServerID)
 }
 
-// checkAnnouncedSelf looks for an entry of this node at another address. It must be newer than the
-// known one, so that it is not that of before a restart.
+// checkAnnouncedSelf looks for an entry of this node at another address. Only an entry that is
+// newer than the known one counts: an older one may be from before a restart.
 func (c *Cluster) checkAnnouncedSelf(ctx context.Context, it wire.ItResource) {
 	own, known := c.state.view().Get(c.cfg.ID)
 	for _, s := range it.Servers {
@@ -532,7 +532,7 @@ func (c *Cluster) checkServer(s wire.Server) (*url.URL, error) {
 // It returns the data of the response.
 func (c *Cluster) removeDeparted(ctx context.Context, id, serverID string, unmodifiedSince time.Time) any {
 	if c.policy.VerifyWithRegistry && serverID != c.cfg.ID {
-		c.state.cancelPending(ctx, serverID) // whether true or not, the peers have been notified
+		c.state.cancelPending(ctx, serverID) // even if the report is wrong, the peers have been notified
 		c.triggerRenewal()
 		return serverID
 	}

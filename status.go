@@ -350,8 +350,8 @@ const conflictLeases = 12
 const maxConflicts = 16
 
 // addConflict records a conflict. The oldest one of another server is dropped if there are too
-// many. It reports whether to warn, once for each conflict: of that of this node, and of those of
-// others once a minute.
+// many. It reports whether to warn: once for each conflict, and of conflicts between other servers
+// once a minute at most.
 func (s *state) addConflict(ctx context.Context, c Conflict) (warn bool) {
 	s.update(ctx, func(d *stateData) {
 		own := d.status.ServerID

@@ -141,8 +141,8 @@ func (in *admitted) encoded(l *list, sent int) {
 	in.resizeLocked(int64(sent))
 }
 
-// release ends the reservation, after a number of bytes was sent; 0 if the request was rejected or
-// the client did not read. It may be called once.
+// release ends the reservation. sent is the number of bytes that were sent; 0 if the request was
+// rejected or the client did not read. It must not be called twice.
 func (in *admitted) release(sent int, now time.Time) {
 	in.a.mu.Lock()
 	defer in.a.mu.Unlock()

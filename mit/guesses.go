@@ -14,10 +14,10 @@ const (
 	maxGuessers     = 10_000
 )
 
-// guesses delays clients and addresses that send wrong secrets. Each wrong secret doubles the time
-// in which no further secret is checked, up to maxGuessDelay. After each maxGuessDelay, one wrong
-// secret fewer counts. So a guesser that pauses has no more secrets checked than one that does not.
-// The zero value is ready for use.
+// guesses delays clients and addresses that send wrong secrets. The first ones are free. Each
+// further one doubles the time in which no secret is checked, up to maxGuessDelay. After each
+// maxGuessDelay, one wrong secret fewer counts. So a guesser that pauses has no more secrets
+// checked than one that does not. The zero value is ready for use.
 type guesses struct {
 	off bool // read-only
 

@@ -21,8 +21,8 @@ const (
 )
 
 // moves detects processes that share one server id. Their renewals change the address of the entry
-// back and forth. A server that was moved gets an address that it did not have before. The zero
-// value is ready for use.
+// back and forth. A server that is moved, however, gets an address that it did not have before. The
+// zero value is ready for use.
 //
 // Both addresses of a change are remembered. If two processes renew at different replicas of the
 // registry, each replica may see changes to one and the same address only.
@@ -115,7 +115,8 @@ func (m *moves) addConflictLocked(key serverKey, from, to string, now time.Time)
 	})
 }
 
-// lastAddresses returns the last addresses of a server, the newest last, with further ones.
+// lastAddresses returns the last addresses of a server, after further ones were added. The newest
+// is the last.
 func lastAddresses[T comparable](before []T, further ...T) []T {
 	addresses := slices.DeleteFunc(slices.Clone(before), func(a T) bool { return slices.Contains(further, a) })
 	addresses = append(addresses, further...)

@@ -1,6 +1,6 @@
 // Package cpulimit keeps long computations from delaying everything else in a process. The
 // scheduler of Go gives each goroutine up to 10 ms at a time, in turn. So a hundred computations at
-// a time let a health check wait for seconds, and only a few let it wait for a moment.
+// a time make a health check wait for a second or more. A few make it wait for some 10 ms.
 package cpulimit
 
 import "runtime"
@@ -12,8 +12,8 @@ type Limiter struct{ slots chan struct{} }
 // New returns a Limiter that runs as many long computations at a time as there are processors.
 func New() *Limiter { return &Limiter{make(chan struct{}, runtime.GOMAXPROCS(0))} }
 
-// longInput is the number of bytes from which a computation is long. Decoding so many takes about
-// a millisecond.
+// longInput is the number of bytes from which a computation is long. Decoding that many bytes takes
+// about a millisecond.
 const longInput = 64 << 10
 
 // Do calls compute, which processes n bytes and does not block. If the input is long, Do waits for

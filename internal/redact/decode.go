@@ -46,8 +46,8 @@ func decodings(text string, offsets bool) []decoding {
 
 // An unescaper decodes one kind of escapes.
 type unescaper struct {
-	begin byte // first byte of an escape; without it, text has no escapes that only this kind decodes
-	other byte // another first byte of an escape; begin if there is none
+	begin byte // first byte of an escape; a text without it has none, or those of another kind only
+	other byte // the other first byte of escapes; begin if there is one only
 	// decode returns what the escape at the beginning of text stands for, and its length; 0 if there
 	// is no escape.
 	decode func(text string) (decoded string, length int)
@@ -163,8 +163,8 @@ func parseByte(text string, at int) (byte, bool) {
 	return byte(v), ok //nolint:gosec // two digits fit into a byte
 }
 
-// parseRune parses n hexadecimal digits that begin at text[at]. They may be no character, but fit
-// into a rune.
+// parseRune parses n hexadecimal digits that begin at text[at]. Their value fits into a rune, but
+// may not be a character.
 func parseRune(text string, at, n int) (rune, bool) {
 	if len(text) < at+n {
 		return 0, false

@@ -7,10 +7,10 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// Log returns a logger like log that passes every text in a line through text, except for messages,
-// which are constant, and byte strings, which are stacks.
-func Log(log *zap.Logger, text func(string) string) *zap.Logger {
-	return log.WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core { return &core{c, text} }))
+// Log returns a logger like log that replaces each text in the fields of a line by the result of
+// clean. Byte strings, which are stacks, stay as they are, and so do messages, which are constant.
+func Log(log *zap.Logger, clean func(string) string) *zap.Logger {
+	return log.WithOptions(zap.WrapCore(func(c zapcore.Core) zapcore.Core { return &core{c, clean} }))
 }
 
 type core struct {
@@ -23,8 +23,8 @@ func (c *core) With(fields []zapcore.Field) zapcore.Core {
 	return &core{c.Core.With(c.clean(fields)), c.text}
 }
 
-// Check implements zapcore.Core. A core may drop a line here, so that each line has a core of its
-// own to be written with.
+// Check implements zapcore.Core. The inner core may drop a line here. So the core that is added to
+// checked writes this line only, with the decision of the inner core.
 func (c *core) Check(entry zapcore.Entry, checked *zapcore.CheckedEntry) *zapcore.CheckedEntry {
 	inner := c.Core.Check(entry, nil)
 	if inner == nil {

@@ -1,6 +1,6 @@
 // Package redact prepares text that comes from outside for errors, log lines, environment
-// variables, pages and JSON. Such text may repeat what it was sent, hide control characters, and
-// be of any length.
+// variables, pages and JSON. Such text may repeat what its sender has received, hide control
+// characters, and be of any length.
 package redact
 
 import (
@@ -27,8 +27,8 @@ const (
 	maxNesting = 2
 )
 
-// Secrets are texts to be replaced. The zero value has none. A JSON Web Token counts as a secret,
-// whichever it is.
+// Secrets are texts to be replaced. The zero value has none. Any JSON Web Token counts as a secret,
+// except for Has.
 type Secrets struct {
 	needles []string
 	index   *needleIndex
@@ -89,8 +89,8 @@ func Printable(text string) bool {
 func (s Secrets) clean(text string, limit int) string {
 	text = replace(text, s.find(text))
 	if !Printable(text) {
-		// None is left out: two parts of a secret must not come together. A space may still complete a
-		// secret with spaces.
+		// Characters are replaced, not removed: otherwise two parts of a secret could be
+		// joined. A space may still complete a secret with spaces.
 		text = strings.Map(func(r rune) rune {
 			if unicode.IsPrint(r) {
 				return r
