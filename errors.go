@@ -180,8 +180,8 @@ const (
 	KindRefused        Kind = "refused"         // the address could not be dialed
 	KindConnectionLost Kind = "connection_lost" // the connection was lost before a response
 	KindTimeout        Kind = "timeout"         // no response in time, or only a part of one
-	KindTLS            Kind = "tls"             // no TLS connection, such as with an invalid certificate
-	KindLocal          Kind = "local_fault"     // this node could not send, such as without a free port
+	KindTLS            Kind = "tls"             // the TLS handshake failed: see its error
+	KindLocal          Kind = "local_fault"     // this node could not send: see its error
 	KindStatus         Kind = "status"          // a non-2xx response: see StatusError
 	KindWrongServer    Kind = "wrong_server"    // see WrongServerError
 	KindMalformed      Kind = "malformed"       // not HTTP, without the envelope, or truncated

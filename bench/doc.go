@@ -3,7 +3,8 @@
 //
 //	go -C bench run .                       # the calls experiment, ten minutes
 //	go -C bench run . -brief                # the same in seconds, to check that it works
-//	go -C bench run . -failure-rounds 3 -plot ../docs/fanout.svg calls overhead start burst tail failures join
+//	go -C bench run . calls overhead start burst tail failures join
+//	go -C bench run . -failure-rounds 3 -plot ../docs/fanout.svg calls failures
 //	go -C bench run ./scale                 # requests and bytes by cluster size
 //
 // The experiments:

@@ -171,8 +171,8 @@ func runTogether(ctx context.Context, service string, d time.Duration, ended fun
 //nolint:gochecknoglobals // a constant
 var healthBounds = proctest.HealthBounds{Time: 100 * time.Millisecond, SlowPercent: 2, Stall: 500 * time.Millisecond}
 
-// checkHealth checks the health of the victim and of a peer during f. Then this process and the peers
-// run only while a processor is free.
+// checkHealth checks the health of the victim and of a peer during f. From then on, this process
+// and the peers run only while a processor is free.
 func (w *world) checkHealth(ctx context.Context, f func()) ([2]proctest.HealthTimes, error) {
 	var times [2]proctest.HealthTimes
 	nodes := [2]*node{w.victim, w.peer}

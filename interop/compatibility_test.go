@@ -138,8 +138,8 @@ of these tables is a test: Go nodes and npm nodes, each a process of its own, sh
 (mIT) and one token service (mST). A "node of either kind" is a Go node or an npm node.
 
 ` + "`INTEROP=require go test ./interop -run TestCompatibility -v`" + ` runs all of them. Without
-INTEROP, only some run: the tests that share one cluster, and the first test of each table. If such a
-first test is about a node of either kind, it runs for a Go node only.
+INTEROP, only some run: the tests that share one cluster, and the first test of each table. If such
+a first test is about a node of either kind, it runs for a Go node only.
 This document is generated: ` + "`go test ./interop -run TestTable -update`" + ` writes it.
 `
 

@@ -303,7 +303,7 @@ func (h *history) compare(list []Resource, now time.Time, ttl time.Duration) {
 	// A server that is registered since an earlier moment has renewed at another replica.
 	h.gone = slices.DeleteFunc(h.gone, func(c statuspage.RegistryChange) bool {
 		since, isListed := listed[serverKey{c.Type, c.ID}]
-		return isListed && since.Before(c.At.Truncate(time.Millisecond)) // dates of servers have milliseconds
+		return isListed && since.Before(c.At.Truncate(time.Millisecond)) // dates have milliseconds
 	})
 }
 

@@ -8,8 +8,8 @@ import (
 	"unsafe"
 )
 
-// GiveWay gives this process, which generates load, the lowest priority. Otherwise it would take the
-// processors from the program under test, which other machines cannot do.
+// GiveWay gives this process, which generates load, the lowest priority. Otherwise it would take
+// the processors from the program under test, which other machines cannot do.
 func GiveWay() error {
 	const lowest = 19
 	return setEachThread(os.Getpid(), func(thread int) error { return syscall.Setpriority(syscall.PRIO_PROCESS, thread, lowest) })
