@@ -458,8 +458,8 @@ func (g *Registry) register(w http.ResponseWriter, r *http.Request, from *caller
 	response, err := g.respondWithList(r, reg.Type, func() (Resource, *float64, error) {
 		leaseTime, ttl := g.leaseTerms()
 		res, err := g.put(r, *from, reg, ttl)
-		if err == nil {
-			g.history.renewed(reg.Type, reg.ServerID, reg.ClusterBaseURL, ttl)
+		if err == nil && g.history.renewed(reg.Type, reg.ServerID, reg.ClusterBaseURL, ttl) {
+			g.compareHistory(r.Context(), ttl)
 		}
 		return res, leaseTime, err
 	})

@@ -2,6 +2,7 @@ package mit
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -175,8 +176,8 @@ func (g *Registry) deleteByForm(w http.ResponseWriter, r *http.Request) {
 
 const (
 	// maxChanges is the number of servers that left, and of rejected registrations, in a history.
-	maxChanges   = 100
-	historySweep = time.Minute // interval at which expired servers are recorded and no longer tracked
+	maxChanges      = 100
+	compareInterval = time.Minute // of the tracked servers with the list of the store
 )
 
 // A history has the servers that left, and the registrations that were rejected. It records nothing
@@ -186,7 +187,7 @@ type history struct {
 	mu       sync.Mutex // guards the fields below
 	started  bool
 	tracked  map[serverKey]tracked
-	swept    time.Time
+	compared time.Time                   // when the tracked servers were last compared with the list
 	gone     []statuspage.RegistryChange // the oldest first
 	rejected []statuspage.RegistryChange // the oldest first
 }
@@ -208,19 +209,19 @@ func (h *history) start() {
 	}
 }
 
-// renewed records a registration or a renewal.
-func (h *history) renewed(typ, serverID, address string, ttl time.Duration) {
+// renewed records a registration or a renewal. It reports whether compare is due.
+func (h *history) renewed(typ, serverID, address string, ttl time.Duration) (due bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if !h.started {
-		return
+		return false
 	}
 	now := time.Now()
-	if now.Sub(h.swept) >= historySweep {
-		h.swept = now
-		h.expireLocked(now)
-	}
 	h.tracked[serverKey{typ, serverID}] = tracked{address, now, now.Add(ttl)}
+	if due = now.Sub(h.compared) >= compareInterval; due {
+		h.compared = now
+	}
+	return due
 }
 
 // left records that a server was deleted, if it was registered. by is the address from which the
@@ -241,6 +242,14 @@ func (h *history) left(typ, serverID, by string) {
 		reason = "deleted from its own host: it left, or another node on that host could not reach it"
 	}
 	h.addGoneLocked(key, reason, time.Now())
+}
+
+// compareHistory compares the history with the list of the store, if that can be read.
+func (g *Registry) compareHistory(ctx context.Context, ttl time.Duration) {
+	now := time.Now()
+	if list, err := g.store.List(ctx); err == nil {
+		g.history.compare(list, now, ttl)
+	}
 }
 
 // hostOf returns the host of a base URL.
@@ -275,36 +284,38 @@ func (h *history) expireLocked(now time.Time) {
 	}
 }
 
-// compare compares the tracked servers with the list of the store.
+// compare compares the tracked servers with the list of the store, which was read after now. It
+// records and drops those that are gone.
 func (h *history) compare(list []Resource, now time.Time, ttl time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	listed := make(map[serverKey]time.Time) // since when
+	leftSince := make(map[serverKey]bool) // now; the list may still have them
+	for _, c := range h.gone {
+		if !c.At.Before(now) {
+			leftSince[serverKey{c.Type, c.ID}] = true
+		}
+	}
+	listed := make(map[serverKey]bool)
 	for _, r := range list {
 		for _, s := range r.Servers {
 			key := serverKey{r.Type, s.ServerID}
-			listed[key] = s.CreatedAt
-			if t := h.tracked[key]; s.UpdatedAt.After(t.renewed) { // at another replica, or before the start
+			listed[key] = true
+			if t := h.tracked[key]; s.UpdatedAt.After(t.renewed) && !leftSince[key] {
+				// At another replica, or before the start.
 				h.tracked[key] = tracked{s.ClusterBaseURL, s.UpdatedAt, now.Add(ttl - now.Sub(s.UpdatedAt))}
 			}
 		}
 	}
 	for key, t := range h.tracked {
-		_, isListed := listed[key]
 		switch {
-		case isListed && now.After(t.expires):
+		case listed[key] && now.After(t.expires):
 			t.expires = now.Add(time.Minute) // it has renewed at another replica
 			h.tracked[key] = t
-		case !isListed && now.Before(t.expires) && now.Sub(t.renewed) > time.Minute:
+		case !listed[key] && now.Before(t.expires) && now.Sub(t.renewed) > time.Minute:
 			h.addGoneLocked(key, "deleted at another replica, or the store has lost its data", now)
 		}
 	}
 	h.expireLocked(now)
-	// A server that is registered since an earlier moment has renewed at another replica.
-	h.gone = slices.DeleteFunc(h.gone, func(c statuspage.RegistryChange) bool {
-		since, isListed := listed[serverKey{c.Type, c.ID}]
-		return isListed && since.Before(c.At.Truncate(time.Millisecond)) // dates have milliseconds
-	})
 }
 
 // reject records a rejected registration. Repeated ones of one server count as one.

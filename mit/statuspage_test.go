@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -81,7 +82,8 @@ func TestStatusPage(t *testing.T) {
 	})
 }
 
-// A server that renews at another replica has not expired.
+// The history of a replica has no servers that renew at another one. So they take no room from
+// those that are gone.
 func TestStatusPageOfOneReplica(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var cfg mit.RegistryConfig
@@ -94,18 +96,59 @@ func TestStatusPageOfOneReplica(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		renewAtOther := func(id string) {
-			send(other, "POST", "/itResources", p.token("mds-client", audience), body("mds", id))
+		token := p.token("mds-client", audience)
+		moving := func(register func(id string)) {
+			for i := range 150 {
+				register(fmt.Sprint("moving-", i))
+			}
 		}
-		p.join("moves")
-		p.join("dies")
+		moving(func(id string) { p.join(id) })
+		p.join("dead")
+		for _, id := range []string{"deleted", "back"} {
+			p.join(id)
+			send(p.registry, "DELETE", serverPath(id), token, "")
+		}
+		p.join("back")
 		for range 3 {
 			time.Sleep(time.Hour)
-			renewAtOther("moves")
-			p.join("stays") // records servers that have expired
+			moving(func(id string) { send(other, "POST", "/itResources", token, body("mds", id)) })
+			p.join("back") // records servers that have expired
 		}
-		text := pageText(t, page, "/")
-		checkText(t, text, "2 servers of 1 types", "Servers that left (1)", "dies")
+		checkText(t, pageText(t, page, "/"), "151 servers of 1 types", "Servers that left (3)", "dead", "deleted", "back")
+	})
+}
+
+// A listingStore calls a function after it has read a list.
+type listingStore struct {
+	*mit.Memory
+	listed func()
+}
+
+func (s *listingStore) List(ctx context.Context) ([]mit.Resource, error) {
+	list, err := s.Memory.List(ctx)
+	s.listed()
+	return list, err
+}
+
+// A server that is deleted after the list was read, and before the list is compared with the
+// history, has left once.
+func TestStatusPageDuringDelete(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &listingStore{mit.NewMemory(), func() {}}
+		p := newServices(t, nil)
+		registry, err := mit.NewRegistry(store, mit.RegistryConfig{Issuer: issuer, Audience: audience, Keys: []string{key}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		page := registry.StatusHandler(cluster.StatusOptions{})
+		token := p.token("mds-client", audience)
+		join := func(id string) { send(registry, "POST", "/itResources", token, body("mds", id)) }
+		join("a")
+		store.listed = sync.OnceFunc(func() { send(registry, "DELETE", serverPath("a"), token, "") })
+		pageText(t, page, "/")
+		time.Sleep(2 * time.Minute)
+		join("b")
+		checkText(t, pageText(t, page, "/"), "1 servers of 1 types", "Servers that left (1)", "deleted by 192.0.2.1")
 	})
 }
 
