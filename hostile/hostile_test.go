@@ -48,9 +48,9 @@ func TestAttacks(t *testing.T) {
 	t.Run("all at once", wait)
 }
 
-// attackTogether makes all attacks at once, in a process of its own, because that process runs only
-// while a processor is free. It returns when they have ended. wait waits for the process, which
-// waits until the memory of the node is back.
+// attackTogether makes all attacks at once, in a process of its own, because that process lowers
+// its priority. It returns when they have ended. wait waits for the process, which waits until the
+// memory of the node is back.
 func attackTogether(t *testing.T, service string) (wait func(t *testing.T)) {
 	t.Helper()
 	self, err := os.Executable()

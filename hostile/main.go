@@ -1,6 +1,6 @@
 // Command hostile attacks a node that runs as a process, and prints what that costs the node:
 //
-//	go run . [-service file] [-only name] [-all duration]
+//	go run . [-service file] [-only name] [-all duration] [-idle]
 //
 // Each attack is one kind of input that a node must withstand: text of a registry that repeats
 // tokens, long tokens, slow connections, long or forged announcements, compressed and endless
@@ -61,10 +61,11 @@ func mainError() error {
 		return runBare(ctx)
 	}
 	service := flag.String("service", "", "the program of a node; examples/service by default, which is built")
-	only := flag.String("only", "", "`name` of the only attack to run; all runs only all attacks at once")
+	only := flag.String("only", "", "run only the attack `name`, or only all at once if it is all")
 	all := flag.Duration("all", 20*time.Second, "how long all attacks run at once; 0 skips this")
+	idle := flag.Bool("idle", false, "when all attacks run at once, all but the node runs only while a processor is free")
 	flag.Parse()
-	return run(ctx, *service, *only, *all)
+	return run(ctx, *service, *only, together{*all, *idle})
 }
 
 // endedLine says that the attacks have ended. What follows is idle time.
@@ -73,7 +74,7 @@ const endedLine = "The attacks have ended. Waiting until the memory of the node 
 // errNotLinux is the error on systems without /proc.
 var errNotLinux = errors.New("needs Linux: the usage of the nodes is read from /proc")
 
-func run(ctx context.Context, service, only string, all time.Duration) error {
+func run(ctx context.Context, service, only string, all together) error {
 	if runtime.GOOS != "linux" {
 		return errNotLinux
 	}
@@ -105,7 +106,7 @@ func run(ctx context.Context, service, only string, all time.Duration) error {
 			broken++
 		}
 	}
-	if all > 0 && (only == "" || only == "all") {
+	if all.time > 0 && (only == "" || only == "all") {
 		r, err := runTogether(ctx, service, all, func() { fmt.Fprintln(os.Stderr, endedLine) })
 		if err != nil {
 			return fmt.Errorf("all at once: %w", err)

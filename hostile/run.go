@@ -127,9 +127,15 @@ const (
 // restTime bounds the time until the memory of a node is back after the attacks.
 const restTime = 2 * time.Minute
 
-// runTogether runs all attacks at once for d. It calls ended, and waits until the memory of the
-// node is back.
-func runTogether(ctx context.Context, service string, d time.Duration, ended func()) (result, error) {
+// together says how all attacks run at once.
+type together struct {
+	time time.Duration
+	idle bool // attacks, peers and registry run only while a processor is free
+}
+
+// runTogether runs all attacks at once. It calls ended, and waits until the memory of the node is
+// back.
+func runTogether(ctx context.Context, service string, all together, ended func()) (result, error) {
 	w, err := newWorld(ctx, service)
 	if err != nil {
 		return result{}, err
@@ -143,21 +149,21 @@ func runTogether(ctx context.Context, service string, d time.Duration, ended fun
 	stop := r.watchDescriptors(ctx, w.victim)
 	renewals := w.renewals.Load()
 	var broken error
-	health, err := w.checkHealth(ctx, func() { r.figure, broken = w.attackTogether(ctx, d) })
+	health, err := w.checkHealth(ctx, all.idle, func() { r.figure, broken = w.attackTogether(ctx, all.time) })
 	stop()
 	if err != nil {
 		return result{}, err
 	}
-	if renewals = w.renewals.Load() - renewals; renewals < int64(d/lease) {
-		broken = errors.Join(broken, fmt.Errorf("only %d renewals in %v", renewals, d))
+	if renewals = w.renewals.Load() - renewals; renewals < int64(all.time/lease) {
+		broken = errors.Join(broken, fmt.Errorf("only %d renewals in %v", renewals, all.time))
 	}
 	for _, times := range health {
 		broken = errors.Join(broken, times.Check())
 	}
 	_, err = w.callForged(ctx, "gzip", 60) // the last call leaves much memory
 	broken = errors.Join(broken, err)
-	ended()
 	broken = errors.Join(broken, w.checkRegistered(ctx, w.victim, w.peer, w.other), checkTexts(ctx, w))
+	ended()
 	r.finish(w, memoryUnderAttack, filesUnderAttack, broken)
 	rest, err := w.waitForRest(ctx, r.before.RSS)
 	r.broken = errors.Join(r.broken, err)
@@ -172,8 +178,8 @@ func runTogether(ctx context.Context, service string, d time.Duration, ended fun
 var healthBounds = proctest.HealthBounds{Time: 100 * time.Millisecond, SlowPercent: 2, Stall: 500 * time.Millisecond}
 
 // checkHealth checks the health of the victim and of a peer during f. From then on, this process
-// and the peers run only while a processor is free.
-func (w *world) checkHealth(ctx context.Context, f func()) ([2]proctest.HealthTimes, error) {
+// and the peers have the lowest priority, or run only while a processor is free.
+func (w *world) checkHealth(ctx context.Context, idle bool, f func()) ([2]proctest.HealthTimes, error) {
 	var times [2]proctest.HealthTimes
 	nodes := [2]*node{w.victim, w.peer}
 	self, err := os.Executable()
@@ -188,7 +194,11 @@ func (w *world) checkHealth(ctx context.Context, f func()) ([2]proctest.HealthTi
 	}
 	checker := exec.CommandContext(ctx, self)
 	checker.Env = append(os.Environ(), fmt.Sprintf("%s=%s %s/healthz %s/healthz", modeVariable, checkerMode, w.victim.url, w.peer.url))
-	health, err := proctest.StartHealthChecks(checker, func() error { return proctest.RunIdle(w.peer.cmd.Process.Pid, w.other.cmd.Process.Pid) })
+	giveWay := proctest.GiveWay
+	if idle {
+		giveWay = proctest.RunIdle
+	}
+	health, err := proctest.StartHealthChecks(checker, func() error { return giveWay(w.peer.cmd.Process.Pid, w.other.cmd.Process.Pid) })
 	if err != nil {
 		return times, err
 	}

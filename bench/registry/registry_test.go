@@ -119,7 +119,7 @@ func small(scenario, mit string) settings {
 	case target == "late":
 		s.bounds.within = 200 * time.Millisecond
 	case target == "slow health":
-		s.bounds.health.Time = 50 * time.Millisecond
+		s.bounds.health.Time = 90 * time.Millisecond
 	}
 	return s
 }

@@ -8,37 +8,48 @@ import (
 	"unsafe"
 )
 
-// GiveWay gives this process, which generates load, the lowest priority. Otherwise it would take
-// the processors from the program under test, which other machines cannot do.
-func GiveWay() error {
-	const lowest = 19
-	return setEachThread(os.Getpid(), func(thread int) error { return syscall.Setpriority(syscall.PRIO_PROCESS, thread, lowest) })
+// GiveWay gives the lowest priority to this process and to others, which generate load. Otherwise
+// they would take the processors from the program under test, which other machines cannot do.
+func GiveWay(others ...int) error {
+	return setEachThread(others, setLowest)
 }
 
 // RunIdle lets this process and others run only while a processor is free. So they hardly delay the
 // program under test, but any other program may stop them for long.
 func RunIdle(others ...int) error {
+	return setEachThread(others, setIdle)
+}
+
+func setLowest(thread int) error {
+	const lowest = 19
+	return syscall.Setpriority(syscall.PRIO_PROCESS, thread, lowest)
+}
+
+func setIdle(thread int) error {
 	const policy = 5 // SCHED_IDLE
+	var priority int32
+	_, _, errno := syscall.Syscall(syscall.SYS_SCHED_SETSCHEDULER, uintptr(thread), policy, uintptr(unsafe.Pointer(&priority))) //nolint:gosec // the system call reads it
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// setEachThread calls set for each thread of this process and of others. What they start later
+// inherits the priority.
+func setEachThread(others []int, set func(thread int) error) error {
 	for _, pid := range append([]int{os.Getpid()}, others...) {
-		err := setEachThread(pid, func(thread int) error {
-			var priority int32
-			_, _, errno := syscall.Syscall(syscall.SYS_SCHED_SETSCHEDULER, uintptr(thread), policy, uintptr(unsafe.Pointer(&priority)))
-			if errno != 0 {
-				return errno
-			}
-			return nil
-		})
-		if err != nil {
-			return err
+		if err := setThreadsOf(pid, set); err != nil {
+			return fmt.Errorf("the priority of process %d: %w", pid, err)
 		}
 	}
 	return nil
 }
 
-// setEachThread calls set for each thread of a process. A thread or process that one of them starts
-// later inherits what set has set.
-func setEachThread(pid int, set func(thread int) error) error {
-	for range 2 { // a thread may start meanwhile
+func setThreadsOf(pid int, set func(thread int) error) error {
+	known := make(map[string]bool)
+	for before := -1; before < len(known); { // a thread that was not set yet may start another one
+		before = len(known)
 		threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
 		if err != nil {
 			return err
@@ -48,8 +59,12 @@ func setEachThread(pid int, set func(thread int) error) error {
 			if err != nil {
 				return err
 			}
+			if known[t.Name()] {
+				continue
+			}
+			known[t.Name()] = true
 			if err := set(id); err != nil && err != syscall.ESRCH { //nolint:errorlint // system calls do not wrap errors
-				return fmt.Errorf("the priority of thread %d of process %d: %w", id, pid, err)
+				return err
 			}
 		}
 	}

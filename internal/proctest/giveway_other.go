@@ -5,7 +5,7 @@ package proctest
 import "errors"
 
 // GiveWay fails: it needs Linux.
-func GiveWay() error { return errors.ErrUnsupported }
+func GiveWay(...int) error { return errors.ErrUnsupported }
 
 // RunIdle fails: it needs Linux.
 func RunIdle(...int) error { return errors.ErrUnsupported }

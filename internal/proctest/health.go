@@ -30,15 +30,15 @@ type HealthBounds struct {
 
 // HealthTimes are how long the health checks of a server took. Sent counts all checks. The other
 // figures leave out the checks that were sent while the control, a server that does nothing else,
-// was slow. Late counts those that took longer than the bound, and Slow those that would have on a
-// machine of its own.
+// was slow. Late counts those that took longer than the bound, and Slow those that took longer than
+// the bound multiplied by the slowdown.
 type HealthTimes struct {
 	Sent, Checks, Late, Slow, Failed int
 	Median, Longest                  time.Duration
 
 	bounds HealthBounds
-	// slowdown is the factor by which other programs have slowed the server down. The times in
-	// bounds are multiplied by it.
+	// slowdown is the factor by which waiting for a processor has slowed the server down. The times
+	// in bounds are multiplied by it.
 	slowdown float64
 }
 
@@ -63,8 +63,8 @@ func (t HealthTimes) allowed(d time.Duration) time.Duration {
 }
 
 func (t HealthTimes) String() string {
-	return fmt.Sprintf("%d of %d health checks over %v, %d over %v, median %v, maximum %v",
-		t.Late, t.Checks, t.bounds.Time, t.Slow, t.allowed(t.bounds.Time), t.Median, t.Longest)
+	return fmt.Sprintf("%d of %d health checks over %v, %d over %v, median %v, maximum %v, %d left out",
+		t.Late, t.Checks, t.bounds.Time, t.Slow, t.allowed(t.bounds.Time), t.Median, t.Longest, t.Sent-t.Checks)
 }
 
 // A HealthChecker is a process that only sends health checks. A process that also generates load
@@ -76,8 +76,8 @@ type HealthChecker struct {
 }
 
 // StartHealthChecks starts cmd, which must come from [exec.CommandContext] and run [CheckHealth].
-// It blocks until the checks have begun. Then it calls giveWay, such as [GiveWay], which lowers the
-// priority of the processes that generate load. The caller must call Stop.
+// It blocks until the checks have begun. Then it calls giveWay, which lowers the priority of the
+// processes that generate load; see [GiveWay]. The caller must call Stop.
 func StartHealthChecks(cmd *exec.Cmd, giveWay func() error) (*HealthChecker, error) {
 	Isolate(cmd)
 	cmd.Stderr = os.Stderr
@@ -97,7 +97,7 @@ func StartHealthChecks(cmd *exec.Cmd, giveWay func() error) (*HealthChecker, err
 	if err == nil {
 		err = giveWay()
 	}
-	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
+	if err != nil {
 		_, stopErr := c.Stop()
 		return nil, errors.Join(err, stopErr)
 	}

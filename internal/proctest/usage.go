@@ -70,11 +70,11 @@ func kilobytes(status []byte, name string) int64 {
 	return n << 10
 }
 
-// maxSlowdown bounds what is put down to other programs.
+// maxSlowdown bounds what is put down to waiting for a processor.
 const maxSlowdown = 10
 
-// Slowdown returns the factor by which other programs have slowed a process down between two
-// moments: its time with waiting for a processor, divided by its CPU time.
+// Slowdown returns the factor by which waiting for a processor has slowed a process down between
+// two moments: the time that its threads ran or waited, divided by the time that they ran.
 func Slowdown(before, after Usage) float64 {
 	computed, waited := after.CPU-before.CPU, after.Waited-before.Waited
 	// The waiting time of threads that have ended is not counted.
