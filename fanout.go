@@ -421,8 +421,8 @@ const (
 )
 
 // received schedules collections after a long call. Each further long call postpones the
-// collections, because its responses may be in use: until maxCollectDelay after the first one, at
-// most.
+// collections, because its responses may be in use. They run maxCollectDelay after the first long
+// call at the latest.
 func (c *collector) received(n int64) {
 	if n < longCall {
 		return
