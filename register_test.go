@@ -1,10 +1,12 @@
 package cluster_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"slices"
 	"strconv"
@@ -1009,6 +1011,51 @@ func TestLateDepartureKeepsTheReturnedPeer(t *testing.T) {
 			t.Errorf("the departure was answered %s", resp.Status)
 		}
 		wantAddress(t, peer.Servers(), "node-1", "elsewhere:8080")
+	})
+}
+
+// An announcement that arrives after the departure of its sender does not bring the sender back.
+// Another process with its id comes back at once.
+func TestLateAnnouncementOfADepartedPeer(t *testing.T) {
+	parallel(t)
+	synctest.Test(t, func(t *testing.T) {
+		w := clustertest.Start(t, 2)
+		n, peer := w.Nodes[0], w.Nodes[1]
+		n.Move("elsewhere:8080")
+		var late *http.Request
+		w.Network.Fault(n.Host, peer.Host, onPost(clustertest.FirstN(1, func(http.RoundTripper) http.RoundTripper {
+			return clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
+				body, err := io.ReadAll(req.Body)
+				late = req.Clone(context.WithoutCancel(req.Context()))
+				late.Body = io.NopCloser(bytes.NewReader(body))
+				return newHTTPResponse(req, http.StatusServiceUnavailable, "{}"), err
+			})
+		})))
+		if _, err := n.Register(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		n.UnRegister(t.Context())
+		if late == nil {
+			t.Fatal("no announcement")
+		}
+		resp, err := w.Network.Client("test").Do(late)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			t.Errorf("the announcement was answered %s", resp.Status)
+		}
+		if got := peer.Servers(); len(got) != 1 {
+			t.Errorf("the peer knows %d servers, want itself alone", len(got))
+		}
+		n.Move("third:8080") // another process
+		if _, err := n.Register(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		wantAddress(t, peer.Servers(), "node-1", "third:8080")
 	})
 }
 

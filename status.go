@@ -198,7 +198,20 @@ type stateData struct {
 	mustReregister    bool            // a peer has reported this node as departed
 	deregistered      bool            // UnRegister has deleted this node from the registry
 	pendingDepartures map[string]bool // ids of evicted servers, until their departure is broadcast
+	departed          map[string]recentDeparture
 }
+
+// A recentDeparture is that of a server whose announcements may arrive late, on another connection
+// than the report of its departure.
+type recentDeparture struct {
+	date  time.Time // of its last entry; a newer one shows that it is back
+	until time.Time // the end of departedMemory
+}
+
+const (
+	departedMemory = 30 * time.Second
+	maxDeparted    = 256 // others are not remembered
+)
 
 func newState(serverID string, o *options, trace *hooks) *state {
 	return &state{
@@ -207,6 +220,7 @@ func newState(serverID string, o *options, trace *hooks) *state {
 		data: stateData{
 			status:            Status{State: Orphan, Reason: ErrNotRegistered, ServerID: serverID},
 			pendingDepartures: make(map[string]bool),
+			departed:          make(map[string]recentDeparture),
 		},
 	}
 }
@@ -453,8 +467,9 @@ func (l viewLimits) check(before, merged membership.Size) error {
 // and an error is returned.
 func (s *state) applyAnnouncement(ctx context.Context, announced membership.View, limits viewLimits) (r mergedAnnouncement, err error) {
 	s.updateView(ctx, SourceAnnouncement, func(d *stateData) {
-		view := d.view
+		view, now := d.view, time.Now()
 		defer func() { r.view, r.moved = d.view, d.movedSince(view) }()
+		announced := d.withoutDeparted(announced, now)
 		merged := announced // before the first registration, there is no view to merge with
 		switch view.ID() {
 		case announced.ID():
@@ -471,7 +486,7 @@ func (s *state) applyAnnouncement(ctx context.Context, announced membership.View
 		if r.tooMany = after.Announced > max(maxAnnounced, confirmed, before.Announced); r.tooMany {
 			return
 		}
-		d.view, d.status.UpdatedAt = merged, time.Now()
+		d.view, d.status.UpdatedAt = merged, now
 	})
 	return r, err
 }
@@ -496,14 +511,40 @@ func (s *state) applyDeparture(ctx context.Context, resourceID, serverID string,
 			d.mustReregister = d.status.State != Left
 		default:
 			delete(d.pendingDepartures, serverID)
-			current, known := d.view.Get(serverID)
-			if known && !unmodifiedSince.IsZero() && current.LastUpdate().After(unmodifiedSince) {
-				return
+			now, date := time.Now(), unmodifiedSince
+			if current, known := d.view.Get(serverID); known {
+				if !unmodifiedSince.IsZero() && current.LastUpdate().After(unmodifiedSince) {
+					return
+				}
+				if current.LastUpdate().After(date) {
+					date = current.LastUpdate()
+				}
 			}
-			d.view, d.status.UpdatedAt = d.view.Without(serverID), time.Now()
+			d.addDeparted(serverID, date, now)
+			d.view, d.status.UpdatedAt = d.view.Without(serverID), now
 		}
 	})
 	return result
+}
+
+// addDeparted remembers a server that has left, unless the date of its last entry is unknown.
+func (d *stateData) addDeparted(serverID string, date, now time.Time) {
+	maps.DeleteFunc(d.departed, func(_ string, s recentDeparture) bool { return !now.Before(s.until) })
+	if len(d.departed) < maxDeparted && !date.IsZero() {
+		d.departed[serverID] = recentDeparture{date, now.Add(departedMemory)}
+	}
+}
+
+// withoutDeparted returns announced without entries of servers that have left since. An entry
+// without a date stays.
+func (d *stateData) withoutDeparted(announced membership.View, now time.Time) membership.View {
+	for id, s := range d.departed {
+		entry, ok := announced.Get(id)
+		if ok && now.Before(s.until) && !entry.LastUpdate().IsZero() && !entry.LastUpdate().After(s.date) {
+			announced = announced.Without(id)
+		}
+	}
+	return announced
 }
 
 // tookOver reports whether a server at this node's address has not renewed since this node first
