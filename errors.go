@@ -27,8 +27,8 @@ var (
 	// ErrManagementOff means that the node does not call peers: Config.Management is not set.
 	ErrManagementOff = errors.New("cluster: management is off")
 	// ErrNotRegistered is the Reason in the [Status] of a node that has not registered yet, or
-	// that has left. [Cluster.Register] returns it if [Cluster.UnRegister] interrupts it, and
-	// [Cluster.RPCluster] before the first registration if the node knows no peers.
+	// that has left. [Cluster.Register] returns it when [Cluster.UnRegister] interrupts the
+	// call. [Cluster.RPCluster] returns it if the node has never registered and knows no peers.
 	ErrNotRegistered = errors.New("cluster: not registered")
 	// ErrClosed is returned by calls that [Cluster.Close] interrupts and by calls made after it.
 	ErrClosed = errors.New("cluster: closed")
@@ -180,8 +180,8 @@ const (
 	KindRefused        Kind = "refused"         // the address could not be dialed
 	KindConnectionLost Kind = "connection_lost" // the connection was lost before a response
 	KindTimeout        Kind = "timeout"         // no response in time, or only a part of one
-	KindTLS            Kind = "tls"             // the TLS handshake failed: see its error
-	KindLocal          Kind = "local_fault"     // this node could not send: see its error
+	KindTLS            Kind = "tls"             // the TLS handshake failed: see Outcome.Err
+	KindLocal          Kind = "local_fault"     // this node could not send: see Outcome.Err
 	KindStatus         Kind = "status"          // a non-2xx response: see StatusError
 	KindWrongServer    Kind = "wrong_server"    // see WrongServerError
 	KindMalformed      Kind = "malformed"       // not HTTP, without the envelope, or truncated

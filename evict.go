@@ -152,8 +152,8 @@ func (e *evictor) skipProtected(ctx context.Context, b batch, suspects []int) (o
 	return others
 }
 
-// A verdict is the reason why suspects are kept without a decision. The zero verdict means that a
-// decision is to be made.
+// A verdict is the reason why suspects are kept without a request to the registry. The zero verdict
+// means that the registry is asked.
 type verdict struct {
 	decision Decision
 	reason   error

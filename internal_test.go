@@ -573,6 +573,40 @@ func TestStatePendingDepartures(t *testing.T) {
 	}
 }
 
+// Announcements from before a departure are ignored for some time. What peers report is bounded.
+func TestStateDepartedServers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := testState()
+		left := time.Unix(100, 0)
+		s.updateView(t.Context(), SourceRegistry, func(d *stateData) { d.view = testView(left, "node-1", "node-2", "node-3") })
+		for _, id := range []string{"node-2", "node-3", strings.Repeat("x", 300)} {
+			s.applyDeparture(t.Context(), "r", id, left)
+		}
+		known := func(announced membership.View) int {
+			if _, err := s.applyAnnouncement(t.Context(), announced, viewLimits{10, 1 << 20}); err != nil {
+				t.Error(err)
+			}
+			return s.view().Len()
+		}
+		if n := known(testView(left, "node-2", "node-3")); n != 1 {
+			t.Errorf("%d servers are known after late announcements, want 1", n)
+		}
+		if n := known(testView(left.Add(time.Second), "node-2")); n != 2 {
+			t.Errorf("%d servers are known after a new announcement, want 2", n)
+		}
+		time.Sleep(departedMemory)
+		if n := known(testView(left, "node-3")); n != 3 {
+			t.Errorf("%d servers are known after %v, want 3", n, departedMemory)
+		}
+		for i := range 2 * maxDeparted {
+			s.applyDeparture(t.Context(), "r", fmt.Sprint("unknown-", i), left)
+		}
+		if n := len(s.data.departed); n != maxDeparted {
+			t.Errorf("%d departures are kept, want %d", n, maxDeparted)
+		}
+	})
+}
+
 // testDeleter is a registry that has the given entries, and none of other servers.
 type testDeleter map[string]wire.Server
 

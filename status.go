@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -527,11 +528,12 @@ func (s *state) applyDeparture(ctx context.Context, resourceID, serverID string,
 	return result
 }
 
-// addDeparted remembers a server that has left, unless the date of its last entry is unknown.
+// addDeparted remembers a server that has left, unless the date of its last entry is unknown. The
+// id may be a part of a long request.
 func (d *stateData) addDeparted(serverID string, date, now time.Time) {
 	maps.DeleteFunc(d.departed, func(_ string, s recentDeparture) bool { return !now.Before(s.until) })
-	if len(d.departed) < maxDeparted && !date.IsZero() {
-		d.departed[serverID] = recentDeparture{date, now.Add(departedMemory)}
+	if len(d.departed) < maxDeparted && !date.IsZero() && wire.CheckServerID(serverID) == nil {
+		d.departed[strings.Clone(serverID)] = recentDeparture{date, now.Add(departedMemory)}
 	}
 }
 

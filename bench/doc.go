@@ -29,8 +29,8 @@
 //   - cluster: [cluster.Cluster.RPCluster] with tokens from the token service, retries, eviction
 //     and a trace.
 //   - cluster over net/http: the same with the transport of loop, given with WithHTTPClient.
-//   - sockets alone: prepared requests over sockets, 64 at a time per call. Of responses, it reads
-//     the length only. It shows about what an HTTP client in Go could reach at best.
+//   - sockets alone: prepared requests over sockets, 64 at a time per call. It parses only the
+//     length of a response. It shows about what an HTTP client in Go could reach at best.
 //   - loop, the baseline: one goroutine per peer, one deadline per call and net/http with a tuned
 //     transport. It decodes each response and checks that the expected server sent it. It has a
 //     fixed token and a fixed list of peers, and neither retries nor evicts.

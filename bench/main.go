@@ -112,7 +112,7 @@ func parse(args []string) (options, []experiment, error) {
 	flags.Var(&peers, "peers", "`numbers` of peers")
 	flags.Var(&callers, "callers", "`numbers` of concurrent calls")
 	flags.IntVar(&o.Rounds, "rounds", 7, "rounds of each contestant")
-	flags.IntVar(&o.FailureRounds, "failure-rounds", 0, "the same for the failures experiment, which takes long (default -rounds)")
+	flags.IntVar(&o.FailureRounds, "failure-rounds", 0, "rounds of the failures experiment, which takes long (default -rounds)")
 	flags.DurationVar(&o.Time, "time", time.Second, "duration of a round")
 	flags.IntVar(&o.Size, "size", 100, "bytes of data in each response")
 	flags.DurationVar(&o.Delay, "delay", 0, "response time of each peer")

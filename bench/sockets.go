@@ -16,15 +16,16 @@ import (
 )
 
 const (
-	// socketsName shows about what an HTTP client in Go could reach at best.
+	// socketsName is the contestant whose speed an HTTP client in Go could reach at best.
 	socketsName = "sockets alone"
-	// socketWorkers is the number of requests of a call that are in flight at a time.
+	// socketWorkers is the maximum number of requests of a call in flight.
 	socketWorkers = 64
 	socketTimeout = time.Hour // from the first use of a connection
 )
 
 // sockets writes the bytes of requests that were prepared, and reads responses without parsing more
-// than their length. It does not decode them, and has no deadlines, limits, retries or checks.
+// than their length. It does not decode them, and has no deadline for a call, and no limits,
+// retries or checks.
 type sockets struct{ peers []*socketPeer }
 
 // A socketPeer is a peer with its idle connections.
@@ -133,7 +134,7 @@ func exchange(conn net.Conn, request, buffer []byte) error {
 	return nil
 }
 
-// responseLength returns the length of a response of which a part was received; -1 if its head is
+// responseLength returns the length of the response that begins with received; -1 if its head is
 // not complete. The response must have the status 200 and a Content-Length.
 func responseLength(received []byte) (int, error) {
 	head, _, complete := bytes.Cut(received, []byte("\r\n\r\n"))

@@ -42,8 +42,8 @@ func announceLongEntries(ctx context.Context, w *world) (report, error) {
 	return report{n, fmt.Sprintf("%d announcements of 1 MiB rejected", n)}, accepted
 }
 
-// maxEscapesCost is how many times as much CPU time an announcement may take if its entries have
-// escapes in escapes. The victim searches them for its tokens in all forms.
+// maxEscapesCost bounds the CPU time of an announcement with escapes in escapes, as a multiple of
+// that with plain text. The victim searches them for its tokens in all forms.
 const maxEscapesCost = 4
 
 // announceEscapes makes announcements of a mebibyte, at first with plain text, then with escapes.
@@ -81,7 +81,7 @@ func (w *world) announceText(ctx context.Context, token, name, text string) (arr
 	return arrived, (after.CPU - before.CPU) / time.Duration(max(sent, 1)), errors.Join(err, afterErr)
 }
 
-// callBombs lets the victim call peers with 15 MiB in 15 KiB each.
+// callBombs lets the victim call peers whose responses have 15 MiB, compressed to 15 KiB.
 func callBombs(ctx context.Context, w *world) (report, error) {
 	c, err := w.callForged(ctx, "gzip", 60)
 	// All responses of peers that the registry has not confirmed share a quarter of 256 MiB.
@@ -133,8 +133,8 @@ func (w *world) callForged(ctx context.Context, kind string, n int) (forgedCall,
 const maxUnconfirmed = 256
 
 // announceForged announces servers that hang, and as many that refuse connections. A call must not
-// take much longer than a timeout. It must evict a peer that is really gone, unless other attacks
-// need all peers.
+// take more than two timeouts. It must evict a peer that is really gone, unless other attacks need
+// all peers.
 func announceForged(ctx context.Context, w *world) (report, error) {
 	token, err := w.token(ctx)
 	if err != nil {
@@ -231,7 +231,7 @@ func announceMetadata(ctx context.Context, w *world) (report, error) {
 }
 
 // announce announces servers to the victim. It returns the ids of the servers that the victim knows
-// then. An error says that the announcement was not accepted.
+// afterwards. An error says that the announcement was not accepted.
 func (w *world) announce(ctx context.Context, token string, entries ...string) (map[string]bool, error) {
 	status, body, err := w.postAnnouncement(ctx, token, entries...)
 	if err != nil {

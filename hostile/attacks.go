@@ -17,10 +17,11 @@ import (
 const mebibyte = 1 << 20
 
 // An attack is one kind of input. run sends it, and returns an error if the attack has achieved
-// something. check returns an error if that shows only later, such as a secret in the log.
+// something. check finds what shows only later, such as a secret in the log, and returns it as an
+// error.
 type attack struct {
 	name   string
-	inputs int   // that run sends to the node; an attack that does not arrive shows nothing
+	inputs int   // that must arrive at the node; an attack that does not arrive shows nothing
 	memory int64 // bytes that the node may need, beyond those at rest
 	files  int   // descriptors, in the same way
 	bare   bool  // the victim is a node with a bare http.Server
@@ -67,7 +68,7 @@ func repeatTokens(ctx context.Context, w *world) (report, error) {
 	var requests, sent atomic.Int64
 	answer := answerFunc(func(authorization string) []byte {
 		i := int(requests.Add(1)) - 1
-		if i/2 >= len(raws) || i%2 == 1 { // the lease is renewed meanwhile
+		if i/2 >= len(raws) || i%2 == 1 { // the registry gets every second one
 			return nil
 		}
 		sent.Add(1)
@@ -120,9 +121,9 @@ func checkTexts(ctx context.Context, w *world) error {
 	return nil
 }
 
-// sendTokens sends tokens with a bad signature and a bad claim, a hundred at a time. Only the
-// signature of the first kind causes its rejection. The second kind exceeds the limit of a token,
-// the third that of a head. The reason of a rejection shows which check came first.
+// sendTokens sends tokens of three lengths with a bad signature and a bad claim, a hundred at a
+// time. The shortest ones must be rejected for their signature. The second length exceeds the limit
+// of a token, the third that of a head. The reason of a rejection shows which check came first.
 func sendTokens(ctx context.Context, w *world) (report, error) {
 	var rejected, unsafe atomic.Int64
 	var figure atomic.Value

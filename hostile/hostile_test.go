@@ -50,7 +50,7 @@ func TestAttacks(t *testing.T) {
 
 // attackTogether makes all attacks at once, in a process of its own, because that process lowers
 // its priority. It returns when they have ended. wait waits for the process, which waits until the
-// memory of the node is back.
+// node is at rest again.
 func attackTogether(t *testing.T, service string) (wait func(t *testing.T)) {
 	t.Helper()
 	self, err := os.Executable()

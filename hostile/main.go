@@ -13,8 +13,8 @@
 //
 // The table has the memory (RSS), the CPU time and the descriptors of the node before and after
 // each attack, and what the attack has achieved. After the single attacks, all run at once, while
-// the node must keep its lease and answer health checks. Its memory must then be back within two
-// minutes. The exit code is 1 if a bound is broken, or if an attack has not reached the node.
+// the node must keep its lease and answer health checks. The node must then be at rest again within
+// two minutes. The exit code is 1 if a bound is broken, or if an attack has not reached the node.
 package main
 
 import (
@@ -61,15 +61,15 @@ func mainError() error {
 		return runBare(ctx)
 	}
 	service := flag.String("service", "", "the program of a node; examples/service by default, which is built")
-	only := flag.String("only", "", "run only the attack `name`, or only all at once if it is all")
+	only := flag.String("only", "", "run only the attack `name`; all runs only all attacks at once")
 	all := flag.Duration("all", 20*time.Second, "how long all attacks run at once; 0 skips this")
-	idle := flag.Bool("idle", false, "when all attacks run at once, all but the node runs only while a processor is free")
+	idle := flag.Bool("idle", false, "when all attacks run at once, let them, the peers and the registry run only while a processor is free")
 	flag.Parse()
 	return run(ctx, *service, *only, together{*all, *idle})
 }
 
 // endedLine says that the attacks have ended. What follows is idle time.
-const endedLine = "The attacks have ended. Waiting until the memory of the node is back."
+const endedLine = "The attacks have ended. Waiting until the node is at rest again."
 
 // errNotLinux is the error on systems without /proc.
 var errNotLinux = errors.New("needs Linux: the usage of the nodes is read from /proc")

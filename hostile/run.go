@@ -124,7 +124,8 @@ const (
 	filesUnderAttack  = 1024
 )
 
-// restTime bounds the time until the memory of a node is back after the attacks.
+// restTime bounds the time until a node is at rest after the attacks: until it has hardly more
+// memory than before.
 const restTime = 2 * time.Minute
 
 // together says how all attacks run at once.
@@ -133,8 +134,7 @@ type together struct {
 	idle bool // attacks, peers and registry run only while a processor is free
 }
 
-// runTogether runs all attacks at once. It calls ended, and waits until the memory of the node is
-// back.
+// runTogether runs all attacks at once. It calls ended, and waits until the node is at rest again.
 func runTogether(ctx context.Context, service string, all together, ended func()) (result, error) {
 	w, err := newWorld(ctx, service)
 	if err != nil {
@@ -177,8 +177,8 @@ func runTogether(ctx context.Context, service string, all together, ended func()
 //nolint:gochecknoglobals // a constant
 var healthBounds = proctest.HealthBounds{Time: 100 * time.Millisecond, SlowPercent: 2, Stall: 500 * time.Millisecond}
 
-// checkHealth checks the health of the victim and of a peer during f. From then on, this process
-// and the peers have the lowest priority, or run only while a processor is free.
+// checkHealth checks the health of the victim and of a peer during f. From the first check on, this
+// process and the peers have the lowest priority, or run only while a processor is free.
 func (w *world) checkHealth(ctx context.Context, idle bool, f func()) ([2]proctest.HealthTimes, error) {
 	var times [2]proctest.HealthTimes
 	nodes := [2]*node{w.victim, w.peer}
@@ -230,7 +230,7 @@ func (w *world) attackTogether(ctx context.Context, d time.Duration) (arrivals s
 			if arrived[i] += r.arrived; err != nil && ctx.Err() == nil {
 				last[i] = err
 			}
-			_ = sleep(ctx, 200*time.Millisecond) // it ends soon
+			_ = sleep(ctx, 200*time.Millisecond) // the loop checks ctx
 		}
 	})
 	for i, a := range all {
@@ -241,7 +241,7 @@ func (w *world) attackTogether(ctx context.Context, d time.Duration) (arrivals s
 	return strings.TrimSuffix(arrivals, ", "), err
 }
 
-// waitForRest waits until the memory of the victim is back, and says how long that took.
+// waitForRest waits until the victim is at rest again, and returns how long that took.
 func (w *world) waitForRest(ctx context.Context, rest int64) (string, error) {
 	var u proctest.Usage
 	for start := time.Now(); time.Since(start) < restTime; {

@@ -24,8 +24,8 @@ const (
 	requestTimeout = 2 * time.Second
 )
 
-// An answerFunc returns what the victim gets instead of the response of the registry to a
-// registration with an authorization header. If it returns nil, the registry responds.
+// An answerFunc returns the raw response to a registration of the victim, which had the
+// authorization header. If it returns nil, the registry responds.
 type answerFunc func(authorization string) []byte
 
 // A world is a registry, a token service, and three nodes: the victim and two peers.
@@ -36,11 +36,11 @@ type world struct {
 	hostile *peers
 
 	victim, peer, other *node
-	renewals            atomic.Int64 // of the victim that the registry has accepted
+	renewals            atomic.Int64 // of the victim, accepted by the registry
 	answer              atomic.Pointer[answerFunc]
 	since               map[string]time.Time // when each node registered
 
-	together bool         // all attacks run: no node may be stopped
+	together bool         // all attacks run at once, so no node may be stopped
 	forged   int          // how many servers are announced; half of them hang
 	senders  atomic.Int64 // of announcements
 }
@@ -181,7 +181,7 @@ func writeRaw(w http.ResponseWriter, raw []byte) {
 	_, _ = conn.Write(raw) // the node may close the connection
 }
 
-// token returns a cluster token, as any peer has one.
+// token returns a cluster token like that of any peer.
 func (w *world) token(ctx context.Context) (string, error) {
 	body, _ := json.Marshal(map[string]string{ // strings only
 		"client_id": "mds", "client_secret": clientSecret, "audience": "mds", "grant_type": "client_credentials", "type": "cluster",

@@ -672,9 +672,9 @@ func TestMemoryPerServer(t *testing.T) {
 	})
 }
 
-// Nothing is kept of the addresses that a server had which was deleted or has expired. The history
-// of the status page has the last address of the last hundred, and nothing of the requests that
-// deleted them. Maps keep their size.
+// After a server was deleted or has expired, nothing is kept of its addresses. The history of the
+// status page has the last addresses of the last hundred such servers, and nothing of the requests
+// that deleted them. Maps do not shrink, so some bytes per server remain.
 func TestMemoryOfServersThatAreGone(t *testing.T) {
 	const urlBytes = 1500
 	for name, test := range map[string]struct {

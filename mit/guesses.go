@@ -14,7 +14,7 @@ const (
 	maxGuessers     = 10_000
 )
 
-// guesses delays clients and addresses that send wrong secrets. The first ones are free. Each
+// guesses delays clients and addresses that send wrong secrets. The first ones cause no delay. Each
 // further one doubles the time in which no secret is checked, up to maxGuessDelay. After each
 // maxGuessDelay, one wrong secret fewer counts. So a guesser that pauses has no more secrets
 // checked than one that does not. The zero value is ready for use.

@@ -24,11 +24,12 @@ import (
 // works without scripts. With "Accept: application/json" or ?format=json it responds with JSON.
 //
 // With Actions and Auth the page can delete a server. It states the effect first, and deletes only
-// the entry that it has shown: a server that has renewed since stays. Each delete is logged.
+// the entry that it has shown: a server that has renewed in the meantime is kept. Each delete is
+// logged.
 //
 // The history begins with the first call of StatusHandler. It has at most 100 servers that left and
-// 100 rejected registrations, and a small entry for each registered server. Of several replicas,
-// each has its own history.
+// 100 rejected registrations, and a small entry for each registered server. Each replica has its
+// own history.
 func (g *Registry) StatusHandler(o cluster.StatusOptions) http.Handler {
 	g.history.start()
 	actions := o.Actions && o.Auth != nil
@@ -175,13 +176,14 @@ func (g *Registry) deleteByForm(w http.ResponseWriter, r *http.Request) {
 }
 
 const (
-	// maxChanges is the number of servers that left, and of rejected registrations, in a history.
+	// maxChanges bounds the servers that left in a history, and also the rejected
+	// registrations.
 	maxChanges      = 100
-	compareInterval = time.Minute // of the tracked servers with the list of the store
+	compareInterval = time.Minute // between comparisons of tracked servers with the list
 )
 
 // A history has the servers that left, and the registrations that were rejected. It records nothing
-// before start. It does not depend on the store: a server that is missing in its list and was not
+// before start. It works with any store: a server that is missing in the store's list and was not
 // deleted here has expired, or was deleted at another replica.
 type history struct {
 	mu       sync.Mutex // guards the fields below
@@ -284,12 +286,12 @@ func (h *history) expireLocked(now time.Time) {
 	}
 }
 
-// compare compares the tracked servers with the list of the store, which was read after now. It
-// records and drops those that are gone.
+// compare compares the tracked servers with list, which was read from the store after the time now.
+// It records and drops those that are gone.
 func (h *history) compare(list []Resource, now time.Time, ttl time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	leftSince := make(map[serverKey]bool) // now; the list may still have them
+	leftSince := make(map[serverKey]bool) // servers that left after now; list may still have them
 	for _, c := range h.gone {
 		if !c.At.Before(now) {
 			leftSince[serverKey{c.Type, c.ID}] = true
@@ -301,7 +303,7 @@ func (h *history) compare(list []Resource, now time.Time, ttl time.Duration) {
 			key := serverKey{r.Type, s.ServerID}
 			listed[key] = true
 			if t := h.tracked[key]; s.UpdatedAt.After(t.renewed) && !leftSince[key] {
-				// At another replica, or before the start.
+				// It was renewed at another replica, or before the history began.
 				h.tracked[key] = tracked{s.ClusterBaseURL, s.UpdatedAt, now.Add(ttl - now.Sub(s.UpdatedAt))}
 			}
 		}

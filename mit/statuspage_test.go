@@ -131,7 +131,7 @@ func (s *listingStore) List(ctx context.Context) ([]mit.Resource, error) {
 }
 
 // A server that is deleted after the list was read, and before the list is compared with the
-// history, has left once.
+// history, is in the history once.
 func TestStatusPageDuringDelete(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := &listingStore{mit.NewMemory(), func() {}}

@@ -70,8 +70,8 @@ type TokenConfig struct {
 	AccessTokenTTL, RefreshTokenTTL time.Duration
 
 	// NoGuessDelay lets clients send wrong secrets without a delay. By default, more than five
-	// wrong secrets of a client at one address, or more than a hundred of the address, cause a
-	// delay, in which requests get a 429. The delay is a second, and doubles with each wrong
+	// wrong secrets of a client at one address, or more than a hundred from the address, cause
+	// a delay, in which requests get a 429. The delay is a second, and doubles with each wrong
 	// secret, up to a minute. Each minute, one wrong secret fewer counts. Set NoGuessDelay
 	// behind a proxy, which hides the addresses.
 	NoGuessDelay bool

@@ -23,8 +23,9 @@ func unread(ctx context.Context, p *process, s settings, w io.Writer) error {
 	return errors.Join(h.check(), err)
 }
 
-// attack measures the registry while all nodes renew in turn without a pause, as many as storming
-// at a time. One client registers long entries, does not read lists, and keeps connections open.
+// attack measures the registry while all nodes renew in turn without a pause, a number of them
+// (storming) at a time. One client registers long entries, does not read lists, and keeps
+// connections open.
 func attack(ctx context.Context, p *process, s settings, w io.Writer) error {
 	f := newFleet(p, p.address, s)
 	nodes := make([]*node, s.nodes)

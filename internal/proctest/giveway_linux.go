@@ -8,8 +8,9 @@ import (
 	"unsafe"
 )
 
-// GiveWay gives the lowest priority to this process and to others, which generate load. Otherwise
-// they would take the processors from the program under test, which other machines cannot do.
+// GiveWay gives the lowest priority to this process and to others, which generate load. In
+// production, load comes from other machines, which do not compete with the program under test for
+// processors.
 func GiveWay(others ...int) error {
 	return setEachThread(others, setLowest)
 }

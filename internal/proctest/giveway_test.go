@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// The functions that give way change this process, too, so they are tested on a child alone.
+// GiveWay and RunIdle also change this process, so only their parts are tested, on a child.
 func TestPriorityOfAProcess(t *testing.T) {
 	cmd := exec.CommandContext(t.Context(), "cat")
 	in, err := cmd.StdinPipe()

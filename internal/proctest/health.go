@@ -28,10 +28,10 @@ type HealthBounds struct {
 	Stall       time.Duration // maximum time of each check
 }
 
-// HealthTimes are how long the health checks of a server took. Sent counts all checks. The other
-// figures leave out the checks that were sent while the control, a server that does nothing else,
-// was slow. Late counts those that took longer than the bound, and Slow those that took longer than
-// the bound multiplied by the slowdown.
+// HealthTimes are how long the health checks of a server took. Sent counts all checks, and Checks
+// those that were sent while the control, a server that does nothing else, was not slow. The other
+// figures are of Checks. Late counts those that took longer than the bound, and Slow those that
+// took longer than the bound multiplied by the slowdown.
 type HealthTimes struct {
 	Sent, Checks, Late, Slow, Failed int
 	Median, Longest                  time.Duration
@@ -57,7 +57,8 @@ func (t HealthTimes) Check() error {
 	return nil
 }
 
-// allowed returns d, a time on a machine of its own, multiplied by the slowdown.
+// allowed returns d, a bound for a server that has a machine of its own, multiplied by the
+// slowdown.
 func (t HealthTimes) allowed(d time.Duration) time.Duration {
 	return time.Duration(t.slowdown * float64(d)).Round(time.Millisecond)
 }

@@ -34,9 +34,9 @@ func TestHealthBound(t *testing.T) {
 			control: func(i int) time.Duration { return slowIf(i < 110, stall).Took },
 			broken:  true,
 		},
-		"slowed down by others":       {node: func(int) HealthSample { return HealthSample{Took: 350 * time.Millisecond} }, slowdown: 4},
-		"slower than others slow it":  {node: func(int) HealthSample { return HealthSample{Took: 450 * time.Millisecond} }, slowdown: 4, broken: true},
-		"longer than others stall it": {node: func(i int) HealthSample { return slowIf(i == 7, 9*time.Second) }, slowdown: 4, broken: true},
+		"within the slowdown":         {node: func(int) HealthSample { return HealthSample{Took: 350 * time.Millisecond} }, slowdown: 4},
+		"beyond the slowdown":         {node: func(int) HealthSample { return HealthSample{Took: 450 * time.Millisecond} }, slowdown: 4, broken: true},
+		"stalled beyond the slowdown": {node: func(i int) HealthSample { return slowIf(i == 7, 9*time.Second) }, slowdown: 4, broken: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var all HealthSamples

@@ -70,7 +70,7 @@ func kilobytes(status []byte, name string) int64 {
 	return n << 10
 }
 
-// maxSlowdown bounds what is put down to waiting for a processor.
+// maxSlowdown is the largest factor that Slowdown returns.
 const maxSlowdown = 10
 
 // Slowdown returns the factor by which waiting for a processor has slowed a process down between

@@ -46,7 +46,7 @@ func decodings(text string, offsets bool) []decoding {
 
 // An unescaper decodes one kind of escapes.
 type unescaper struct {
-	begin byte // first byte of an escape; a text without it has none, or those of another kind only
+	begin byte // first byte of an escape; without it, another unescaper decodes all escapes of a text
 	other byte // the other first byte of escapes; begin if there is one only
 	// decode returns what the escape at the beginning of text stands for, and its length; 0 if there
 	// is no escape.

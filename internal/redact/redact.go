@@ -27,8 +27,8 @@ const (
 	maxNesting = 2
 )
 
-// Secrets are texts to be replaced. The zero value has none. All methods but Has treat any JSON Web
-// Token as a secret.
+// Secrets are texts to be replaced. The zero value has none. All methods except Has treat any JSON
+// Web Token as a secret.
 type Secrets struct {
 	needles []string
 	index   *needleIndex
