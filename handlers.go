@@ -478,7 +478,7 @@ func (c *Cluster) mergeAnnounced(ctx context.Context, it wire.ItResource, sender
 		return c.state.view(), nil
 	}
 	merged, err := c.state.applyAnnouncement(ctx, announced, viewLimits{c.policy.maxServers(), c.cfg.MaxResponseBytes})
-	if merged.tooMany {
+	if merged.tooMany || merged.ignored {
 		c.confirmAnnounced()
 	}
 	if merged.disputed {

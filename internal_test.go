@@ -578,26 +578,30 @@ func TestStateDepartedServers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := testState()
 		left := time.Unix(100, 0)
-		s.updateView(t.Context(), SourceRegistry, func(d *stateData) { d.view = testView(left, "node-1", "node-2", "node-3") })
-		for _, id := range []string{"node-2", "node-3", strings.Repeat("x", 300)} {
-			s.applyDeparture(t.Context(), "r", id, left)
+		s.updateView(t.Context(), SourceRegistry, func(d *stateData) { d.view = testView(left, "node-1", "node-2", "node-3", "node-4", "node-5") })
+		for id, date := range map[string]time.Time{
+			"node-2": left, "node-3": left, "node-4": left, "node-5": {}, strings.Repeat("x", 300): left,
+		} {
+			s.applyDeparture(t.Context(), "r", id, date)
 		}
-		known := func(announced membership.View) int {
-			if _, err := s.applyAnnouncement(t.Context(), announced, viewLimits{10, 1 << 20}); err != nil {
-				t.Error(err)
+		s.applyDeparture(t.Context(), "r", "node-2", left.Add(-time.Second)) // the later date counts
+		if n := len(s.data.departed); n != 3 {
+			t.Errorf("%d departures are kept, want 3", n)
+		}
+		announce := func(what string, updated time.Time, id string, wantKnown bool) {
+			t.Helper()
+			r, err := s.applyAnnouncement(t.Context(), testView(updated, id, "node-1"), viewLimits{10, 1 << 20})
+			if _, known := s.view().Get(id); err != nil || known != wantKnown || r.ignored == wantKnown {
+				t.Errorf("%s: %s is known: %t, ignored: %t, %v", what, id, known, r.ignored, err)
 			}
-			return s.view().Len()
 		}
-		if n := known(testView(left, "node-2", "node-3")); n != 1 {
-			t.Errorf("%d servers are known after late announcements, want 1", n)
-		}
-		if n := known(testView(left.Add(time.Second), "node-2")); n != 2 {
-			t.Errorf("%d servers are known after a new announcement, want 2", n)
-		}
+		announce("late", left, "node-2", false)
+		announce("late", left, "node-3", false)
+		announce("new", left.Add(time.Second), "node-3", true)
+		announce("without a date of the last update", time.Time{}, "node-4", true)
+		announce("after a report without a date", left, "node-5", true)
 		time.Sleep(departedMemory)
-		if n := known(testView(left, "node-3")); n != 3 {
-			t.Errorf("%d servers are known after %v, want 3", n, departedMemory)
-		}
+		announce("later", left, "node-2", true)
 		for i := range 2 * maxDeparted {
 			s.applyDeparture(t.Context(), "r", fmt.Sprint("unknown-", i), left)
 		}

@@ -433,6 +433,7 @@ type mergedAnnouncement struct {
 	view     membership.View
 	disputed bool // only the registry can say which of two entries of a server is current
 	tooMany  bool // there are too many servers that only the registry can confirm; nothing changes
+	ignored  bool // entries of servers that have left are left out
 	moved    []movedServer
 }
 
@@ -470,7 +471,9 @@ func (s *state) applyAnnouncement(ctx context.Context, announced membership.View
 	s.updateView(ctx, SourceAnnouncement, func(d *stateData) {
 		view, now := d.view, time.Now()
 		defer func() { r.view, r.moved = d.view, d.movedSince(view) }()
+		received := announced.Len()
 		announced := d.withoutDeparted(announced, now)
+		r.ignored = announced.Len() < received
 		merged := announced // before the first registration, there is no view to merge with
 		switch view.ID() {
 		case announced.ID():
@@ -512,17 +515,12 @@ func (s *state) applyDeparture(ctx context.Context, resourceID, serverID string,
 			d.mustReregister = d.status.State != Left
 		default:
 			delete(d.pendingDepartures, serverID)
-			now, date := time.Now(), unmodifiedSince
-			if current, known := d.view.Get(serverID); known {
-				if !unmodifiedSince.IsZero() && current.LastUpdate().After(unmodifiedSince) {
-					return
-				}
-				if current.LastUpdate().After(date) {
-					date = current.LastUpdate()
-				}
+			current, known := d.view.Get(serverID)
+			if known && !unmodifiedSince.IsZero() && current.LastUpdate().After(unmodifiedSince) {
+				return
 			}
-			d.addDeparted(serverID, date, now)
-			d.view, d.status.UpdatedAt = d.view.Without(serverID), now
+			d.addDeparted(serverID, unmodifiedSince, time.Now())
+			d.view, d.status.UpdatedAt = d.view.Without(serverID), time.Now()
 		}
 	})
 	return result
@@ -532,21 +530,26 @@ func (s *state) applyDeparture(ctx context.Context, resourceID, serverID string,
 // id may be a part of a long request.
 func (d *stateData) addDeparted(serverID string, date, now time.Time) {
 	maps.DeleteFunc(d.departed, func(_ string, s recentDeparture) bool { return !now.Before(s.until) })
-	if len(d.departed) < maxDeparted && !date.IsZero() && wire.CheckServerID(serverID) == nil {
-		d.departed[strings.Clone(serverID)] = recentDeparture{date, now.Add(departedMemory)}
+	before, known := d.departed[serverID]
+	if date.IsZero() || wire.CheckServerID(serverID) != nil || !known && len(d.departed) >= maxDeparted {
+		return
 	}
+	if before.date.After(date) {
+		date = before.date
+	}
+	d.departed[strings.Clone(serverID)] = recentDeparture{date, now.Add(departedMemory)}
 }
 
 // withoutDeparted returns announced without entries of servers that have left since. An entry
-// without a date stays.
+// without a date of its last update stays.
 func (d *stateData) withoutDeparted(announced membership.View, now time.Time) membership.View {
-	for id, s := range d.departed {
-		entry, ok := announced.Get(id)
-		if ok && now.Before(s.until) && !entry.LastUpdate().IsZero() && !entry.LastUpdate().After(s.date) {
-			announced = announced.Without(id)
-		}
+	if len(d.departed) == 0 {
+		return announced
 	}
-	return announced
+	return announced.Filter(func(p *membership.Peer) bool {
+		s, ok := d.departed[p.ServerID]
+		return !ok || !now.Before(s.until) || p.UpdatedAt.IsZero() || p.UpdatedAt.After(s.date)
+	})
 }
 
 // tookOver reports whether a server at this node's address has not renewed since this node first

@@ -779,7 +779,7 @@ func TestWatchMergesChanges(t *testing.T) {
 		}
 		reportDeparture(t, w, n, "node-2")
 		announce(t, w, n, resourceWithDate("2030-01-01T00:00:00.000Z", "node-2"))
-		announce(t, w, n, resourceWithDate("2030-01-01T00:00:00.000Z", "visitor-7"))
+		announce(t, w, n, announcement("visitor-7"))
 		time.Sleep(10 * time.Minute)
 		wantTexts(t, "changes", changes.take(), "node-1 joined by registry", "node-2 joined by announcement", "visitor-7 joined by announcement")
 	})

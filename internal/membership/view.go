@@ -160,9 +160,12 @@ func (v View) Retain(o View, now, until time.Time) View {
 }
 
 // Allowed returns v without the servers that must not be called.
-func (v View) Allowed() View {
+func (v View) Allowed() View { return v.Filter(func(p *Peer) bool { return p.Err == nil }) }
+
+// Filter returns v with only the servers that keep returns true for.
+func (v View) Filter(keep func(*Peer) bool) View {
 	c := v
-	c.peers = slices.DeleteFunc(slices.Clone(v.peers), func(p *Peer) bool { return p.Err != nil })
+	c.peers = slices.DeleteFunc(slices.Clone(v.peers), func(p *Peer) bool { return !keep(p) })
 	return c
 }
 
