@@ -57,7 +57,7 @@ func attackTogether(t *testing.T, service string) (wait func(t *testing.T)) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(t.Context(), self, "-service", service, "-only", "all", "-all", "10s")
+	cmd := exec.CommandContext(t.Context(), self, "-service", service, "-only", "all", "-all", "12s")
 	cmd.Env = append(os.Environ(), modeVariable+"="+attackMode)
 	var table bytes.Buffer
 	cmd.Stdout = &table

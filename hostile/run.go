@@ -178,7 +178,7 @@ func runTogether(ctx context.Context, service string, all together, ended func()
 var healthBounds = proctest.HealthBounds{Time: 100 * time.Millisecond, SlowPercent: 2, Stall: 500 * time.Millisecond}
 
 // checkHealth checks the health of the victim and of a peer during f. From the first check on, this
-// process and the peers have the lowest priority, or run only while a processor is free.
+// process and the peers have a low priority, or run only while a processor is free.
 func (w *world) checkHealth(ctx context.Context, idle bool, f func()) ([2]proctest.HealthTimes, error) {
 	var times [2]proctest.HealthTimes
 	nodes := [2]*node{w.victim, w.peer}

@@ -12,7 +12,7 @@ import (
 )
 
 // checkHealth checks the health of the registry, as a load balancer does, while f runs. Meanwhile
-// this process has the lowest priority, so that the times are those of the registry, not of the
+// this process has a low priority, so that the times are those of the registry, not of the
 // load generator.
 func checkHealth(ctx context.Context, p *process, s settings, w io.Writer, f func()) error {
 	self, err := os.Executable()

@@ -8,11 +8,11 @@ import (
 	"unsafe"
 )
 
-// GiveWay gives the lowest priority to this process and to others, which generate load. In
+// GiveWay gives a low priority to this process and to others, which generate load. In
 // production, load comes from other machines, which do not compete with the program under test for
 // processors.
 func GiveWay(others ...int) error {
-	return setEachThread(others, setLowest)
+	return setEachThread(others, setLow)
 }
 
 // RunIdle lets this process and others run only while a processor is free. So they hardly delay the
@@ -21,9 +21,9 @@ func RunIdle(others ...int) error {
 	return setEachThread(others, setIdle)
 }
 
-func setLowest(thread int) error {
-	const lowest = 19
-	return syscall.Setpriority(syscall.PRIO_PROCESS, thread, lowest)
+func setLow(thread int) error {
+	const nice = 10
+	return syscall.Setpriority(syscall.PRIO_PROCESS, thread, nice)
 }
 
 func setIdle(thread int) error {

@@ -31,7 +31,7 @@ func TestPriorityOfAProcess(t *testing.T) {
 		set   func(thread int) error
 		field int
 		want  string
-	}{{setLowest, niceField, "19"}, {setIdle, policyField, "5"}} {
+	}{{setLow, niceField, "10"}, {setIdle, policyField, "5"}} {
 		if err := setThreadsOf(pid, step.set); err != nil {
 			t.Fatal(err)
 		}
