@@ -219,8 +219,8 @@ func (c *Cluster) Close() error {
 }
 
 // Config returns the node's configuration with the defaults filled in, such as its ID and BasePath.
-// An address that was chosen by default is the first one, even if the node has chosen another
-// since.
+// If the node has chosen its address itself, Config has its first choice, even if the node has
+// chosen another since.
 func (c *Cluster) Config() Config { return c.cfg }
 
 // SetKeys replaces the keys with which received tokens are verified: GenericKey, or ClientAccessKey

@@ -78,8 +78,8 @@ type Config struct {
 	// VerifyAnnouncements sets [PeerPolicy].VerifyWithRegistry [CLUSTER_VERIFY_ANNOUNCEMENTS, "on"
 	// or "off"].
 	VerifyAnnouncements bool
-	// NoRegistration makes [Cluster.Serve] serve without registering [REGISTRATION_SET, "on" or
-	// "off"].
+	// NoRegistration makes [Cluster.Serve] serve without registering [REGISTRATION_SET=off;
+	// "on" by default].
 	NoRegistration bool
 	// RegistrationRetry is the delay after the first failed attempt to register
 	// [REGISTRATION_RETRY, in milliseconds]; 3 s by default, with a jitter of a third. Further
@@ -96,9 +96,9 @@ type Config struct {
 	// MaxCallBytes bounds the bodies of all responses to one call together; 256 MiB by default.
 	// A peer whose response exceeds it fails with [KindTooLarge]. Peers that the registry has
 	// not confirmed yet do not count: these share a bound of their own, a quarter of
-	// MaxCallBytes. If they exceed it, the node renews, so that the registry confirms them.
-	// After calls with at least 16 MiB of responses, an idle process collects garbage twice,
-	// unless GOGC is off.
+	// MaxCallBytes. If they exceed it, the node renews, so that the registry confirms them. 20
+	// s after the last call with at least 16 MiB of responses, and at most a minute after the
+	// first one, the node runs the garbage collector twice, unless GOGC is off.
 	MaxCallBytes int64
 	// MaxRequestBytes bounds the request bodies that the peer endpoints read; 1 MiB by default.
 	MaxRequestBytes int64
@@ -134,11 +134,12 @@ type Config struct {
 	GenericKey         Secret
 	GenericPreviousKey Secret
 	ClientAccessKey    Secret
-	// ClientSecretFile, GenericKeyFile, GenericPreviousKeyFile and ClientAccessKeyFile are files
-	// with these secrets [OAUTH_CLIENT_SECRET_FILE, OAUTH_GENERIC_KEY_FILE,
-	// OAUTH_GENERIC_PREVIOUS_KEY_FILE, OAUTH_CLIENT_ACCESS_KEY_FILE]. White space at their ends is
-	// ignored. A file is read again when it has changed. While a file cannot be used, its last good
-	// value applies. Before the first good value, the field of the secret applies.
+	// ClientSecretFile, GenericKeyFile, GenericPreviousKeyFile and ClientAccessKeyFile are
+	// files with these secrets [OAUTH_CLIENT_SECRET_FILE, OAUTH_GENERIC_KEY_FILE,
+	// OAUTH_GENERIC_PREVIOUS_KEY_FILE, OAUTH_CLIENT_ACCESS_KEY_FILE]. White space at their ends
+	// is ignored. A file is read again when it has changed. While a file cannot be used, its
+	// last good value applies. Until a file has had a good value, the field without the suffix
+	// File applies, such as ClientSecret.
 	ClientSecretFile       string
 	GenericKeyFile         string
 	GenericPreviousKeyFile string

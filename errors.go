@@ -122,7 +122,8 @@ func (e *WrongServerError) Error() string {
 // A CircuitOpenError means that nothing was sent, because the peer's circuit breaker is open. A
 // breaker opens when requests to the peer time out and no response is received from it for
 // Config.RequestTimeout. It then lets a probe through at growing intervals, and at once when the
-// peer registers again. Any response closes it.
+// peer registers again. Any response closes it, and so does a failure other than a timeout, such as
+// a refused connection.
 //
 // A request may also have to wait because many others to the same peer are in flight. It ends with
 // this error if the peer answers none of them within the timeout of the request.
@@ -161,7 +162,7 @@ func (e *TokenError) Unwrap() error { return e.Err }
 // RoundTripper or a token source. The package recovers it, and treats it as an error of that code.
 type PanicError struct {
 	In    string // the name of the code that panicked
-	Value any    `json:"-"` // the argument of the panic; it may have any text
+	Value any    `json:"-"` // the argument of the panic; not redacted
 	Stack []byte `json:"-"` // of the goroutine that panicked
 }
 
@@ -189,7 +190,7 @@ const (
 	KindCanceled       Kind = "canceled"        // the call ended first; see ErrEnoughResults
 	KindCircuitOpen    Kind = "circuit_open"    // nothing was sent: see CircuitOpenError
 	KindNotAllowed     Kind = "not_allowed"     // nothing was sent: see ErrNotAllowed
-	KindNotConfirmed   Kind = "not_confirmed"   // announced, never answered, no slot in time
+	KindNotConfirmed   Kind = "not_confirmed"   // announced, never answered: no slot, or too late
 	KindNoToken        Kind = "no_token"        // nothing was sent: see TokenError
 	KindInvalid        Kind = "invalid"         // no peer was called: the call itself failed
 )

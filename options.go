@@ -25,18 +25,20 @@ import (
 type Option interface{ apply(*options) }
 
 // WithLogger makes the node log to l; by default it logs nothing. Each line that belongs to a
-// request has its correlation id. Secrets of the node are redacted in all lines. A field with an
-// error has only its redacted text; errors.As finds the types behind it.
+// request has its correlation id. Secrets of the node are redacted in all lines. An error in a
+// field is replaced by one with the redacted text, in which errors.As still finds the original
+// types.
 func WithLogger(l *zap.Logger) Option {
 	return optionFunc(func(o *options) { o.log = l })
 }
 
 // WithTransport wraps the transports of the node, for example with the transport of OpenTelemetry.
-// [New] calls wrap once for each transport. There are three: to peers, to peers with a new
-// connection for each request, and to the registry and the token service. Requests that need a new
-// connection have Close set. The node keeps its connection pool, its checks of addresses, and the
-// rule that no proxy is used towards peers. A RoundTripper that wrap returns must not follow
-// redirects. Several wrappers apply in the order of their options: the last one is the outermost.
+// [New] calls wrap once for each of four transports: to peers, and to the registry and the token
+// service, each with pooled connections and with a new connection for each request. Requests that
+// need a new connection have Close set. The node keeps its connection pool, its checks of
+// addresses, and the rule that no proxy is used towards peers. A RoundTripper that wrap returns
+// must not follow redirects. Several wrappers apply in the order of their options: the last one is
+// the outermost.
 func WithTransport(wrap func(http.RoundTripper) http.RoundTripper) Option {
 	return optionFunc(func(o *options) {
 		if wrap != nil {

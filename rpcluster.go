@@ -68,12 +68,13 @@ type Request struct {
 	// hop-by-hop headers, and those about the encoding of a body. So the header of an incoming
 	// request may be passed on.
 	Header http.Header
-	// Body is encoded as JSON; a json.RawMessage or []byte is sent as it is. An io.Reader is read to
-	// its end before the first request is sent, and must not have more than Config.MaxRequestBytes.
-	// Nil sends no body. If its code panics, the call fails with [ErrInvalidRequest].
+	// Body is encoded as JSON; a json.RawMessage or []byte is sent as it is. An io.Reader is
+	// read to its end before the first request is sent, and must not have more than
+	// Config.MaxRequestBytes. Nil sends no body. If a method of Body panics, such as
+	// MarshalJSON or Read, the call fails with [ErrInvalidRequest].
 	Body any
-	// Timeout bounds each attempt; Config.RequestTimeout by default. A peer that misses a shorter
-	// timeout is not a suspect for eviction.
+	// Timeout bounds each attempt; Config.RequestTimeout by default. A peer that misses a
+	// timeout shorter than Config.RequestTimeout is not a suspect for eviction.
 	Timeout time.Duration
 	// Customer is the customer that the token is requested for; none by default.
 	Customer string
@@ -204,8 +205,8 @@ func (r *Response) WriteTo(w io.Writer) (int64, error) {
 	return counted.n, err
 }
 
-// Decode decodes the Data of a response into values of one type. The error for a value that does
-// not fit names its index.
+// Decode decodes the Data of a response into values of one type. If a value does not fit, the error
+// has its index.
 func Decode[T any](r *Response) ([]T, error) {
 	if r == nil {
 		return nil, nil

@@ -54,10 +54,10 @@ func (c *Cluster) ListenAndServe(ctx context.Context, srv *http.Server) error {
 	return c.Serve(ctx, ln, srv)
 }
 
-// Serve runs a service from start to end. It serves requests on ln, which may be a TLS listener.
-// Unless Config.NoRegistration is set, it sends one request to its own Config.ClusterBaseURL, and
-// logs a warning if this request does not arrive. It then registers the node, retrying until that
-// succeeds, and renews the lease.
+// Serve runs a service from start to end. It serves requests on ln, which may be a TLS listener. If
+// Config.NoRegistration is set, it does not register the node. Otherwise it sends one request to
+// the node's own ClusterBaseURL, and logs a warning if the request does not arrive. It then
+// registers the node, retrying until that succeeds, and renews the lease.
 //
 // When ctx ends or srv is shut down, it unregisters the node while still serving requests, waits
 // for requests in progress, and closes the Cluster. [Leave] bounds the time. Connections are not
@@ -67,8 +67,8 @@ func (c *Cluster) ListenAndServe(ctx context.Context, srv *http.Server) error {
 // shutdown of srv, and all of the following steps succeeded. Otherwise the error says why serving
 // ended and what failed.
 //
-// Serve sets the limits of srv that are zero: a ReadHeaderTimeout of 10 s, an IdleTimeout of 2 min,
-// and MaxHeaderBytes of 64 KiB. A negative timeout means none.
+// Serve sets the limits of srv that are zero: a ReadHeaderTimeout of 10 s (unless ReadTimeout is
+// set), an IdleTimeout of 2 min, and MaxHeaderBytes of 64 KiB. A negative timeout means none.
 func (c *Cluster) Serve(ctx context.Context, ln net.Listener, srv *http.Server) error {
 	defer c.Close()
 	ctx, cancel := context.WithCancel(ctx)
@@ -97,10 +97,11 @@ func (c *Cluster) Serve(ctx context.Context, ln net.Listener, srv *http.Server) 
 	return errors.Join(failures...)
 }
 
-// ReadyHandler returns a handler for readiness probes. It answers 503 until the node has
-// registered, and then 200, even if the lease is lost. It answers 503 again when the node leaves. A
-// node that cannot register within a minute after New is ready, too. It can serve requests, and an
-// outage of the registry must not keep a whole service from starting. It needs no token.
+// ReadyHandler returns a handler for readiness probes. With Config.NoRegistration it answers 200
+// from the start. Otherwise it answers 503 until the node has registered, and then 200, even if the
+// lease is lost. It answers 503 again when the node leaves. A node that cannot register within a
+// minute after New is ready, too. It can serve requests, and an outage of the registry must not
+// keep a whole service from starting. It needs no token.
 func (c *Cluster) ReadyHandler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		status, text := http.StatusOK, "ready\n"

@@ -77,8 +77,8 @@ func (c Conflict) MarshalJSON() ([]byte, error) {
 
 // Stats are figures about the requests to peers at one moment.
 type Stats struct {
-	// InFlight is the number of slots taken. It may exceed MaxInFlight for a moment, by one for each
-	// call that ends.
+	// InFlight is the number of slots taken. It may exceed MaxInFlight for a moment when calls
+	// end, by one for each of their requests that was waiting for a retry or a circuit breaker.
 	InFlight int
 	// MaxInFlight is the number of slots, [Config].MaxInFlight.
 	MaxInFlight int

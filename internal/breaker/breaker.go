@@ -55,9 +55,10 @@ func (s *Set) State(serverID string) (open bool, inFlight int) {
 }
 
 // Allow decides whether a request may be sent to p now. It returns an *OpenError if the breaker is
-// open, and a channel if p has too many requests in flight. In that case the caller waits until the
-// channel is closed and calls Allow again, or calls Cancel. The end of an allowed request must be
-// reported to Record.
+// open and p is not to be probed now, or if the request has waited and p has been silent for its
+// timeout. A retry is always allowed. It returns a channel if p has too many requests in flight. In
+// that case the caller waits until the channel is closed and calls Allow again, or calls Cancel.
+// The end of an allowed request must be reported to Record.
 func (s *Set) Allow(p *membership.Peer, r Request) (wait <-chan struct{}, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -68,8 +69,9 @@ func (s *Set) Allow(p *membership.Peer, r Request) (wait <-chan struct{}, err er
 	case r.Waited && silent >= r.Timeout:
 		b.wake(1) // the next waiter may have a longer timeout
 		return nil, &OpenError{silent, 0}
-	// A longer timeout than those that expired may suffice, so the request is allowed. An eighth
-	// more does not count as longer: timeouts that end at one deadline vary a little.
+	// This rejects the request, unless its timeout is longer than those that expired: that may
+	// suffice. An eighth more does not count as longer: timeouts that end at one deadline vary
+	// a little.
 	case b.isOpen() && min(r.Timeout, s.timeout) <= b.timeouts.longest+b.timeouts.longest/8:
 		if registeredSince(b.timeouts.peer, p) {
 			b.timeouts.probeAt, b.timeouts.peer = r.Now, p
@@ -137,7 +139,8 @@ func (s *Set) Record(p *membership.Peer, result Result, began time.Time, timeout
 	return Unchanged
 }
 
-// OpenError reports that a request was not sent because the peer's breaker is open.
+// OpenError reports that a request was not sent because the peer's breaker is open, or because the
+// peer was silent while the request waited.
 type OpenError struct {
 	Silent  time.Duration // how long the peer has been silent
 	RetryIn time.Duration // until the next probe; 0 while one is in flight
@@ -183,7 +186,7 @@ const (
 	// maxSilentShare if the peer is silent.
 	maxShare       = 4
 	maxSilentShare = 16
-	// An open breaker is probed at least this often.
+	// The longest interval at which an open breaker lets a probe through.
 	maxProbeInterval = time.Minute
 	// The interval between probes doubles up to this many times.
 	maxTrips = 10
@@ -195,7 +198,7 @@ const (
 // needs are in a struct of their own.
 type breaker struct {
 	inFlight    int
-	silentSince time.Time       // when the first request began that is still unanswered
+	silentSince time.Time       // since the last answer, or the first request after it
 	waiters     []chan struct{} // of requests over the limit; closed when one may try again
 	timeouts    *timeouts       // nil if no request has timed out since silentSince
 }

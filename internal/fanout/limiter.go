@@ -81,8 +81,8 @@ func (l *limiter) takeLocked(c *Call, n int) {
 	}
 }
 
-// keep reports whether a call may use a slot it holds for another task. If not, keep has released
-// the slot.
+// keep reports whether a call may keep its slot and run another task in it. If not, keep has
+// released the slot.
 func (l *limiter) keep(c *Call) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -47,8 +47,8 @@ type View struct {
 }
 
 // New returns the View of a resource that the registry sent. Of two entries of one server it takes
-// the newer one. It reuses the peers of known that have not changed, and the parsed addresses of
-// the others.
+// the newer one. It reuses the peers of known that have not changed. If only other fields than the
+// address have changed, it reuses the parsed address.
 func New(it wire.ItResource, check Check, known View) View {
 	return newView(it, check, known, false)
 }
