@@ -130,7 +130,7 @@ func (e *WrongServerError) Error() string {
 type CircuitOpenError struct {
 	ServerID  string
 	SilentFor time.Duration // how long the peer has not answered
-	RetryIn   time.Duration // until the next probe; 0 while one is in flight
+	RetryIn   time.Duration // until the next probe; 0 while one is in flight, or unknown
 }
 
 func (e *CircuitOpenError) Error() string {
@@ -190,7 +190,7 @@ const (
 	KindCanceled       Kind = "canceled"        // the call ended first; see ErrEnoughResults
 	KindCircuitOpen    Kind = "circuit_open"    // nothing was sent: see CircuitOpenError
 	KindNotAllowed     Kind = "not_allowed"     // nothing was sent: see ErrNotAllowed
-	KindNotConfirmed   Kind = "not_confirmed"   // announced, never answered: no slot, or too late
+	KindNotConfirmed   Kind = "not_confirmed"   // announced, never answered: no time was left for it
 	KindNoToken        Kind = "no_token"        // nothing was sent: see TokenError
 	KindInvalid        Kind = "invalid"         // no peer was called: the call itself failed
 )

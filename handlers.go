@@ -157,10 +157,10 @@ func ClaimsFrom(ctx context.Context) (Claims, bool) {
 // Authenticate calls next for requests with a valid bearer token: issued by the token service, for
 // this node's audience, and not expired. It answers a missing or malformed header with 401. It
 // answers an invalid token with 403, because callers of the npm module fetch a new token only after
-// a 403. While the [Verifier] cannot verify tokens, it answers requests with a token with 503. The
-// context of the request has the claims ([ClaimsFrom]) and the correlation id ([CorrelationID]).
-// The response has the correlation id, too. Authenticate does not check what the caller is allowed
-// to do.
+// a 403. If a request has a token but the [Verifier] cannot verify tokens at the moment,
+// Authenticate answers 503. The context of the request has the claims ([ClaimsFrom]) and the
+// correlation id ([CorrelationID]). The response has the correlation id, too. Authenticate does not
+// check what the caller is allowed to do.
 func (c *Cluster) Authenticate(next http.Handler) http.Handler {
 	return c.authenticate(next, func(Claims) (CallerCheck, error) { return CallerAuthenticated, nil })
 }

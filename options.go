@@ -33,12 +33,12 @@ func WithLogger(l *zap.Logger) Option {
 }
 
 // WithTransport wraps the transports of the node, for example with the transport of OpenTelemetry.
-// [New] calls wrap once for each of four transports: to peers, and to the registry and the token
-// service, each with pooled connections and with a new connection for each request. Requests that
-// need a new connection have Close set. The node keeps its connection pool, its checks of
-// addresses, and the rule that no proxy is used towards peers. A RoundTripper that wrap returns
-// must not follow redirects. Several wrappers apply in the order of their options: the last one is
-// the outermost.
+// [New] calls wrap four times. There are two transports to peers, and two that the registry and the
+// token service share. One of each two pools connections, and the other one opens a new connection
+// for each request. Requests that need a new connection have Close set. The node keeps its
+// connection pool, its checks of addresses, and the rule that no proxy is used towards peers. A
+// RoundTripper that wrap returns must not follow redirects. Several wrappers apply in the order of
+// their options: the last one is the outermost.
 func WithTransport(wrap func(http.RoundTripper) http.RoundTripper) Option {
 	return optionFunc(func(o *options) {
 		if wrap != nil {
@@ -156,7 +156,7 @@ func RetryNPM() Retry {
 //
 // A peer becomes a suspect if it sends no response at all. It stays if its failure may be due to a
 // connection that had been used before, or to a delay of this node. At the end of a fan-out, the
-// node looks up the entry of each other suspect in the registry:
+// node looks up the entry of every remaining suspect in the registry:
 //
 //   - If the registry has the same entry as the node, the node asks it to delete that entry unless
 //     it has changed. The peer is evicted if the registry deletes the entry or has none.

@@ -21,10 +21,11 @@ import (
 )
 
 // Register joins the cluster. It registers with the registry, and retries until it succeeds or ctx
-// ends. The first pause is Config.RegistrationRetry; later ones grow to half a minute, unless the
-// registry asks for another. Register then starts the lease. With Config.Management it announces
-// the node to all peers, and returns their outcomes. The Data of that Response is of no use.
-// Without Config.Management the Response is empty. The Response is nil only if there is an error.
+// ends. The first pause is Config.RegistrationRetry; later ones grow to half a minute. A
+// Retry-After of the registry takes precedence. Register then starts the lease. With
+// Config.Management it announces the node to all peers, and returns their outcomes. The Data of
+// that Response is of no use. Without Config.Management the Response is empty. The Response is nil
+// only if there is an error.
 //
 // ctx bounds this call only. The lease lasts until [Cluster.UnRegister] or [Cluster.Close], which
 // also interrupt a Register in progress. Calling Register again renews the lease and announces the

@@ -99,9 +99,9 @@ func (c *Cluster) Serve(ctx context.Context, ln net.Listener, srv *http.Server) 
 
 // ReadyHandler returns a handler for readiness probes. With Config.NoRegistration it answers 200
 // from the start. Otherwise it answers 503 until the node has registered, and then 200, even if the
-// lease is lost. It answers 503 again when the node leaves. A node that cannot register within a
-// minute after New is ready, too. It can serve requests, and an outage of the registry must not
-// keep a whole service from starting. It needs no token.
+// lease is lost. It answers 503 again when the node leaves. If the node has not registered within a
+// minute after [New], the handler answers 200, too. It can serve requests, and an outage of the
+// registry must not keep a whole service from starting. It needs no token.
 func (c *Cluster) ReadyHandler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		status, text := http.StatusOK, "ready\n"

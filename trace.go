@@ -107,8 +107,8 @@ func WithTrace(t *Trace) Option {
 // WithRequestHeader returns a context with header fields, such as the trace context of a span. If
 // the hook [Trace].Request returns this context, or one derived from it, the request is sent with
 // these fields. They replace fields with the same names. Invalid fields are ignored, and so are
-// those that are not sent from [Request].Header. Without a hook, the context has no effect. header
-// must not be changed afterwards.
+// those that [Request].Header does not send, such as Authorization. Without a hook, the context has
+// no effect. header must not be changed afterwards.
 func WithRequestHeader(ctx context.Context, header http.Header) context.Context {
 	added := make(http.Header, len(header))
 	maps.Copy(added, requestHeader(ctx))

@@ -55,9 +55,9 @@ func (s *Set) State(serverID string) (open bool, inFlight int) {
 }
 
 // Allow decides whether a request may be sent to p now. It returns an *OpenError if the breaker is
-// open and p is not to be probed now, or if the request has waited and p has been silent for its
-// timeout. A retry is always allowed. It returns a channel if p has too many requests in flight. In
-// that case the caller waits until the channel is closed and calls Allow again, or calls Cancel.
+// open and p is not to be probed now, or if the request has waited and p has been silent for
+// r.Timeout. A retry is always allowed. It returns a channel if p has too many requests in flight.
+// In that case the caller waits until the channel is closed and calls Allow again, or calls Cancel.
 // The end of an allowed request must be reported to Record.
 func (s *Set) Allow(p *membership.Peer, r Request) (wait <-chan struct{}, err error) {
 	s.mu.Lock()
@@ -69,9 +69,9 @@ func (s *Set) Allow(p *membership.Peer, r Request) (wait <-chan struct{}, err er
 	case r.Waited && silent >= r.Timeout:
 		b.wake(1) // the next waiter may have a longer timeout
 		return nil, &OpenError{silent, 0}
-	// This rejects the request, unless its timeout is longer than those that expired: that may
-	// suffice. An eighth more does not count as longer: timeouts that end at one deadline vary
-	// a little.
+	// An open breaker applies to the request only if its timeout is not longer than those that
+	// expired, because a longer one may suffice. An eighth more does not count as longer:
+	// timeouts that end at one deadline vary a little.
 	case b.isOpen() && min(r.Timeout, s.timeout) <= b.timeouts.longest+b.timeouts.longest/8:
 		if registeredSince(b.timeouts.peer, p) {
 			b.timeouts.probeAt, b.timeouts.peer = r.Now, p
@@ -143,7 +143,7 @@ func (s *Set) Record(p *membership.Peer, result Result, began time.Time, timeout
 // peer was silent while the request waited.
 type OpenError struct {
 	Silent  time.Duration // how long the peer has been silent
-	RetryIn time.Duration // until the next probe; 0 while one is in flight
+	RetryIn time.Duration // until the next probe; 0 while one is in flight, or unknown
 }
 
 func (e *OpenError) Error() string {

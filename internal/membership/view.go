@@ -250,9 +250,9 @@ func (v View) Reconcile(before, now View) View {
 	return s
 }
 
-// Diff yields the servers in which two views differ, sorted by id. It yields the entry in before,
-// nil if the server joined, and the entry in after, nil if the server left. A server in both views
-// is yielded if its ClusterBaseURL differs.
+// Diff yields the servers in which two views differ, sorted by id. For each it yields two entries:
+// that of the view before, which is nil if the server joined, and that of the view after, which is
+// nil if the server left. A server in both views is yielded if its ClusterBaseURL differs.
 func Diff(before, after View) iter.Seq2[*Peer, *Peer] {
 	return func(yield func(old, current *Peer) bool) {
 		a, b := before.peers, after.peers
