@@ -395,6 +395,19 @@ func TestSilentPeerWithShortTimeouts(t *testing.T) {
 	}
 }
 
+// A request that was rejected may be a waiter of a breaker that is still closed, so the text claims
+// a probe only if the breaker has scheduled one.
+func TestCircuitOpenErrorText(t *testing.T) {
+	for want, err := range map[string]cluster.CircuitOpenError{
+		`peer "node-2": circuit open (no response for 5s, next probe in 2s)`: {ServerID: "node-2", SilentFor: 5 * time.Second, RetryIn: 2 * time.Second},
+		`peer "node-2": circuit open (no response for 5s)`:                   {ServerID: "node-2", SilentFor: 5 * time.Second},
+	} {
+		if got := err.Error(); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
 // callAndTime makes one call, and returns the kind of the failing peer and the duration of the
 // call.
 func callAndTime(t *testing.T, n *clustertest.Node, req cluster.Request) string {

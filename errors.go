@@ -130,15 +130,15 @@ func (e *WrongServerError) Error() string {
 type CircuitOpenError struct {
 	ServerID  string
 	SilentFor time.Duration // how long the peer has not answered
-	RetryIn   time.Duration // until the next probe; 0 while one is in flight, or unknown
+	RetryIn   time.Duration // until the next probe; 0 if the breaker does not delay it
 }
 
 func (e *CircuitOpenError) Error() string {
-	probe := "a probe is in flight"
+	probe := ""
 	if e.RetryIn > 0 {
-		probe = fmt.Sprintf("next probe in %v", e.RetryIn.Round(time.Millisecond))
+		probe = fmt.Sprintf(", next probe in %v", e.RetryIn.Round(time.Millisecond))
 	}
-	return fmt.Sprintf("peer %q: circuit open (no response for %v, %s)", e.ServerID, e.SilentFor.Round(time.Millisecond), probe)
+	return fmt.Sprintf("peer %q: circuit open (no response for %v%s)", e.ServerID, e.SilentFor.Round(time.Millisecond), probe)
 }
 
 // A TokenError means that a token could not be obtained.

@@ -68,7 +68,7 @@ func (s *Set) Allow(p *membership.Peer, r Request) (wait <-chan struct{}, err er
 	case r.Retry:
 	case r.Waited && silent >= r.Timeout:
 		b.wake(1) // the next waiter may have a longer timeout
-		return nil, &OpenError{silent, 0}
+		return nil, &OpenError{silent, b.probeIn(r.Now)}
 	// An open breaker applies to the request only if its timeout is not longer than those that
 	// expired, because a longer one may suffice. An eighth more does not count as longer:
 	// timeouts that end at one deadline vary a little.
@@ -76,9 +76,9 @@ func (s *Set) Allow(p *membership.Peer, r Request) (wait <-chan struct{}, err er
 		if registeredSince(b.timeouts.peer, p) {
 			b.timeouts.probeAt, b.timeouts.peer = r.Now, p
 		}
-		if in := b.timeouts.probeAt.Sub(r.Now); in > 0 || b.inFlight > 0 {
+		if in := b.probeIn(r.Now); in > 0 || b.inFlight > 0 {
 			b.wake(1)
-			return nil, &OpenError{silent, max(0, in)}
+			return nil, &OpenError{silent, in}
 		}
 	case b.inFlight >= s.limit(r.Peers, silent):
 		waiter := make(chan struct{})
@@ -143,7 +143,7 @@ func (s *Set) Record(p *membership.Peer, result Result, began time.Time, timeout
 // peer was silent while the request waited.
 type OpenError struct {
 	Silent  time.Duration // how long the peer has been silent
-	RetryIn time.Duration // until the next probe; 0 while one is in flight, or unknown
+	RetryIn time.Duration // until the next probe; 0 if the breaker does not delay it
 }
 
 func (e *OpenError) Error() string {
@@ -242,6 +242,14 @@ func registeredSince(before, now *membership.Peer) bool {
 }
 
 func (b *breaker) isOpen() bool { return b.timeouts != nil && b.timeouts.trips > 0 }
+
+// probeIn is the time until the next probe, or 0 if it is due or the breaker is closed.
+func (b *breaker) probeIn(now time.Time) time.Duration {
+	if !b.isOpen() {
+		return 0
+	}
+	return max(0, b.timeouts.probeAt.Sub(now))
+}
 
 func (b *breaker) trip(p *membership.Peer, probeAt time.Time) {
 	b.timeouts.trips = min(b.timeouts.trips+1, maxTrips)

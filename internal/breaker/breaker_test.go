@@ -171,6 +171,29 @@ func TestBreaker(t *testing.T) {
 			waited.Waited = true
 			requireAllowed(t, p, waited)
 		},
+		"a rejected waiter learns of the next probe, if the breaker is open": func(t scenario) {
+			const short = 2 * time.Second
+			began := time.Now()
+			requireAllowed(t, p, request(timeout))
+			waited := func() (rejected OpenError) {
+				r := request(short)
+				r.Waited = true
+				_, err := t.set.Allow(p, r)
+				if open, ok := errors.AsType[*OpenError](err); ok {
+					rejected = *open
+				}
+				return rejected
+			}
+			time.Sleep(short)
+			if got := waited(); got != (OpenError{Silent: short}) {
+				t.Errorf("closed: %+v", got)
+			}
+			time.Sleep(timeout - short)
+			t.set.Record(p, TimedOut, began, timeout)
+			if got := waited(); got != (OpenError{Silent: timeout, RetryIn: timeout}) {
+				t.Errorf("open: %+v", got)
+			}
+		},
 		"a peer with a new address is probed at once": func(t scenario) {
 			began := time.Now()
 			requireAllowed(t, p, request(timeout))
