@@ -573,6 +573,37 @@ func TestStatePendingDepartures(t *testing.T) {
 	}
 }
 
+// The response to a renewal may list a server that has left since the renewal was sent.
+func TestStateDepartureDuringARenewal(t *testing.T) {
+	joined, renewed, back := time.Unix(100, 0), time.Unix(101, 0), time.Unix(102, 0)
+	for name, tt := range map[string]struct {
+		departsAfter, sentAfter time.Duration
+		listed                  time.Time
+		want                    bool
+	}{
+		"the list is from before the departure":         {2, 1, renewed, false},
+		"the server has registered again":               {2, 1, back, true},
+		"the registry lists a server that left earlier": {1, 2, renewed, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s, start := testState(), time.Now()
+				before := testView(joined, "node-1", "node-2")
+				s.updateView(t.Context(), SourceRegistry, func(d *stateData) { d.view = before })
+				time.Sleep(tt.departsAfter)
+				s.applyDeparture(t.Context(), "r", "node-2", renewed)
+				time.Sleep(time.Second)
+				s.applyRenewal(t.Context(), acceptedRenewal{
+					sent: start.Add(tt.sentAfter), lease: time.Minute, before: before, listed: testView(tt.listed, "node-1", "node-2"),
+				})
+				if _, known := s.view().Get("node-2"); known != tt.want {
+					t.Errorf("node-2 is known: %t", known)
+				}
+			})
+		})
+	}
+}
+
 // Announcements from before a departure are ignored for some time. What peers report is bounded.
 func TestStateDepartedServers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -600,6 +631,9 @@ func TestStateDepartedServers(t *testing.T) {
 		announce("new", left.Add(time.Second), "node-3", true)
 		announce("without a date of the last update", time.Time{}, "node-4", true)
 		announce("after a report without a date", left, "node-5", true)
+		evicted, _ := s.view().Get("node-5")
+		s.evict(t.Context(), evicted)
+		announce("after its eviction", left, "node-5", false)
 		time.Sleep(departedMemory)
 		announce("later", left, "node-2", true)
 		for i := range 2 * maxDeparted {

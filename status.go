@@ -202,11 +202,11 @@ type stateData struct {
 	departed          map[string]recentDeparture
 }
 
-// A recentDeparture is that of a server whose announcements may arrive late, on another connection
-// than the report of its departure.
+// A recentDeparture is that of a server whose last entry may still arrive: in an announcement on
+// another connection than the report of its departure, or in the response to a renewal.
 type recentDeparture struct {
-	date  time.Time // of its last entry; a newer one shows that it is back
-	until time.Time // the end of departedMemory
+	date time.Time // of its last entry; a newer one shows that it is back
+	at   time.Time // when this node learned of it
 }
 
 const (
@@ -334,7 +334,8 @@ func (s *state) applyRenewal(ctx context.Context, r acceptedRenewal) (needsAnnou
 		if own, ok := r.listed.Get(d.status.ServerID); ok && (r.moved || d.addressSince.IsZero()) {
 			d.addressSince = own.LastUpdate()
 		}
-		d.view = r.listed.Reconcile(r.before, d.view).Retain(d.view, r.sent, r.retainUntil)
+		listed := d.withoutDeparted(r.listed, r.sent) // those that left meanwhile
+		d.view = listed.Reconcile(r.before, d.view).Retain(d.view, r.sent, r.retainUntil)
 		if d.status.State != Left {
 			d.status.State, d.status.Reason = Registered, nil
 		}
@@ -472,7 +473,7 @@ func (s *state) applyAnnouncement(ctx context.Context, announced membership.View
 		view, now := d.view, time.Now()
 		defer func() { r.view, r.moved = d.view, d.movedSince(view) }()
 		received := announced.Len()
-		announced := d.withoutDeparted(announced, now)
+		announced := d.withoutDeparted(announced, now.Add(-departedMemory))
 		r.ignored = announced.Len() < received
 		merged := announced // before the first registration, there is no view to merge with
 		switch view.ID() {
@@ -529,7 +530,7 @@ func (s *state) applyDeparture(ctx context.Context, resourceID, serverID string,
 // addDeparted remembers a server that has left, unless the date of its last entry is unknown. The
 // id may be a part of a long request.
 func (d *stateData) addDeparted(serverID string, date, now time.Time) {
-	maps.DeleteFunc(d.departed, func(_ string, s recentDeparture) bool { return !now.Before(s.until) })
+	maps.DeleteFunc(d.departed, func(_ string, s recentDeparture) bool { return now.Sub(s.at) >= departedMemory })
 	before, known := d.departed[serverID]
 	if date.IsZero() || wire.CheckServerID(serverID) != nil || !known && len(d.departed) >= maxDeparted {
 		return
@@ -537,18 +538,18 @@ func (d *stateData) addDeparted(serverID string, date, now time.Time) {
 	if before.date.After(date) {
 		date = before.date
 	}
-	d.departed[strings.Clone(serverID)] = recentDeparture{date, now.Add(departedMemory)}
+	d.departed[strings.Clone(serverID)] = recentDeparture{date, now}
 }
 
-// withoutDeparted returns announced without entries of servers that have left since. An entry
-// without a date of its last update stays.
-func (d *stateData) withoutDeparted(announced membership.View, now time.Time) membership.View {
+// withoutDeparted returns received without servers that have left after since, unless their entry
+// is newer. An entry without a date of its last update stays.
+func (d *stateData) withoutDeparted(received membership.View, since time.Time) membership.View {
 	if len(d.departed) == 0 {
-		return announced
+		return received
 	}
-	return announced.Filter(func(p *membership.Peer) bool {
+	return received.Filter(func(p *membership.Peer) bool {
 		s, ok := d.departed[p.ServerID]
-		return !ok || !now.Before(s.until) || p.UpdatedAt.IsZero() || p.UpdatedAt.After(s.date)
+		return !ok || !s.at.After(since) || p.UpdatedAt.IsZero() || p.UpdatedAt.After(s.date)
 	})
 }
 
@@ -571,6 +572,7 @@ func (s *state) replaceEntry(ctx context.Context, serverID string, entry members
 func (s *state) evict(ctx context.Context, p *membership.Peer) (evicted bool) {
 	s.updateView(ctx, SourceEviction, func(d *stateData) {
 		if current, ok := d.view.Get(p.ServerID); ok && current.LastUpdate().Equal(p.LastUpdate()) {
+			d.addDeparted(p.ServerID, p.UpdatedAt, time.Now())
 			d.view, d.status.UpdatedAt = d.view.Without(p.ServerID), time.Now()
 			evicted = true
 		}
