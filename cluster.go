@@ -32,8 +32,8 @@
 // The registry has one entry per cluster, called its itResource, with the list of its servers. With
 // each renewal the registry sends this list, which becomes the node's view. Between renewals, peers
 // announce themselves and report departures, which change the view at once. A peer that cannot be
-// reached is evicted only if the registry confirms it, and never while most of the cluster is
-// unreachable (see [Eviction]).
+// reached is evicted only if the registry confirms it. A node with three or more peers evicts none
+// while most of them are unreachable (see [Eviction]).
 //
 // # Lease
 //
@@ -45,9 +45,10 @@
 //
 // # Tokens
 //
-// Every request carries a bearer token from the token service (mST), or from the source given with
-// [WithTokens]. Received tokens must be issued by the token service and signed with HS256, unless
-// [WithVerifier] is given. Tokens and secrets never appear in a log line or an error.
+// Requests to the registry and to peers carry a bearer token from the token service (mST), or from
+// the source given with [WithTokens]. Received tokens must be issued by the token service and
+// signed with HS256, unless [WithVerifier] is given. Tokens and secrets never appear in a log line
+// or an error.
 package cluster
 
 import (

@@ -72,8 +72,9 @@ type Config struct {
 	// Management makes the node call its peers: it announces itself, fans out and evicts
 	// [CLUSTER_MANAGEMENT, "on" or "off"]. By default it only registers.
 	Management bool
-	// PeerNetworks are the networks in which peers may be, in CIDR notation and separated by commas
-	// [CLUSTER_PEER_NETWORKS]. If [PeerPolicy].Networks is set, too, both must contain an address.
+	// PeerNetworks are the networks in which peers may be, in CIDR notation and separated by
+	// commas [CLUSTER_PEER_NETWORKS]. If [PeerPolicy].Networks is set, too, a peer's address
+	// must be in both.
 	PeerNetworks string
 	// VerifyAnnouncements sets [PeerPolicy].VerifyWithRegistry [CLUSTER_VERIFY_ANNOUNCEMENTS, "on"
 	// or "off"].

@@ -26,11 +26,13 @@ var (
 	ErrInvalidRequest = errors.New("cluster: invalid request")
 	// ErrManagementOff means that the node does not call peers: Config.Management is not set.
 	ErrManagementOff = errors.New("cluster: management is off")
-	// ErrNotRegistered is the Reason in the [Status] of a node that has not registered yet, or
-	// that has left. [Cluster.Register] returns it when [Cluster.UnRegister] interrupts the
-	// call. [Cluster.RPCluster] returns it if the node has never registered and knows no peers.
+	// ErrNotRegistered is the Reason in the [Status] of a node until its first attempt to
+	// register has ended, and after [Cluster.UnRegister]. [Cluster.Register] returns it when
+	// [Cluster.UnRegister] interrupts the call. [Cluster.RPCluster] returns it if the node has
+	// never registered and knows no peers.
 	ErrNotRegistered = errors.New("cluster: not registered")
-	// ErrClosed is returned by calls that [Cluster.Close] interrupts and by calls made after it.
+	// ErrClosed is the error of calls that [Cluster.Close] interrupts, and of calls made after
+	// it. An interrupted [Cluster.RPCluster] returns no error, but its outcomes have this one.
 	ErrClosed = errors.New("cluster: closed")
 	// ErrNotAllowed means that the [PeerPolicy] does not allow the address of a peer.
 	ErrNotAllowed = errors.New("address not allowed")
@@ -174,8 +176,9 @@ func (e *PanicError) Error() string {
 type Kind string
 
 // The kinds of outcomes. A peer becomes a suspect for eviction only if it sent no response at all,
-// so only with KindRefused, KindConnectionLost or KindTimeout. The option [Eviction].ServerErrors
-// adds responses with a 5xx status.
+// so only with KindRefused, KindConnectionLost or KindTimeout. A peer whose address belongs to this
+// node now is a suspect, too; its kind is KindWrongServer. The option [Eviction].ServerErrors adds
+// responses with a 5xx status.
 const (
 	KindOK             Kind = "ok"              // a result
 	KindRefused        Kind = "refused"         // the address could not be dialed
@@ -190,7 +193,7 @@ const (
 	KindCanceled       Kind = "canceled"        // the call ended first; see ErrEnoughResults
 	KindCircuitOpen    Kind = "circuit_open"    // nothing was sent: see CircuitOpenError
 	KindNotAllowed     Kind = "not_allowed"     // nothing was sent: see ErrNotAllowed
-	KindNotConfirmed   Kind = "not_confirmed"   // announced, never answered: no time was left for it
+	KindNotConfirmed   Kind = "not_confirmed"   // known only from a peer, and not called in time
 	KindNoToken        Kind = "no_token"        // nothing was sent: see TokenError
 	KindInvalid        Kind = "invalid"         // no peer was called: the call itself failed
 )

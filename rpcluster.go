@@ -89,11 +89,11 @@ type Request struct {
 	// the other peers are then canceled, and their outcomes have [ErrEnoughResults]. Such a call
 	// evicts no peer. 0 waits for all peers.
 	MinResults int
-	// HedgeAfter is the delay after which a GET or HEAD without a response is sent a second time,
-	// with HTTP/1 on another connection. The first response counts, and the other request is
-	// canceled. Choose a delay within which nearly all responses arrive, because each hedged
-	// request costs a connection. Hedged requests count towards Config.MaxInFlight, and are not
-	// sent when no slot is free. 0 sends none.
+	// HedgeAfter is the delay after which a GET or HEAD without a response is sent a second
+	// time. With HTTP/1 this takes another connection. The first response counts, and the other
+	// request is canceled. Choose a delay within which nearly all responses arrive, because
+	// each hedged request costs a connection. Hedged requests count towards Config.MaxInFlight,
+	// and are not sent when no slot is free. 0 sends none.
 	HedgeAfter time.Duration
 }
 
@@ -104,8 +104,9 @@ type Outcome struct {
 	Body json.RawMessage
 	// Data is the data in Body; nil if it has none.
 	Data json.RawMessage
-	// StatusCode is the status of the last HTTP response of the peer, even if the peer failed; zero
-	// without a response. Header returns the header of that response.
+	// StatusCode is the status of the response to the last request, even if the peer failed. It
+	// is zero if that request got no response, even if an earlier one did. Header returns the
+	// header of that response.
 	StatusCode int
 	// Unverified reports whether the result has no body: it is a response to a HEAD, or has the
 	// status 204 or 205. Such a response does not name its server. So it may come from another
@@ -115,8 +116,8 @@ type Outcome struct {
 	// Err is why the peer failed; nil if it did not. Kind classifies it.
 	Err  error
 	Kind Kind
-	// Evicted reports whether the peer was removed from the view because the registry has deleted
-	// it.
+	// Evicted reports whether a suspect is no longer in the view: the registry has deleted it,
+	// or it was already gone (see [DecisionGone]).
 	Evicted bool
 	// EvictionSkipped is why a suspect was not evicted. It is nil for all other peers.
 	EvictionSkipped error
@@ -180,8 +181,8 @@ type Response struct {
 	Failures []Outcome         `json:"failures"`
 }
 
-// WriteTo writes the JSON of a response to w, such as an [http.ResponseWriter]. It needs no memory
-// for that. json.Marshal needs several times the length of the JSON, which is up to twice
+// WriteTo writes the JSON of a response to w, such as an [http.ResponseWriter]. It needs little
+// memory for that. json.Marshal needs several times the length of the JSON, which is up to twice
 // Config.MaxCallBytes. Bodies are written as they were received, which may be with spaces.
 func (r *Response) WriteTo(w io.Writer) (int64, error) {
 	counted := &countingWriter{w: w}

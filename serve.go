@@ -59,9 +59,9 @@ func (c *Cluster) ListenAndServe(ctx context.Context, srv *http.Server) error {
 // the node's own ClusterBaseURL, and logs a warning if the request does not arrive. It then
 // registers the node, retrying until that succeeds, and renews the lease.
 //
-// When ctx ends or srv is shut down, it unregisters the node while still serving requests, waits
-// for requests in progress, and closes the Cluster. [Leave] bounds the time. Connections are not
-// kept alive meanwhile.
+// When ctx ends, it unregisters the node while still serving requests, waits for requests in
+// progress, and closes the Cluster. When srv is shut down, it does the same, but serves no new
+// requests. [Leave] bounds the time. Connections are not kept alive meanwhile.
 //
 // Serve blocks until all of this is done. It returns nil if serving ended because of ctx or a
 // shutdown of srv, and all of the following steps succeeded. Otherwise the error says why serving
@@ -100,8 +100,8 @@ func (c *Cluster) Serve(ctx context.Context, ln net.Listener, srv *http.Server) 
 // ReadyHandler returns a handler for readiness probes. With Config.NoRegistration it answers 200
 // from the start. Otherwise it answers 503 until the node has registered, and then 200, even if the
 // lease is lost. It answers 503 again when the node leaves. If the node has not registered within a
-// minute after [New], the handler answers 200, too. It can serve requests, and an outage of the
-// registry must not keep a whole service from starting. It needs no token.
+// minute after [New], the handler answers 200, too: the node can serve requests, and an outage of
+// the registry must not keep a whole service from starting. The handler needs no token.
 func (c *Cluster) ReadyHandler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		status, text := http.StatusOK, "ready\n"

@@ -63,8 +63,9 @@ type Trace struct {
 	// one with which the node announces a server or reports a departure. It is not called if the
 	// call is not possible at all, for example because the [Request] is invalid.
 	Call func(context.Context, CallInfo) (context.Context, func(CallResult))
-	// Request is called before each HTTP request that the node sends, when it no longer waits for
-	// a slot or for a circuit breaker.
+	// Request is called before each HTTP request that the node sends, when it no longer waits
+	// for a slot or for a circuit breaker. It is not called for the request of [Cluster.Serve]
+	// to the node's own address.
 	Request func(context.Context, RequestInfo) (context.Context, func(RequestResult))
 	// Renewal is called before each attempt to register or to renew the lease.
 	Renewal func(context.Context, RenewalInfo) (context.Context, func(RenewalResult))
@@ -160,10 +161,11 @@ type RequestInfo struct {
 	Target Target
 	Server Server // the peer; zero for other targets
 	Method string
-	// Attempt counts, from 1, the requests to one peer in a call, or the requests to the registry
-	// in one operation. It counts retries, hedged requests, and requests to another replica or with
-	// another token. It starts at 1 again when a suspect is called at a newer address. For the
-	// token service it is always 1.
+	// Attempt counts, from 1, the requests to one peer in a call, or the requests to the
+	// registry or the token service in one operation. It counts retries, hedged requests, and
+	// requests to another replica or with another token. A request to the registry or the token
+	// service that is repeated on a new connection keeps its number. Attempt starts at 1 again
+	// when a suspect is called at a newer address.
 	Attempt int
 	Hedge   bool // the second of a hedged request
 

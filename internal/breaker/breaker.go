@@ -1,8 +1,9 @@
 // Package breaker keeps one circuit breaker per peer, and limits the requests in flight to each.
 //
 // A breaker is closed as long as its peer answers. It opens when the peer has been silent for as
-// long as a request may take. An open breaker rejects all requests except one probe at a time, at
-// growing intervals. Any answer closes it. There is no separate half-open state.
+// long as a request may take. An open breaker rejects requests except one probe at a time, at
+// growing intervals. Retries are exempt, and so are requests with a longer timeout than those that
+// expired. Any answer closes the breaker. There is no separate half-open state.
 package breaker
 
 import (
@@ -182,8 +183,8 @@ type Request struct {
 const (
 	// A peer is silent if a request is in flight and no answer has come for this long.
 	silentAfter = time.Second
-	// The requests in flight to one peer: at most one in maxShare of all slots, or one in
-	// maxSilentShare if the peer is silent.
+	// One peer gets at most 1/maxShare of all slots, or an equal share if there are fewer peers
+	// than maxShare. It gets at most 1/maxSilentShare if it is silent.
 	maxShare       = 4
 	maxSilentShare = 16
 	// The longest interval at which an open breaker lets a probe through.
@@ -197,16 +198,17 @@ const (
 // A breaker is small, because a node keeps one for each peer. So the fields that only a silent peer
 // needs are in a struct of their own.
 type breaker struct {
-	inFlight    int
-	silentSince time.Time       // since the last answer, or the first request after it
-	waiters     []chan struct{} // of requests over the limit; closed when one may try again
-	timeouts    *timeouts       // nil if no request has timed out since silentSince
+	inFlight int
+	waiters  []chan struct{} // of requests over the limit; closed when one may try again
+	// The last answer, or the start of a later request that found no other in flight.
+	silentSince time.Time
+	timeouts    *timeouts // nil if no request has timed out since silentSince
 }
 
 // timeouts describes the requests that timed out since the last answer.
 type timeouts struct {
 	longest time.Duration // of their timeouts, at most Set.timeout
-	trips   int           // how often the breaker opened, up to maxTrips; 0 while it is closed
+	trips   int           // 0 while closed, 1 when it opens, 1 more per failed probe, up to maxTrips
 
 	peer    *membership.Peer // the entry that was silent; a newer one is probed at once
 	probeAt time.Time        // when the next probe is due
@@ -241,8 +243,6 @@ func registeredSince(before, now *membership.Peer) bool {
 	return now.ClusterBaseURL != before.ClusterBaseURL || now.LastUpdate().After(before.LastUpdate())
 }
 
-func (b *breaker) isOpen() bool { return b.timeouts != nil && b.timeouts.trips > 0 }
-
 // probeIn is the time until the next probe, or 0 if it is due or the breaker is closed.
 func (b *breaker) probeIn(now time.Time) time.Duration {
 	if !b.isOpen() {
@@ -250,6 +250,8 @@ func (b *breaker) probeIn(now time.Time) time.Duration {
 	}
 	return max(0, b.timeouts.probeAt.Sub(now))
 }
+
+func (b *breaker) isOpen() bool { return b.timeouts != nil && b.timeouts.trips > 0 }
 
 func (b *breaker) trip(p *membership.Peer, probeAt time.Time) {
 	b.timeouts.trips = min(b.timeouts.trips+1, maxTrips)

@@ -70,8 +70,9 @@ type Call struct {
 }
 
 // Run calls do once for each index below n, concurrently and with a slot held, and returns when all
-// have returned. For the tasks that have not started when ctx ends, it calls skip instead. Run may
-// be called once.
+// have returned. When ctx ends, Run waits for no further slot, and calls skip for tasks instead. A
+// goroutine that holds a slot still calls do for further ones, so do must check ctx. Run may be
+// called once.
 //
 // Concurrent calls start at indices far apart, so that they do not all open a connection to the
 // same peer at the same moment.
@@ -98,7 +99,7 @@ func (c *Call) Run(ctx context.Context, do func(i int), skip func(i int, err err
 			c.wg.Add(1)
 			c.s.workers.run(func() {
 				defer c.wg.Done()
-				pprof.SetGoroutineLabels(ctx) // a new goroutine would inherit them
+				pprof.SetGoroutineLabels(ctx) // a reused goroutine does not inherit the caller's
 				c.runFrom(i, do)
 			})
 		}
