@@ -97,9 +97,10 @@ type Config struct {
 	// MaxCallBytes bounds the bodies of all responses to one call together; 256 MiB by default.
 	// A peer whose response exceeds it fails with [KindTooLarge]. Peers that the registry has
 	// not confirmed yet do not count: these share a bound of their own, a quarter of
-	// MaxCallBytes. If they exceed it, the node renews, so that the registry confirms them. 20
-	// s after the last call with at least 16 MiB of responses, and at most a minute after the
-	// first one, the node runs the garbage collector twice, unless GOGC is off.
+	// MaxCallBytes. If they exceed it, the node renews, so that the registry confirms them.
+	// After calls with at least 16 MiB of responses, the node runs the garbage collector twice,
+	// unless GOGC is off. It does so when there has been no further such call for 20 s, and at
+	// most a minute after the first of them.
 	MaxCallBytes int64
 	// MaxRequestBytes bounds the request bodies that the peer endpoints read; 1 MiB by default.
 	MaxRequestBytes int64
