@@ -44,11 +44,16 @@ type Message struct {
 
 // Record returns a handler that calls h and records its exchanges, or h itself if the environment
 // variable is not set. Exchanges of one [Exchange.Shape] are recorded once per process. An exchange
-// whose handler panics or writes nothing is not recorded.
+// whose handler panics or writes nothing is not recorded. Record panics if the folder cannot be
+// written: servers would recover the panic of a handler, and the tests would fail for no visible
+// reason.
 func Record(h http.Handler) http.Handler {
 	l := theLog()
 	if l == nil {
 		return h
+	}
+	if l.err != nil {
+		panic(fmt.Sprintf("%s: %v", Variable, l.err)) //nolint:forbidigo // only tests record
 	}
 	name := handlerName(h)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
