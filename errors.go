@@ -193,7 +193,7 @@ const (
 	KindCanceled       Kind = "canceled"        // the call ended first; see ErrEnoughResults
 	KindCircuitOpen    Kind = "circuit_open"    // nothing was sent: see CircuitOpenError
 	KindNotAllowed     Kind = "not_allowed"     // nothing was sent: see ErrNotAllowed
-	KindNotConfirmed   Kind = "not_confirmed"   // known only from a peer, and not called in time
+	KindNotConfirmed   Kind = "not_confirmed"   // known only from a peer, and its slot came too late
 	KindNoToken        Kind = "no_token"        // nothing was sent: see TokenError
 	KindInvalid        Kind = "invalid"         // no peer was called: the call itself failed
 )

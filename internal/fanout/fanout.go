@@ -70,9 +70,8 @@ type Call struct {
 }
 
 // Run calls do once for each index below n, concurrently and with a slot held, and returns when all
-// have returned. When ctx ends, Run waits for no further slot, and calls skip for tasks instead. A
-// goroutine that holds a slot still calls do for further ones, so do must check ctx. Run may be
-// called once.
+// have returned. Once ctx has ended, it calls skip for each index for which it has not called do,
+// concurrently, too. Run may be called once.
 //
 // Concurrent calls start at indices far apart, so that they do not all open a connection to the
 // same peer at the same moment.
@@ -93,14 +92,14 @@ func (c *Call) Run(ctx context.Context, do func(i int), skip func(i int, err err
 			skip(i, err)
 		case c.exhausted(): // the last task runs here: this goroutine has nothing else to do
 			c.unregister()
-			c.runFrom(i, do)
+			c.runFrom(ctx, i, do, skip)
 			return
 		default:
 			c.wg.Add(1)
 			c.s.workers.run(func() {
 				defer c.wg.Done()
 				pprof.SetGoroutineLabels(ctx) // a reused goroutine does not inherit the caller's
-				c.runFrom(i, do)
+				c.runFrom(ctx, i, do, skip)
 			})
 		}
 	}
@@ -120,7 +119,7 @@ func (c *Call) Release() { c.s.limiter.release(c) }
 func (c *Call) Released(ctx context.Context, wait func()) { c.s.limiter.released(ctx, c, wait) }
 
 // runFrom runs task i, and then further tasks as long as the call may keep the slot.
-func (c *Call) runFrom(i int, do func(int)) {
+func (c *Call) runFrom(ctx context.Context, i int, do func(int), skip func(int, error)) {
 	held := true
 	defer func() { // do may panic
 		if held {
@@ -128,7 +127,11 @@ func (c *Call) runFrom(i int, do func(int)) {
 		}
 	}()
 	for ok := true; ok; i, ok = c.next() {
-		do(i)
+		if ctx.Err() == nil {
+			do(i)
+		} else {
+			skip(i, context.Cause(ctx))
+		}
 		if held = c.s.limiter.keep(c); !held {
 			return
 		}
