@@ -179,6 +179,9 @@ type Kind string
 // so only with KindRefused, KindConnectionLost or KindTimeout. A peer whose address belongs to this
 // node now is a suspect, too; its kind is KindWrongServer. The option [Eviction].ServerErrors adds
 // responses with a 5xx status.
+//
+// Peers that the registry has not confirmed, and that have never answered, share a small part of
+// the slots. Those that get no slot in time have KindNotConfirmed.
 const (
 	KindOK             Kind = "ok"              // a result
 	KindRefused        Kind = "refused"         // the address could not be dialed
@@ -193,7 +196,7 @@ const (
 	KindCanceled       Kind = "canceled"        // the call ended first; see ErrEnoughResults
 	KindCircuitOpen    Kind = "circuit_open"    // nothing was sent: see CircuitOpenError
 	KindNotAllowed     Kind = "not_allowed"     // nothing was sent: see ErrNotAllowed
-	KindNotConfirmed   Kind = "not_confirmed"   // known only from a peer, and its slot came too late
+	KindNotConfirmed   Kind = "not_confirmed"   // not confirmed by the registry, and no slot in time
 	KindNoToken        Kind = "no_token"        // nothing was sent: see TokenError
 	KindInvalid        Kind = "invalid"         // no peer was called: the call itself failed
 )
