@@ -167,8 +167,8 @@ func RetryNPM() Retry {
 //
 // No suspect is evicted if more than MaxSuspectFraction of the called peers are unreachable,
 // because the fault is then likely local. This self-preservation applies to calls to three or more
-// peers. A call also evicts none if it reached MinResults, or if it called only one or two of three
-// or more peers.
+// peers. A call that reached MinResults evicts none, either. A node with three or more peers evicts
+// none in a call to only one or two of them.
 type Eviction struct {
 	// Disabled turns eviction off.
 	Disabled bool

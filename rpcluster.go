@@ -81,9 +81,9 @@ type Request struct {
 	// Retry replaces the policy of [WithRetry] for this request.
 	Retry *Retry
 
-	// Filter reports whether to call a peer; nil calls all. It is called for every peer before the
-	// first request is sent, and must not change its argument. If it panics, so does the call. A
-	// call to only one or two of three or more peers evicts none.
+	// Filter reports whether to call a peer; nil calls all. It is called for every peer before
+	// the first request is sent, and must not change its argument. If it panics, so does the
+	// call. A node with three or more peers evicts none in a call to only one or two of them.
 	Filter func(Server) bool
 	// MinResults is the quorum: the number of results after which the call ends. The requests to
 	// the other peers are then canceled, and their outcomes have [ErrEnoughResults]. Such a call
@@ -182,8 +182,8 @@ type Response struct {
 }
 
 // WriteTo writes the JSON of a response to w, such as an [http.ResponseWriter]. It needs little
-// memory for that. json.Marshal needs several times the length of the JSON, which is up to twice
-// Config.MaxCallBytes. Bodies are written as they were received, which may be with spaces.
+// memory for that. The JSON is up to twice as long as Config.MaxCallBytes, and json.Marshal needs
+// several times its length. Bodies are written as they were received, which may be with spaces.
 func (r *Response) WriteTo(w io.Writer) (int64, error) {
 	counted := &countingWriter{w: w}
 	out := bufio.NewWriter(counted) // its Flush returns the first error

@@ -24,9 +24,9 @@ type StatusOptions struct {
 	// that checks a password by [http.Request.BasicAuth], or [Cluster.Authenticate]. If nil, the
 	// page needs no authentication.
 	Auth func(http.Handler) http.Handler
-	// Actions offers the two-way check: a POST to the page asks all peers for their views, and the
-	// page then shows the differences. It has no effect without Auth, because each check sends a
-	// request to every peer.
+	// Actions offers a check of all views, called the two-way check. A POST to the page asks
+	// all peers for their views, and the page then shows how these differ from each other. It
+	// has no effect without Auth, because each check sends a request to every peer.
 	Actions bool
 }
 
