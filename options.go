@@ -154,9 +154,9 @@ func RetryNPM() Retry {
 // An Eviction sets when an unreachable peer is evicted. The node then deletes the peer from the
 // registry, removes it from its view, and notifies the other peers.
 //
-// A peer becomes a suspect if it sends no response at all. It stays if its failure may be due to a
-// connection that had been used before, or to a delay of this node. At the end of a fan-out, the
-// node looks up the entry of every remaining suspect in the registry:
+// A peer becomes a suspect if it sends no response at all. It is not evicted if its failure may be
+// due to a connection that had been used before, or to a delay of this node. At the end of a
+// fan-out, the node looks up the entry of every remaining suspect in the registry:
 //
 //   - If the registry has the same entry as the node, the node asks it to delete that entry unless
 //     it has changed. The peer is evicted if the registry deletes the entry or has none.
