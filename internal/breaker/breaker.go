@@ -71,8 +71,8 @@ func (s *Set) Allow(p *membership.Peer, r Request) (wait <-chan struct{}, err er
 		b.wake(1) // the next waiter may have a longer timeout
 		return nil, &OpenError{silent, b.probeIn(r.Now)}
 	// An open breaker applies to the request only if its timeout is not longer than those that
-	// expired, because a longer one may suffice. An eighth more does not count as longer:
-	// timeouts that end at one deadline vary a little.
+	// expired, because a longer one may suffice. An eighth more does not count as longer: the
+	// timeouts of requests that share a deadline differ a little.
 	case b.isOpen() && min(r.Timeout, s.timeout) <= b.timeouts.longest+b.timeouts.longest/8:
 		if registeredSince(b.timeouts.peer, p) {
 			b.timeouts.probeAt, b.timeouts.peer = r.Now, p

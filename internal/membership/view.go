@@ -162,7 +162,7 @@ func (v View) Retain(o View, now, until time.Time) View {
 // Allowed returns v without the servers that must not be called.
 func (v View) Allowed() View { return v.Filter(func(p *Peer) bool { return p.Err == nil }) }
 
-// Filter returns v with only the servers that keep returns true for.
+// Filter returns v with only the servers for which keep returns true.
 func (v View) Filter(keep func(*Peer) bool) View {
 	c := v
 	c.peers = slices.DeleteFunc(slices.Clone(v.peers), func(p *Peer) bool { return !keep(p) })
