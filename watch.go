@@ -45,9 +45,9 @@ type Change struct {
 // view. It ends when ctx ends or the node is closed, and blocks while there is no change.
 //
 // Applying all changes in their order always leads to the servers of [Cluster.Servers]. A slow
-// consumer delays only itself. Changes of one server are merged into one, or into none if they
-// cancel out, until the loop takes the next batch. So at most two changes of each server wait: one
-// in the current batch, and one for the next. Each loop over the sequence is a watch of its own.
+// consumer delays only itself. The sequence takes all waiting changes at once and yields them one
+// by one. Meanwhile new changes of one server are merged into one, or into none if they cancel out.
+// So at most two changes of each server wait. Each loop over the sequence is a watch of its own.
 func (c *Cluster) Watch(ctx context.Context) iter.Seq[Change] {
 	return func(yield func(Change) bool) {
 		w := c.state.addWatcher()
