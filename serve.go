@@ -61,7 +61,8 @@ func (c *Cluster) ListenAndServe(ctx context.Context, srv *http.Server) error {
 //
 // When ctx ends, it unregisters the node while still serving requests, waits for requests in
 // progress, and closes the Cluster. When srv is shut down, it does the same, but serves no new
-// requests. [Leave] bounds the time. Connections are not kept alive meanwhile.
+// requests. The option [WithLeave] bounds the time that this takes. Connections are not kept alive
+// meanwhile.
 //
 // Serve blocks until all of this is done. It returns nil if serving ended because of ctx or a
 // shutdown of srv, and all of the following steps succeeded. Otherwise the error says why serving
