@@ -33,12 +33,12 @@ func WithLogger(l *zap.Logger) Option {
 }
 
 // WithTransport wraps the transports of the node, for example with the transport of OpenTelemetry.
-// [New] calls wrap four times. There are two transports to peers, and two that the registry and the
-// token service share. In each pair, one transport keeps a pool of connections, and the other one
-// opens a new connection for each request. Requests that need a new connection have Close set. The
-// node keeps its connection pool, its checks of addresses, and the rule that no proxy is used
-// towards peers. A RoundTripper that wrap returns must not follow redirects. Several wrappers apply
-// in the order of their options: the last one is the outermost.
+// The function wrap is called four times, by [New]. There are two transports to peers, and two that
+// the registry and the token service share. In each pair, one transport keeps a pool of
+// connections, and the other one opens a new connection for each request. Requests that need a new
+// connection have Close set. The node keeps its connection pool, its checks of addresses, and the
+// rule that no proxy is used towards peers. A RoundTripper that wrap returns must not follow
+// redirects. Several wrappers apply in the order of their options: the last one is the outermost.
 func WithTransport(wrap func(http.RoundTripper) http.RoundTripper) Option {
 	return optionFunc(func(o *options) {
 		if wrap != nil {
