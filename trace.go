@@ -59,9 +59,10 @@ import (
 // A panic of a hook is recovered. It is logged, at most once a minute for each hook, and the
 // operation continues as if the hook had returned nil.
 type Trace struct {
-	// Call is called when a call to the peers begins. It may be a call by RPCluster or Stream, or
-	// one with which the node announces a server or reports a departure. It is not called if the
-	// call is not possible at all, for example because the [Request] is invalid.
+	// Call is called when a call to the peers begins. It may be a call by RPCluster or Stream,
+	// or one with which the node announces itself or all servers of its view, or reports a
+	// departure. It is not called if the call is not possible at all, for example because the
+	// [Request] is invalid.
 	Call func(context.Context, CallInfo) (context.Context, func(CallResult))
 	// Request is called before each HTTP request that the node sends, when it no longer waits
 	// for a slot or for a circuit breaker. It is not called for the request of [Cluster.Serve]
@@ -128,14 +129,14 @@ type Operation string
 // The operations.
 const (
 	OperationFanOut   Operation = "fan_out"  // RPCluster or Stream
-	OperationAnnounce Operation = "announce" // the node announces itself, or all servers
+	OperationAnnounce Operation = "announce" // the node announces itself or its view
 	OperationDepart   Operation = "depart"   // the node, or an evicted peer, has departed
 )
 
 // A CallInfo describes a call that begins.
 type CallInfo struct {
 	Operation Operation
-	Name      string // the Name of the [Request]; empty if it has none
+	Name      string // of the [Request], or "compare-views" for the check of the status page
 	Method    string
 	Peers     int // number of peers to be called
 }
@@ -215,7 +216,7 @@ const (
 	DecisionAlive            Decision = "alive"             // it renewed its lease, or responds
 	DecisionUnproven         Decision = "unproven"          // its failure may have another cause
 	DecisionNotConfirmed     Decision = "not_confirmed"     // the registry did not confirm it
-	DecisionUnstable         Decision = "unstable"          // it had several newer entries
+	DecisionUnstable         Decision = "unstable"          // it registered again several times
 	DecisionSelfPreservation Decision = "self_preservation" // too many were unreachable
 	DecisionTooFewCalled     Decision = "too_few_called"    // only one or two of the peers
 	DecisionEnoughResults    Decision = "enough_results"    // MinResults was reached

@@ -70,8 +70,8 @@ type Call struct {
 }
 
 // Run calls do once for each index below n, concurrently and with a slot held, and returns when all
-// have returned. Once ctx has ended, it calls skip for each index for which it has not called do,
-// concurrently, too. Run may be called once.
+// have returned. Once ctx has ended, it calls skip instead, for each remaining index. Calls of skip
+// may be concurrent, too. Run may be called once.
 //
 // Concurrent calls start at indices far apart, so that they do not all open a connection to the
 // same peer at the same moment.

@@ -64,7 +64,7 @@ func (v View) ID() string { return v.id }
 // Len returns the number of servers, this node included.
 func (v View) Len() int { return len(v.peers) }
 
-// A Size has the figures of a View that a node limits.
+// A Size has the figures of a View for which a node has limits.
 type Size struct {
 	Servers   int
 	Announced int   // number of servers that the registry has not confirmed
