@@ -160,9 +160,9 @@ func RetryNPM() Retry {
 //
 //   - If the registry has the same entry as the node, the node asks it to delete that entry unless
 //     it has changed. The peer is evicted if the registry deletes the entry or has none.
-//   - If the registry has another entry, the peer has registered again. The node adopts that entry
-//     and retries the request at its address. The peer stays without a retry if only its lease was
-//     renewed and the request timed out.
+//   - If the registry has another entry, the peer has renewed its lease or registered again. The
+//     node adopts that entry and retries the request at its address. There is no retry if only the
+//     lease was renewed and the request timed out: the peer then stays.
 //   - If the registry does not respond, the peer stays.
 //
 // No suspect is evicted if more than MaxSuspectFraction of the called peers are unreachable,
