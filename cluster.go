@@ -103,7 +103,7 @@ type Cluster struct {
 	announcements    atomic.Int64 // number of the last one
 	senders          senderLimit  // of announcements
 	lists            *semaphore.Weighted
-	confirmation     minuteLimit   // of renewals that confirm announced servers
+	confirmation     confirmations
 	renewNow         chan struct{} // makes the lease goroutine renew
 	registrationLock chan struct{} // held during a request to the registry about this node
 

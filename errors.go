@@ -132,7 +132,7 @@ func (e *WrongServerError) Error() string {
 type CircuitOpenError struct {
 	ServerID  string
 	SilentFor time.Duration // how long the peer has not answered
-	RetryIn   time.Duration // until the next probe; 0 if the breaker does not delay it
+	RetryIn   time.Duration // until the next probe; 0 if one is in flight or due, or none is needed
 }
 
 func (e *CircuitOpenError) Error() string {
@@ -181,7 +181,7 @@ type Kind string
 // responses with a 5xx status.
 //
 // Peers that the registry has not confirmed, and that have never answered, share a small part of
-// the slots. Those that get no slot in time have KindNotConfirmed.
+// the slots. Those that get no slot soon enough for a response have KindNotConfirmed.
 const (
 	KindOK             Kind = "ok"              // a result
 	KindRefused        Kind = "refused"         // the address could not be dialed

@@ -444,12 +444,30 @@ func senderOf(r *http.Request) string {
 	return host
 }
 
-// confirmAnnounced renews, at most once a minute, so that the registry confirms entries of the view
-// or they are dropped.
+// confirmAnnounced renews, at most once a minute, so that the view gets what the registry confirms.
+// If the last such renewal is less than a minute ago, the next one follows a minute after it.
 func (c *Cluster) confirmAnnounced() {
-	if c.confirmation.due(time.Now()) {
-		c.triggerRenewal()
+	if wait, isNew := c.confirmation.schedule(time.Now()); isNew {
+		time.AfterFunc(wait, c.triggerRenewal)
 	}
+}
+
+// A confirmations spaces renewals that confirm announced servers.
+type confirmations struct {
+	mu   sync.Mutex // guards the field below
+	last time.Time  // of the last one, which may be still to come
+}
+
+// schedule returns how long to wait before the next one. If one is still to come, isNew is false.
+func (l *confirmations) schedule(now time.Time) (wait time.Duration, isNew bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.last.After(now) {
+		return 0, false
+	}
+	wait = max(0, time.Minute-now.Sub(l.last))
+	l.last = now.Add(wait)
+	return wait, true
 }
 
 // mergeAnnounced merges an announcement into the view, and returns the view. Entries that exceed

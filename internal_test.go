@@ -513,7 +513,7 @@ func TestState(t *testing.T) {
 		}
 		requireServers("node-2") // before the first registration
 		renewal := acceptedRenewal{sent: start, lease: time.Minute, before: s.view(), listed: testView(start, "node-1", "node-3")}
-		if needs, _ := s.applyRenewal(t.Context(), renewal); needs {
+		if s.applyRenewal(t.Context(), renewal).needsAnnounce {
 			t.Error("the first registration is to be announced as a recreated one")
 		}
 		requireServers("node-1", "node-3")
@@ -535,7 +535,7 @@ func TestState(t *testing.T) {
 		}
 		requireServers("node-1")
 		renewal.before = s.view()
-		if needs, _ := s.applyRenewal(t.Context(), renewal); !needs {
+		if !s.applyRenewal(t.Context(), renewal).needsAnnounce {
 			t.Error("a node reported as departed does not announce itself")
 		}
 
@@ -576,14 +576,17 @@ func TestStatePendingDepartures(t *testing.T) {
 // The response to a renewal may list a server that has left since the renewal was sent.
 func TestStateDepartureDuringARenewal(t *testing.T) {
 	joined, renewed, back := time.Unix(100, 0), time.Unix(101, 0), time.Unix(102, 0)
+	early := time.Unix(50, 0) // after the clock of the registry went back
 	for name, tt := range map[string]struct {
 		departsAfter, sentAfter time.Duration
 		listed                  time.Time
-		want                    bool
+		want, ignored           bool
 	}{
-		"the list is from before the departure":         {2, 1, renewed, false},
-		"the server has registered again":               {2, 1, back, true},
-		"the registry lists a server that left earlier": {1, 2, renewed, true},
+		"the list is from before the departure, and has a newer entry": {2, 1, renewed, false, true},
+		"the list is from before the departure":                        {2, 1, joined, false, false},
+		"the server has registered again":                              {2, 1, back, true, false},
+		"the same, with an older date":                                 {2, 1, early, false, true},
+		"the registry lists a server that left earlier":                {1, 2, renewed, true, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -593,11 +596,19 @@ func TestStateDepartureDuringARenewal(t *testing.T) {
 				time.Sleep(tt.departsAfter)
 				s.applyDeparture(t.Context(), "r", "node-2", renewed)
 				time.Sleep(time.Second)
-				s.applyRenewal(t.Context(), acceptedRenewal{
+				renewal := acceptedRenewal{
 					sent: start.Add(tt.sentAfter), lease: time.Minute, before: before, listed: testView(tt.listed, "node-1", "node-2"),
-				})
+				}
+				if got := s.applyRenewal(t.Context(), renewal); got.ignored != tt.ignored {
+					t.Errorf("ignored: %t", got.ignored)
+				}
 				if _, known := s.view().Get("node-2"); known != tt.want {
 					t.Errorf("node-2 is known: %t", known)
+				}
+				renewal.sent, renewal.before = time.Now(), s.view()
+				s.applyRenewal(t.Context(), renewal)
+				if _, known := s.view().Get("node-2"); !known || len(s.data.departed) > 0 {
+					t.Errorf("after the next renewal, node-2 is known: %t, and %d departures are remembered", known, len(s.data.departed))
 				}
 			})
 		})
@@ -634,6 +645,8 @@ func TestStateDepartedServers(t *testing.T) {
 		evicted, _ := s.view().Get("node-5")
 		s.evict(t.Context(), evicted)
 		announce("after its eviction", left, "node-5", false)
+		s.replaceEntry(t.Context(), "node-5", testView(left, "node-5"))
+		announce("after the registry has sent its entry", left, "node-5", true)
 		time.Sleep(departedMemory)
 		announce("later", left, "node-2", true)
 		for i := range 2 * maxDeparted {

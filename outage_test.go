@@ -843,6 +843,40 @@ func TestDepartureAfterTheClockWentBack(t *testing.T) {
 	})
 }
 
+// The successor of a node that has left has an older date, because the clock of the registry went
+// back. Its peers take its announcement for a late one of the node that left. They ask the registry
+// within a minute, even if they have just done so because of another late announcement.
+func TestReturnAfterTheClockWentBack(t *testing.T) {
+	parallel(t)
+	for name, isLate := range map[string]bool{"first announcement": false, "after a late announcement": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := &backwardStore{Memory: mit.NewMemory()}
+				// With one peer only, the peer would be alone after the departure, and renew often.
+				w := clustertest.Start(t, 3, clustertest.WithStore(s), clustertest.WithLease(12*time.Hour))
+				n, peer := w.Nodes[0], w.Nodes[1]
+				n.Move("elsewhere:8080")
+				sendLate := holdAnnouncement(t, w, n, peer)
+				if _, err := n.Register(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				n.UnRegister(t.Context())
+				if isLate {
+					sendLate()
+				}
+				time.Sleep(10 * time.Second) // a renewal does not follow at once
+				s.setBack(6 * time.Hour)
+				n.Move("third:8080")
+				if _, err := n.Register(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Minute)
+				wantAddress(t, peer.Servers(), "node-1", "third:8080")
+			})
+		})
+	}
+}
+
 // The clock of the registry goes back, and a node moves. Its peers take its new address although
 // its date is older, and do not evict it.
 func TestRegistryClockGoesBack(t *testing.T) {

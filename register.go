@@ -305,12 +305,15 @@ func (c *Cluster) renew(ctx context.Context) (renewal, error) {
 	}
 	// The lease began when the request was sent.
 	renewIn := jitter(time.Duration(c.cfg.RenewalFraction*float64(lease)), 0.1) - time.Since(sent)
-	needsAnnounce, moved := c.state.applyRenewal(ctx, accepted)
+	applied := c.state.applyRenewal(ctx, accepted)
+	if applied.ignored {
+		c.confirmAnnounced()
+	}
 	if own, ok := accepted.listed.Get(c.cfg.ID); ok {
 		c.checkOwnEntry(ctx, own.Server)
 	}
-	c.checkMoved(ctx, moved)
-	return renewal{lease: lease, renewIn: max(0, renewIn), needsAnnounce: needsAnnounce}, nil
+	c.checkMoved(ctx, applied.moved)
+	return renewal{lease: lease, renewIn: max(0, renewIn), needsAnnounce: applied.needsAnnounce}, nil
 }
 
 // recreated reports whether the registry has created this node's entry again since the last

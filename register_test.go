@@ -1022,31 +1022,13 @@ func TestLateAnnouncementOfADepartedPeer(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		n, peer := w.Nodes[0], w.Nodes[1]
 		n.Move("elsewhere:8080")
-		var late *http.Request
-		w.Network.Fault(n.Host, peer.Host, onPost(clustertest.FirstN(1, func(http.RoundTripper) http.RoundTripper {
-			return clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
-				body, err := io.ReadAll(req.Body)
-				late = req.Clone(context.WithoutCancel(req.Context()))
-				late.Body = io.NopCloser(bytes.NewReader(body))
-				return newHTTPResponse(req, http.StatusServiceUnavailable, "{}"), err
-			})
-		})))
+		sendLate := holdAnnouncement(t, w, n, peer)
 		if _, err := n.Register(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Second)
 		n.UnRegister(t.Context())
-		if late == nil {
-			t.Fatal("no announcement")
-		}
-		resp, err := w.Network.Client("test").Do(late)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		if resp.StatusCode != http.StatusOK {
-			t.Errorf("the announcement was answered %s", resp.Status)
-		}
+		sendLate()
 		if got := peer.Servers(); len(got) != 1 {
 			t.Errorf("the peer knows %d servers, want itself alone", len(got))
 		}
@@ -1057,6 +1039,35 @@ func TestLateAnnouncementOfADepartedPeer(t *testing.T) {
 		synctest.Wait()
 		wantAddress(t, peer.Servers(), "node-1", "third:8080")
 	})
+}
+
+// holdAnnouncement answers the next announcement of n to peer with 503, and returns a function that
+// sends it after all.
+func holdAnnouncement(t *testing.T, w *clustertest.World, n, peer *clustertest.Node) (send func()) {
+	t.Helper()
+	var held *http.Request
+	w.Network.Fault(n.Host, peer.Host, onPost(clustertest.FirstN(1, func(http.RoundTripper) http.RoundTripper {
+		return clustertest.RoundTripperFunc(func(req *http.Request) (*http.Response, error) {
+			body, err := io.ReadAll(req.Body)
+			held = req.Clone(context.WithoutCancel(req.Context()))
+			held.Body = io.NopCloser(bytes.NewReader(body))
+			return newHTTPResponse(req, http.StatusServiceUnavailable, "{}"), err
+		})
+	})))
+	return func() {
+		t.Helper()
+		if held == nil {
+			t.Fatal("no announcement")
+		}
+		resp, err := w.Network.Client("test").Do(held)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			t.Errorf("the announcement was answered %s", resp.Status)
+		}
+	}
 }
 
 // nth applies a fault to the nth request only, and to all requests if n is 0.

@@ -77,8 +77,9 @@ func (c Conflict) MarshalJSON() ([]byte, error) {
 
 // Stats are figures about the requests to peers at one moment.
 type Stats struct {
-	// InFlight is the number of slots taken. It may exceed MaxInFlight for a moment when calls
-	// end, by one for each of their requests that was waiting for a retry or a circuit breaker.
+	// InFlight is the number of slots taken. A request that waits for a retry or a circuit
+	// breaker has no slot. When its call is canceled, it takes one even if none is free, so
+	// InFlight may exceed MaxInFlight for a moment.
 	InFlight int
 	// MaxInFlight is the number of slots, [Config].MaxInFlight.
 	MaxInFlight int
@@ -318,31 +319,41 @@ type acceptedRenewal struct {
 	retainUntil time.Time // for servers that are not listed; zero drops them
 }
 
-// applyRenewal makes the registry's list the view, and the node Registered. It reports whether
-// peers may not know this node, so that it must announce itself.
-//
-// moved are the servers whose address has changed.
-func (s *state) applyRenewal(ctx context.Context, r acceptedRenewal) (needsAnnounce bool, moved []movedServer) {
+// An appliedRenewal is what remains to be done after a renewal.
+type appliedRenewal struct {
+	needsAnnounce bool // peers may not know this node
+	ignored       bool // listed servers have left since the renewal was sent
+	moved         []movedServer
+}
+
+// applyRenewal makes the registry's list the view, and the node Registered.
+func (s *state) applyRenewal(ctx context.Context, r acceptedRenewal) (done appliedRenewal) {
 	s.updateView(ctx, SourceRegistry, func(d *stateData) {
 		previous := d.view
-		defer func() { moved = d.movedSince(previous) }()
+		defer func() { done.moved = d.movedSince(previous) }()
 		d.status.Conflicts = slices.DeleteFunc(slices.Clone(d.status.Conflicts), func(c Conflict) bool {
 			return time.Since(c.SeenAt) > conflictLeases*r.lease
 		})
-		needsAnnounce = d.status.State == Lost || d.mustReregister || r.recreated || r.moved
+		done.needsAnnounce = d.status.State == Lost || d.mustReregister || r.recreated || r.moved
 		d.mustReregister = false
 		if own, ok := r.listed.Get(d.status.ServerID); ok && (r.moved || d.addressSince.IsZero()) {
 			d.addressSince = own.LastUpdate()
 		}
-		listed := d.withoutDeparted(r.listed, r.sent) // those that left meanwhile
-		d.view = listed.Reconcile(r.before, d.view).Retain(d.view, r.sent, r.retainUntil)
+		reconciled := r.listed.Reconcile(r.before, d.view)
+		current := d.withoutDeparted(reconciled, r.sent)
+		done.ignored = current.Len() < reconciled.Len()
+		maps.DeleteFunc(d.departed, func(id string, s recentDeparture) bool { // it is back
+			_, listed := r.listed.Index(id)
+			return listed && !s.at.After(r.sent)
+		})
+		d.view = current.Retain(d.view, r.sent, r.retainUntil)
 		if d.status.State != Left {
 			d.status.State, d.status.Reason = Registered, nil
 		}
 		d.status.ResourceID, d.status.LeaseTime = d.view.ID(), r.lease
 		d.status.RenewedAt, d.status.UpdatedAt = r.sent, time.Now()
 	})
-	return needsAnnounce, moved
+	return done
 }
 
 // A movedServer is a server whose address has changed.
@@ -564,6 +575,7 @@ func (s *state) tookOver(server wire.Server) bool {
 // replaceEntry replaces the entry of one server with the one in entry, even if that is older.
 func (s *state) replaceEntry(ctx context.Context, serverID string, entry membership.View) {
 	s.updateView(ctx, SourceRegistry, func(d *stateData) {
+		delete(d.departed, serverID)
 		d.view, d.status.UpdatedAt = d.view.Without(serverID).Merge(entry), time.Now()
 	})
 }

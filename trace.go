@@ -70,8 +70,9 @@ type Trace struct {
 	Request func(context.Context, RequestInfo) (context.Context, func(RequestResult))
 	// Renewal is called before each attempt to register or to renew the lease.
 	Renewal func(context.Context, RenewalInfo) (context.Context, func(RenewalResult))
-	// TokenFetch is called before a token is fetched. The function gets nil if the fetch succeeded.
-	// Operations that need the same token share one fetch, which has the context of the first one.
+	// TokenFetch is called before a token is fetched. The function that it returns gets the
+	// error of the fetch, or nil. Operations that need the same token share one fetch, which
+	// has the context of the first one.
 	TokenFetch func(context.Context, TokenKey) (context.Context, func(error))
 
 	// PeerDone is called with the outcome of each peer of a call, as soon as it is final. This is
@@ -215,7 +216,7 @@ const (
 	DecisionReturned         Decision = "returned"          // it has a new entry and was called again
 	DecisionAlive            Decision = "alive"             // it renewed its lease, or responds
 	DecisionUnproven         Decision = "unproven"          // its failure may have another cause
-	DecisionNotConfirmed     Decision = "not_confirmed"     // the registry did not confirm it
+	DecisionNotConfirmed     Decision = "not_confirmed"     // the registry did not agree
 	DecisionUnstable         Decision = "unstable"          // it registered again several times
 	DecisionSelfPreservation Decision = "self_preservation" // too many were unreachable
 	DecisionTooFewCalled     Decision = "too_few_called"    // only one or two of the peers

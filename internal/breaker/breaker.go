@@ -127,7 +127,8 @@ func (s *Set) Record(p *membership.Peer, result Result, began time.Time, timeout
 			b.timeouts = new(timeouts)
 		}
 		b.timeouts.longest = max(b.timeouts.longest, timeout)
-		if timeout == s.timeout || now.Sub(b.silentSince) >= s.timeout {
+		isProbe := wasOpen && !began.Before(b.timeouts.probeAt)
+		if isProbe || !wasOpen && (timeout == s.timeout || now.Sub(b.silentSince) >= s.timeout) {
 			b.trip(p, now.Add(min(timeout<<b.timeouts.trips, maxProbeInterval)))
 		}
 	}
@@ -144,7 +145,7 @@ func (s *Set) Record(p *membership.Peer, result Result, began time.Time, timeout
 // peer was silent while the request waited.
 type OpenError struct {
 	Silent  time.Duration // how long the peer has been silent
-	RetryIn time.Duration // until the next probe; 0 if the breaker does not delay it
+	RetryIn time.Duration // until the next probe; 0 if one is in flight or due, or none is needed
 }
 
 func (e *OpenError) Error() string {
@@ -200,7 +201,8 @@ const (
 type breaker struct {
 	inFlight int
 	waiters  []chan struct{} // of requests over the limit; closed when one may try again
-	// The last answer, or the start of a later request that found no other in flight.
+	// When the silence began: at the last answer or, if no request was in flight then, with the
+	// next one.
 	silentSince time.Time
 	timeouts    *timeouts // nil if no request has timed out since silentSince
 }

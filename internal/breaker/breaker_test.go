@@ -171,6 +171,25 @@ func TestBreaker(t *testing.T) {
 			waited.Waited = true
 			requireAllowed(t, p, waited)
 		},
+		"requests that time out together are one reason to wait": func(t scenario) {
+			began := time.Now()
+			for range 6 {
+				requireAllowed(t, p, request(timeout))
+			}
+			time.Sleep(timeout)
+			for range 6 {
+				t.set.Record(p, TimedOut, began, timeout)
+			}
+			time.Sleep(timeout)
+			requireAllowed(t, p, request(timeout)) // the first probe
+			began = time.Now()
+			time.Sleep(timeout)
+			t.set.Record(p, TimedOut, began, timeout)
+			_, err := t.set.Allow(p, request(timeout))
+			if open, ok := errors.AsType[*OpenError](err); !ok || open.RetryIn != 2*timeout {
+				t.Errorf("after the probe: %+v", err)
+			}
+		},
 		"a rejected waiter learns of the next probe, if the breaker is open": func(t scenario) {
 			const short = 2 * time.Second
 			began := time.Now()

@@ -44,16 +44,11 @@ type Message struct {
 
 // Record returns a handler that calls h and records its exchanges, or h itself if the environment
 // variable is not set. Exchanges of one [Exchange.Shape] are recorded once per process. An exchange
-// whose handler panics or writes nothing is not recorded. Record panics if the folder cannot be
-// written: servers would recover the panic of a handler, and the tests would fail for no visible
-// reason.
+// whose handler panics or writes nothing is not recorded.
 func Record(h http.Handler) http.Handler {
 	l := theLog()
 	if l == nil {
 		return h
-	}
-	if l.err != nil {
-		panic(fmt.Sprintf("%s: %v", Variable, l.err)) //nolint:forbidigo // only tests record
 	}
 	name := handlerName(h)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -118,9 +113,18 @@ func openLog() *log {
 		return nil
 	}
 	name := fmt.Sprintf("%s-%d.jsonl", filepath.Base(os.Args[0]), os.Getpid())
-	l := &log{seen: map[uint64]bool{}}
-	l.file, l.err = os.OpenFile(filepath.Join(dir, name), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600) //nolint:gosec // the folder of the test run
-	return l
+	file, err := os.OpenFile(filepath.Join(dir, name), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600) //nolint:gosec // the folder of the test run
+	if err != nil {
+		exit(err)
+	}
+	return &log{file: file, seen: map[uint64]bool{}}
+}
+
+// exit ends the tests: what they record would be incomplete. A panic in a handler would be
+// recovered, and would look like a fault of the network.
+func exit(err error) {
+	_, _ = fmt.Fprintf(os.Stderr, "%s: %v\n", Variable, err)
+	os.Exit(2)
 }
 
 // A log is the file of a process. It stays open until the process ends.
@@ -128,10 +132,8 @@ type log struct {
 	mu   sync.Mutex // guards the fields below
 	file *os.File
 	seen map[uint64]bool
-	err  error // the first one
 }
 
-// write panics if the exchange cannot be written: the log of a test would be incomplete.
 func (l *log) write(x Exchange) {
 	shape := x.Shape()
 	l.mu.Lock()
@@ -141,11 +143,11 @@ func (l *log) write(x Exchange) {
 	}
 	l.seen[shape] = true
 	line, err := json.Marshal(x)
-	if err == nil && l.err == nil {
-		_, l.err = l.file.Write(append(line, '\n'))
+	if err == nil {
+		_, err = l.file.Write(append(line, '\n'))
 	}
-	if err != nil || l.err != nil {
-		panic(fmt.Sprintf("%s: %v, %v", Variable, err, l.err)) //nolint:forbidigo // only tests record
+	if err != nil {
+		exit(err)
 	}
 }
 

@@ -134,9 +134,9 @@ func (v View) Merge(o View) View {
 	return u
 }
 
-// Retain returns v with the servers of o that v lacks. Their RetainUntil becomes until; servers
-// already retained keep their earlier one. Servers that have expired by now are left out. If o
-// belongs to another resource, Retain returns v.
+// Retain returns v with the servers of o that v lacks. Their RetainUntil is set to the given time;
+// that of servers already retained does not change. Servers that have expired by now are left out.
+// If o belongs to another resource, Retain returns v.
 func (v View) Retain(o View, now, until time.Time) View {
 	if v.id != o.id {
 		return v
