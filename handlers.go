@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -416,6 +417,10 @@ type senderLimit struct {
 	counts map[string]int
 }
 
+// maxConfirmationDelay is the jitter of a postponed confirmation: many nodes may have asked for one
+// at the same moment.
+const maxConfirmationDelay = 5 * time.Second
+
 const (
 	maxNewServers = 256
 	maxSenders    = 4096 // that are counted
@@ -445,29 +450,48 @@ func senderOf(r *http.Request) string {
 }
 
 // confirmAnnounced renews, at most once a minute, so that the view gets what the registry confirms.
-// If the last such renewal is less than a minute ago, the next one follows a minute after it.
+// If the last such renewal is less than a minute ago, the next one follows soon after that minute,
+// unless the node has renewed by then.
 func (c *Cluster) confirmAnnounced() {
-	if wait, isNew := c.confirmation.schedule(time.Now()); isNew {
-		time.AfterFunc(wait, c.triggerRenewal)
+	wait, isNew := c.confirmation.schedule(time.Now())
+	if !isNew {
+		return
 	}
+	time.AfterFunc(wait, func() {
+		if c.confirmation.isOpenAt(c.state.status().RenewedAt) {
+			c.triggerRenewal()
+		}
+	})
 }
 
 // A confirmations spaces renewals that confirm announced servers.
 type confirmations struct {
-	mu   sync.Mutex // guards the field below
-	last time.Time  // of the last one, which may be still to come
+	mu    sync.Mutex // guards the fields below
+	last  time.Time  // of the last one, which may be still to come
+	asked time.Time  // when one was last asked for
 }
 
 // schedule returns how long to wait before the next one. If one is still to come, isNew is false.
 func (l *confirmations) schedule(now time.Time) (wait time.Duration, isNew bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.asked = now
 	if l.last.After(now) {
 		return 0, false
 	}
-	wait = max(0, time.Minute-now.Sub(l.last))
+	if now.Sub(l.last) < time.Minute {
+		wait = l.last.Add(time.Minute + rand.N(maxConfirmationDelay)).Sub(now)
+	}
 	l.last = now.Add(wait)
 	return wait, true
+}
+
+// isOpenAt reports whether a confirmation has been asked for since a renewal that was sent at the
+// given time.
+func (l *confirmations) isOpenAt(renewed time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return !l.asked.Before(renewed)
 }
 
 // mergeAnnounced merges an announcement into the view, and returns the view. Entries that exceed

@@ -322,7 +322,7 @@ type acceptedRenewal struct {
 // An appliedRenewal is what remains to be done after a renewal.
 type appliedRenewal struct {
 	needsAnnounce bool // peers may not know this node
-	ignored       bool // listed servers have left since the renewal was sent
+	ignored       bool // an entry was left out, which may be of a server that is back
 	moved         []movedServer
 }
 
@@ -342,10 +342,6 @@ func (s *state) applyRenewal(ctx context.Context, r acceptedRenewal) (done appli
 		reconciled := r.listed.Reconcile(r.before, d.view)
 		current := d.withoutDeparted(reconciled, r.sent)
 		done.ignored = current.Len() < reconciled.Len()
-		maps.DeleteFunc(d.departed, func(id string, s recentDeparture) bool { // it is back
-			_, listed := r.listed.Index(id)
-			return listed && !s.at.After(r.sent)
-		})
 		d.view = current.Retain(d.view, r.sent, r.retainUntil)
 		if d.status.State != Left {
 			d.status.State, d.status.Reason = Registered, nil
@@ -485,7 +481,6 @@ func (s *state) applyAnnouncement(ctx context.Context, announced membership.View
 		defer func() { r.view, r.moved = d.view, d.movedSince(view) }()
 		received := announced.Len()
 		announced := d.withoutDeparted(announced, now.Add(-departedMemory))
-		r.ignored = announced.Len() < received
 		merged := announced // before the first registration, there is no view to merge with
 		switch view.ID() {
 		case announced.ID():
@@ -494,6 +489,7 @@ func (s *state) applyAnnouncement(ctx context.Context, announced membership.View
 		default:
 			return
 		}
+		r.ignored = announced.Len() < received
 		before, after := view.Size(), merged.Size()
 		if err = limits.check(before, after); err != nil {
 			return
@@ -553,12 +549,16 @@ func (d *stateData) addDeparted(serverID string, date, now time.Time) {
 }
 
 // withoutDeparted returns received without servers that have left after since, unless their entry
-// is newer. An entry without a date of its last update stays.
+// is newer. An entry without a date of its last update stays. So does one that is not newer than
+// that in the view, because it changes nothing.
 func (d *stateData) withoutDeparted(received membership.View, since time.Time) membership.View {
 	if len(d.departed) == 0 {
 		return received
 	}
 	return received.Filter(func(p *membership.Peer) bool {
+		if current, known := d.view.Get(p.ServerID); known && !p.LastUpdate().After(current.LastUpdate()) {
+			return true
+		}
 		s, ok := d.departed[p.ServerID]
 		return !ok || !s.at.After(since) || p.UpdatedAt.IsZero() || p.UpdatedAt.After(s.date)
 	})
@@ -572,11 +572,11 @@ func (s *state) tookOver(server wire.Server) bool {
 	return server.LastUpdate().Before(s.data.addressSince)
 }
 
-// replaceEntry replaces the entry of one server with the one in entry, even if that is older.
-func (s *state) replaceEntry(ctx context.Context, serverID string, entry membership.View) {
+// replaceEntry replaces the entry of one server with the one in entry, even if that is older. The
+// registry was asked for it at the given time.
+func (s *state) replaceEntry(ctx context.Context, serverID string, entry membership.View, asked time.Time) {
 	s.updateView(ctx, SourceRegistry, func(d *stateData) {
-		delete(d.departed, serverID)
-		d.view, d.status.UpdatedAt = d.view.Without(serverID).Merge(entry), time.Now()
+		d.view, d.status.UpdatedAt = d.view.Without(serverID).Merge(d.withoutDeparted(entry, asked)), time.Now()
 	})
 }
 

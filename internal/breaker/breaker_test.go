@@ -77,6 +77,23 @@ func TestBreaker(t *testing.T) {
 			t.Errorf("not allowed: wait %v, error %v", wait, err)
 		}
 	}
+	requireOpen := func(t scenario, p *membership.Peer, retryIn time.Duration) {
+		t.Helper()
+		_, err := t.set.Allow(p, request(timeout))
+		if rejected, ok := errors.AsType[*OpenError](err); !ok || rejected.RetryIn != retryIn {
+			t.Errorf("%+v, want an open breaker and a probe in %v", err, retryIn)
+		}
+	}
+	// open sends a request that times out.
+	open := func(t scenario) {
+		t.Helper()
+		began := time.Now()
+		requireAllowed(t, p, request(timeout))
+		time.Sleep(timeout)
+		if change := t.set.Record(p, TimedOut, began, timeout); change != Opened {
+			t.Errorf("after a timeout: %v", change)
+		}
+	}
 	// fill sends requests until one would have to wait, and returns the number of those allowed.
 	fill := func(t scenario, peers int) (n int) {
 		for {
@@ -188,6 +205,47 @@ func TestBreaker(t *testing.T) {
 			_, err := t.set.Allow(p, request(timeout))
 			if open, ok := errors.AsType[*OpenError](err); !ok || open.RetryIn != 2*timeout {
 				t.Errorf("after the probe: %+v", err)
+			}
+		},
+		"a long request does not keep a peer from being probed": func(t scenario) {
+			requireAllowed(t, p, request(time.Hour))
+			open(t)
+			time.Sleep(timeout)
+			requireAllowed(t, p, request(timeout))
+		},
+		"a long probe counts as timed out after a timeout": func(t scenario) {
+			open(t)
+			time.Sleep(timeout)
+			requireAllowed(t, p, request(time.Hour))
+			requireOpen(t, p, 0)
+			time.Sleep(timeout)
+			requireOpen(t, p, 2*timeout)
+			time.Sleep(2 * timeout)
+			requireAllowed(t, p, request(timeout))
+		},
+		"the interval grows although the peer registers again during each probe": func(t scenario) {
+			open(t)
+			for i, want := range []time.Duration{2 * timeout, 4 * timeout, maxProbeInterval, maxProbeInterval} {
+				former, newer := peer(fmt.Sprint("http://", i)), peer(fmt.Sprint("http://", i+1))
+				requireAllowed(t, former, request(timeout))
+				began := time.Now()
+				requireOpen(t, newer, 0)
+				time.Sleep(timeout)
+				t.set.Record(former, TimedOut, began, timeout)
+				requireOpen(t, former, want)
+			}
+		},
+		"short probes do not use up the growth of the interval": func(t scenario) {
+			const short = 100 * time.Millisecond
+			open(t)
+			time.Sleep(timeout)
+			for _, want := range []time.Duration{2 * timeout, 4 * timeout} {
+				began := time.Now()
+				requireAllowed(t, p, request(short))
+				time.Sleep(short)
+				t.set.Record(p, TimedOut, began, short)
+				requireOpen(t, p, want)
+				time.Sleep(want)
 			}
 		},
 		"a rejected waiter learns of the next probe, if the breaker is open": func(t scenario) {
