@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -417,10 +416,6 @@ type senderLimit struct {
 	counts map[string]int
 }
 
-// maxConfirmationDelay is the jitter of a postponed confirmation: many nodes may have asked for one
-// at the same moment.
-const maxConfirmationDelay = 5 * time.Second
-
 const (
 	maxNewServers = 256
 	maxSenders    = 4096 // that are counted
@@ -479,8 +474,8 @@ func (l *confirmations) schedule(now time.Time) (wait time.Duration, isNew bool)
 	if l.last.After(now) {
 		return 0, false
 	}
-	if now.Sub(l.last) < time.Minute {
-		wait = l.last.Add(time.Minute + rand.N(maxConfirmationDelay)).Sub(now)
+	if now.Sub(l.last) < time.Minute { // many nodes may have asked at the same moment
+		wait = l.last.Add(jitter(64*time.Second, 1.0/16)).Sub(now)
 	}
 	l.last = now.Add(wait)
 	return wait, true
