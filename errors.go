@@ -128,11 +128,12 @@ func (e *WrongServerError) Error() string {
 // a refused connection.
 //
 // A request may also have to wait because many others to the same peer are in flight. It ends with
-// this error if the peer answers none of them within the timeout of the request.
+// this error if the peer answers none of them within the timeout of the request, even if the
+// breaker is closed.
 type CircuitOpenError struct {
 	ServerID  string
 	SilentFor time.Duration // how long the peer has not answered
-	RetryIn   time.Duration // until the next probe; 0 if one is in flight or due, or none is needed
+	RetryIn   time.Duration // until the next probe; 0 if it is due or in flight, or the breaker closed
 }
 
 func (e *CircuitOpenError) Error() string {

@@ -146,7 +146,7 @@ func (s *Set) Record(p *membership.Peer, result Result, began time.Time, timeout
 // peer was silent while the request waited.
 type OpenError struct {
 	Silent  time.Duration // how long the peer has been silent
-	RetryIn time.Duration // until the next probe; 0 if one is in flight or due, or none is needed
+	RetryIn time.Duration // until the next probe; 0 if it is due or in flight, or the breaker closed
 }
 
 func (e *OpenError) Error() string {
@@ -200,8 +200,8 @@ const (
 type breaker struct {
 	inFlight int
 	waiters  []chan struct{} // of requests over the limit; closed when one may try again
-	// When the silence began: at the last answer or, after a time without a request in flight,
-	// with the next one, unless one has timed out.
+	// When the silence began: at the last answer, or when a later request began while no other
+	// was in flight. Once a request has timed out, only an answer changes it.
 	silentSince time.Time
 	timeouts    *timeouts // nil if no request has timed out since silentSince
 }
