@@ -269,7 +269,6 @@ func (e *evictor) checkRegistry(ctx, decisionCtx context.Context, p *membership.
 	if !ok || !known.LastUpdate().Equal(p.LastUpdate()) || known.ClusterBaseURL != p.ClusterBaseURL {
 		return checkResult{peer: known}, nil
 	}
-	asked := time.Now()
 	newer, err := e.deleteUnchanged(decisionCtx, known)
 	if err != nil {
 		return checkResult{}, fmt.Errorf("registry did not confirm: %w", err)
@@ -278,8 +277,8 @@ func (e *evictor) checkRegistry(ctx, decisionCtx context.Context, p *membership.
 		return checkResult{evicted: e.evict(ctx, known)}, nil
 	}
 	entry := membership.New(wire.ItResource{Servers: []wire.Server{*newer}}, e.check, e.state.view())
-	e.state.replaceEntry(ctx, newer.ServerID, entry, asked)
-	current, _ := e.state.view().Get(p.ServerID) // nil if it has left or was evicted meanwhile
+	e.state.replaceEntry(ctx, newer.ServerID, entry)
+	current, _ := e.state.view().Get(p.ServerID) // nil if another call has evicted it meanwhile
 	return checkResult{peer: current}, nil
 }
 

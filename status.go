@@ -550,7 +550,7 @@ func (d *stateData) addDeparted(serverID string, date, now time.Time) {
 
 // withoutDeparted returns received without servers that have left after since, unless their entry
 // is newer. An entry without a date of its last update stays. So does one that is not newer than
-// that in the view, because it changes nothing.
+// that in the view, because that server is back.
 func (d *stateData) withoutDeparted(received membership.View, since time.Time) membership.View {
 	if len(d.departed) == 0 {
 		return received
@@ -572,11 +572,10 @@ func (s *state) tookOver(server wire.Server) bool {
 	return server.LastUpdate().Before(s.data.addressSince)
 }
 
-// replaceEntry replaces the entry of one server with the one in entry, even if that is older. The
-// registry was asked for it at the given time.
-func (s *state) replaceEntry(ctx context.Context, serverID string, entry membership.View, asked time.Time) {
+// replaceEntry replaces the entry of one server with the one in entry, even if that is older.
+func (s *state) replaceEntry(ctx context.Context, serverID string, entry membership.View) {
 	s.updateView(ctx, SourceRegistry, func(d *stateData) {
-		d.view, d.status.UpdatedAt = d.view.Without(serverID).Merge(d.withoutDeparted(entry, asked)), time.Now()
+		d.view, d.status.UpdatedAt = d.view.Without(serverID).Merge(entry), time.Now()
 	})
 }
 

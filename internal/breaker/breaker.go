@@ -74,7 +74,9 @@ func (s *Set) Allow(p *membership.Peer, r Request) (wait <-chan struct{}, err er
 	// expired, because a longer one may suffice. An eighth more does not count as longer: the
 	// timeouts of requests that share a deadline differ a little.
 	case b.isOpen() && min(r.Timeout, s.timeout) <= b.timeouts.longest+b.timeouts.longest/8:
-		if in, ok := b.probe(p, r.Now, s.timeout); !ok {
+		if registeredSince(b.timeouts.peer, p) { // those in flight are to its former entry
+			b.timeouts.probeAt, b.timeouts.peer = r.Now, p
+		} else if in := b.probeIn(r.Now); in > 0 || b.inFlight > 0 {
 			b.wake(1)
 			return nil, &OpenError{silent, in}
 		}
@@ -113,9 +115,6 @@ func (s *Set) Record(p *membership.Peer, result Result, began time.Time, timeout
 	b.inFlight--
 	b.wake(1)
 	wasOpen := b.isOpen()
-	if wasOpen && began.Equal(b.timeouts.probedAt) {
-		b.timeouts.probedAt = time.Time{}
-	}
 	switch {
 	case result == Abandoned:
 	case result == Answered:
@@ -127,10 +126,10 @@ func (s *Set) Record(p *membership.Peer, result Result, began time.Time, timeout
 			b.timeouts = new(timeouts)
 		}
 		b.timeouts.longest = max(b.timeouts.longest, timeout)
-		// Of requests that were in flight together, only the first one trips the breaker.
-		isNews := !began.Before(b.timeouts.trippedAt)
-		if isNews && (wasOpen || timeout == s.timeout || now.Sub(b.silentSince) >= s.timeout) {
-			b.trip(p, now, timeout)
+		// An open breaker counts probes, but not requests that were in flight when it opened.
+		isProbe := wasOpen && !began.Before(b.timeouts.probeAt)
+		if isProbe || !wasOpen && (timeout == s.timeout || now.Sub(b.silentSince) >= s.timeout) {
+			b.trip(p, now.Add(min(timeout<<b.timeouts.trips, maxProbeInterval)))
 		}
 	}
 	switch isOpen := b.isOpen(); {
@@ -191,6 +190,8 @@ const (
 	maxSilentShare = 16
 	// The longest interval at which an open breaker lets a probe through.
 	maxProbeInterval = time.Minute
+	// The interval between probes doubles up to this many times.
+	maxTrips = 10
 	// Fewer breakers than this are never swept.
 	minSweep = 64
 )
@@ -209,12 +210,10 @@ type breaker struct {
 // timeouts describes the requests that timed out since the last answer.
 type timeouts struct {
 	longest time.Duration // of their timeouts, at most Set.timeout
+	trips   int           // 0 while closed, 1 when it opens, 1 more per failed probe, up to maxTrips
 
-	interval  time.Duration    // until the next probe; 0 while the breaker is closed
-	trippedAt time.Time        // when the interval began; zero while the breaker is closed
-	peer      *membership.Peer // the entry that was silent; a newer one is probed at once
-	probeAt   time.Time        // when the next probe is due
-	probedAt  time.Time        // when the probe in flight began; zero if there is none
+	peer    *membership.Peer // the entry that was silent; a newer one is probed at once
+	probeAt time.Time        // when the next probe is due
 }
 
 func (s *Set) breakerLocked(p *membership.Peer, r Request) *breaker {
@@ -246,27 +245,6 @@ func registeredSince(before, now *membership.Peer) bool {
 	return now.ClusterBaseURL != before.ClusterBaseURL || now.LastUpdate().After(before.LastUpdate())
 }
 
-// probe reports whether a request may be sent to p as a probe. If not, it returns the time until
-// the next one, which is 0 while one is in flight. A probe that takes longer than the timeout of
-// the set counts as one that timed out.
-func (b *breaker) probe(p *membership.Peer, now time.Time, timeout time.Duration) (in time.Duration, ok bool) {
-	t := b.timeouts
-	if !t.probedAt.IsZero() {
-		if now.Sub(t.probedAt) < timeout {
-			return 0, false
-		}
-		b.trip(t.peer, t.probedAt.Add(timeout), timeout)
-	}
-	if registeredSince(t.peer, p) {
-		t.probeAt, t.peer = now, p
-	}
-	if in = b.probeIn(now); in > 0 {
-		return in, false
-	}
-	t.probedAt = now
-	return 0, true
-}
-
 // probeIn is the time until the next probe, or 0 if it is due or the breaker is closed.
 func (b *breaker) probeIn(now time.Time) time.Duration {
 	if !b.isOpen() {
@@ -275,13 +253,11 @@ func (b *breaker) probeIn(now time.Time) time.Duration {
 	return max(0, b.timeouts.probeAt.Sub(now))
 }
 
-func (b *breaker) isOpen() bool { return b.timeouts != nil && b.timeouts.interval > 0 }
+func (b *breaker) isOpen() bool { return b.timeouts != nil && b.timeouts.trips > 0 }
 
-// trip opens the breaker, or makes the interval between probes longer.
-func (b *breaker) trip(p *membership.Peer, now time.Time, timeout time.Duration) {
-	t := b.timeouts
-	t.interval = min(max(timeout, 2*t.interval), maxProbeInterval)
-	t.peer, t.trippedAt, t.probeAt, t.probedAt = p, now, now.Add(t.interval), time.Time{}
+func (b *breaker) trip(p *membership.Peer, probeAt time.Time) {
+	b.timeouts.trips = min(b.timeouts.trips+1, maxTrips)
+	b.timeouts.peer, b.timeouts.probeAt = p, probeAt
 	b.wake(len(b.waiters)) // Allow rejects them now
 }
 
