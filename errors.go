@@ -133,7 +133,9 @@ func (e *WrongServerError) Error() string {
 type CircuitOpenError struct {
 	ServerID  string
 	SilentFor time.Duration // how long the peer has not answered
-	RetryIn   time.Duration // until the next probe; 0 if it is due or in flight, or the breaker closed
+	// RetryIn is the time until the next probe. It is 0 if that is due or in flight, or if the
+	// breaker is closed.
+	RetryIn time.Duration
 }
 
 func (e *CircuitOpenError) Error() string {

@@ -169,7 +169,7 @@ type RequestInfo struct {
 	// service that is repeated on a new connection keeps its number. Attempt starts at 1 again
 	// when a suspect is called at a newer address.
 	Attempt int
-	Hedge   bool // the second of a hedged request
+	Hedge   bool // it is sent after Request.HedgeAfter
 
 	url *url.URL
 }

@@ -74,7 +74,7 @@ func (s *Set) Allow(p *membership.Peer, r Request) (wait <-chan struct{}, err er
 	// expired, because a longer one may suffice. An eighth more does not count as longer: the
 	// timeouts of requests that share a deadline differ a little.
 	case b.isOpen() && min(r.Timeout, s.timeout) <= b.timeouts.longest+b.timeouts.longest/8:
-		if registeredSince(b.timeouts.peer, p) { // those in flight are to its former entry
+		if registeredSince(b.timeouts.peer, p) { // requests in flight are to its former entry
 			b.timeouts.probeAt, b.timeouts.peer = r.Now, p
 		} else if in := b.probeIn(r.Now); in > 0 || b.inFlight > 0 {
 			b.wake(1)
@@ -144,8 +144,10 @@ func (s *Set) Record(p *membership.Peer, result Result, began time.Time, timeout
 // OpenError reports that a request was not sent because the peer's breaker is open, or because the
 // peer was silent while the request waited.
 type OpenError struct {
-	Silent  time.Duration // how long the peer has been silent
-	RetryIn time.Duration // until the next probe; 0 if it is due or in flight, or the breaker closed
+	Silent time.Duration // how long the peer has been silent
+	// RetryIn is the time until the next probe. It is 0 if that is due or in flight, or if the
+	// breaker is closed.
+	RetryIn time.Duration
 }
 
 func (e *OpenError) Error() string {
