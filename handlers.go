@@ -445,10 +445,10 @@ func senderOf(r *http.Request) string {
 }
 
 // confirmAnnounced renews, at most once a minute, so that the view gets what the registry confirms.
-// If the last such renewal is less than a minute ago, the next one follows soon after that minute,
-// unless the node has renewed by then.
+// If the last such renewal is less than a minute ago, the next one follows soon after that minute.
+// It is skipped if the node has renewed since it was asked for.
 func (c *Cluster) confirmAnnounced() {
-	wait, isNew := c.confirmation.schedule(time.Now())
+	wait, isNew := c.confirmation.schedule()
 	if !isNew {
 		return
 	}
@@ -467,9 +467,10 @@ type confirmations struct {
 }
 
 // schedule returns how long to wait before the next one. If one is still to come, isNew is false.
-func (l *confirmations) schedule(now time.Time) (wait time.Duration, isNew bool) {
+func (l *confirmations) schedule() (wait time.Duration, isNew bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	now := time.Now() // not before the lock: the pending one may be canceled meanwhile
 	l.asked = now
 	if l.last.After(now) {
 		return 0, false

@@ -104,9 +104,9 @@ type Outcome struct {
 	Body json.RawMessage
 	// Data is the data in Body; nil if it has none.
 	Data json.RawMessage
-	// StatusCode is the status of the response to the last request, even if the peer failed. It
-	// is zero if that request got no response, even if an earlier one did. Header returns the
-	// header of that response.
+	// StatusCode is the status of the response to the last request, even if the peer failed.
+	// Header returns the header of that response. StatusCode is zero if the last request got no
+	// response, even if an earlier one did.
 	StatusCode int
 	// Unverified reports whether the result has no body: it is a response to a HEAD, or has the
 	// status 204 or 205. Such a response does not name its server. So it may come from another

@@ -3,7 +3,8 @@
 // A breaker is closed as long as its peer answers. It opens when the peer has been silent for as
 // long as a request may take. An open breaker rejects requests except one probe at a time, at
 // growing intervals. Retries are exempt, and so are requests with a longer timeout than those that
-// expired. Any answer closes the breaker. There is no separate half-open state.
+// expired, and the first one after the peer has registered again. Any answer closes the breaker.
+// There is no separate half-open state.
 package breaker
 
 import (
@@ -74,9 +75,12 @@ func (s *Set) Allow(p *membership.Peer, r Request) (wait <-chan struct{}, err er
 	// expired, because a longer one may suffice. An eighth more does not count as longer: the
 	// timeouts of requests that share a deadline differ a little.
 	case b.isOpen() && min(r.Timeout, s.timeout) <= b.timeouts.longest+b.timeouts.longest/8:
-		if registeredSince(b.timeouts.peer, p) { // requests in flight are to its former entry
+		isNewer := p.LastUpdate().After(b.timeouts.peer.LastUpdate())
+		if isNewer || b.inFlight == 0 && p.ClusterBaseURL != b.timeouts.peer.ClusterBaseURL {
 			b.timeouts.probeAt, b.timeouts.peer = r.Now, p
-		} else if in := b.probeIn(r.Now); in > 0 || b.inFlight > 0 {
+		}
+		// Requests in flight may be to a former address, so they do not hold up a newer entry.
+		if in := b.probeIn(r.Now); in > 0 || b.inFlight > 0 && !isNewer {
 			b.wake(1)
 			return nil, &OpenError{silent, in}
 		}
@@ -243,10 +247,6 @@ func (s *Set) limit(peers int, silent time.Duration) int {
 	return limit
 }
 
-func registeredSince(before, now *membership.Peer) bool {
-	return now.ClusterBaseURL != before.ClusterBaseURL || now.LastUpdate().After(before.LastUpdate())
-}
-
 // probeIn is the time until the next probe, or 0 if it is due or the breaker is closed.
 func (b *breaker) probeIn(now time.Time) time.Duration {
 	if !b.isOpen() {
@@ -259,7 +259,10 @@ func (b *breaker) isOpen() bool { return b.timeouts != nil && b.timeouts.trips >
 
 func (b *breaker) trip(p *membership.Peer, probeAt time.Time) {
 	b.timeouts.trips = min(b.timeouts.trips+1, maxTrips)
-	b.timeouts.peer, b.timeouts.probeAt = p, probeAt
+	b.timeouts.probeAt = probeAt
+	if known := b.timeouts.peer; known == nil || !p.LastUpdate().Before(known.LastUpdate()) {
+		b.timeouts.peer = p
+	}
 	b.wake(len(b.waiters)) // Allow rejects them now
 }
 

@@ -70,6 +70,11 @@ func TestBreaker(t *testing.T) {
 		return &membership.Peer{Server: wire.Server{ServerID: "node-1", ClusterBaseURL: at}}
 	}
 	p := peer("http://a")
+	registered := func(at string, second int) *membership.Peer { // later than p
+		newer := peer(at)
+		newer.UpdatedAt = time.Unix(int64(second), 0)
+		return newer
+	}
 	request := func(timeout time.Duration) Request { return Request{Peers: 9, Now: time.Now(), Timeout: timeout} }
 	requireAllowed := func(t scenario, p *membership.Peer, r Request) {
 		t.Helper()
@@ -211,14 +216,28 @@ func TestBreaker(t *testing.T) {
 			requireAllowed(t, p, request(time.Hour))
 			open(t)
 			requireOpen(t, p, timeout)
-			newer := peer("http://b")
+			newer := registered("http://b", 1)
 			requireAllowed(t, newer, request(timeout))
-			requireOpen(t, newer, 0)
+			for range 3 { // some calls still have the former entry
+				requireOpen(t, p, 0)
+				requireOpen(t, newer, 0)
+			}
+		},
+		"a retry at the former entry does not make the newer one new again": func(t scenario) {
+			open(t)
+			newer := registered("http://b", 1)
+			requireAllowed(t, newer, request(timeout))
+			retry := request(timeout)
+			retry.Retry = true
+			requireAllowed(t, p, retry)
+			time.Sleep(timeout)
+			t.set.Record(p, TimedOut, retry.Now, timeout)
+			requireOpen(t, newer, 2*timeout)
 		},
 		"the interval grows although the peer registers again during each probe": func(t scenario) {
 			open(t)
 			for i, want := range []time.Duration{2 * timeout, 4 * timeout, maxProbeInterval, maxProbeInterval} {
-				former, newer := peer(fmt.Sprint("http://", i)), peer(fmt.Sprint("http://", i, "/b"))
+				former, newer := registered("http://b", 2*i+1), registered("http://b", 2*i+2)
 				requireAllowed(t, former, request(timeout))
 				began := time.Now()
 				time.Sleep(time.Second)
