@@ -25,6 +25,8 @@ const (
 	minBase64 = 8
 	// A text may be escaped once more by each program that passes it on.
 	maxNesting = 2
+	// The number of times that a text is searched for secrets at most.
+	maxPasses = 8
 )
 
 // Secrets are texts to be replaced. The zero value has none. All methods except Has treat any JSON
@@ -87,7 +89,7 @@ func Printable(text string) bool {
 }
 
 func (s Secrets) clean(text string, limit int) string {
-	text = replace(text, s.find(text))
+	text = s.replaceAll(text)
 	if !Printable(text) {
 		// Characters are replaced, not removed: otherwise two parts of a secret could be
 		// joined. A space may still complete a secret with spaces.
@@ -97,7 +99,7 @@ func (s Secrets) clean(text string, limit int) string {
 			}
 			return ' '
 		}, strings.ToValidUTF8(text, string(utf8.RuneError)))
-		text = replace(text, s.find(text))
+		text = s.replaceAll(text)
 	}
 	if len(text) <= limit {
 		return text
@@ -105,13 +107,23 @@ func (s Secrets) clean(text string, limit int) string {
 	return strings.ToValidUTF8(text[:limit-len(ellipsis)], "") + ellipsis
 }
 
+// replaceAll replaces secrets until there are none. What a replacement leaves of an escape is text,
+// and may complete another secret.
+func (s Secrets) replaceAll(text string) string {
+	for range maxPasses {
+		spans := s.find(text)
+		if len(spans) == 0 {
+			break
+		}
+		text = replace(text, spans)
+	}
+	return text
+}
+
 // A span is a part of a text.
 type span struct{ start, end int }
 
 func replace(text string, spans []span) string {
-	if len(spans) == 0 {
-		return text
-	}
 	var b strings.Builder
 	kept := 0
 	for _, s := range spans {

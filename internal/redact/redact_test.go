@@ -120,6 +120,7 @@ func FuzzText(f *testing.F) {
 		f.Add(form, secret)
 	}
 	f.Add("a\x00b c", "a b c d e f")
+	f.Add("top+%3Csecret%3E+%26+%22key%22+%2B+100+%2", `top <secret> & "key" + 100 %`)
 	f.Add(`\\\u005cu0061`, "aaaaaaaa")
 	f.Fuzz(func(t *testing.T, text, secret string) {
 		if len(secret) < minBase64 || strings.Contains(Mark+ellipsis, secret) {
