@@ -459,7 +459,7 @@ func (c *Cluster) confirmAnnounced() {
 	})
 }
 
-// A confirmations spaces renewals that confirm announced servers.
+// confirmations spaces the renewals that confirm announced servers.
 type confirmations struct {
 	mu    sync.Mutex // guards the fields below
 	last  time.Time  // of the last one, which may be still to come

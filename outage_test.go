@@ -860,13 +860,13 @@ func TestReturnAfterTheClockWentBack(t *testing.T) {
 				w := clustertest.Start(t, 3, clustertest.WithStore(s), clustertest.WithLease(12*time.Hour))
 				n, peer := w.Nodes[0], w.Nodes[1]
 				n.Move("elsewhere:8080")
-				sendLate := holdAnnouncement(t, w, n, peer)
+				send := holdAnnouncement(t, w, n, peer)
 				if _, err := n.Register(t.Context()); err != nil {
 					t.Fatal(err)
 				}
 				n.UnRegister(t.Context())
 				if late >= 0 {
-					time.AfterFunc(late, sendLate)
+					time.AfterFunc(late, send)
 				}
 				time.Sleep(10 * time.Second) // a renewal does not follow at once
 				s.setBack(6 * time.Hour)

@@ -757,14 +757,7 @@ func TestLateDeleteKeepsTheRestartedNode(t *testing.T) {
 			t.Errorf("UnRegister: %v, want an error", d.Errors)
 		}
 		n.Restart()
-		resp, err := w.Network.Client("test").Do(late)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		if resp.StatusCode != http.StatusOK {
-			t.Errorf("the delete was answered %s", resp.Status)
-		}
+		sendLate(t, w, late)
 		wantAddress(t, w.Registered(), "node-1", n.Host)
 	})
 }
@@ -1002,14 +995,7 @@ func TestLateDepartureKeepsTheReturnedPeer(t *testing.T) {
 		if _, err := n.Register(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		resp, err := w.Network.Client("test").Do(late)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		if resp.StatusCode != http.StatusOK {
-			t.Errorf("the departure was answered %s", resp.Status)
-		}
+		sendLate(t, w, late)
 		wantAddress(t, peer.Servers(), "node-1", "elsewhere:8080")
 	})
 }
@@ -1022,13 +1008,13 @@ func TestLateAnnouncementOfADepartedPeer(t *testing.T) {
 		w := clustertest.Start(t, 2)
 		n, peer := w.Nodes[0], w.Nodes[1]
 		n.Move("elsewhere:8080")
-		sendLate := holdAnnouncement(t, w, n, peer)
+		send := holdAnnouncement(t, w, n, peer)
 		if _, err := n.Register(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Second)
 		n.UnRegister(t.Context())
-		sendLate()
+		send()
 		if got := peer.Servers(); len(got) != 1 {
 			t.Errorf("the peer knows %d servers, want itself alone", len(got))
 		}
@@ -1039,6 +1025,20 @@ func TestLateAnnouncementOfADepartedPeer(t *testing.T) {
 		synctest.Wait()
 		wantAddress(t, peer.Servers(), "node-1", "third:8080")
 	})
+}
+
+// sendLate sends a request that was held back. Any goroutine may call it.
+func sendLate(t *testing.T, w *clustertest.World, held *http.Request) {
+	t.Helper()
+	resp, err := w.Network.Client("test").Do(held)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		t.Errorf("%s %s was answered %s", held.Method, held.URL, resp.Status)
+	}
 }
 
 // holdAnnouncement answers the next announcement of n to peer with 503, and returns a function that
@@ -1057,16 +1057,10 @@ func holdAnnouncement(t *testing.T, w *clustertest.World, n, peer *clustertest.N
 	return func() {
 		t.Helper()
 		if held == nil {
-			t.Fatal("no announcement")
+			t.Error("no announcement")
+			return
 		}
-		resp, err := w.Network.Client("test").Do(held)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		if resp.StatusCode != http.StatusOK {
-			t.Errorf("the announcement was answered %s", resp.Status)
-		}
+		sendLate(t, w, held)
 	}
 }
 
